@@ -1,0 +1,14 @@
+"""The one way in which bad input is reported: the value, the rule it breaks, the remedy.
+
+Not covered: bugs. A bug raises whatever it raises and is never turned into one of these.
+"""
+
+
+class StudyError(Exception):
+    """Bad input or a missing resource. The command line prints it as one message and exits with 2."""
+
+    exit_code = 2
+
+    def __init__(self, value: object, rule: str, remedy: str):
+        self.value, self.rule, self.remedy = str(value), rule, remedy
+        super().__init__(f"{self.value}: {rule}. {remedy}")
