@@ -1,0 +1,217 @@
+"""Training examples: read, tokenise, pack. The same rows in the same order for every method.
+
+An example is an Alpaca-style instruction, input and output. Only the output is learned. Examples
+are packed into rows of seq_len tokens; positions restart at each example, so that none attends
+across its neighbours. The order depends on the seed alone.
+
+Not covered: questions for the evaluation (studylib.tasks).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studylib.almanac import build_almanac, training_examples
+from studylib.errors import StudyError
+from studylib.profile import DataSettings, TrainSettings, nearest
+from studylib.records import canonical
+
+IGNORED = -100  # the label that transformers' loss leaves out
+
+# The prompt of Stanford Alpaca (2023), with and without an input.
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALMANACS = {"new": ("new", "native"), "old": ("old", "native"), "shifted": ("old", "shifted")}
+
+Example = dict[str, str]
+Tokenised = dict[str, list[int]]
+Row = list[Tokenised]
+
+
+def read_examples(data: DataSettings) -> list[Example]:
+    """The examples of a file, a hub data set or the almanac; every fault names its place."""
+    if data.source.startswith("almanac:"):
+        half, language = parse_almanac(data.source)
+        return training_examples(build_almanac(), half, n_facts=data.facts, language=language)
+    if data.source.startswith("hub:"):
+        return fetch_examples(data.source)
+    return read_example_file(Path(data.source).expanduser())
+
+
+def parse_almanac(source: str) -> tuple[Any, Any]:
+    """(half, language) of almanac:NAME."""
+    name = source.partition(":")[2]
+    if name not in ALMANACS:
+        raise StudyError(source, "the almanac has no such part", nearest(name, list(ALMANACS)))
+    return ALMANACS[name]
+
+
+def read_example_file(path: Path) -> list[Example]:
+    """Examples of an Alpaca-format .json (a list) or .jsonl (one object a line) file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(path, f"the data file cannot be read ({error.__class__.__name__})",
+                         "DATA is an Alpaca-format .json or .jsonl file, or hub:ID.") from None  # fmt: skip
+    if path.suffix == ".jsonl":
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [(f"line {i}", parse_json(line, path, i)) for i, line in lines]
+    else:
+        content = parse_json(text, path, 1)
+        if not isinstance(content, list):
+            raise StudyError(path, "the file is not a list of examples",
+                             "Write [{...}, ...], or one object a line in a .jsonl file.")  # fmt: skip
+        rows = [(f"entry {i}", row) for i, row in enumerate(content, 1)]
+    return check_examples(rows, path)
+
+
+def parse_json(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise StudyError(f"{path}, line {line}", f"this is not JSON ({error.msg})",
+                         "Correct the line.") from None  # fmt: skip
+
+
+def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]:
+    """Examples with text in instruction and output; `input` may be missing or empty."""
+    examples = []
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise StudyError(f"{origin}, {place}", "an example is an object",
+                             'Write {"instruction": …, "input": …, "output": …}.')  # fmt: skip
+        row = {"input": "", **row}
+        for key in ("instruction", "input", "output"):
+            if not isinstance(row.get(key), str) or (key != "input" and not row[key].strip()):
+                raise StudyError(f"{origin}, {place}", f"the example has no text in {key!r}",
+                                 "Every example needs an instruction and an output.")  # fmt: skip
+        examples.append({key: row[key] for key in ("instruction", "input", "output")})
+    if not examples:
+        raise StudyError(origin, "there are no examples in it", "Add at least one.")
+    return examples
+
+
+def fetch_examples(source: str) -> list[Example]:
+    """The train split of a hub data set with the columns instruction, input, output."""
+    from datasets import load_dataset
+
+    from studylib.models import hub_errors
+
+    name, _, revision = source.removeprefix("hub:").partition("@")
+    with hub_errors(source):
+        rows = load_dataset(name, split="train", revision=revision or None)
+    return check_examples([(f"row {i}", row) for i, row in enumerate(rows, 1)], source)
+
+
+def prompt_of(example: Example, template: str) -> tuple[str, str]:
+    """(prompt, answer) as the model sees them; `plain` is the bare text of both."""
+    if template == "plain":
+        prompt = " ".join(part for part in (example["instruction"], example["input"]) if part)
+        return prompt, " " + example["output"]
+    form = ALPACA_INPUT if example["input"] else ALPACA
+    return form.format(**example), example["output"]
+
+
+def tokenise(examples: list[Example], template: str, tokenizer: Any, seq_len: int) -> list[Row]:
+    """Token ids and labels of each example, at most seq_len long, the prompt's labels ignored.
+
+    Prompt and answer are spelled together and cut where the prompt alone ends, as lm-eval does,
+    so that training and scoring see the same tokens. An example whose prompt alone fills the
+    row teaches nothing and is left out.
+    """
+    pairs = [prompt_of(example, template) for example in examples]
+    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
+    wholes = tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"]
+    eos = tokenizer.eos_token_id
+    tokenised = []
+    for prompt, whole in zip(prompts, wholes, strict=True):
+        ids = whole if whole[-1] == eos else [*whole, eos]
+        start = len(prompt) - 1 if prompt and prompt[-1] == eos else len(prompt)
+        ids = ids[:seq_len]
+        if start < len(ids):
+            tokenised.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
+    if not tokenised:
+        raise StudyError(f"train.seq_len = {seq_len}", "no example's answer begins within it",
+                         "Make it longer, or the prompts shorter.")  # fmt: skip
+    return tokenised  # type: ignore[return-value]
+
+
+def pack(examples: list[Tokenised], seq_len: int, rows: int, seed: int) -> list[Row]:
+    """`rows` rows of examples, each of at most seq_len tokens, shuffled anew for every epoch.
+
+    First fit over a few open rows: a row is closed when nothing that comes soon fits into it.
+    """
+    rng = random.Random(f"order {seed}")
+    packed: list[Row] = []
+    open_rows: list[tuple[int, Row]] = []
+    while len(packed) < rows:
+        order = list(range(len(examples)))
+        rng.shuffle(order)
+        for i in order:
+            place(examples[i], seq_len, open_rows, packed)
+    return packed[:rows]
+
+
+def place(
+    example: Tokenised, seq_len: int, open_rows: list[tuple[int, Row]], packed: list[Row]
+) -> None:
+    """Put an example into the first open row with room; close the fullest when eight are open."""
+    length = len(example["input_ids"])
+    for i, (used, row) in enumerate(open_rows):
+        if used + length <= seq_len:
+            open_rows[i] = (used + length, [*row, example])
+            return
+    if len(open_rows) == 8:
+        fullest = max(range(8), key=lambda i: open_rows[i][0])
+        packed.append(open_rows.pop(fullest)[1])
+    open_rows.append((length, [example]))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows for one run and the counts that go into its record."""
+
+    rows: list[Row]
+    examples: int
+    sha256: str
+    order_sha256: str
+
+    @property
+    def examples_seen(self) -> int:
+        return sum(len(row) for row in self.rows)
+
+    @property
+    def tokens_seen(self) -> int:
+        return sum(len(e["input_ids"]) for row in self.rows for e in row)
+
+    @property
+    def answer_tokens_seen(self) -> int:
+        return sum(label != IGNORED for row in self.rows for e in row for label in e["labels"])
+
+
+def prepare_data(
+    data: DataSettings, train: TrainSettings, tokenizer: Any, seed: int
+) -> TrainingData:
+    """Read, tokenise and pack what one run sees: steps × accumulation × micro_batch rows."""
+    examples = read_examples(data)
+    tokenised: Any = tokenise(examples, data.template, tokenizer, train.seq_len)
+    rows = pack(tokenised, train.seq_len, train.steps * train.accumulation * train.micro_batch, seed)
+    return TrainingData(
+        rows=rows,
+        examples=len(examples),
+        sha256=hashlib.sha256(canonical(examples)).hexdigest(),
+        order_sha256=hashlib.sha256(canonical(rows)).hexdigest(),
+    )

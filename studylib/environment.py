@@ -1,0 +1,140 @@
+"""Provenance and fingerprint of a run: where it was made, and what it must share with others.
+
+Not covered: comparing fingerprints (studylib.records).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studylib.devices import describe_devices
+from studylib.host import host_description
+from studylib.records import Environment, Scalar, canonical, file_sha256
+
+if TYPE_CHECKING:
+    from studylib.run import Run
+
+PACKAGES = (
+    "torch", "transformers", "peft", "accelerate", "bitsandbytes", "lm-eval", "datasets",
+    "tokenizers", "safetensors", "papermill", "nvidia-ml-py", "numpy", "pandas", "pyarrow",
+)  # fmt: skip
+HERE = Path(__file__).parent
+
+# The code whose change can change a measured figure. Report, figures and command line cannot.
+MEASURING = (
+    "almanac", "data", "evaluate", "meter", "methods", "models", "nvml", "prefix_lm", "run",
+    "serve", "tasks", "train",
+)  # fmt: skip
+
+
+def describe_environment(
+    started_at: str, finished_at: str, concurrent_runs: int, sessions: int
+) -> Environment:
+    import torch
+
+    devices, reason = describe_devices()
+    host = host_description()
+    commit, dirty = git_state()
+    return Environment(
+        started_at=started_at,
+        finished_at=finished_at,
+        device=device_name(),
+        devices=tuple(devices),
+        devices_reason=reason,
+        host=host,
+        threads=torch.get_num_threads(),
+        concurrent_runs=concurrent_runs,
+        sessions=sessions,
+        packages=package_versions(),
+        git_commit=commit,
+        git_dirty=dirty,
+    )
+
+
+def device_name() -> str:
+    """The card's name as torch gives it, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    return f"CPU {host_description()['cpu_model']}"
+
+
+def package_versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """(commit, whether tracked files differ from it) of this code, or nulls outside git."""
+    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=HERE, env=environ, capture_output=True,
+                                  text=True, timeout=20, check=False)  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return commit, bool(status) if status is not None else None
+
+
+def code_sha256() -> str:
+    """One hash of the modules that measure."""
+    files = [HERE / f"{name}.py" for name in MEASURING]
+    return hashlib.sha256(
+        canonical([[path.name, file_sha256(path)] for path in files if path.exists()])
+    ).hexdigest()
+
+
+def fingerprint(run: Run) -> dict[str, Scalar]:
+    """What identifies a run's data, questions, recipe, model, code and device, one level deep."""
+    from studylib.evaluate import hash_column
+
+    spec, data, items = run.spec, run.data, run.items
+    recipe, asked = spec.train, spec.evaluate
+    marks: dict[str, Scalar] = {
+        "code.sha256": code_sha256(),
+        "device.name": device_name(),
+        "model.name": spec.model,
+        "model.sha256": run.load_block.model_sha256 if run.load_block else None,
+        "evaluate.source": asked.questions,
+        "evaluate.scoring": asked.scoring,
+        "evaluate.shots": asked.shots,
+        "evaluate.precision": "float32 log-softmax",
+    }
+    if items is not None:
+        marks["evaluate.items_sha256"] = hash_column(items, ["task", "item"])
+        marks["evaluate.prompt"] = hash_column(items, ["task", "prompt_sha256"])
+        marks["evaluate.weights"] = run.weights_scored
+    if data is not None:
+        marks |= {
+            "data.source": spec.data.source,
+            "data.template": spec.data.template,
+            "data.sha256": data.sha256,
+            "data.order_sha256": data.order_sha256,
+            "data.tokens_seen": data.tokens_seen,
+            "recipe.steps": recipe.steps,
+            "recipe.seq_len": recipe.seq_len,
+            "recipe.batch_tokens": recipe.seq_len * recipe.micro_batch * recipe.accumulation,
+            "recipe.schedule": f"{recipe.schedule}, warm-up {recipe.warmup_share:g}",
+            "recipe.weight_decay": recipe.weight_decay,
+            "recipe.max_grad_norm": recipe.max_grad_norm,
+            "recipe.dtype": recipe.dtype,
+        }
+    return marks

@@ -1,0 +1,97 @@
+"""Ask a model the questions, through lm-eval, and keep every answer.
+
+Not covered: the tasks (studylib.tasks), comparing methods (studylib.stats).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from studylib.profile import EvaluateSettings
+from studylib.records import Score, canonical
+from studylib.tasks import build_tasks, question_id
+
+CHANCE = 0.25  # four choices
+
+
+def evaluate_model(
+    model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str
+) -> tuple[list[Score], pd.DataFrame]:
+    """Scores on the questions and on what was known before, and one row an answered item.
+
+    weights: which weights were scored, in words. Items have the columns task, weights, subject,
+    item, question, choices, answer, chosen, correct, loglikelihoods.
+    """
+    lm = build_lm(model, tokenizer, settings)
+    sources = {"questions": settings.questions, "retention": settings.retention}
+    frames = [
+        ask(lm, task, source, settings).assign(weights=weights)
+        for task, source in sources.items()
+        if source
+    ]
+    items = pd.concat(frames, ignore_index=True)
+    return [score_items(frame) for frame in frames], items
+
+
+def build_lm(model: nn.Module, tokenizer: Any, settings: EvaluateSettings) -> Any:
+    """lm-eval's view of a model in evaluation mode, scoring in float32."""
+    from lm_eval.models.huggingface import HFLM
+
+    model.eval()
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, softmax_dtype=torch.float32)
+
+
+def ask(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataFrame:
+    """All items of one set of questions, asked in one go."""
+    import lm_eval
+
+    tasks = build_tasks(source, settings)
+    answered = lm_eval.evaluate(
+        lm, tasks, limit=settings.limit, bootstrap_iters=0, log_samples=True
+    )
+    rows = []
+    for subject in tasks:
+        for sample in answered["samples"][subject]:
+            rows.append({"task": task, **read_sample(subject, sample)})
+    return pd.DataFrame(rows)
+
+
+def read_sample(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
+    doc = sample["doc"]
+    loglikelihoods = [float(response[0]) for response in sample["filtered_resps"]]
+    chosen = max(range(len(loglikelihoods)), key=loglikelihoods.__getitem__)
+    return {
+        "subject": subject,
+        "item": question_id(doc),
+        "question": doc["question"],
+        "choices": list(doc["choices"]),
+        "answer": int(doc["answer"]),
+        "chosen": chosen,
+        "correct": bool(sample["acc"]),
+        "loglikelihoods": loglikelihoods,
+        "prompt_sha256": sample["prompt_hash"],
+    }
+
+
+def score_items(items: pd.DataFrame) -> Score:
+    """Counts of one task's items."""
+    groups = items.groupby("subject")["correct"].agg(["size", "sum"])
+    return Score(
+        task=items["task"].iloc[0],
+        weights=items["weights"].iloc[0],
+        questions=len(items),
+        correct=int(items["correct"].sum()),
+        chance=CHANCE,
+        by_subject={str(name): (int(n), int(right)) for name, n, right in groups.itertuples()},
+    )
+
+
+def hash_column(items: pd.DataFrame, columns: Iterable[str]) -> str:
+    """One hash of some columns in order: which items, or which prompts, were asked."""
+    return hashlib.sha256(canonical(items[list(columns)].values.tolist())).hexdigest()

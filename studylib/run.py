@@ -1,0 +1,281 @@
+"""One run: load, train, evaluate, serve, then the record. A notebook calls it stage by stage.
+
+A stage that a killed process had finished is not done again. Running out of memory and a loss
+that is not finite are results: later stages are skipped and the record says so. Any other error
+is a bug and leaves no record.
+
+Not covered: which runs there are and in what order (studylib.runner).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from studylib.data import TrainingData, prepare_data
+from studylib.devices import refuse_busy_devices
+from studylib.environment import describe_environment, fingerprint
+from studylib.errors import StudyError
+from studylib.evaluate import evaluate_model
+from studylib.meter import Meter
+from studylib.methods import attach, count_parameters
+from studylib.models import load_model, load_trained
+from studylib.profile import RunSpec, read_profile
+from studylib.records import (
+    RECORD,
+    EvaluateBlock,
+    LoadBlock,
+    Record,
+    ServeBlock,
+    TrainBlock,
+    file_sha256,
+    write_atomically,
+    write_record,
+)
+from studylib.serve import measure_footprint
+from studylib.session import Session
+from studylib.train import Diverged, StepLog, summarise, train_model
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
+    """The run of a profile, in results/PROFILE/runs/RUN_ID; refuses one that is finished."""
+    spec = read_profile(profile).run(run_id)
+    return Run(spec, Path(results) / spec.profile / "runs" / run_id, concurrent_runs)
+
+
+class Run:
+    """A run under way: its spec, its model, and what its stages have given so far."""
+
+    def __init__(self, spec: RunSpec, folder: Path, concurrent_runs: int = 1):
+        if (folder / RECORD).exists():
+            raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
+        self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
+        self.work = folder / "work"
+        self.status, self.reason = "complete", None
+        self.data: TrainingData | None = None
+        self.items: pd.DataFrame | None = None
+        self.load_block = self.train_block = self.evaluate_block = self.serve_block = None
+        refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
+        self.meter = Meter(devices=None if torch.cuda.is_available() else [])
+        self.meter.__enter__()
+        self.session = Session(self.work, self.meter)
+        self.session.started_at = self.session.started_at or now()
+        self.log = StepLog(self.session.steps)
+        self._last_shown = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "complete"
+
+    def load(self) -> None:
+        """Bring in weights and data, and attach the method."""
+        spec = self.spec
+        self.show("loading")
+        try:
+            with self.meter.stage("load"):
+                trained = self.trained_folder
+                self.loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
+                if trained is None:
+                    self.model = attach(self.loaded.model, spec.method, spec.seed)
+                else:
+                    self.model = load_trained(self.loaded.model, spec.method, trained)
+                if spec.method.kind.trains:
+                    self.data = prepare_data(
+                        spec.data, spec.train, self.loaded.tokenizer, spec.seed
+                    )
+        except OUT_OF_MEMORY as error:
+            self.give_up("out of memory", f"while loading: {first_line(error)}")
+            return
+        trainable, total = count_parameters(self.model)
+        self.load_block = LoadBlock(
+            measure=self.session.stages()["load"],
+            total_params=total,
+            trainable_params=trainable if spec.method.kind.trains else 0,
+            model_sha256=self.loaded.sha256,
+            model_revision=self.loaded.revision,
+            weights_dtype="nf4" if spec.method.kind.quantized else spec.train.dtype,
+        )
+
+    @property
+    def trained_folder(self) -> Path | None:
+        """Where an earlier process left the trained weights, whole, or None."""
+        folder = self.work / "trained"
+        return folder if (folder / "whole").is_file() else None
+
+    def train(self) -> None:
+        """Train from the newest checkpoint, or take what an earlier process had trained."""
+        if not self.ok or not self.spec.method.kind.trains:
+            return
+        if self.trained_folder is None:
+            try:
+                with self.meter.stage("train"):
+                    self._train()
+            except Diverged as error:
+                self.give_up("diverged", str(error))
+            except (*OUT_OF_MEMORY, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.give_up("out of memory", f"while training: {first_line(error)}")
+            if self.ok:
+                self._keep_trained()
+            self.session.save()
+        assert self.data is not None
+        measure = self.session.stages().get("train")
+        if measure is None:
+            return
+        self.train_block = TrainBlock(
+            measure=measure,
+            steps=len(self.log.rows),
+            examples_seen=self.data.examples_seen,
+            tokens_seen=self.data.tokens_seen,
+            answer_tokens_seen=self.data.answer_tokens_seen,
+            epochs=self.data.examples_seen / self.data.examples,
+            resumed_at_steps=tuple(self.session.resumed_at_steps),
+            **summarise(self.log),  # type: ignore[arg-type]
+        )
+
+    def _train(self) -> None:
+        assert self.data is not None
+
+        def on_save(step: int) -> None:
+            self.session.save()
+
+        if self.session.number > 1:
+            from studylib.train import newest_checkpoint
+
+            checkpoint = newest_checkpoint(self.work)
+            step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+            self.session.resumed_at_steps.append(step)
+        train_model(self.model, self.data, self.spec, self.work, self.log, self.show_step, on_save)
+
+    def _keep_trained(self) -> None:
+        """Write the trained weights; the marker comes last, so that half a folder never counts."""
+        folder = self.work / "trained"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        write_atomically(folder / "whole", b"")
+        for checkpoint in self.work.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+    def evaluate(self) -> None:
+        """Ask the questions, and those about what the base knew before."""
+        if not self.ok:
+            return
+        self.show("evaluating")
+        if self.loaded.random_weights:
+            with self.meter.stage("evaluate"):
+                pass
+            reason, scores = "not measured: random weights", []
+        else:
+            reason = None
+            with self.meter.stage("evaluate"):
+                scores, self.items = evaluate_model(
+                    self.model, self.loaded.tokenizer, self.spec.evaluate, self.weights_scored
+                )
+        self.evaluate_block = EvaluateBlock(
+            measure=self.session.stages()["evaluate"], scores=tuple(scores), reason=reason
+        )
+        self.session.save()
+
+    @property
+    def weights_scored(self) -> str:
+        """Which weights the accuracy belongs to, in words."""
+        kind, dtype = self.spec.method.kind, self.spec.train.dtype
+        base = "4-bit base" if kind.quantized else f"{dtype} weights"
+        return f"{base} with adapter" if kind.adapter else base
+
+    def serve(self) -> None:
+        """What one more variant needs on disk."""
+        if not self.ok:
+            return
+        with self.meter.stage("serve"):
+            footprint = measure_footprint(self.loaded.model, self.spec.method, self.trained_folder)
+        self.serve_block = ServeBlock(measure=self.session.stages()["serve"], **footprint)
+
+    def finish(self) -> Path:
+        """Write the tables and then the record, and clear the working files."""
+        self.show("writing")
+        self.meter.__exit__(None, None, None)
+        files = self._write_tables()
+        record = Record(
+            run_id=self.spec.run_id,
+            status=self.status,  # type: ignore[arg-type]
+            reason=self.reason,
+            run=self.spec,
+            load=self.load_block,
+            train=self.train_block,
+            evaluate=self.evaluate_block,
+            serve=self.serve_block,
+            environment=describe_environment(
+                self.session.started_at or now(), now(), self.concurrent_runs, self.session.number
+            ),
+            fingerprint=fingerprint(self),
+            files=files,
+        )
+        path = write_record(self.folder, record)
+        shutil.rmtree(self.work, ignore_errors=True)
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        return path
+
+    def _write_tables(self) -> dict[str, str]:
+        tables = {"trace.parquet": self.session.samples()}
+        if self.log.rows:
+            tables["steps.parquet"] = pd.DataFrame(self.log.rows)
+        if self.items is not None:
+            tables["items.parquet"] = self.items
+        for name, table in tables.items():
+            table.to_parquet(self.folder / name, index=False)
+        return {name: file_sha256(self.folder / name) for name in sorted(tables)}
+
+    def give_up(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+        print(f"{status}: {reason}")
+
+    def show(self, doing: str, **figures: Any) -> None:
+        """Leave word for whoever watches (the runner's progress line); at most twice a second."""
+        instant = time.monotonic()
+        if figures and instant - self._last_shown < 0.5:
+            return
+        self._last_shown = instant
+        content = {"doing": doing, "pid": os.getpid(), **figures}
+        temporary = self.folder / ".progress.tmp"
+        temporary.write_text(json.dumps(content))
+        temporary.replace(self.folder / "progress.json")
+
+    def show_step(self, row: dict[str, Any]) -> None:
+        if time.monotonic() - self._last_shown < 0.5:
+            return
+        measure = self.meter.stages.get("train")
+        peak = measure and (measure.nvml_peak_bytes or measure.host_peak_bytes)
+        self.show(
+            "training",
+            step=row["step"],
+            steps=self.spec.train.steps,
+            loss=row["loss"],
+            tokens_per_second=row["tokens"] / row["step_seconds"],
+            peak_bytes=peak,
+        )
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's CPU allocator, which raises a plain RuntimeError."""
+    return isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error)

@@ -1,0 +1,196 @@
+"""One training path for all methods: transformers' Trainer over packed rows, on accelerate.
+
+Not covered: what differs between methods (studylib.methods), what a run does before and after
+(studylib.run).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studylib.data import Row, TrainingData
+from studylib.profile import RunSpec
+
+WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number: a result, not a bug."""
+
+
+@dataclass
+class StepLog:
+    """Per-step figures; `earlier` holds those of sessions before a restart."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def clean_seconds(self) -> list[float]:
+        """Step times without each session's warm-up and without steps that saved a checkpoint."""
+        return [r["step_seconds"] for r in self.rows if r["step_in_session"] > WARMUP_STEPS]
+
+
+class PackedCollator:
+    """Flatten rows of examples into one, with positions that restart at every example."""
+
+    def __init__(self) -> None:
+        from transformers import DataCollatorWithFlattening
+
+        self.flatten = DataCollatorWithFlattening()
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        return self.flatten([example for row in rows for example in row])
+
+
+def build_trainer(
+    model: nn.Module, data: TrainingData, spec: RunSpec, folder: Path, callbacks: list[Any]
+) -> Any:
+    """A Trainer that takes the rows in their order and saves a checkpoint every so many steps."""
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainingArguments
+
+    class OrderedTrainer(Trainer):
+        """The order is the data's (equal for all methods), not the sampler's."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+    recipe = spec.train
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.micro_batch,
+        gradient_accumulation_steps=recipe.accumulation,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else
+        "constant_with_warmup",
+        warmup_steps=math.ceil(recipe.warmup_share * recipe.steps),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim="adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
+        bf16=recipe.dtype == "bf16",
+        gradient_checkpointing=recipe.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.checkpointing else None,
+        save_strategy="steps",
+        save_steps=recipe.checkpoint_every,
+        save_total_limit=1,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+    return OrderedTrainer(
+        model=model, args=arguments, train_dataset=data.rows, data_collator=PackedCollator(),
+        callbacks=callbacks,
+    )  # fmt: skip
+
+
+def build_callback(log: StepLog, data: TrainingData, spec: RunSpec,
+                   on_step: Callable[[dict[str, Any]], None]) -> Any:  # fmt: skip
+    """Times steps, keeps losses, stops at a loss that is not finite, and tells `on_step`."""
+    from transformers import TrainerCallback
+
+    rows_a_step = spec.train.accumulation * spec.train.micro_batch
+    tokens = [sum(len(e["input_ids"]) for e in row) for row in data.rows]
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.session_start = state.global_step
+            log.rows[:] = [row for row in log.rows if row["step"] <= state.global_step]
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            synchronise()
+            self.begun = time.perf_counter()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            synchronise()
+            self.seconds = time.perf_counter() - self.begun
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            step = state.global_step
+            seen = tokens[(step - 1) * rows_a_step : step * rows_a_step]
+            row = {
+                "step": step,
+                "step_in_session": step - self.session_start,
+                "loss": float(logs["loss"]),
+                "learning_rate": float(logs["learning_rate"]),
+                "grad_norm": float(logs.get("grad_norm", math.nan)),
+                "step_seconds": self.seconds,
+                "tokens": sum(seen),
+            }
+            if not math.isfinite(row["loss"]):
+                raise Diverged(f"the loss is {row['loss']} at step {step}")
+            log.rows.append(row)
+            on_step(row)
+
+    return Watch()
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def train_model(
+    model: nn.Module,
+    data: TrainingData,
+    spec: RunSpec,
+    folder: Path,
+    log: StepLog,
+    on_step: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_save: Callable[[int], None] = lambda step: None,
+) -> int:
+    """Train in place, from the newest whole checkpoint in `folder` if there is one.
+
+    Returns the step at which it went on (0: from the beginning). Raises Diverged.
+    """
+    from transformers import TrainerCallback
+
+    class Saved(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            on_save(state.global_step)
+
+    watch = build_callback(log, data, spec, on_step)
+    trainer = build_trainer(model, data, spec, folder, [watch, Saved()])
+    checkpoint = newest_checkpoint(folder)
+    model.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose last-written file is there; a broken-off one is skipped."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
+    return next((p for p in reversed(found) if (p / "trainer_state.json").is_file()), None)
+
+
+def summarise(log: StepLog) -> dict[str, float | int | None]:
+    """Clean step time (median), tokens/s over clean steps, first loss and mean of the last tenth."""
+    rows = log.rows
+    clean = [row for row in rows if row["step_in_session"] > WARMUP_STEPS]
+    seconds = [row["step_seconds"] for row in clean]
+    tail = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
+    return {
+        "clean_step_seconds": statistics.median(seconds) if seconds else None,
+        "clean_steps": len(seconds),
+        "tokens_per_second": sum(r["tokens"] for r in clean) / sum(seconds) if seconds else None,
+        "first_loss": rows[0]["loss"] if rows else None,
+        "last_loss": statistics.fmean(tail) if tail else None,
+    }
