@@ -30,7 +30,8 @@ class StageMeasure(BaseModel):
     UUID, may come from different instants and so add up to more. `torch_*` are the allocator's own
     peaks, summed over cards. `host_peak_source` is "kernel" (exact) or "sampled" (the largest
     sample, a lower bound). `live_tensor_peak_bytes` is left for the stage that counts its own
-    tensors where there is no card; the meter leaves it null. `parts` counts how often the stage was entered, over all processes.
+    tensors where there is no card; the meter leaves it null. `parts` counts how often the stage
+    was entered, over all processes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

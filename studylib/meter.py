@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -103,7 +103,8 @@ class Meter:
             self._thread.join(JOIN_SECONDS)
         self._end_seconds = time.perf_counter()
         if self._nvml is not None:
-            self._nvml.nvmlShutdown()
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlShutdown()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
