@@ -122,8 +122,9 @@ class Meter:
         finally:
             end_seconds = time.perf_counter()
             with self._lock:
+                spent = self._open.spent_joules()
                 self._take(thorough=True)
-                self._done[name] = self._measure_open(end_seconds)
+                self._done[name] = self._measure_open(end_seconds, spent)
                 self._open = None
 
     @property
@@ -133,7 +134,8 @@ class Meter:
             measures = dict(self._done)
             if self._open is not None:
                 self._take(thorough=False)
-                measures[self._open.name] = self._measure_open(time.perf_counter())
+                now_seconds, spent = time.perf_counter(), self._open.spent_joules()
+                measures[self._open.name] = self._measure_open(now_seconds, spent)
             return measures
 
     def samples(self) -> pandas.DataFrame:
@@ -156,9 +158,11 @@ class Meter:
         end_seconds = self._end_seconds or time.perf_counter()
         return self._cpu_seconds / max(end_seconds - self._start_seconds, 1e-9)
 
-    def _measure_open(self, end_seconds: float) -> StageMeasure:
+    def _measure_open(
+        self, end_seconds: float, spent_joules: tuple[float | None, str | None]
+    ) -> StageMeasure:
         assert self._open is not None
-        measure = self._open.measure(end_seconds, self._throttle_names)
+        measure = self._open.measure(end_seconds, spent_joules, self._throttle_names)
         earlier = self._done.get(self._open.name)
         return measure if earlier is None else earlier.merge(measure)
 
@@ -202,23 +206,29 @@ class _OpenStage:
         self._start_seconds = time.perf_counter()
 
     def start(self) -> None:
-        """Set the peaks back, read the energy counters, start the clock."""
-        self._start_joules = [reader.energy_joules()[0] for reader in self._readers]
+        """Set the peaks back, read the energy counters, start the clock: the clock last."""
         allocator.reset_peaks()
         self._kernel_peak = host.reset_peak_bytes()
+        self._start_joules = [reader.energy_joules()[0] for reader in self._readers]
         self._start_seconds = time.perf_counter()
 
-    def measure(self, end_seconds: float, throttle_names: dict[int, str]) -> StageMeasure:
+    def measure(
+        self,
+        end_seconds: float,
+        spent_joules: tuple[float | None, str | None],
+        throttle_names: dict[int, str],
+    ) -> StageMeasure:
+        """The tally's figures up to `end_seconds` on the clock of time.perf_counter."""
         return self.tally.measure(
             end_seconds - self._start_seconds,
             host.read_peak_bytes() if self._kernel_peak else None,
             allocator.read_peaks(),
-            self._counter_joules(),
+            spent_joules,
             throttle_names,
         )
 
-    def _counter_joules(self) -> tuple[float | None, str | None]:
-        """Joules since the start over all cards, or None and the reason."""
+    def spent_joules(self) -> tuple[float | None, str | None]:
+        """The counters' joules since the start over all cards, or None and the reason."""
         spent_joules = 0.0
         for reader, before in zip(self._readers, self._start_joules, strict=True):
             now, reason = reader.energy_joules()

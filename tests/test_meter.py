@@ -26,6 +26,8 @@ from studylib.nvml import Family, Reading, list_cards
 from studylib.tally import Sample, StageTally, Trace, combine
 
 MIB = 2**20
+# Wide enough for a busy machine, narrow enough to tell a counter of 300 W from a power of 200 W.
+TIMING = 0.3
 NO_TORCH = (None, None, "no torch")
 
 
@@ -66,7 +68,7 @@ def test_every_figure_of_a_card_is_measured():
     assert measure.mean_utilisation_percent == 50
     assert measure.peak_temperature_celsius == 60
     assert measure.throttle_reasons == ("SwPowerCap",)
-    assert measure.wall_seconds == pytest.approx(0.2, abs=0.15)
+    assert 0.2 <= measure.wall_seconds < 2
     assert not set(measure.unavailable) - {
         "torch_peak_allocated_bytes",
         "torch_peak_reserved_bytes",
@@ -78,8 +80,8 @@ def test_every_figure_of_a_card_is_measured():
 def test_energy_is_the_counters_where_there_is_one():
     measure = measure_one(FakeNvml(FakeCard(watts=200, counter_watts=300)))
     assert measure.energy_source == "counter"
-    assert measure.energy_joules == pytest.approx(300 * measure.wall_seconds, rel=0.05)
-    assert measure.mean_power_watts == pytest.approx(300, rel=0.05)
+    assert measure.energy_joules == pytest.approx(300 * measure.wall_seconds, rel=TIMING)
+    assert measure.mean_power_watts == pytest.approx(300, rel=TIMING)
 
 
 def test_energy_is_integrated_power_where_there_is_no_counter():
@@ -112,15 +114,15 @@ def test_cards_are_summed():
     assert measure.nvml_peak_bytes_by_device == {"GPU-a": 3 * GIB, "GPU-b": 5 * GIB}
     assert measure.nvml_process_peak_bytes == GIB
     assert measure.mean_utilisation_percent == 50
-    assert measure.mean_power_watts == pytest.approx(600, rel=0.05)
+    assert measure.mean_power_watts == pytest.approx(600, rel=TIMING)
 
 
 def test_the_sum_of_cards_is_of_one_instant_and_not_of_their_peaks():
     tally = StageTally("train", ["a", "b"], None)
-    for t_seconds, held in ((0.0, (10, 1)), (1.0, (1, 10))):
+    for t_seconds, held in ((0.0, (10, 1)), (1.0, (1, 10)), (2.0, (1, 2))):
         cards = [Reading(h, 0, 0.0, 0.0, None, None, {}) for h in held]
         tally.add(t_seconds, combine(t_seconds, "train", 1, None, cards), cards, 0.0)
-    measure = tally.measure(1.0, None, NO_TORCH, (None, "none"), {})
+    measure = tally.measure(2.0, None, NO_TORCH, (None, "none"), {})
     assert measure.nvml_peak_bytes == 11
     assert measure.nvml_peak_bytes_by_device == {"a": 10, "b": 10}
 
@@ -303,8 +305,8 @@ def test_a_stage_entered_twice_is_merged():
     assert train.parts == 2
     assert train.nvml_peak_bytes == 5 * GIB
     assert meter.stages["evaluate"].nvml_peak_bytes == GIB
-    assert 0.2 <= train.wall_seconds < 0.5
-    assert train.energy_joules == pytest.approx(300 * train.wall_seconds, rel=0.05)
+    assert 0.2 <= train.wall_seconds < 2
+    assert train.energy_joules == pytest.approx(300 * train.wall_seconds, rel=TIMING)
 
 
 def test_an_open_stage_can_be_read_for_a_checkpoint():
@@ -424,7 +426,9 @@ def test_a_long_trace_is_thinned_and_keeps_peaks_and_means():
     assert 50 <= len(trace.rows) <= 100
     assert max(row.host_bytes for row in trace.rows) == 10_000
     assert {row.stage for row in trace.rows} == {"load", "train"}
-    assert all(a.t_seconds < b.t_seconds for a, b in pairwise(trace.rows))
+    widths = [b.t_seconds - a.t_seconds for a, b in pairwise(trace.rows)]
+    assert min(widths) > 0
+    assert widths[3] == widths[-4] == max(widths)
     assert sum(row.power_watts for row in trace.rows) / len(trace.rows) == pytest.approx(0.5, 0.1)
 
 
