@@ -63,16 +63,22 @@ def read_example_file(path: Path) -> list[Example]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(path, f"the data file cannot be read ({error.__class__.__name__})",
-                         "DATA is an Alpaca-format .json or .jsonl file, or hub:ID.") from None  # fmt: skip
+        raise StudyError(
+            path,
+            f"the data file cannot be read ({error.__class__.__name__})",
+            "DATA is an Alpaca-format .json or .jsonl file, or hub:ID.",
+        ) from None
     if path.suffix == ".jsonl":
         lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         rows = [(f"line {i}", parse_json(line, path, i)) for i, line in lines]
     else:
         content = parse_json(text, path, 1)
         if not isinstance(content, list):
-            raise StudyError(path, "the file is not a list of examples",
-                             "Write [{...}, ...], or one object a line in a .jsonl file.")  # fmt: skip
+            raise StudyError(
+                path,
+                "the file is not a list of examples",
+                "Write [{...}, ...], or one object a line in a .jsonl file.",
+            )
         rows = [(f"entry {i}", row) for i, row in enumerate(content, 1)]
     return check_examples(rows, path)
 
@@ -82,8 +88,9 @@ def parse_json(text: str, path: Path, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
-        raise StudyError(f"{path}, line {line}", f"this is not JSON ({error.msg})",
-                         "Correct the line.") from None  # fmt: skip
+        raise StudyError(
+            f"{path}, line {line}", f"this is not JSON ({error.msg})", "Correct the line."
+        ) from None
 
 
 def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]:
@@ -91,13 +98,19 @@ def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]
     examples = []
     for place, row in rows:
         if not isinstance(row, dict):
-            raise StudyError(f"{origin}, {place}", "an example is an object",
-                             'Write {"instruction": …, "input": …, "output": …}.')  # fmt: skip
+            raise StudyError(
+                f"{origin}, {place}",
+                "an example is an object",
+                'Write {"instruction": …, "input": …, "output": …}.',
+            )
         row = {"input": "", **row}
         for key in ("instruction", "input", "output"):
             if not isinstance(row.get(key), str) or (key != "input" and not row[key].strip()):
-                raise StudyError(f"{origin}, {place}", f"the example has no text in {key!r}",
-                                 "Every example needs an instruction and an output.")  # fmt: skip
+                raise StudyError(
+                    f"{origin}, {place}",
+                    f"the example has no text in {key!r}",
+                    "Every example needs an instruction and an output.",
+                )
         examples.append({key: row[key] for key in ("instruction", "input", "output")})
     if not examples:
         raise StudyError(origin, "there are no examples in it", "Add at least one.")
@@ -108,7 +121,7 @@ def fetch_examples(source: str) -> list[Example]:
     """The train split of a hub data set with the columns instruction, input, output."""
     from datasets import load_dataset
 
-    from studylib.models import hub_errors
+    from studylib.sources import hub_errors
 
     name, _, revision = source.removeprefix("hub:").partition("@")
     with hub_errors(source):
@@ -144,8 +157,11 @@ def tokenise(examples: list[Example], template: str, tokenizer: Any, seq_len: in
         if start < len(ids):
             tokenised.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
     if not tokenised:
-        raise StudyError(f"train.seq_len = {seq_len}", "no example's answer begins within it",
-                         "Make it longer, or the prompts shorter.")  # fmt: skip
+        raise StudyError(
+            f"train.seq_len = {seq_len}",
+            "no example's answer begins within it",
+            "Make it longer, or the prompts shorter.",
+        )
     return tokenised  # type: ignore[return-value]
 
 
@@ -208,7 +224,9 @@ def prepare_data(
     """Read, tokenise and pack what one run sees: steps × accumulation × micro_batch rows."""
     examples = read_examples(data)
     tokenised: Any = tokenise(examples, data.template, tokenizer, train.seq_len)
-    rows = pack(tokenised, train.seq_len, train.steps * train.accumulation * train.micro_batch, seed)
+    rows = pack(
+        tokenised, train.seq_len, train.steps * train.accumulation * train.micro_batch, seed
+    )
     return TrainingData(
         rows=rows,
         examples=len(examples),

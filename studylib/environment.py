@@ -20,16 +20,38 @@ if TYPE_CHECKING:
     from studylib.run import Run
 
 PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "bitsandbytes", "lm-eval", "datasets",
-    "tokenizers", "safetensors", "papermill", "nvidia-ml-py", "numpy", "pandas", "pyarrow",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "lm-eval",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "papermill",
+    "nvidia-ml-py",
+    "numpy",
+    "pandas",
+    "pyarrow",
+)
 HERE = Path(__file__).parent
 
 # The code whose change can change a measured figure. Report, figures and command line cannot.
 MEASURING = (
-    "almanac", "data", "evaluate", "meter", "methods", "models", "nvml", "prefix_lm", "run",
-    "serve", "tasks", "train",
-)  # fmt: skip
+    "almanac",
+    "data",
+    "evaluate",
+    "meter",
+    "methods",
+    "models",
+    "nvml",
+    "prefix_lm",
+    "run",
+    "serve",
+    "tasks",
+    "train",
+)
 
 
 def describe_environment(
@@ -81,8 +103,15 @@ def git_state() -> tuple[str | None, bool | None]:
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], cwd=HERE, env=environ, capture_output=True,
-                                  text=True, timeout=20, check=False)  # fmt: skip
+            done = subprocess.run(
+                ["git", *words],
+                cwd=HERE,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -5,7 +5,7 @@ Not covered: bugs. A bug raises whatever it raises and is never turned into one 
 
 
 class StudyError(Exception):
-    """Bad input or a missing resource. The command line prints it as one message and exits with 2."""
+    """Bad input or a missing resource: the command line prints one message and exits with 2."""
 
     exit_code = 2
 

@@ -73,9 +73,10 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
             )
         except ValueError as error:
             raise StudyError(
-                f"lora.targets = {method.targets}", f"the model cannot take this adapter: {error}",
+                f"lora.targets = {method.targets}",
+                f"the model cannot take this adapter: {error}",
                 "Use all-linear, or names of linear layers of this model.",
-            ) from None  # fmt: skip
+            ) from None
     else:
         model.requires_grad_(method.kind.trains)
     if method.kind.quantized:

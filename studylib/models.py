@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.almanac import ladder_folder
+from studylib.almanac import ladder_folder, ladder_names
 from studylib.errors import StudyError
 from studylib.methods import DTYPES, keep_unpacked, quantization_config
 from studylib.profile import MethodSettings, ModelRef
-from studylib.records import canonical, file_sha256
+from studylib.records import canonical
+from studylib.sources import folder_sha256, model_folder
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
@@ -50,64 +51,6 @@ def load_model(ref: ModelRef, method: MethodSettings, dtype: str, seed: int = 0)
     return Loaded(model, load_tokenizer(folder), sha256, revision)
 
 
-def model_folder(ref: ModelRef) -> tuple[Path, str | None]:
-    """(folder with config and weights, hub commit or None), or one message on what is missing."""
-    if ref.kind == "hub":
-        return fetch_model(ref)
-    folder = ladder_folder(ref.name) if ref.kind == "ladder" else Path(ref.name).expanduser()
-    if not folder.is_dir():
-        raise StudyError(ref, "there is no such folder", "Check the path after path:.")
-    if not (folder / "config.json").is_file():
-        raise StudyError(ref, "the folder has no config.json",
-                         "Point to a Hugging Face checkpoint folder.")  # fmt: skip
-    if not list(folder.glob("*.safetensors")):
-        raise StudyError(ref, "the folder has no weights (*.safetensors)",
-                         "Save the model with save_pretrained; pickles are not read.")  # fmt: skip
-    return folder, None
-
-
-def fetch_model(ref: ModelRef) -> tuple[Path, str]:
-    """A hub model's snapshot on disk and the commit that its revision stands for."""
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    with hub_errors(ref):
-        folder = Path(snapshot_download(ref.name, revision=ref.revision, allow_patterns=patterns))
-    if not list(folder.glob("*.safetensors")):
-        raise StudyError(ref, "the repository has no safetensors", "Choose one that has.")
-    return folder, folder.name
-
-
-class hub_errors:
-    """Turn what a hub may answer into one message each: unreachable, gated, unknown."""
-
-    def __init__(self, ref: object):
-        self.ref = ref
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        import httpx
-        from huggingface_hub import errors
-
-        if isinstance(error, errors.GatedRepoError):
-            raise StudyError(self.ref, "this model is gated", "Accept its licence on its page and "
-                             "set HF_TOKEN to a token of that account.") from None  # fmt: skip
-        if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-            raise StudyError(self.ref, "the hub has no such repository or revision",
-                             "Check the name; a private one needs HF_TOKEN.") from None  # fmt: skip
-        unreachable = (
-            errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError,
-            httpx.HTTPError, ConnectionError, TimeoutError,
-        )  # fmt: skip
-        if isinstance(error, unreachable):
-            raise StudyError(self.ref, "the hub cannot be reached",
-                             "Check the network and HF_ENDPOINT, or use path:FOLDER or ladder:NAME."
-                             ) from error  # fmt: skip
-        return False
-
-
 def open_weights(folder: Path, method: MethodSettings, dtype: str, ref: ModelRef) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
@@ -117,13 +60,21 @@ def open_weights(folder: Path, method: MethodSettings, dtype: str, ref: ModelRef
         extra["quantization_config"] = quantization_config(torch_dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch_dtype, attn_implementation="sdpa", use_safetensors=True,
-            device_map={"": default_device()}, trust_remote_code=False, **extra,
-        )  # fmt: skip
+            folder,
+            dtype=torch_dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            device_map={"": default_device()},
+            trust_remote_code=False,
+            **extra,
+        )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise StudyError(ref, f"the checkpoint cannot be loaded ({first})",
-                         "It must be a causal language model that transformers knows.") from error  # fmt: skip
+        raise StudyError(
+            ref,
+            f"the checkpoint cannot be loaded ({first})",
+            "It must be a causal language model that transformers knows.",
+        ) from error
     keep_unpacked(model)
     return model
 
@@ -152,11 +103,17 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise StudyError(folder, "the folder has no tokenizer that loads",
-                         "Add tokenizer.json and tokenizer_config.json.") from error  # fmt: skip
+        raise StudyError(
+            folder,
+            "the folder has no tokenizer that loads",
+            "Add tokenizer.json and tokenizer_config.json.",
+        ) from error
     if tokenizer.eos_token_id is None:
-        raise StudyError(folder, "the tokenizer has no end-of-sequence token",
-                         "Set eos_token in tokenizer_config.json.")  # fmt: skip
+        raise StudyError(
+            folder,
+            "the tokenizer has no end-of-sequence token",
+            "Set eos_token in tokenizer_config.json.",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -167,14 +124,14 @@ def load_shape(ref: ModelRef, method: MethodSettings, dtype: str, seed: int) -> 
     lengths in tokens are not the model's own, but every position costs what it would."""
     from transformers import AutoModelForCausalLM
 
-    from studylib.almanac import ladder_names
     from studylib.forecast import shape_config
 
     config = shape_config(ref.name)
     torch.manual_seed(seed)
     with torch.device(default_device()):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype],
-                                                 attn_implementation="sdpa")  # fmt: skip
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[dtype], attn_implementation="sdpa"
+        )
     if method.kind.quantized:
         quantize_linears(model, DTYPES[dtype])
     sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
@@ -190,23 +147,24 @@ def quantize_linears(model: nn.Module, compute_dtype: torch.dtype) -> None:
     linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
     for name, linear in linears:
         layer = Linear4bit(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta",
-            compute_dtype=compute_dtype, compress_statistics=True, quant_type="nf4",
-        )  # fmt: skip
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            device="meta",
+            compute_dtype=compute_dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+        )
         device = linear.weight.device
         weight = Params4bit(
-            linear.weight.data.cpu(), requires_grad=False, compress_statistics=True,
-            quant_type="nf4", module=layer,
-        )  # fmt: skip
+            linear.weight.data.cpu(),
+            requires_grad=False,
+            compress_statistics=True,
+            quant_type="nf4",
+            module=layer,
+        )
         layer.weight = weight.to(device)
         layer.bias = linear.bias
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
     keep_unpacked(model)
-
-
-def folder_sha256(folder: Path) -> str:
-    """One hash of a checkpoint: its config, tokenizer and weights, by name and content."""
-    names = ("config.json", "tokenizer.json", "tokenizer.model")
-    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in names)
-    return hashlib.sha256(canonical([[p.name, file_sha256(p)] for p in files])).hexdigest()

@@ -291,7 +291,9 @@ class Profile(Frozen):
             base = MethodSettings(name="base")
             trained = [m for m in methods if m.kind.trains]
             grid = [(model, base, 0) for model in track.models]
-            grid += [(m, method, s) for s in track.seeds for m in track.models for method in trained]
+            grid += [
+                (m, method, s) for s in track.seeds for m in track.models for method in trained
+            ]
             runs += [self._run(track, model, method, seed) for model, method, seed in grid]
         return runs
 

@@ -172,8 +172,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 def explain_write_error(path: Path, error: OSError) -> StudyError:
     """A failed write as value, rule and remedy; ENOSPC says that the disk is full."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StudyError(path, "the disk is full", "Free some space and start again; what is "
-                          "finished is kept.")  # fmt: skip
+        return StudyError(
+            path, "the disk is full", "Free some space and start again; what is finished is kept."
+        )
     return StudyError(
         path,
         f"cannot be written ({error.strerror or error})",
@@ -205,9 +206,10 @@ def read_record(path: Path) -> Record:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise StudyError(
-            path, f"the record has schema version {version}, this code reads {SCHEMA_VERSION}",
+            path,
+            f"the record has schema version {version}, this code reads {SCHEMA_VERSION}",
             "Read it with the version of the study that wrote it, or move it away and run again.",
-        )  # fmt: skip
+        )
     if content.get("digest") != digest_of(content):
         raise StudyError(path, "the record was changed after it was written", remedy)
     try:
@@ -225,8 +227,11 @@ def check_files(folder: Path, record: Record) -> None:
         if not path.is_file():
             raise StudyError(path, "the record names this file, but it is missing", "Restore it.")
         if file_sha256(path) != sha256:
-            raise StudyError(path, "the file was changed after the record was written",
-                             "Restore it, or move the run's folder away and run again.")  # fmt: skip
+            raise StudyError(
+                path,
+                "the file was changed after the record was written",
+                "Restore it, or move the run's folder away and run again.",
+            )
 
 
 def read_records(runs: Path) -> list[Record]:
@@ -256,11 +261,23 @@ def read_records(runs: Path) -> list[Record]:
 # What rows of one comparison must share. A field that one of them lacks (the base has no
 # training) is not compared.
 SHARED_FIELDS = (
-    "data.sha256", "data.template", "data.tokens_seen", "data.packing",
-    "evaluate.items_sha256", "evaluate.prompt", "evaluate.shots", "evaluate.scoring",
-    "evaluate.precision", "recipe.steps", "recipe.batch_tokens", "recipe.schedule",
-    "recipe.dtype", "model.sha256", "code.sha256", "device.name",
-)  # fmt: skip
+    "data.sha256",
+    "data.template",
+    "data.tokens_seen",
+    "data.packing",
+    "evaluate.items_sha256",
+    "evaluate.prompt",
+    "evaluate.shots",
+    "evaluate.scoring",
+    "evaluate.precision",
+    "recipe.steps",
+    "recipe.batch_tokens",
+    "recipe.schedule",
+    "recipe.dtype",
+    "model.sha256",
+    "code.sha256",
+    "device.name",
+)
 
 
 def find_mismatches(records: Iterable[Record]) -> dict[str, dict[str, list[str]]]:

@@ -9,6 +9,7 @@ Not covered: which runs there are and in what order (studylib.runner).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -65,6 +66,7 @@ class Run:
         self.data: TrainingData | None = None
         self.items: pd.DataFrame | None = None
         self.load_block = self.train_block = self.evaluate_block = self.serve_block = None
+        self._lock = lock_folder(self.work)
         refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
         self.meter = Meter(devices=None if torch.cuda.is_available() else [])
         self.meter.__enter__()
@@ -72,6 +74,51 @@ class Run:
         self.session.started_at = self.session.started_at or now()
         self.log = StepLog(self.session.steps)
         self._last_shown = 0.0
+
+    def describe(self) -> str:
+        """What is being asked, as Markdown."""
+        spec = self.spec
+        lines = [f"**{spec.run_id}** of profile {spec.profile}, track {spec.track}"]
+        if spec.method.kind.trains:
+            lines.append(
+                f"{spec.method.label} on {spec.model}, seed {spec.seed}, learning rate "
+                f"{spec.learning_rate:g} ({spec.learning_rate_source}); {spec.train.steps} steps "
+                f"on {spec.data.source}"
+            )
+        else:
+            lines.append(f"{spec.model} as it is, untrained")
+        asked = spec.evaluate
+        lines.append(
+            f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
+            + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
+        )
+        if self.session.number > 1:
+            lines.append(f"resumed: this is process {self.session.number} of this run")
+        return "  \n".join(lines)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.loaded.tokenizer if self.ok else None
+
+    def base_items(self) -> pd.DataFrame | None:
+        """The untrained model's answers, if its run is finished."""
+        path = self.folder.parent / self.spec.base_run_id / "items.parquet"
+        return pd.read_parquet(path) if path.is_file() else None
+
+    def summary(self) -> str:
+        """How the run ended, in a few lines of Markdown, from what went into the record."""
+        lines = [f"**{self.status}**" + (f": {self.reason}" if self.reason else "")]
+        for score in self.evaluate_block.scores if self.evaluate_block else ():
+            lines.append(
+                f"{score.task}: {100 * score.accuracy:.1f} % of {score.questions} right "
+                f"(chance {100 * score.chance:.0f} %), {score.weights}"
+            )
+        if self.train_block and self.train_block.tokens_per_second:
+            lines.append(f"training: {self.train_block.tokens_per_second:,.0f} tokens/s")
+        if self.serve_block and self.serve_block.variant_bytes:
+            lines.append(f"one more variant: {self.serve_block.variant_bytes / 1e6:.2f} MB on disk")
+        lines.append(f"record: {self.folder / RECORD}")
+        return "  \n".join(lines)
 
     @property
     def ok(self) -> bool:
@@ -265,6 +312,19 @@ class Run:
             tokens_per_second=row["tokens"] / row["step_seconds"],
             peak_bytes=peak,
         )
+
+
+def lock_folder(work: Path) -> Any:
+    """Hold the run for this process until it ends; refuse it while another one holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    lock = (work / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StudyError(
+            work.parent, "another process is working on this run", "Wait for it, or stop it."
+        ) from None
+    return lock
 
 
 def now() -> str:

@@ -162,7 +162,7 @@ def hub_tasks(settings: EvaluateSettings) -> dict[str, Any]:
     """lm-eval's own `mmlu`, from the hub."""
     from lm_eval.tasks import TaskManager, get_task_dict
 
-    from studylib.models import hub_errors
+    from studylib.sources import hub_errors
 
     with hub_errors("MMLU=hub"):
         nested = get_task_dict(["mmlu"], TaskManager())

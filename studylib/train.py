@@ -70,8 +70,9 @@ def build_trainer(
         per_device_train_batch_size=recipe.micro_batch,
         gradient_accumulation_steps=recipe.accumulation,
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=recipe.schedule if recipe.schedule != "constant" else
-        "constant_with_warmup",
+        lr_scheduler_type=recipe.schedule
+        if recipe.schedule != "constant"
+        else "constant_with_warmup",
         warmup_steps=math.ceil(recipe.warmup_share * recipe.steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
@@ -93,15 +94,19 @@ def build_trainer(
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
+    )
     return OrderedTrainer(
-        model=model, args=arguments, train_dataset=data.rows, data_collator=PackedCollator(),
+        model=model,
+        args=arguments,
+        train_dataset=data.rows,
+        data_collator=PackedCollator(),
         callbacks=callbacks,
-    )  # fmt: skip
+    )
 
 
-def build_callback(log: StepLog, data: TrainingData, spec: RunSpec,
-                   on_step: Callable[[dict[str, Any]], None]) -> Any:  # fmt: skip
+def build_callback(
+    log: StepLog, data: TrainingData, spec: RunSpec, on_step: Callable[[dict[str, Any]], None]
+) -> Any:
     """Times steps, keeps losses, stops at a loss that is not finite, and tells `on_step`."""
     from transformers import TrainerCallback
 
@@ -182,7 +187,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def summarise(log: StepLog) -> dict[str, float | int | None]:
-    """Clean step time (median), tokens/s over clean steps, first loss and mean of the last tenth."""
+    """Clean step time (median), clean tokens/s, first loss and the mean of the last tenth."""
     rows = log.rows
     clean = [row for row in rows if row["step_in_session"] > WARMUP_STEPS]
     seconds = [row["step_seconds"] for row in clean]

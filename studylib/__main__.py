@@ -1,0 +1,5 @@
+"""`python -m studylib` is `study`."""
+
+from studylib.cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""What a study would do: each run, whether it is done, how long it should take, what it costs.
+
+Times come from records of the same run, or of the most alike one, on this or the reference
+machine; where there is none the plan says "unknown" and does not guess.
+
+Not covered: starting runs (studylib.runner).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from studylib.data import read_examples
+from studylib.errors import StudyError
+from studylib.profile import Frozen, Profile, RunSpec
+from studylib.records import RECORD, Record, explain_write_error, find_changes, read_records
+from studylib.sources import model_folder
+from studylib.tasks import count_questions, read_question_folder
+
+State = Literal["done", "to resume", "to do"]
+
+
+class PlannedRun(Frozen):
+    """One run of a plan. seconds and usd are None where nothing alike was ever measured."""
+
+    run_id: str
+    state: State
+    seconds: float | None
+    seconds_source: str
+    usd: float | None
+
+
+class Plan(Frozen):
+    """All runs of a profile in their order; left_* leaves out what is done."""
+
+    profile: str
+    results: str
+    jobs: int
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def left(self) -> list[PlannedRun]:
+        return [run for run in self.runs if run.state != "done"]
+
+    @property
+    def left_seconds(self) -> float | None:
+        """Wall-clock estimate of what is left, runs side by side as the profile says."""
+        known = [run.seconds for run in self.left if run.seconds is not None]
+        if len(known) < len(self.left):
+            return None
+        return sum(known) / self.jobs
+
+    @property
+    def left_usd(self) -> float | None:
+        known = [run.usd for run in self.left if run.usd is not None]
+        return sum(known) if len(known) == len(self.left) else None
+
+
+def plan_study(profile: Profile, results: Path, reference: Sequence[Record] = ()) -> Plan:
+    """The plan of a profile whose results go to `results` (the folder results/PROFILE).
+
+    Raises StudyError if a record there is damaged or was made with other settings.
+    """
+    records = {record.run_id: record for record in read_records(results / "runs")}
+    runs = []
+    for spec in profile.runs():
+        folder = results / "runs" / spec.run_id
+        if spec.run_id in records:
+            refuse_other_settings(spec, records[spec.run_id], folder)
+            state: State = "done"
+        else:
+            state = "to resume" if (folder / "work" / "session.json").is_file() else "to do"
+        seconds, source = expect_seconds(spec, [*records.values(), *reference])
+        rate = profile.hardware.usd_per_hour
+        usd = None if seconds is None or rate is None else seconds / 3600 * rate
+        runs.append(
+            PlannedRun(
+                run_id=spec.run_id, state=state, seconds=seconds, seconds_source=source, usd=usd
+            )
+        )
+    return Plan(
+        profile=profile.name, results=str(results), jobs=profile.hardware.jobs, runs=tuple(runs)
+    )
+
+
+def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:
+    changes = find_changes(spec, record.run)
+    if changes:
+        raise StudyError(
+            f"{folder / RECORD}",
+            f"it was made with other settings than profile {spec.profile} has now "
+            f"({'; '.join(changes[:3])})",
+            "Move the folder away, or choose another one: --results FOLDER (RESULTS= with make).",
+        )
+
+
+def record_seconds(record: Record) -> float:
+    blocks = (record.load, record.train, record.evaluate, record.serve)
+    return sum(block.measure.wall_seconds for block in blocks if block is not None)
+
+
+def expect_seconds(spec: RunSpec, records: Sequence[Record]) -> tuple[float | None, str]:
+    """(seconds, where that comes from): the same run, else its like with another seed."""
+    finished = [r for r in records if r.complete and not find_changes(spec, as_seed(r, spec))]
+    same = [r for r in finished if r.run_id == spec.run_id]
+    if same or finished:
+        alike = same or finished
+        what = "this run's record" if same else "records of other seeds"
+        return statistics.median(record_seconds(r) for r in alike), what
+    return None, "unknown: nothing alike was measured yet"
+
+
+def as_seed(record: Record, spec: RunSpec) -> RunSpec:
+    return record.run.model_copy(update={"seed": spec.seed})
+
+
+def check_inputs(profile: Profile) -> None:
+    """Read what the runs will read, so that a fault shows now and not after an hour."""
+    for track in profile.tracks:
+        read_examples(track.data)
+        for source in (track.evaluate.questions, track.evaluate.retention):
+            if source is None or source == "hub":
+                continue
+            count_questions(source, track.evaluate.limit)
+            if not source.startswith("almanac:"):
+                read_question_folder(Path(source).expanduser(), track.evaluate.shots)
+    for model in {run.model for run in profile.runs()}:
+        ref = next(run.model_ref for run in profile.runs() if run.model == model)
+        if ref.kind == "shape":
+            from studylib.catalog import find_shape
+
+            find_shape(ref.name)
+        else:
+            model_folder(ref)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and try a file in it, or say why that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-") as file:
+            file.write(b"x")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise explain_write_error(folder, error) from None
