@@ -1,0 +1,47 @@
+# Every target calls tools/python, which sets up what it needs. Options: see `make help`.
+PY := tools/python
+opt = $(if $($(1)),--$(2) '$($(1))')
+PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
+ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mmlu) \
+  $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
+  $(call opt,LIMIT,limit) $(if $(SET),$(foreach change,$(SET),--set '$(change)'))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup plan reproduce report publish doctor lab ladder check test clean
+
+help: ## these lines
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Options: PROFILE=cpu|smoke|custom|FILE.yaml RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= SET='train.seq_len=1024 …'"
+
+setup: ## install the packages (the other targets do it too)
+	@$(PY) -c 'import sys; print("ready:", sys.executable)'
+
+plan: ## what would run, how long, at what cost
+	@$(PY) -m studylib plan $(ASK)
+
+reproduce: ## run all that is not done yet, then write the report
+	@$(PY) -m studylib reproduce $(ASK)
+
+report: ## rebuild REPORT.md from the reference records
+	@$(PY) -m studylib report --reference
+
+publish: ## make results/PROFILE the reference records
+	@$(PY) -m studylib publish $(PLACE)
+
+doctor: ## what this machine has, and which profile fits
+	@$(PY) -m studylib doctor
+
+lab: ## open the notebooks in JupyterLab on 127.0.0.1
+	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks
+
+ladder: ## rebuild the bundled models from their seed
+	@$(PY) -m studylib.ladder
+
+check: ## style, types, notebooks kept clean
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_notebooks.py -k "not executes"
+
+test: ## all tests
+	@$(PY) -m pytest
+
+clean: ## remove the virtual environment and caches, never records
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +
