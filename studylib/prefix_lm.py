@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
-CPU_TOKENS_PER_PASS = 512
+CPU_TOKENS_PER_PASS = 256
 ACCELERATOR_TOKENS_PER_PASS = 4096
 # Rows of logits that are turned into float32 log-probabilities at a time: bounds that copy's size.
 LOGIT_ROWS_PER_BLOCK = 256
@@ -139,7 +139,7 @@ def find_unsupported(model: Any) -> str | None:
 class PrefixLM(HFLM):
     """lm-eval's HFLM with shared prefixes computed once; takes all of HFLM's arguments.
 
-    tokens_per_pass: token budget of one forward pass, 512 on a CPU and 4096 elsewhere by default.
+    tokens_per_pass: token budget of one forward pass, 256 on a CPU and 4096 elsewhere by default.
     max_rows: optional cap on the rows (distinct prompts) of a pass. HFLM's batch_size rules only
     what is left to HFLM: rolling log-likelihoods, generation, and models that fall back.
     fallback_reason: after the first call, why lm-eval's own path is used, or None.
