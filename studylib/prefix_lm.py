@@ -15,16 +15,16 @@ notice. A short probe compares both ways on the first call and falls back as wel
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
 from transformers import DynamicCache
 
 from studylib.errors import StudyError
+from studylib.token_tree import TokenTree, build_token_tree, iterate_passes
 
 logger = logging.getLogger(__name__)
 
@@ -45,71 +45,22 @@ PROBE_ERRORS = (
 )
 
 
-@dataclass(frozen=True)
-class TokenTree:
-    """Token sequences merged where they begin alike; nodes are numbered in depth-first order.
-
-    tokens, depths, ends: [nodes]; the descendants of node n, itself included, are n .. ends[n] - 1.
-    row_ends: the last node of each distinct sequence, ascending.
-    asked: for each sequence, in the order given, the nodes of its last asked tokens.
-    """
-
-    tokens: np.ndarray
-    depths: np.ndarray
-    ends: np.ndarray
-    row_ends: np.ndarray
-    asked: list[np.ndarray]
-
-
-def build_token_tree(sequences: Sequence[Sequence[int]], asked: Sequence[int]) -> TokenTree:
-    """Merge common beginnings; asked[i] counts the last tokens of sequence i to score."""
-    rows = [np.asarray(sequence, dtype=">u4") for sequence in sequences]
-    order = sorted(range(len(rows)), key=lambda i: rows[i].tobytes())
-    path = np.empty(max(map(len, rows), default=0), dtype=np.int64)
-    tokens: list[np.ndarray] = []
-    ends = np.empty(sum(map(len, rows)), dtype=np.int64)
-    depths, row_ends = np.empty_like(ends), []
-    asked_nodes: list[np.ndarray] = [path] * len(rows)
-    node_count, previous = 0, np.empty(0, dtype=">u4")
-    for i in order:
-        row = rows[i]
-        shared = common_prefix_length(previous, row)
-        ends[path[shared : len(previous)]] = node_count
-        stop = node_count + len(row) - shared
-        path[shared : len(row)] = np.arange(node_count, stop)
-        depths[node_count:stop] = np.arange(shared, len(row))
-        tokens.append(row[shared:].astype(np.int64))
-        asked_nodes[i] = path[len(row) - asked[i] : len(row)].copy()
-        row_ends.append(path[len(row) - 1])
-        node_count, previous = stop, row
-    ends[path[: len(previous)]] = node_count
-    all_tokens = np.concatenate(tokens) if tokens else np.empty(0, dtype=np.int64)
-    distinct_row_ends = np.unique(np.asarray(row_ends, dtype=np.int64))
-    return TokenTree(
-        all_tokens, depths[:node_count], ends[:node_count], distinct_row_ends, asked_nodes
-    )
-
-
-def common_prefix_length(a: np.ndarray, b: np.ndarray) -> int:
-    """Count the equal tokens at the beginning of two sequences."""
-    length = min(len(a), len(b))
-    differs = a[:length] != b[:length]
-    return int(differs.argmax()) if differs.any() else length
-
-
-def iterate_passes(
-    tree: TokenTree, tokens_per_pass: int, max_rows: int | None
-) -> Iterator[tuple[int, int]]:
-    """Yield node ranges [start, stop) of at most the token budget and, if given, max_rows rows."""
-    start = 0
-    while start < len(tree.tokens):
-        stop = min(start + tokens_per_pass, len(tree.tokens))
-        if max_rows is not None:
-            last = int(np.searchsorted(tree.row_ends, start)) + max_rows - 1
-            if last < len(tree.row_ends):
-                stop = min(stop, int(tree.row_ends[last]) + 1)
-        yield start, stop
-        start = stop
+def find_partial_attention(config: Any) -> str | None:
+    """Say what, by a model's configuration, its tokens depend on besides all tokens before them."""
+    # getattr: these fields exist on some architectures' configurations only.
+    layer_types = {*(getattr(config, "layer_types", None) or ()), "full_attention"}
+    layer_types |= set(getattr(config, "attention_layers", None) or ())
+    if partial := layer_types - {"full_attention", "global"}:
+        return f"it has layers of type {', '.join(sorted(partial))}"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        return f"it attends through a sliding window of {window} tokens"
+    rope = getattr(config, "rope_parameters", None) or {}
+    rotations = {rope.get("rope_type")}
+    rotations |= {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
+    if changing := rotations & {"dynamic", "longrope"}:
+        return f"its position encoding ({changing.pop()}) changes with the batch's longest prompt"
+    return None
 
 
 def find_unsupported(model: Any) -> str | None:
@@ -118,13 +69,8 @@ def find_unsupported(model: Any) -> str | None:
         return "its adapter adds virtual tokens to the prompt"
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
-    # getattr: these fields exist on some architectures' configurations only.
-    layer_types = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if layer_types:
-        return f"it has layers of type {', '.join(sorted(layer_types))}"
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        return f"it attends through a sliding window of {window} tokens"
+    if (reason := find_partial_attention(config)) is not None:
+        return reason
     if getattr(base, "_is_stateful", False):
         return "it carries a recurrent state"
     needed = {"attention_mask", "position_ids", "past_key_values", "use_cache"}
@@ -177,7 +123,9 @@ class PrefixLM(HFLM):
             self._check_model(requests)
         if override_bs is not None or self.fallback_reason is not None:
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
-        answers = self._score(requests)
+        answers = self._score(
+            requests, self.tokens_per_pass, show_progress=not disable_tqdm and self.rank == 0
+        )
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
@@ -210,7 +158,9 @@ class PrefixLM(HFLM):
         probe = [(None, a[: max(1, length - len(b))], b[: length - 1]) for _, a, b in probe]
         stock = np.array([answer[0] for answer in super()._loglikelihood_tokens(probe, True, 3)])
         try:
-            ours = np.array([answer[0] for answer in self._score(probe, tokens_per_pass=5)])
+            ours = np.array(
+                [answer[0] for answer in self._score(probe, budget=5, show_progress=False)]
+            )
         except torch.OutOfMemoryError:
             raise
         except PROBE_ERRORS as error:
@@ -226,7 +176,7 @@ class PrefixLM(HFLM):
         is_wide = all(parameter.dtype in wide for parameter in self.model.parameters())
         return 1e-5 if is_wide and self.mixed_precision_dtype is None else 0.02
 
-    def _score(self, requests: list[Request], tokens_per_pass: int | None = None) -> list[Answer]:
+    def _score(self, requests: list[Request], budget: int, show_progress: bool) -> list[Answer]:
         """Log-likelihood and greediness of each request's continuation, by one token tree."""
         lengths = np.array([len(continuation) for _, _, continuation in requests])
         if (lengths < 1).any() or (lengths > self.max_length).any():
@@ -244,23 +194,31 @@ class PrefixLM(HFLM):
         tree = build_token_tree(inputs, lengths.tolist())
         nodes = np.concatenate(tree.asked)
         targets = np.concatenate([np.asarray(continuation) for _, _, continuation in requests])
-        log_probs, is_top = self._score_tree(tree, nodes, targets, tokens_per_pass)
+        log_probs, is_top = self._score_tree(tree, nodes, targets, budget, show_progress)
         starts = np.concatenate([[0], lengths.cumsum()[:-1]])
         sums, greedy = np.add.reduceat(log_probs, starts), np.logical_and.reduceat(is_top, starts)
         return [(float(a), bool(b)) for a, b in zip(sums, greedy, strict=True)]
 
     def _score_tree(
-        self, tree: TokenTree, nodes: np.ndarray, targets: np.ndarray, tokens_per_pass: int | None
+        self,
+        tree: TokenTree,
+        nodes: np.ndarray,
+        targets: np.ndarray,
+        budget: int,
+        show_progress: bool,
     ) -> tuple[np.ndarray, np.ndarray]:
         """For pairs of node and target token: log-probability, and whether it is the top one."""
         order = np.argsort(nodes, kind="stable")
+        ordered_nodes = nodes[order]
         log_probs = np.empty(len(nodes))
         is_top = np.empty(len(nodes), dtype=bool)
         path = np.empty(0, dtype=np.int64)
         cache = DynamicCache()
-        budget = tokens_per_pass or self.tokens_per_pass
+        progress = tqdm(
+            total=len(tree.tokens), desc="Scoring distinct tokens", disable=not show_progress
+        )
         for start, stop in iterate_passes(tree, budget, self.max_rows):
-            bounds = np.searchsorted(nodes[order], [start, stop])
+            bounds = np.searchsorted(ordered_nodes, [start, stop])
             pairs = order[bounds[0] : bounds[1]]
             positions, rows = np.unique(nodes[pairs] - start, return_inverse=True)
             keys = np.concatenate([path, np.arange(start, stop)])
@@ -270,6 +228,8 @@ class PrefixLM(HFLM):
             kept = np.flatnonzero(tree.ends[keys] > stop)
             path = keys[kept]
             cache = keep_cache_positions(cache, kept)
+            progress.update(stop - start)
+        progress.close()
         return log_probs, is_top
 
     def _forward(
@@ -293,7 +253,7 @@ class PrefixLM(HFLM):
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         picks = "logits_to_keep" in inspect.signature(base.forward).parameters
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             torch.autocast(
                 device_type=self.device.type,
                 dtype=self.mixed_precision_dtype,

@@ -16,6 +16,7 @@ from transformers import (
     BitsAndBytesConfig,
     BloomConfig,
     GPT2Config,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
@@ -27,7 +28,8 @@ from transformers import (
 
 from studylib.compare_lm import compare
 from studylib.errors import StudyError
-from studylib.prefix_lm import PrefixLM, build_token_tree, iterate_passes
+from studylib.prefix_lm import PrefixLM
+from studylib.token_tree import build_token_tree, iterate_passes
 
 VOCABULARY = 96
 CONTEXT = 64
@@ -327,11 +329,25 @@ def test_eager_attention_scores_as_stock():
             "linear_attention",
         ),
         (
+            LlamaConfig(
+                **(LLAMA.to_dict() | {"rope_parameters": {
+                    "rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}})
+            ),
+            "longest prompt",
+        ),
+        (
+            GPTNeoConfig(
+                vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4,
+                attention_types=[[["global", "local"], 1]], max_position_embeddings=CONTEXT,
+            ),
+            "local",
+        ),
+        (
             BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
             "position_ids",
         ),
     ],
-    ids=["mistral-window", "qwen2-window", "mamba", "bloom-alibi"],
+    ids=["mistral-window", "qwen2-window", "mamba", "llama-dynamic-rope", "gpt-neo-local", "bloom"],
 )  # fmt: skip
 def test_unsupported_models_fall_back_to_stock_with_a_notice(config, reason, caplog):
     with caplog.at_level(logging.WARNING, "studylib.prefix_lm"):
