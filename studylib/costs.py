@@ -1,0 +1,91 @@
+"""From seconds to dollars: which price belongs to a run's device, and what the run cost.
+
+Cards are priced by the catalog's offers (cheapest, median, dearest). Where no offer names the
+device, the profile's `usd_per_hour` for the whole machine counts, shared by the runs that it
+carried at the same time. Without either there is no price, and a word says so.
+
+Not covered: storage, network, taxes, and the hours that people spend.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from studylib.catalog import Gpu, Offer, load_gpus, load_prices, price_range
+from studylib.records import Record
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars for an hour of what one run occupied, and where the figure comes from."""
+
+    cheapest: float
+    median: float
+    dearest: float
+    note: str
+
+    @property
+    def single(self) -> bool:
+        return self.cheapest == self.dearest
+
+
+def match_gpu(device: str) -> Gpu | None:
+    """The catalog's card for a device name as torch gives it, or None.
+
+    The model word must be the same ("A10" is not "A100"); memory and PCIe choose among its kinds.
+    """
+    words = set(re.findall(r"[A-Z0-9]+", device.upper()))
+    if words & {"NVL", "MIG"}:  # another memory, or a slice: no offer is for it
+        return None
+    found = []
+    for gpu in load_gpus().values():
+        model, memory, *rest = [*gpu.name.upper().split("-"), ""]
+        model = model.removeprefix("RTX")
+        if model not in words:
+            continue
+        sizes = {word for word in words if re.fullmatch(r"\d+GB", word)}
+        if sizes and memory not in sizes and len(kinds_of(model)) > 1:
+            continue
+        found.append((("PCIE" in rest) == ("PCIE" in words), gpu))
+    exact = [gpu for fits, gpu in found if fits]
+    candidates = exact or [gpu for _, gpu in found]
+    return candidates[0] if candidates else None
+
+
+def kinds_of(model: str) -> list[str]:
+    return [n for n in load_gpus() if n.upper().removeprefix("RTX").split("-")[0] == model]
+
+
+@lru_cache(maxsize=1)
+def shipped_offers() -> tuple[Offer, ...]:
+    return tuple(load_prices())
+
+
+def price_of(record: Record, offers: tuple[Offer, ...] | None = None) -> Price | None:
+    """What an hour of this run cost, or None where nothing states a price."""
+    hardware = record.run.hardware
+    gpu = match_gpu(record.environment.device)
+    prices = price_range(gpu.name, shipped_offers() if offers is None else offers) if gpu else None
+    if gpu and prices:
+        cards = max(hardware.gpus, 1)
+        dated = sorted({offer.as_of for offer in prices.offers})
+        return Price(
+            prices.cheapest * cards,
+            prices.median * cards,
+            prices.dearest * cards,
+            f"{cards} × {gpu.label}: {len(prices.offers)} offers, ${prices.cheapest:.2f} to "
+            f"${prices.dearest:.2f} an hour, median ${prices.median:.2f} ({', '.join(dated)})",
+        )
+    if hardware.usd_per_hour is None:
+        return None
+    sharing = 1 if hardware.gpus else max(record.environment.concurrent_runs, 1)
+    shared = f", shared by {sharing} runs at a time" if sharing > 1 else ""
+    note = f" ({hardware.usd_note})" if hardware.usd_note else ""
+    hour = hardware.usd_per_hour / sharing
+    return Price(hour, hour, hour, f"${hardware.usd_per_hour:g} a machine hour{note}{shared}")
+
+
+def dollars(seconds: float, hourly: float) -> float:
+    return seconds / 3600 * hourly

@@ -1,0 +1,365 @@
+"""The report's pictures as SVG: the same summary gives the same bytes.
+
+Each method has one colour and one marker in every picture (Okabe and Ito's colours, which people
+with any colour vision can tell apart), lines are labelled where they lie, axes carry units and
+direction, and every point has its 95 % interval. The background is solid white, so that a picture
+reads on a dark page too.
+
+Not covered: which figures there are to draw (studylib.summary).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from studylib.metrics import points
+from studylib.profile import MethodSettings
+from studylib.stats import Estimate
+from studylib.summary import MEMORY, Comparison, Row, Summary
+from studylib.tables import article_rule, interval_cell
+
+COLOURS = {"base": "#5a5a5a", "full": "#0072b2", "lora": "#d55e00", "qlora": "#009e73",
+           "lora-embed": "#cc79a7"}  # fmt: skip
+MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D", "lora-embed": "v"}
+INK, FAINT, BAND, CLAIM = "#222222", "#d9d9d9", "#fdf0cf", "#f0b429"
+STYLE: Any = {
+    "svg.hashsalt": "study", "svg.fonttype": "path", "font.family": "DejaVu Sans",
+    "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+}  # fmt: skip
+PANEL_INCHES = (4.2, 3.3)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The same look whatever the reader's own matplotlibrc says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    lines = buffer.getvalue().decode().splitlines()
+    return ("\n".join(line.rstrip() for line in lines) + "\n").encode()
+
+
+def made_elsewhere(path: Path, content: bytes) -> bool:
+    """Whether a picture on disk was drawn by another version of matplotlib than this one."""
+    creator = re.compile(rb"<dc:title>(Matplotlib [^<,]*)")
+    theirs, ours = creator.search(path.read_bytes()), creator.search(content)
+    return bool(theirs and ours and theirs.group(1) != ours.group(1))
+
+
+def to_png(figure: Figure, dpi: int = 110) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def draw_all(summary: Summary) -> dict[str, Figure]:
+    """Every picture of a study by file name without ending; those without data are left out."""
+    found: dict[str, Figure] = {}
+    with house_style():
+        for track in summary.tracks:
+            comparisons = [c for c in summary.comparisons if c.track == track]
+            for name, draw in PICTURES.items():
+                figure = draw(comparisons)
+                if figure is not None:
+                    found[f"{track}-{name}"] = figure
+    return found
+
+
+def new_panels(count: int, height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(PANEL_INCHES[0] * count, height), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    return figure, list(panels)
+
+
+def colour(method: MethodSettings) -> str:
+    return COLOURS.get(method.name, INK)
+
+
+# Accuracy against what it takes -------------------------------------------------------------------
+
+
+def draw_accuracy_memory(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Accuracy against the peak memory of training, one panel a size."""
+    kind = comparisons[0].memory_kind
+
+    def memory(row: Row) -> tuple[float, float, float] | None:
+        spread = row.memory.get((kind, "train"))
+        if spread is None:
+            return None
+        return (spread.value / 1e9, spread.low / 1e9, spread.high / 1e9)
+
+    return draw_pareto(comparisons, memory, f"← peak memory of training, {MEMORY[kind]} (GB)")
+
+
+def draw_accuracy_cost(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Accuracy against dollars, or against seconds of training where no price is stated."""
+    priced = all(
+        "cost_usd" in row.figures
+        for c in comparisons
+        for row in c.rows
+        if row.method.kind.trains and row.accuracy
+    )
+    key = "cost_usd" if priced else "train_seconds"
+    label = "← cost of training, median price ($)" if priced else "← training, wall clock (s)"
+
+    def cost(row: Row) -> tuple[float, float, float] | None:
+        spread = row.figures.get(key)
+        return None if spread is None else (spread.value, spread.low, spread.high)
+
+    return draw_pareto(comparisons, cost, label)
+
+
+def draw_pareto(
+    comparisons: Sequence[Comparison],
+    place: Callable[[Row], tuple[float, float, float] | None],
+    label: str,
+) -> Figure | None:
+    """Accuracy (up is better) against something that is better to the left."""
+    shown = [c for c in comparisons if any(placed(row, place) for row in c.rows)]
+    if not shown:
+        return None
+    figure, panels = new_panels(len(shown))
+    for panel, comparison in zip(panels, shown, strict=True):
+        panel.set_title(title_of(comparison))
+        labels = []
+        for row in comparison.rows:
+            spot = placed(row, place)
+            if spot is None or row.accuracy is None:
+                continue
+            (x, low, high), y = spot, row.accuracy
+            panel.errorbar(
+                x, 100 * y.value, yerr=error_bar(y), xerr=[[x - low], [high - x]],
+                color=colour(row.method), marker=MARKERS.get(row.method.name, "o"), markersize=7,
+                capsize=2, linewidth=1.2,
+            )  # fmt: skip
+            labels.append((x, 100 * y.value, row.method.label, colour(row.method)))
+        draw_levels(panel, comparison)
+        panel.margins(x=0.12, y=0.08)
+        label_right(panel, labels)
+        panel.set_xlabel(label)
+    panels[0].set_ylabel("accuracy (%) ↑")
+    return figure
+
+
+def placed(
+    row: Row, place: Callable[[Row], tuple[float, float, float] | None]
+) -> tuple[float, float, float] | None:
+    return place(row) if row.accuracy is not None and row.method.kind.trains else None
+
+
+def draw_levels(panel: Axes, comparison: Comparison) -> None:
+    """The untouched model and guessing, as lines: they cost no training."""
+    base = comparison.row("base")
+    chances = [row.chance.chance for row in comparison.rows if row.chance]
+    level = 100 * base.accuracy.value if base and base.accuracy else None
+    if chances:
+        guess = 100 * chances[0]
+        panel.axhline(guess, color=INK, linewidth=0.8, linestyle=":")
+        note(panel, guess, "guessing", below=level is None or level >= guess)
+    if level is not None:
+        panel.axhline(level, color=COLOURS["base"], linewidth=1, linestyle="--")
+        note(panel, level, "base", below=bool(chances) and level < 100 * chances[0])
+
+
+def note(panel: Axes, y: float, text: str, below: bool) -> None:
+    panel.annotate(
+        text, (0, y), xycoords=("axes fraction", "data"), xytext=(3, -2 if below else 2),
+        textcoords="offset points", va="top" if below else "bottom", fontsize=7.5, color=INK,
+    )  # fmt: skip
+
+
+def label_right(panel: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+    """Names beside their points, moved apart where they would lie on each other."""
+    low, high = panel.get_ylim()
+    step = 0.07 * (high - low)
+    heights = spread_apart([y for _, y, _, _ in labels], step)
+    for (x, y, text, shade), height in zip(labels, heights, strict=True):
+        panel.annotate(
+            text, (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"), va="center",
+            color=shade, fontsize=8.5, fontweight="bold", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.5, "alpha": 0.6,
+                        "shrinkA": 1, "shrinkB": 5},
+        )  # fmt: skip
+
+
+def spread_apart(values: Sequence[float], step: float) -> list[float]:
+    """The values moved as little as needed so that neighbours are at least a step apart."""
+    order = np.argsort(values, kind="stable")
+    placed = np.array(values, dtype=float)
+    for _ in range(200):
+        moved = False
+        for a, b in pairwise(order):
+            lack = step - (placed[b] - placed[a])
+            if lack > 1e-9:
+                placed[a] -= lack / 2
+                placed[b] += lack / 2
+                moved = True
+        if not moved:
+            break
+    return placed.tolist()
+
+
+def error_bar(estimate: Estimate) -> list[list[float]]:
+    return [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]
+
+
+def title_of(comparison: Comparison) -> str:
+    return comparison.name
+
+
+# Differences --------------------------------------------------------------------------------------
+
+
+def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Differences to full with intervals, and the article's margins as bands."""
+    rows = [(c, row) for c in comparisons for row in c.rows if row.gap is not None]
+    if not rows:
+        return None
+    figure = Figure(figsize=(8.4, 1.1 + 0.38 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    for i, (_, row) in enumerate(rows):
+        gap, rule = row.gap, article_rule(row.method.name)
+        assert gap is not None
+        if rule is not None:  # the article counts points behind full, the picture points above it
+            low, high = rule.band
+            panel.barh(-i, high - low, left=-high, height=0.72, color=BAND)
+            width = max(rule.high - rule.low, 0.06)
+            panel.barh(-i, width, left=-rule.high, height=0.72, color=CLAIM)
+        panel.errorbar(
+            100 * gap.value, -i, xerr=error_bar(gap), color=colour(row.method), capsize=3,
+            marker=MARKERS.get(row.method.name, "o"), markersize=7, linewidth=1.6,
+        )  # fmt: skip
+        panel.annotate(
+            f"{interval_cell(gap)} pp", (1.01, -i), xycoords=("axes fraction", "data"),
+            va="center", fontsize=8.5, color=colour(row.method), annotation_clip=False,
+        )  # fmt: skip
+    panel.axvline(0, color=INK, linewidth=1)
+    panel.set_yticks([-i for i in range(len(rows))])
+    panel.set_yticklabels([f"{c.name}  {row.method.label}" for c, row in rows])
+    panel.set_ylim(-len(rows) + 0.4, 0.6)
+    panel.grid(axis="y", visible=False)
+    panel.set_xlabel(
+        "accuracy less full fine-tuning's (pp, 95 % interval)   dark band: the article's claim,"
+        " light: what still agrees with it"
+    )
+    panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
+    return figure
+
+
+def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
+    """What was kept of old knowledge against what was gained of new, one panel a size."""
+    shown = [c for c in comparisons if any(row.forgetting and row.gain for row in c.rows)]
+    if not shown:
+        return None
+    figure, panels = new_panels(len(shown))
+    for panel, comparison in zip(panels, shown, strict=True):
+        panel.set_title(title_of(comparison))
+        labels = []
+        for row in comparison.rows:
+            if row.forgetting is None or row.gain is None:
+                continue
+            x, y = 100 * row.gain.value, 100 * row.forgetting.value
+            panel.errorbar(
+                x, y, xerr=error_bar(row.gain), yerr=error_bar(row.forgetting), capsize=2,
+                color=colour(row.method), marker=MARKERS.get(row.method.name, "o"), markersize=7,
+                linewidth=1.2,
+            )  # fmt: skip
+            labels.append((x, y, row.method.label, colour(row.method)))
+        panel.axhline(0, color=COLOURS["base"], linewidth=1, linestyle="--")
+        note(panel, 0, "nothing forgotten", below=True)
+        panel.margins(x=0.12, y=0.1)
+        label_right(panel, labels)
+        panel.set_xlabel("gain on the new questions (pp) →")
+    panels[0].set_ylabel("change on what the base knew (pp) ↑")
+    return figure
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def draw_loss(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Training loss by update: the mean over seeds, with the range of the seeds behind it."""
+    shown = [c for c in comparisons if any(row.complete for row in c.rows)]
+    curves = [(c, [(row, curve) for row in c.rows if (curve := read_loss(c, row))]) for c in shown]
+    curves = [(c, rows) for c, rows in curves if rows]
+    if not curves:
+        return None
+    figure, panels = new_panels(len(curves))
+    for panel, (comparison, rows) in zip(panels, curves, strict=True):
+        panel.set_title(title_of(comparison))
+        labels = []
+        for row, (steps, losses) in rows:
+            mean = losses.mean(0)
+            panel.fill_between(steps, losses.min(0), losses.max(0), color=colour(row.method),
+                               alpha=0.18, linewidth=0)  # fmt: skip
+            panel.plot(steps, mean, color=colour(row.method), linewidth=1.4)
+            labels.append((steps[-1], mean[-1], row.method.label, colour(row.method)))
+        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
+        label_right(panel, labels)
+        panel.set_xlabel("update")
+    panels[0].set_ylabel("training loss (nats a token) ↓")
+    return figure
+
+
+def read_loss(comparison: Comparison, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
+    """Updates [n] and losses [seeds, n], smoothed over a twentieth of the run."""
+    frames = [comparison.study.steps(r) for r in row.complete if r.train]
+    tables = [frame for frame in frames if isinstance(frame, pd.DataFrame) and len(frame)]
+    if not tables:
+        return None
+    count = min(len(table) for table in tables)
+    window = max(1, count // 20)
+    losses = [
+        table["loss"].iloc[:count].rolling(window, min_periods=1).mean().to_numpy()
+        for table in tables
+    ]
+    return tables[0]["step"].to_numpy()[:count], np.stack(losses)
+
+
+PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
+    "accuracy-memory": draw_accuracy_memory,
+    "accuracy-cost": draw_accuracy_cost,
+    "gap-to-full": draw_forest,
+    "kept-and-gained": draw_forgetting,
+    "loss": draw_loss,
+}
+CAPTIONS = {
+    "accuracy-memory": "Accuracy against the peak memory of training, 95 % intervals",
+    "accuracy-cost": "Accuracy against what training costs, 95 % intervals",
+    "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
+    "kept-and-gained": "What was kept of old knowledge against what was gained of new",
+    "loss": "Training loss, mean over seeds; the band is their range",
+}
+
+
+def caption(name: str) -> str:
+    """The caption of a picture by its name, TRACK-KIND."""
+    kind = next(kind for kind in CAPTIONS if name.endswith(kind))
+    return f"{CAPTIONS[kind]} (track {name.removesuffix(f'-{kind}')})"

@@ -1,0 +1,59 @@
+"""Whether a report is still what its records give, without making it again.
+
+A hidden file beside the report holds one hash of everything that it was made from (records, their
+tables, the report's code, the plan) and one of each file that was written. If all agree, making the
+report again would write the same bytes, and a second `make reproduce` need not wait for it.
+
+Not covered: whether the records themselves can be trusted (studylib.records reads them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from studylib.records import canonical, file_sha256, write_atomically
+
+HERE = Path(__file__).parent
+STATE = ".made-from.json"
+CODE = (
+    "appendix.py", "catalog.py", "claims.py", "claims.yaml", "comparable.py", "costs.py",
+    "counts.py", "figures.py", "gpus.csv", "metrics.py", "prices.csv", "profile.py", "prose.py",
+    "records.py", "report.py", "shapes.json", "stats.py", "study.py", "summary.py", "tables.py",
+    "verdicts.py",
+)  # fmt: skip
+TABLES = ("*/record.json", "*/*.parquet")
+
+
+def hash_inputs(folders: Iterable[Path], *others: object) -> str:
+    """One hash of the runs below some results folders, of this code and of what else is asked.
+
+    others: anything whose text says what it is (planned runs, failures, forecasts).
+    """
+    marks = [[name, file_sha256(HERE / name)] for name in CODE]
+    for folder in folders:
+        found = sorted(path for name in TABLES for path in (folder / "runs").glob(name))
+        marks.append([str(folder.resolve())])
+        marks += [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in found]
+    return hashlib.sha256(canonical([marks, [repr(other) for other in others]])).hexdigest()
+
+
+def is_fresh(out: Path, inputs: str) -> bool:
+    """Whether the files below `out` were made from these inputs and were not touched since."""
+    try:
+        state = json.loads((out / STATE).read_bytes())
+        files = state["files"]
+        return state["inputs"] == inputs and all(
+            file_sha256(out / name) == digest for name, digest in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def remember(out: Path, inputs: str, files: Mapping[str, bytes]) -> None:
+    """Keep what a report was made from and what was written."""
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    state = {"files": digests, "inputs": inputs}
+    write_atomically(out / STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")

@@ -1,0 +1,80 @@
+"""Pictures: deterministic SVG, one colour a method, names where the points lie."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from matplotlib.colors import to_hex
+from record_factory import Factory, make_spec
+
+from studylib import figures
+from studylib.profile import METHODS
+from studylib.study import read_study
+from studylib.summary import Summary, summarise
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return summarise(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
+
+
+def test_drawing_twice_gives_the_same_bytes_whatever_the_readers_style(summary: Summary) -> None:
+    first = {name: figures.to_svg(f) for name, f in figures.draw_all(summary).items()}
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "black", "svg.hashsalt": "other"}):
+        second = {name: figures.to_svg(f) for name, f in figures.draw_all(summary).items()}
+    assert first == second
+    assert sorted(first) == ["main-accuracy-cost", "main-accuracy-memory", "main-gap-to-full",
+                             "main-kept-and-gained", "main-loss"]  # fmt: skip
+
+
+def test_svg_carries_no_date_and_a_solid_background(summary: Summary) -> None:
+    figure = figures.draw_all(summary)["main-gap-to-full"]
+    svg = figures.to_svg(figure).decode()
+    assert "<dc:date>" not in svg
+    assert re.search(r"fill: #ffffff", svg)
+
+
+def test_every_method_has_its_own_colour_and_marker() -> None:
+    assert set(figures.COLOURS) == set(METHODS) == set(figures.MARKERS)
+    assert len(set(figures.COLOURS.values())) == len(METHODS)
+    assert len(set(figures.MARKERS.values())) == len(METHODS)
+
+
+def test_a_method_keeps_its_colour_in_every_picture(summary: Summary) -> None:
+    for figure in figures.draw_all(summary).values():
+        for panel in figure.axes:
+            for text in panel.texts:
+                if text.get_text() == "LoRA r=16":
+                    assert to_hex(text.get_color()) == figures.COLOURS["lora"]
+
+
+def test_axes_name_unit_and_direction(summary: Summary) -> None:
+    panel = figures.draw_all(summary)["main-accuracy-memory"].axes[0]
+    assert panel.get_ylabel() == "accuracy (%) ↑"
+    assert panel.get_xlabel() == "← peak memory of training, host memory (GB)"
+
+
+def test_labels_are_moved_apart_and_stay_in_order() -> None:
+    placed = figures.spread_apart([5.0, 5.1, 1.0, 5.05], 1.0)
+    order = sorted(range(4), key=lambda i: placed[i])
+    gaps = [placed[b] - placed[a] for a, b in pairwise(order)]
+    assert min(gaps) >= 1.0 - 1e-6
+    assert order == [2, 0, 3, 1]
+    assert placed[2] == pytest.approx(1.0)
+
+
+def test_without_accuracy_there_is_no_picture_of_it(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "s")
+    factory.add(make_spec("full"), status="out of memory", reason="while training")
+    assert "main-accuracy-memory" not in figures.draw_all(summarise(read_study(factory.folder)))
+
+
+def test_pictures_of_another_matplotlib_are_not_called_stale(summary: Summary, tmp_path) -> None:
+    svg = figures.to_svg(figures.draw_all(summary)["main-gap-to-full"])
+    path = tmp_path / "a.svg"
+    path.write_bytes(svg.replace(mpl.__version__.encode(), b"1.0.0"))
+    assert figures.made_elsewhere(path, svg)
+    path.write_bytes(svg.replace(b"stroke", b"struck"))
+    assert not figures.made_elsewhere(path, svg)

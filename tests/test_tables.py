@@ -1,0 +1,100 @@
+"""Tables say a figure with its interval or a word, and the csv files hold the unrounded figures."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from record_factory import GPU, Factory, make_spec
+
+from studylib import tables
+from studylib.study import read_study
+from studylib.summary import Summary, summarise
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return summarise(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
+
+
+def column(table: tables.Table, name: str) -> list[str]:
+    index = next(i for i, header in enumerate(table.header) if header.startswith(name))
+    return [row[index] for row in table.rows]
+
+
+def test_headers_carry_units_and_arrows(summary: Summary) -> None:
+    header = tables.headline_table(summary.comparisons).header
+    assert "Accuracy (%) ↑" in header
+    assert "Clean step (s) ↓" in header
+    assert "Gap to full (pp) ↑" in header
+
+
+def test_seeds_are_one_row_and_every_row_is_as_long_as_the_header(summary: Summary) -> None:
+    for make in (tables.headline_table, tables.memory_table, tables.time_table, tables.gap_table,
+                 tables.accuracy_table):  # fmt: skip
+        table = make(summary.comparisons)
+        assert {len(row) for row in table.rows} == {len(table.header)}
+    assert len(tables.headline_table(summary.comparisons).rows) == 8
+
+
+def test_accuracy_names_interval_items_and_seeds(summary: Summary) -> None:
+    cells = column(tables.headline_table(summary.comparisons), "Accuracy")
+    assert " ± " in cells[1]
+    assert cells[1].endswith("(n=320 × 3 seeds)")
+
+
+def test_without_a_price_no_dollar_is_shown(summary: Summary) -> None:
+    costs = column(tables.headline_table(summary.comparisons), "Cost")
+    assert set(costs) == {"not trained", "no price stated"}
+
+
+def test_card_memory_stands_beside_torchs_and_cost_has_its_range(tmp_path: Path) -> None:
+    folder = Factory(tmp_path / "g", device=GPU).study(seeds=(0,), gpus=1)
+    comparisons = summarise(read_study(folder)).comparisons
+    measures = column(tables.memory_table(comparisons), "Measure")
+    assert measures[:4] == ["NVML, device", "torch reserved", "torch allocated", "host memory"]
+    assert comparisons[0].memory_kind == "nvml_peak_bytes"
+    cost = column(tables.time_table(comparisons), "Cost")[1]
+    assert "–" in cost
+    assert "Energy (Wh) ↓" in tables.time_table(comparisons).header
+
+
+def test_stated_price_is_shared_by_runs_at_the_same_time(tmp_path: Path) -> None:
+    folder = Factory(tmp_path / "p").study(seeds=(0,), usd_per_hour=3.6)
+    row = summarise(read_study(folder)).comparisons[0].row("full")
+    assert row is not None
+    seconds = row.figures["train_seconds"].value
+    assert row.figures["cost_usd"].value == pytest.approx(seconds * 3.6 / 3600 / 2)
+
+
+def test_csv_holds_what_the_summary_holds(summary: Summary) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables.comparison_csv(summary).decode())))
+    found = next(r for r in rows if r["method"] == "lora-r16" and r["metric"] == "gap")
+    gap = summary.comparisons[0].row("lora")
+    assert gap is not None
+    assert gap.gap is not None
+    assert float(found["value"]) == pytest.approx(gap.gap.value, rel=1e-6)
+    assert float(found["low"]) == pytest.approx(gap.gap.low, rel=1e-6)
+    assert {r["got"] for r in rows} == {"measured", "counted"}
+
+
+def test_subjects_csv_adds_up_to_the_scores(summary: Summary) -> None:
+    rows = list(csv.DictReader(io.StringIO(tables.subjects_csv(summary).decode())))
+    record = summary.study.records[1]
+    mine = [r for r in rows if r["run_id"] == record.run_id and r["task"] == "questions"]
+    score = record.evaluate and record.evaluate.score("questions")
+    assert score
+    assert sum(int(r["correct"]) for r in mine) == score.correct
+
+
+def test_a_bar_in_a_cell_does_not_break_the_table() -> None:
+    assert tables.Table(("a",), (("x|y",),)).markdown().splitlines()[-1] == "| x\\|y |"
+
+
+def test_a_track_of_its_own_is_not_compared_with_another(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "t")
+    factory.add(make_spec("full"))
+    factory.add(make_spec("lora", track="language"))
+    found = summarise(read_study(factory.folder)).comparisons
+    assert [c.track for c in found] == ["main", "language"]
+    assert all(row.gap is None for c in found for row in c.rows)
