@@ -23,7 +23,8 @@ from studylib.profile import MethodSettings, ModelRef
 from studylib.records import canonical
 from studylib.sources import folder_sha256, model_folder
 
-logging.getLogger("transformers").setLevel(logging.ERROR)
+for name in ("transformers", "bitsandbytes"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass
@@ -52,6 +53,7 @@ def load_model(ref: ModelRef, method: MethodSettings, dtype: str, seed: int = 0)
 
 
 def open_weights(folder: Path, method: MethodSettings, dtype: str, ref: ModelRef) -> nn.Module:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     torch_dtype = DTYPES[dtype]
@@ -68,7 +70,7 @@ def open_weights(folder: Path, method: MethodSettings, dtype: str, ref: ModelRef
             trust_remote_code=False,
             **extra,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StudyError(
             ref,

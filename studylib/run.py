@@ -43,7 +43,14 @@ from studylib.records import (
 )
 from studylib.serve import measure_footprint
 from studylib.session import Session
-from studylib.train import Diverged, StepLog, summarise, train_model
+from studylib.train import (
+    Diverged,
+    StepLog,
+    checkpoint_step,
+    newest_checkpoint,
+    summarise,
+    train_model,
+)
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
@@ -198,11 +205,8 @@ class Run:
             self.session.save()
 
         if self.session.number > 1:
-            from studylib.train import newest_checkpoint
-
-            checkpoint = newest_checkpoint(self.work)
-            step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-            self.session.resumed_at_steps.append(step)
+            checkpoint = newest_checkpoint(self.work, len(self.log.rows))
+            self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
         train_model(self.model, self.data, self.spec, self.work, self.log, self.show_step, on_save)
 
     def _keep_trained(self) -> None:

@@ -82,7 +82,7 @@ def build_trainer(
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.checkpointing else None,
         save_strategy="steps",
         save_steps=recipe.checkpoint_every,
-        save_total_limit=1,
+        save_total_limit=2,
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -174,16 +174,28 @@ def train_model(
 
     watch = build_callback(log, data, spec, on_step)
     trainer = build_trainer(model, data, spec, folder, [watch, Saved()])
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_checkpoint(folder, len(log.rows))
+    # With a cache, transformers takes restarting positions for one sequence, and packed examples
+    # would attend to each other.
+    model.config.use_cache = False  # type: ignore[union-attr]
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return checkpoint_step(checkpoint)
+
+
+def checkpoint_step(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose last-written file is there; a broken-off one is skipped."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]))
-    return next((p for p in reversed(found) if (p / "trainer_state.json").is_file()), None)
+def newest_checkpoint(folder: Path, logged_steps: int) -> Path | None:
+    """The newest whole checkpoint that is not ahead of the step log.
+
+    A kill can fall between the checkpoint and the log, or into the writing of the checkpoint,
+    whose last file is the trainer's state.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+    whole = (path for path in found if (path / "trainer_state.json").is_file())
+    return next((path for path in whole if checkpoint_step(path) <= logged_steps), None)
 
 
 def summarise(log: StepLog) -> dict[str, float | int | None]:

@@ -1,0 +1,138 @@
+"""What a method does to a model: counts, frozen weights, and 4-bit gradients that are right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from studylib.errors import StudyError
+from studylib.methods import METHODS, attach, count_parameters
+from studylib.models import load_model
+from studylib.profile import LoraSettings, ModelRef, parse_method
+
+
+def load(folder, method, **lora):
+    settings = parse_method(method, LoraSettings(**lora))
+    loaded = load_model(ModelRef.parse(f"path:{folder}"), settings, "fp32")
+    return attach(loaded.model, settings, seed=3)
+
+
+def batch(vocabulary=500):
+    torch.manual_seed(1)
+    ids = torch.randint(5, vocabulary, (1, 24))
+    return {"input_ids": ids, "labels": ids}
+
+
+def test_full_trains_everything_and_base_nothing(tiny_folder):
+    trainable, total = count_parameters(load(tiny_folder, "full"))
+    assert trainable == total > 0
+    assert count_parameters(load(tiny_folder, "base")) == (0, total)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_has_r_times_inputs_plus_outputs_of_every_linear_layer(tiny_folder, method):
+    model = load(tiny_folder, method, rank=4)
+    # Per layer: q 64->64, k 64->32, v 64->32, o 64->64, gate and up 64->96, down 96->64.
+    pairs = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)]
+    assert count_parameters(model)[0] == 2 * 4 * sum(a + b for a, b in pairs)
+
+
+def test_quantized_weights_count_what_they_stand_for(tiny_folder):
+    assert (
+        count_parameters(load(tiny_folder, "qlora"))[1]
+        == count_parameters(load(tiny_folder, "lora"))[1]
+    )
+
+
+def test_same_seed_gives_the_same_adapter_and_lora_and_qlora_start_alike(tiny_folder):
+    first, second = load(tiny_folder, "lora"), load(tiny_folder, "qlora")
+    a = {n: p for n, p in first.named_parameters() if p.requires_grad}
+    b = {n: p for n, p in second.named_parameters() if p.requires_grad}
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_trained_embeddings_are_an_option_and_stay_tied(tiny_folder):
+    model = load(tiny_folder, "lora-embed", rank=4)
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert any("embed_tokens" in name for name in names)
+    out = model(**batch())
+    out.loss.backward()
+    embedding = model.get_input_embeddings()
+    weight = getattr(embedding, "modules_to_save", {"default": embedding})["default"].weight
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+def test_unknown_target_is_refused_with_its_name(tiny_folder):
+    with pytest.raises(StudyError, match="no_such_layer"):
+        load(tiny_folder, "lora", targets=("no_such_layer",))
+
+
+def dequantized_copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return {
+        name: dequantize_4bit(module.weight.data, module.weight.quant_state)
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear4bit"
+    }
+
+
+def adapter_gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    model.train()
+    model.zero_grad()
+    model(**batch()).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def reference_gradients(folder, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same adapter on plain float32 layers that hold the dequantized weights."""
+    model = load(folder, "lora")
+    for name, weight in weights.items():
+        model.get_submodule(name).weight.data.copy_(weight)
+    return adapter_gradients(model)
+
+
+def test_qlora_gradients_equal_a_dequantized_reference_before_and_after_an_evaluation(tiny_folder):
+    model = load(tiny_folder, "qlora")
+    # B starts at zero, and then A has no gradient: move it off zero in both models alike.
+    expected = None
+    weights = dequantized_copy(model)
+    for when in ("before", "after"):
+        gradients = adapter_gradients(model)
+        expected = expected or reference_gradients(tiny_folder, weights)
+        assert gradients.keys() == expected.keys()
+        worst = max(
+            float((gradients[n] - expected[n]).norm() / (expected[n].norm() + 1e-12))
+            for n in expected if expected[n].norm() > 0
+        )  # fmt: skip
+        assert worst < 1e-4, f"{when} an evaluation"
+        model.eval()
+        with torch.no_grad():
+            model(**batch())
+
+
+def test_the_gradient_test_can_fail(tiny_folder):
+    """Shifted weights must show: else the comparison above would prove nothing."""
+    model = load(tiny_folder, "qlora")
+    weights = {name: weight + 0.05 for name, weight in dequantized_copy(model).items()}
+    ours, other = adapter_gradients(model), reference_gradients(tiny_folder, weights)
+    assert max(float((ours[n] - other[n]).norm() / other[n].norm()) for n in ours
+               if other[n].norm() > 0) > 0.01  # fmt: skip
+
+
+def test_four_bit_layers_compute_in_float32_in_evaluation_too(tiny_folder):
+    model = load(tiny_folder, "qlora")
+    model.train()
+    trained = model(**batch()).loss.item()
+    model.eval()
+    with torch.no_grad():
+        assert model(**batch()).loss.item() == pytest.approx(trained, rel=1e-6)
+
+
+def test_every_method_of_the_table_attaches(tiny_folder):
+    for name in METHODS:
+        trainable, total = count_parameters(load(tiny_folder, name))
+        assert (trainable > 0) == METHODS[name].trains
+        assert trainable <= total

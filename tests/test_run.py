@@ -1,0 +1,161 @@
+"""One run, stage by stage: results are recorded, bugs are not, nothing finished is done twice."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from studylib import run as run_module
+from studylib.errors import StudyError
+from studylib.profile import (
+    DataSettings,
+    EvaluateSettings,
+    Hardware,
+    LoraSettings,
+    RunSpec,
+    TrainSettings,
+    parse_method,
+)
+from studylib.records import check_files, read_record
+from studylib.run import Run
+
+
+def make_spec(model, method="lora", **train):
+    recipe = {"steps": 6, "seq_len": 96, "checkpoint_every": 2, **train}
+    return RunSpec(
+        profile="test", track="main", model=model, method=parse_method(method, LoraSettings()),
+        seed=0, learning_rate=5e-3, learning_rate_source="test", hardware=Hardware(),
+        data=DataSettings(source="almanac:new", template="plain", facts=40),
+        train=TrainSettings(**recipe),
+        evaluate=EvaluateSettings(questions="almanac:new", retention="almanac:old",
+                                  scoring="text", shots=0, limit=1),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return f"path:{tiny_folder}"
+
+
+def complete(run: Run):
+    run.load()
+    run.train()
+    run.evaluate()
+    run.serve()
+    return read_record(run.finish())
+
+
+@pytest.mark.parametrize("method", ["base", "full", "lora", "qlora"])
+def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
+    run = Run(make_spec(model, method), tmp_path)
+    record = complete(run)
+    check_files(tmp_path, record)
+    assert record.status == "complete"
+    assert record.load.measure.host_peak_bytes > 0
+    assert (record.train is None) == (method == "base")
+    assert {score.task for score in record.evaluate.scores} == {"questions", "retention"}
+    items = pd.read_parquet(tmp_path / "items.parquet")
+    assert len(items) == sum(score.questions for score in record.evaluate.scores)
+    assert record.serve.variant_bytes > 0
+    assert (record.serve.adapter_bytes is not None) == ("lora" in method)
+    assert "nvml_peak_bytes" in record.load.measure.unavailable
+    assert not (tmp_path / "work").exists()
+    if method != "base":
+        assert record.train.steps == 6 and record.train.resumed_at_steps == ()
+        assert record.fingerprint["data.tokens_seen"] == record.train.tokens_seen
+
+
+def test_run_killed_after_training_keeps_the_training(model, tmp_path):
+    first = Run(make_spec(model), tmp_path)
+    first.load()
+    first.train()
+    weights = {n: p.detach().clone() for n, p in first.model.named_parameters() if "lora" in n}
+    first._lock.close()  # as the system does when a process dies
+
+    second = Run(make_spec(model), tmp_path)
+    second.load()
+    second.train()
+    assert all(torch.equal(p, weights[n]) for n, p in second.model.named_parameters()
+               if n in weights)  # fmt: skip
+    second.evaluate()
+    second.serve()
+    record = read_record(second.finish())
+    assert record.environment.sessions == 2
+    assert record.train.steps == 6
+    assert record.train.resumed_at_steps == ()
+
+
+def test_full_run_killed_after_training_goes_on_with_its_weights(model, tmp_path):
+    first = Run(make_spec(model, "full"), tmp_path)
+    first.load()
+    first.train()
+    weights = {n: p.detach().clone() for n, p in first.model.named_parameters()}
+    first._lock.close()
+    second = Run(make_spec(model, "full"), tmp_path)
+    second.load()
+    assert all(torch.equal(p, weights[n]) for n, p in second.model.named_parameters())
+
+
+def test_running_out_of_memory_is_a_result(model, tmp_path, monkeypatch):
+    def exhaust(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(run_module, "train_model", exhaust)
+    record = complete(Run(make_spec(model), tmp_path))
+    assert record.status == "out of memory"
+    assert "20.00 GiB" in record.reason
+    assert record.evaluate is None
+    assert record.train.measure.host_peak_bytes > 0
+    assert record.train.clean_step_seconds is None
+
+
+def test_loss_that_is_not_finite_is_a_result(model, tmp_path, monkeypatch):
+    run = Run(make_spec(model, "full"), tmp_path)
+    run.load()
+    with torch.no_grad():
+        run.model.get_input_embeddings().weight.fill_(math.nan)
+    run.train()
+    run.evaluate()
+    run.serve()
+    record = read_record(run.finish())
+    assert record.status == "diverged"
+    assert "step 1" in record.reason
+    assert record.evaluate is None and record.serve is None
+
+
+def test_bug_leaves_no_record(model, tmp_path, monkeypatch):
+    def crash(*args, **kwargs):
+        raise RuntimeError("a mistake in the code")
+
+    monkeypatch.setattr(run_module, "train_model", crash)
+    run = Run(make_spec(model), tmp_path)
+    run.load()
+    with pytest.raises(RuntimeError, match="a mistake"):
+        run.train()
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_finished_run_is_not_started_again(model, tmp_path):
+    complete(Run(make_spec(model, "base"), tmp_path))
+    before = (tmp_path / "record.json").read_bytes()
+    with pytest.raises(StudyError, match="finished"):
+        Run(make_spec(model, "base"), tmp_path)
+    assert (tmp_path / "record.json").read_bytes() == before
+
+
+def test_two_processes_do_not_work_on_one_run(model, tmp_path):
+    first = Run(make_spec(model, "base"), tmp_path)
+    with pytest.raises(StudyError, match="another process"):
+        Run(make_spec(model, "base"), tmp_path)
+    complete(first)
+
+
+def test_random_weights_are_timed_and_not_scored(tmp_path):
+    spec = make_spec("shape:pythia-70m", "lora", steps=1, seq_len=32)
+    record = complete(Run(spec, tmp_path))
+    assert record.evaluate.reason == "not measured: random weights"
+    assert record.evaluate.scores == ()
+    assert record.load.total_params > 70e6

@@ -1,0 +1,138 @@
+"""Many runs: a kill loses nothing, a failure stops nothing else, a second call runs nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from studylib import runner
+from studylib.errors import StudyError
+from studylib.profile import read_profile
+from studylib.progress import Progress
+from studylib.records import read_record, read_records
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_profile(folder: Path, **changes) -> Path:
+    content = {
+        "name": "killed", "question": "Does a kill lose anything?", "models": ["ladder:0.4m"],
+        "methods": ["lora"], "hardware": {"jobs": 1, "threads": 1, "gpus": 0},
+        "data": {"source": "almanac:new", "template": "plain", "facts": 64},
+        "train": {"steps": 120, "seq_len": 128, "checkpoint_every": 10,
+                  "learning_rates": {"lora": 5e-3}},
+        "evaluate": {"questions": "almanac:new", "scoring": "text", "shots": 0, "limit": 8},
+        **changes,
+    }  # fmt: skip
+    path = folder / "killed.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def study(*words: str, **options) -> subprocess.Popen:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "studylib", *words], env=environ,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            **options)  # fmt: skip
+
+
+def wait_for(condition, seconds=90.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_killed_run_resumes_from_its_checkpoint_and_ends_as_an_unbroken_one(tmp_path):
+    """kill -9 on the notebook's own process in the middle of training."""
+    profile = str(write_profile(tmp_path))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    unbroken = study("reproduce", "--profile", profile, "--results", str(whole))
+
+    first = study("reproduce", "--profile", profile, "--results", str(broken))
+    run = broken / "killed" / "runs" / "ladder-0.4m--lora-r16--s0"
+    base = broken / "killed" / "runs" / "ladder-0.4m--base" / "record.json"
+    wait_for(lambda: list((run / "work").glob("checkpoint-[2-9]0/trainer_state.json")))
+    os.kill(runner.read_progress(run)["pid"], signal.SIGKILL)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 1, out
+    assert "FAILED" in out and "log.txt" in out
+    assert not (run / "record.json").exists()
+    finished_before = base.read_bytes()
+
+    second = study("reproduce", "--profile", profile, "--results", str(broken))
+    out, _ = second.communicate(timeout=120)
+    assert second.returncode == 0, out
+    assert base.read_bytes() == finished_before
+    record = read_record(run / "record.json")
+    assert record.environment.sessions == 2
+    assert 10 <= record.train.resumed_at_steps[0] < 120
+    assert record.train.steps == 120
+
+    out, _ = unbroken.communicate(timeout=120)
+    assert unbroken.returncode == 0, out
+    same = read_record(whole / "killed" / "runs" / run.name / "record.json")
+    assert record.evaluate.scores == same.evaluate.scores
+    assert record.files["items.parquet"] == same.files["items.parquet"]
+
+    started = time.monotonic()
+    third = study("reproduce", "--profile", profile, "--results", str(broken))
+    out, _ = third.communicate(timeout=60)
+    assert third.returncode == 0 and "nothing to run" in out, out
+    assert time.monotonic() - started < 30
+
+
+def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
+    profile = str(write_profile(tmp_path, methods=["full"]))
+    first = study("reproduce", "--profile", profile, "--results", str(tmp_path / "r"))
+    run = tmp_path / "r" / "killed" / "runs" / "ladder-0.4m--base"
+    wait_for(lambda: runner.read_progress(run).get("pid"))
+    pid = runner.read_progress(run)["pid"]
+    first.kill()
+    first.communicate()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "zombie" in
+             Path(f"/proc/{pid}/status").read_text(), 20)  # fmt: skip
+
+
+def test_failing_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    """One run's weights are cut short; the other model's runs finish, and the exit code says so."""
+    from studylib.almanac import ladder_folder
+
+    for name in ("good", "cut"):
+        shutil.copytree(ladder_folder("0.4m"), tmp_path / name)
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    models = [f"path:{tmp_path / 'cut'}", f"path:{tmp_path / 'good'}"]
+    path = write_profile(tmp_path, models=models, methods=["base"],
+                         hardware={"jobs": 2, "threads": 1, "gpus": 0})  # fmt: skip
+    profile = read_profile(str(path))
+    outcome = runner.reproduce(profile, tmp_path / "r" / "killed", Progress())
+    assert outcome.finished == ["good--base"]
+    assert list(outcome.failed) == ["cut--base"]
+    assert outcome.failed["cut--base"].log.is_file()
+    assert "cannot be loaded" in outcome.failed["cut--base"].message
+    assert outcome.exit_code == 2
+    assert [r.run_id for r in read_records(tmp_path / "r" / "killed" / "runs")] == ["good--base"]
+
+
+def test_parameter_that_the_notebook_does_not_know_is_refused_before_it_starts(tmp_path):
+    with pytest.raises(StudyError, match="LEARNING"):
+        runner.run_notebook("10_run.ipynb", tmp_path / "out.ipynb", {"LEARNING": 1})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_bases_come_before_what_is_compared_with_them():
+    from studylib.plan import plan_study
+
+    profile = read_profile("cpu")
+    batches = list(runner.order_batches(profile, plan_study(profile, Path("/nowhere"))))
+    assert [spec.method.kind.trains for spec in batches[0]] == [False] * len(batches[0])
+    assert all(spec.method.kind.trains for spec in batches[1])

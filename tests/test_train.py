@@ -1,0 +1,201 @@
+"""One training path: packed examples stay apart, only answers are learned, a kill costs nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from studylib.data import IGNORED, TrainingData, prepare_data
+from studylib.methods import attach
+from studylib.models import load_model
+from studylib.profile import DataSettings, LoraSettings, ModelRef, TrainSettings, parse_method
+from studylib.profile import EvaluateSettings, Hardware, RunSpec
+from studylib.train import (
+    Diverged,
+    PackedCollator,
+    StepLog,
+    newest_checkpoint,
+    summarise,
+    train_model,
+)
+
+DATA = DataSettings(source="almanac:new", template="plain", facts=40)
+
+
+def make_spec(folder, method="full", rate=1e-3, **train):
+    recipe = {"steps": 6, "seq_len": 96, "accumulation": 2, "checkpoint_every": 2, **train}
+    return RunSpec(
+        profile="test", track="main", model=f"path:{folder}", seed=0, learning_rate=rate,
+        method=parse_method(method, LoraSettings(rank=4)), learning_rate_source="test",
+        data=DATA, train=TrainSettings(**recipe), hardware=Hardware(),
+        evaluate=EvaluateSettings(questions="almanac:new"),
+    )  # fmt: skip
+
+
+def prepare(spec):
+    loaded = load_model(spec.model_ref, spec.method, "fp32")
+    model = attach(loaded.model, spec.method, spec.seed)
+    return model, prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
+
+
+def state_of(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def summed_loss(model, batch):
+    count = int((batch["labels"][:, 1:] != IGNORED).sum())
+    return float(model(**batch).loss) * count, count
+
+
+def test_packed_examples_do_not_see_each_other(tiny_folder):
+    spec = make_spec(tiny_folder)
+    model, data = prepare(spec)
+    row = data.rows[0]
+    assert len(row) > 3
+    model.eval()
+    model.config.use_cache = False
+    with torch.no_grad():
+        packed = PackedCollator()([row])
+        logits = model(input_ids=packed["input_ids"], position_ids=packed["position_ids"]).logits[0]
+        start = 0
+        for example in row:
+            alone = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
+            end = start + len(example["input_ids"])
+            assert torch.allclose(logits[start:end], alone, atol=5e-6)
+            start = end
+
+
+def test_packed_loss_is_the_mean_over_the_answers_of_separate_passes(tiny_folder):
+    spec = make_spec(tiny_folder)
+    model, data = prepare(spec)
+    model.eval()
+    model.config.use_cache = False
+    with torch.no_grad():
+        total, count = summed_loss(model, PackedCollator()([data.rows[0]]))
+        parts = [
+            summed_loss(model, {k: torch.tensor([v]) for k, v in example.items()})
+            for example in data.rows[0]
+        ]
+    assert count == sum(n for _, n in parts)
+    assert total == pytest.approx(sum(loss for loss, _ in parts), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_training_itself_keeps_packed_examples_apart(tiny_folder, tmp_path, method):
+    """The first step's loss is that of its examples passed one by one, before any update."""
+    spec = make_spec(tiny_folder, method, steps=1)
+    model, data = prepare(spec)
+    model.eval()
+    with torch.no_grad():
+        parts = [
+            summed_loss(model, {k: torch.tensor([v]) for k, v in example.items()})
+            for row in data.rows
+            for example in row
+        ]
+    log = StepLog()
+    train_model(model, data, spec, tmp_path, log)
+    separate = sum(loss for loss, _ in parts) / sum(n for _, n in parts)
+    assert log.rows[0]["loss"] == pytest.approx(separate, rel=1e-4)
+
+
+def test_prompt_tokens_are_not_learned(tiny_folder):
+    _, data = prepare(make_spec(tiny_folder))
+    for row in data.rows:
+        for example in row:
+            learned = [label for label in example["labels"] if label != IGNORED]
+            assert 0 < len(learned) < len(example["labels"])
+            assert example["input_ids"][-len(learned) :] == learned
+
+
+def test_accumulation_gives_the_weights_of_one_larger_batch(tiny_folder, tmp_path):
+    states = []
+    for accumulation, micro_batch in ((2, 1), (1, 2)):
+        spec = make_spec(tiny_folder, accumulation=accumulation, micro_batch=micro_batch, steps=3)
+        model, data = prepare(spec)
+        train_model(model, data, spec, tmp_path / f"a{accumulation}", StepLog())
+        states.append(state_of(model))
+    for name in states[0]:
+        assert torch.allclose(states[0][name], states[1][name], atol=2e-5), name
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_resumed_training_ends_with_the_weights_of_an_unbroken_one(tiny_folder, tmp_path, method):
+    class Killed(Exception):
+        pass
+
+    def kill(row):
+        if row["step"] == 5:
+            raise Killed
+
+    spec = make_spec(tiny_folder, method)
+    model, data = prepare(spec)
+    unbroken = StepLog()
+    assert train_model(model, data, spec, tmp_path / "whole", unbroken) == 0
+    expected = state_of(model)
+
+    model, data = prepare(spec)
+    log = StepLog()
+    with pytest.raises(Killed):
+        train_model(model, data, spec, tmp_path / "killed", log, on_step=kill)
+    model, data = prepare(spec)
+    assert train_model(model, data, spec, tmp_path / "killed", log) == 4
+    resumed = state_of(model)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+    assert [row["loss"] for row in log.rows] == [row["loss"] for row in unbroken.rows]
+    assert [row["step"] for row in log.rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_half_written_checkpoint_is_not_resumed_from(tmp_path):
+    for step, whole in ((2, True), (4, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert newest_checkpoint(tmp_path, logged_steps=4).name == "checkpoint-2"
+    assert newest_checkpoint(tmp_path, logged_steps=1) is None
+    assert newest_checkpoint(tmp_path / "nowhere", logged_steps=4) is None
+
+
+def test_every_method_sees_the_same_rows(tiny_folder):
+    orders = {prepare(make_spec(tiny_folder, m))[1].order_sha256 for m in ("full", "lora", "qlora")}
+    assert len(orders) == 1
+
+
+def test_loss_that_is_not_finite_stops_the_run_as_a_result(tiny_folder, tmp_path):
+    spec = make_spec(tiny_folder)
+    model, data = prepare(spec)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(math.nan)
+    with pytest.raises(Diverged, match="step 1"):
+        train_model(model, data, spec, tmp_path, StepLog())
+
+
+def test_training_lowers_the_loss(tiny_folder, tmp_path):
+    spec = make_spec(tiny_folder, rate=5e-3, steps=20)
+    model, data = prepare(spec)
+    log = StepLog()
+    train_model(model, data, spec, tmp_path, log)
+    figures = summarise(log)
+    assert figures["last_loss"] < 0.8 * figures["first_loss"]
+
+
+def test_clean_step_time_leaves_out_each_sessions_first_steps():
+    rows = [
+        {"step": s, "step_in_session": n, "step_seconds": t, "tokens": 100, "loss": 1.0}
+        for s, n, t in ((1, 1, 9.0), (2, 2, 9.0), (3, 3, 9.0), (4, 4, 1.0), (5, 1, 9.0),
+                        (6, 2, 9.0), (7, 3, 9.0), (8, 4, 3.0))
+    ]  # fmt: skip
+    figures = summarise(StepLog(rows))
+    assert figures["clean_step_seconds"] == 2.0
+    assert figures["clean_steps"] == 2
+    assert figures["tokens_per_second"] == 50.0
+
+
+def test_counts_are_of_what_the_run_sees(tiny_folder):
+    spec = make_spec(tiny_folder)
+    _, data = prepare(spec)
+    assert isinstance(data, TrainingData)
+    assert len(data.rows) == 12
+    assert data.tokens_seen == sum(len(e["input_ids"]) for row in data.rows for e in row)
+    assert ModelRef.parse(spec.model).kind == "path"
