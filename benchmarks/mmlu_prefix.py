@@ -5,6 +5,10 @@ Llama of about 20M parameters with a tokenizer of 8,192 entries trained on the q
 HFLM runs at the fastest of several batch sizes, chosen on one subject first. Random weights cost
 the same time as trained ones; the accuracy of such a model is chance and not printed.
 
+The context of 4,096 holds every prompt. At 2,048 those of two history subjects are cut from the
+left, each at another point, so that nothing but their equality is left to show: no exact method can
+share them.
+
     OMP_NUM_THREADS=2 python benchmarks/mmlu_prefix.py --data FOLDER
 """
 
@@ -98,7 +102,7 @@ def train_tokenizer(data: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(vocabulary: int) -> LlamaForCausalLM:
+def make_model(vocabulary: int, context: int = 4096) -> LlamaForCausalLM:
     """A float32 Llama of about 20M parameters with seeded random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -108,7 +112,7 @@ def make_model(vocabulary: int) -> LlamaForCausalLM:
         num_hidden_layers=8,
         num_attention_heads=6,
         num_key_value_heads=6,
-        max_position_embeddings=2048,
+        max_position_embeddings=context,
         initializer_range=0.05,
     )
     return LlamaForCausalLM(config).eval()
@@ -133,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
     parser.add_argument("--subjects", type=int, default=10)
+    parser.add_argument("--context", type=int, default=4096)
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--rounds", type=int, default=2)
@@ -142,7 +147,7 @@ def main() -> None:
     logging.disable(logging.INFO)
     tasks = make_tasks(options.data, options.subjects, options.shots)
     tokenizer = train_tokenizer(options.data, vocabulary=8192)
-    model = make_model(len(tokenizer))
+    model = make_model(len(tokenizer), options.context)
     batch_size, seconds = pick_stock_batch_size(
         model, tokenizer, tasks, options.batch_sizes, options.limit or 60
     )
@@ -159,7 +164,9 @@ def main() -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
         "threads": torch.get_num_threads(),
-        "subjects": len(tasks),
+        "subjects": [name.removeprefix("mmlu_") for name in tasks],
+        "shots": options.shots,
+        "context": options.context,
         "stock_batch_size": batch_size,
         "stock_seconds_by_batch_size": seconds,
     }

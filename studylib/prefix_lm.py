@@ -151,9 +151,9 @@ class PrefixLM(HFLM):
     def _probe(self, requests: list[Request]) -> str | None:
         """Score a small tree both ways, cache used; say how they disagree, None if they agree."""
         pool = np.resize([token for _, a, b in requests[:8] for token in a + b], 24).tolist()
-        shared, rest = pool[:8], (pool[8:12], pool[12:16], pool[16:24])
-        probe: list[Request] = [(None, shared + rest[0][:2], rest[0][2:])]
-        probe += [(None, shared, rest[1]), (None, rest[2], shared)]
+        shared = pool[:8]
+        probe: list[Request] = [(None, shared, pool[8:12]), (None, shared, pool[12:16])]
+        probe.append((None, pool[16:], shared))
         length = self.max_length + 1
         probe = [(None, a[: max(1, length - len(b))], b[: length - 1]) for _, a, b in probe]
         stock = np.array([answer[0] for answer in super()._loglikelihood_tokens(probe, True, 3)])

@@ -382,6 +382,12 @@ def test_budgets_below_one_are_refused(llama):
         PrefixLM(llama, tokenizer=make_tokenizer(), tokens_per_pass=0)
 
 
+@pytest.mark.parametrize("tokens", [[5], [5, 9], [5, 9, 7, 3]])
+def test_requests_that_repeat_few_tokens_do_not_mislead_the_probe(llama, tokens):
+    requests = [(("", ""), tokens, [token]) for token in tokens]
+    assert assert_same(llama, requests).fallback_reason is None
+
+
 class CountingHook:
     def __init__(self):
         self.calls = []
