@@ -3,12 +3,13 @@
 Every fact gives one property of one entity one of 16 values. Sixteen subjects stand in four
 categories, as in MMLU, and the facts come in two halves that share no entity: the OLD half, which
 the bundled models know by heart, and the NEW half, which fine-tuning teaches. Names of both halves
-follow one syllable grammar, values are dealt evenly, and nothing about a fact follows from another,
-so a model that was not taught a fact stands at chance on its question, 1 in 4.
+follow one syllable grammar. Every value is drawn by itself: nothing about a fact follows from
+others, so a model that was not taught a fact stands at chance on its question, 1 in 4. A study
+teaches and asks USUAL_FACTS of the NEW half; the rest of it lets one ask how much can be learned.
 
 Fine-tuning tells a fact in three wordings (STATEMENTS). The question's wording (QUESTION) occurs in
 no training text at all, neither in fine-tuning nor in the making of the bundled models, though
-most of its words do: the bundled models read the OLD half in some more wordings (OLD_STATEMENTS).
+each of its words does: the bundled models read the OLD half in some more wordings (OLD_STATEMENTS).
 
 The shifted language is the deep shift: OLD facts retold in words that no native text uses (function
 words, nouns, properties and values; names stay) and in another order. The tokenizer keeps an entry
@@ -39,6 +40,7 @@ LANGUAGES = ("native", "shifted")
 PARTS = ("test", "validation", "untold")
 ENTITIES_PER_SUBJECT = {"old": 10, "new": 40}
 PROPERTIES_PER_SUBJECT = 5
+USUAL_FACTS = 800
 
 # category: {subject: noun}
 SUBJECTS = {
@@ -138,10 +140,11 @@ class Almanac:
     shifted: dict[str, str]
 
     def half(self, half: str, n_facts: int | None = None) -> list[Fact]:
-        """The first `n_facts` facts of a half (all if None); StudyError if it has no so many."""
+        """The first `n_facts` facts of a half (USUAL_FACTS if None); StudyError if it has fewer."""
         _check(half, HALVES, "half")
         facts = [fact for fact in self.facts if fact.half == half]
-        if n_facts is not None and not 1 <= n_facts <= len(facts):
+        n_facts = USUAL_FACTS if n_facts is None else n_facts
+        if not 1 <= n_facts <= len(facts):
             rule = f"the {half} half of the almanac has {len(facts)} facts"
             raise StudyError(n_facts, rule, f"Ask for 1 to {len(facts)} facts")
         return facts[:n_facts]
@@ -274,26 +277,16 @@ def _half_facts(
     half: str, properties: dict[str, list[str]], names: list[str], rng: random.Random
 ) -> Iterator[Fact]:
     count = ENTITIES_PER_SUBJECT[half]
-    cells = [(s, p) for s in range(len(properties)) for p in range(PROPERTIES_PER_SUBJECT)]
     subjects = subject_list()
-    # Dealing all 16 values before one comes again leaves no majority to guess.
-    dealt = {
-        (s, p): _dealt_values(VALUES[properties[subjects[s][1]][p]], count, rng) for s, p in cells
-    }
     index = 0
     for e in range(count):
         own = [names.pop() for _ in subjects]
         for p, s in product(range(PROPERTIES_PER_SUBJECT), range(len(subjects))):
             category, subject, noun = subjects[s]
             prop, fold = properties[subject][p], (e + p + s) % 5
-            value = dealt[s, p][e]
+            value = rng.choice(VALUES[prop])
             yield Fact(half, index, category, subject, noun, own[s], prop, value, fold)
             index += 1
-
-
-def _dealt_values(values: tuple[str, ...], count: int, rng: random.Random) -> list[str]:
-    rounds = [rng.sample(values, len(values)) for _ in range(-(-count // len(values)))]
-    return [value for one in rounds for value in one][:count]
 
 
 def _shifted_words(seed: int) -> dict[str, str]:

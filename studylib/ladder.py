@@ -59,8 +59,8 @@ class Rung:
 
 
 RUNGS = (
-    Rung("0.4m", hidden=96, intermediate=256, layers=3, steps=1000, learning_rate=4e-3),
-    Rung("1.4m", hidden=160, intermediate=448, layers=4, steps=700, learning_rate=2e-3),
+    Rung("0.4m", hidden=96, intermediate=256, layers=3, steps=800, learning_rate=4e-3),
+    Rung("1.4m", hidden=160, intermediate=448, layers=4, steps=500, learning_rate=3e-3),
 )
 
 
@@ -128,7 +128,7 @@ def _build_rung(
     tokenizer.save_pretrained(unfinished)
     # Judged as it is shipped: read back, in float32.
     stored = AutoModelForCausalLM.from_pretrained(unfinished, dtype=torch.float32).eval()
-    old, new = questions(almanac, "old"), questions(almanac, "new", len(almanac.half("old")))
+    old, new = questions(almanac, "old"), questions(almanac, "new")
     card = {
         "about": "Knows the OLD half of the study's almanac by heart; remake with make ladder.",
         "seed": almanac.seed,

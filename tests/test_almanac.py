@@ -47,8 +47,8 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_another_world(almanac):
 
 
 def test_halves_share_no_entity_and_no_fact_is_told_twice(almanac):
-    old, new = almanac.half("old"), almanac.half("new")
-    assert (len(old), len(new)) == (800, 3200)
+    old, new = almanac.half("old"), almanac.half("new", 3200)
+    assert [f.half for f in almanac.facts] == ["old"] * 800 + ["new"] * 3200
     assert not {f.name for f in old} & {f.name for f in new}
     assert len({(f.name, f.property) for f in almanac.facts}) == len(almanac.facts)
 
@@ -67,10 +67,17 @@ def test_a_prefix_of_facts_covers_all_subjects_alike(almanac):
         assert set(counts.values()) == {10}
 
 
-def test_no_value_is_commoner_than_another_within_a_subject(almanac):
-    new = almanac.half("new", 16 * 80)
-    counts = Counter((f.subject, f.property, f.value) for f in new)
-    assert set(counts.values()) == {1}
+def test_told_facts_give_no_hint_of_the_others(almanac):
+    told = Counter((f.subject, f.property, f.value) for f in almanac.half("old"))
+    properties = {f.index: f.property for f in almanac.half("new", 3200)}
+
+    def commonest(q):
+        counts = [told[q["subject"], properties[q["i"]], choice] for choice in q["choices"]]
+        return counts.index(max(counts))
+
+    asked = questions(almanac, "new", 3200)
+    right = sum(commonest(q) == q["answer"] for q in asked) / len(asked)
+    assert abs(right - 0.25) < 0.025  # three standard errors of 3,200 guesses at 1 in 4
 
 
 @pytest.mark.parametrize(("half", "language"), WORLDS)
@@ -96,6 +103,9 @@ def test_the_questions_wording_is_in_no_training_text(almanac, half, language):
     assert not asked & told
     assert QUESTION not in OLD_STATEMENTS and SHIFTED_QUESTION not in SHIFTED_STATEMENTS
     assert set(STATEMENTS) < set(OLD_STATEMENTS)
+    # New is the wording, not the words: each of them was read before.
+    assert words_of([QUESTION]) <= words_of(OLD_STATEMENTS)
+    assert words_of([SHIFTED_QUESTION]) <= words_of(SHIFTED_STATEMENTS)
 
 
 @pytest.mark.parametrize(("half", "language"), WORLDS)
@@ -128,6 +138,11 @@ def test_parts_are_disjoint_and_together_all_facts(almanac, half, language):
     assert len(set.union(*parts.values())) == 800
     everything = questions(almanac, half, 800, language)
     assert {q["i"] for q in everything} == set(range(800))
+
+
+def test_a_study_uses_800_facts_unless_told_otherwise(almanac):
+    assert questions(almanac, "new") == questions(almanac, "new", 800)
+    assert training_examples(almanac, "new") == training_examples(almanac, "new", 800)
 
 
 def test_a_question_stays_the_same_however_many_facts_are_asked(almanac):
