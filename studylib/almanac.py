@@ -13,7 +13,7 @@ each of its words does: the bundled models read the OLD half in some more wordin
 
 The shifted language is the deep shift: OLD facts retold in words that no native text uses (function
 words, nouns, properties and values; names stay) and in another order. The tokenizer keeps an entry
-for each such word, so the bundled models' embeddings of them were never trained.
+for each such word; the bundled models never read one, and know of it only that it never came next.
 
 Three parts keep tuning and testing apart. Each fact belongs to one of
   test        asked in the study's results;
