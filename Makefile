@@ -1,10 +1,11 @@
 # Every target calls tools/python, which sets up what it needs. Options: see `make help`.
 PY := tools/python
-opt = $(if $($(1)),--$(2) '$($(1))')
+quote = '$(subst ','\'',$(1))'
+opt = $(if $($(1)),--$(2) $(call quote,$($(1))))
 PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
 ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
-  $(call opt,LIMIT,limit) $(if $(SET),$(foreach change,$(SET),--set '$(change)'))
+  $(call opt,LIMIT,limit) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup plan reproduce report publish doctor lab ladder check test clean

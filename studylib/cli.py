@@ -57,6 +57,7 @@ SetOption = Annotated[
     typer.Option("--set", help="Any key of the profile: train.seq_len=1024 (may be repeated)."),
 ]
 DEFAULT_RESULTS = Path("results")
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 def default_profile() -> str:
@@ -92,9 +93,9 @@ def resolve_profile(
             over = merge(over, nest(key, value))
     for change in changes or []:
         key, equals, text = change.partition("=")
-        if not equals:
+        if not equals or not all(key.strip().split(".")):
             raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
-        over = merge(over, nest(key.strip(), parse_value(text)))
+        over = merge(over, nest(key.strip(), parse_value(text, change)))
     name = profile or default_profile()
     if name == "custom":
         missing = [
@@ -109,6 +110,14 @@ def resolve_profile(
                 "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE MMLU=hub|FOLDER",
             )
     return read_profile(name, over)
+
+
+def results_name(profile: str | None) -> str:
+    """The name of a profile's folder of results; a YAML file's profile knows its own."""
+    from studylib.profile import is_file_name, read_profile
+
+    name = profile or default_profile()
+    return read_profile(name).name if is_file_name(name) else name
 
 
 def split(text: str | None) -> list[str] | None:
@@ -130,11 +139,15 @@ def nest(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def parse_value(text: str) -> Any:
+def parse_value(text: str, change: str) -> Any:
     """A value as YAML reads it, numbers such as 1e-4 included."""
     import yaml
 
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise StudyError(change, f"the value is not YAML ({problem})", "Correct it.") from None
     if isinstance(value, str):
         try:
             return float(value)
@@ -162,7 +175,7 @@ def plan(
     from studylib.runner import reference_records
 
     chosen = resolve_profile(profile, model, data, mmlu, methods, seeds, steps, limit, changes)
-    check_inputs(chosen)
+    check_inputs(chosen, fetch=False)
     made = plan_study(chosen, results / chosen.name, reference_records(chosen.name))
     if as_json:
         print(made.model_dump_json(indent=1))
@@ -233,6 +246,7 @@ def reproduce(
     changes: SetOption = None,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
+    from studylib.plan import check_room
     from studylib.progress import Progress
     from studylib.report import build_report
     from studylib.runner import REFERENCE
@@ -244,10 +258,16 @@ def reproduce(
     if outcome.done_before and not outcome.finished and not outcome.failed:
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
     if outcome.done_before or outcome.finished:
-        print(f"report: {build_report(folder, REFERENCE / chosen.name)}")
+        failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
+        made = build_report(
+            folder, REFERENCE / chosen.name, planned=chosen.runs(), failed=failed or None
+        )
+        print(f"report: {made}")
     for run_id, failure in outcome.failed.items():
         why = failure.message or f"read {failure.log}"
         print(f"study: {run_id} failed: {why}", file=sys.stderr)
+    if outcome.failed:
+        check_room(folder)  # a full disk also leaves logs empty
     raise typer.Exit(outcome.exit_code)
 
 
@@ -266,7 +286,7 @@ def report(
     if reference:
         print(build_reference_report(ROOT))
         return
-    name = Path(profile).stem if profile else default_profile()
+    name = results_name(profile)
     folder = results / name
     if not (folder / "runs").is_dir():
         raise StudyError(folder, "there are no results", f"Run `make reproduce PROFILE={name}`.")
@@ -279,7 +299,7 @@ def publish(profile: ProfileOption = None, results: ResultsOption = DEFAULT_RESU
     from studylib.publish import publish_results
     from studylib.runner import REFERENCE
 
-    print(publish_results(results / (profile or default_profile()), REFERENCE))
+    print(publish_results(results / results_name(profile), REFERENCE))
 
 
 @app.command()
@@ -293,8 +313,20 @@ def doctor(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Run a command; bad input is one message on stderr and exit code 2."""
+    from studylib.files import disk_full, is_full
+
     try:
         app()
     except StudyError as error:
         print(f"study: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"study: {disk_full(Path(error.filename or DEFAULT_RESULTS))}", file=sys.stderr)
+        sys.exit(StudyError.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("study: stopped; what is finished is kept, the rest goes on next time.",
+                  file=sys.stderr)  # fmt: skip
+        raise

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from studylib.almanac import build_almanac, training_examples
 from studylib.errors import StudyError
+from studylib.files import read_text
 from studylib.profile import DataSettings, TrainSettings, nearest
 from studylib.records import canonical
 
@@ -60,17 +62,10 @@ def parse_almanac(source: str) -> tuple[Any, Any]:
 
 def read_example_file(path: Path) -> list[Example]:
     """Examples of an Alpaca-format .json (a list) or .jsonl (one object a line) file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(
-            path,
-            f"the data file cannot be read ({error.__class__.__name__})",
-            "DATA is an Alpaca-format .json or .jsonl file, or hub:ID.",
-        ) from None
-    if path.suffix == ".jsonl":
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        rows = [(f"line {i}", parse_json(line, path, i)) for i, line in lines]
+    remedy = "DATA is an Alpaca-format .json or .jsonl file, or hub:ID."
+    text = read_text(path, "the data file", remedy)
+    if path.suffix == ".jsonl" or not text.strip():
+        rows = [(f"line {i}", row) for i, row in parse_lines(text, path)]
     else:
         content = parse_json(text, path, 1)
         if not isinstance(content, list):
@@ -83,14 +78,34 @@ def read_example_file(path: Path) -> list[Example]:
     return check_examples(rows, path)
 
 
+def parse_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """(line number, content) of every line that is not blank."""
+    for i, line in enumerate(text.split("\n"), 1):  # not at U+2028, as splitlines does
+        if line.strip():
+            yield i, parse_json(line, path, i)
+
+
 def parse_json(text: str, path: Path, first_line: int) -> Any:
+    """JSON text that starts at a line of a file; half a surrogate pair is no text either."""
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        if "\\ud" in text.lower():
+            canonical(content)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
+        remedy = "Correct the line."
+        if error.msg == "Extra data" and path.suffix != ".jsonl":
+            remedy = "Correct the line; if each line is an object, name the file .jsonl."
         raise StudyError(
-            f"{path}, line {line}", f"this is not JSON ({error.msg})", "Correct the line."
+            f"{path}, line {line}", f"this is not JSON ({error.msg})", remedy
         ) from None
+    except UnicodeEncodeError:
+        raise StudyError(
+            f"{path}, from line {first_line}",
+            "a text holds half of a surrogate pair (\\ud800 to \\udfff)",
+            "Write the whole pair, or the character itself.",
+        ) from None
+    return content
 
 
 def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]:
@@ -124,8 +139,13 @@ def fetch_examples(source: str) -> list[Example]:
     from studylib.sources import hub_errors
 
     name, _, revision = source.removeprefix("hub:").partition("@")
-    with hub_errors(source):
-        rows = load_dataset(name, split="train", revision=revision or None)
+    try:
+        with hub_errors(source, "give DATA as a file"):
+            rows = load_dataset(name, split="train", revision=revision or None)
+    except ValueError as error:
+        raise StudyError(
+            source, f"it gives no split `train` ({error})", "Save its examples to a .jsonl file."
+        ) from None
     return check_examples([(f"row {i}", row) for i, row in enumerate(rows, 1)], source)
 
 

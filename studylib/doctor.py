@@ -5,8 +5,12 @@ Not covered: whether a given run fits (studylib.plan).
 
 from __future__ import annotations
 
+import http.client
+import logging
 import os
 import shutil
+import urllib.error
+import urllib.request
 from typing import Any
 
 from studylib.devices import describe_devices
@@ -36,15 +40,17 @@ def examine_machine() -> dict[str, Any]:
 
 def reach_hub() -> tuple[bool, str]:
     """Whether the hub answers at all, and at which address."""
-    import httpx
-
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if os.environ.get("HF_HUB_OFFLINE") == "1":
         return False, "HF_HUB_OFFLINE=1 is set"
     try:
-        httpx.head(endpoint, timeout=HUB_TIMEOUT_SECONDS, follow_redirects=True)
-    except httpx.HTTPError as error:
-        return False, f"{endpoint} does not answer ({type(error).__name__})"
+        request = urllib.request.Request(endpoint, method="HEAD")
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        return True, endpoint  # it answers, if only to say no to this page
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return False, f"{endpoint} does not answer ({getattr(error, 'reason', error)})"
     return True, endpoint
 
 
@@ -52,6 +58,8 @@ def try_four_bit() -> tuple[bool, str]:
     """Quantize a small matrix to NF4 on the device that runs would use, and read it back."""
     import torch
 
+    # It announces a kernel that it would have liked; whether 4-bit works is tried below.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
     try:
         from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

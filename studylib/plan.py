@@ -9,19 +9,24 @@ Not covered: starting runs (studylib.runner).
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydantic import computed_field
+
 from studylib.data import read_examples
 from studylib.errors import StudyError
-from studylib.profile import Frozen, Profile, RunSpec
-from studylib.records import RECORD, Record, explain_write_error, find_changes, read_records
-from studylib.sources import model_folder
-from studylib.tasks import count_questions, read_question_folder
+from studylib.files import disk_full, explain_write_error
+from studylib.profile import Frozen, ModelRef, Profile, RunSpec
+from studylib.records import RECORD, Record, find_changes, read_records
+from studylib.sources import ask_model, model_folder
+from studylib.tasks import check_questions
 
+SMALLEST_ROOM_BYTES = 16_000_000
 State = Literal["done", "to resume", "to do"]
 
 
@@ -47,6 +52,7 @@ class Plan(Frozen):
     def left(self) -> list[PlannedRun]:
         return [run for run in self.runs if run.state != "done"]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def left_seconds(self) -> float | None:
         """Wall-clock estimate of what is left, runs side by side as the profile says."""
@@ -55,6 +61,7 @@ class Plan(Frozen):
             return None
         return sum(known) / self.jobs
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
     def left_usd(self) -> float | None:
         known = [run.usd for run in self.left if run.usd is not None]
@@ -119,24 +126,29 @@ def as_seed(record: Record, spec: RunSpec) -> RunSpec:
     return record.run.model_copy(update={"seed": spec.seed})
 
 
-def check_inputs(profile: Profile) -> None:
-    """Read what the runs will read, so that a fault shows now and not after an hour."""
+def check_inputs(profile: Profile, fetch: bool = True) -> None:
+    """Read what the runs will read, so that a fault shows now and not after an hour.
+
+    fetch: bring in a hub's models now, once for all runs; else only ask whether they are there.
+    """
     for track in profile.tracks:
         read_examples(track.data)
         for source in (track.evaluate.questions, track.evaluate.retention):
-            if source is None or source == "hub":
-                continue
-            count_questions(source, track.evaluate.limit)
-            if not source.startswith("almanac:"):
-                read_question_folder(Path(source).expanduser(), track.evaluate.shots)
-    for model in {run.model for run in profile.runs()}:
-        ref = next(run.model_ref for run in profile.runs() if run.model == model)
-        if ref.kind == "shape":
-            from studylib.catalog import find_shape
+            if source is not None:
+                check_questions(source, track.evaluate.shots)
+        for model in track.models:
+            check_model(ModelRef.parse(model), fetch)
 
-            find_shape(ref.name)
-        else:
-            model_folder(ref)
+
+def check_model(ref: ModelRef, fetch: bool) -> None:
+    if ref.kind == "shape":
+        from studylib.catalog import find_shape
+
+        find_shape(ref.name)
+    elif ref.kind == "hub" and not fetch:
+        ask_model(ref)
+    else:
+        model_folder(ref)
 
 
 def check_writable(folder: Path) -> None:
@@ -149,3 +161,10 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise explain_write_error(folder, error) from None
+    check_room(folder)
+
+
+def check_room(folder: Path) -> None:
+    """Raise where the disk has not even the room that the smallest run's checkpoints take."""
+    if shutil.disk_usage(folder).free < SMALLEST_ROOM_BYTES:
+        raise disk_full(folder)

@@ -3,202 +3,61 @@
 A profile is one YAML file: the shipped default plus differences. Everything is checked when it is
 read, so that a typing error costs a second and not an evening. Pure data: no torch, no device.
 
-Not covered: whether files, models or cards exist (plan and data look), and what a method does
-to a model (studylib.methods).
+Not covered: the parts that a profile is made of (studylib.settings), whether files, models or
+cards exist (plan and data look).
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from studylib.errors import StudyError
+from studylib.files import read_mapping
+from studylib.settings import (
+    METHODS,
+    DataSettings,
+    EvaluateSettings,
+    Frozen,
+    Hardware,
+    LoraSettings,
+    Method,
+    MethodSettings,
+    ModelRef,
+    TrainSettings,
+    nearest,
+    parse_method,
+)
+
+__all__ = [
+    "METHODS",
+    "DataSettings",
+    "EvaluateSettings",
+    "Frozen",
+    "Hardware",
+    "LoraSettings",
+    "Method",
+    "MethodSettings",
+    "ModelRef",
+    "Profile",
+    "RunSpec",
+    "Track",
+    "TrainSettings",
+    "is_file_name",
+    "merge",
+    "nearest",
+    "parse_method",
+    "read_profile",
+    "shipped_profiles",
+]
 
 PROFILES = Path(__file__).parent / "profiles"
-MODEL_KINDS = ("hub", "path", "shape", "ladder")
-
-
-class Frozen(BaseModel):
-    """Immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Method(Frozen):
-    """One row of the table of methods: what is trained, and on what base."""
-
-    trains: bool = True
-    adapter: bool = False
-    quantized: bool = False
-    embeddings: bool = False
-    label: str
-    default_learning_rate: float
-
-
-# The one place where methods differ. The learning rates are starting points for real models
-# (LoRA's best is about ten times full's: "LoRA Without Regret", 2025); studies tune their own.
-METHODS: dict[str, Method] = {
-    "base": Method(trains=False, label="base", default_learning_rate=0.0),
-    "full": Method(label="full", default_learning_rate=1e-5),
-    "lora": Method(adapter=True, label="LoRA", default_learning_rate=1e-4),
-    "qlora": Method(adapter=True, quantized=True, label="QLoRA", default_learning_rate=1e-4),
-    "lora-embed": Method(
-        adapter=True, embeddings=True, label="LoRA + embeddings", default_learning_rate=1e-4
-    ),
-}
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """The known names, the most alike first, for the remedy of a message."""
-    close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
-
-
-class ModelRef(Frozen):
-    """Where weights come from: hub:ID[@REVISION], path:FOLDER, shape:NAME or ladder:NAME."""
-
-    kind: Literal["hub", "path", "shape", "ladder"]
-    name: str
-    revision: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ModelRef:
-        kind, colon, name = str(text).partition(":")
-        if not colon or kind not in MODEL_KINDS or not name:
-            raise StudyError(
-                text,
-                "a model is hub:ID[@REVISION], path:FOLDER, shape:NAME or ladder:NAME",
-                "For a folder of your own write path:/the/folder.",
-            )
-        revision = None
-        if kind == "hub":
-            name, _, revision = name.partition("@")
-        return cls(kind=kind, name=name, revision=revision or None)  # type: ignore[arg-type]
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
-
-    @property
-    def slug(self) -> str:
-        """A readable part of a folder's name: the last part of the path, ladder names in full."""
-        base = self.name.rstrip("/").rsplit("/", 1)[-1]
-        if self.kind == "ladder":
-            base = f"ladder-{base}"
-        return re.sub(r"[^a-z0-9.]+", "-", base.lower()).strip("-.") or "model"
-
-
-class MethodSettings(Frozen):
-    """A method with its numbers. `targets` is "all-linear" or a list of module names."""
-
-    name: str
-    rank: int | None = Field(default=None, ge=1, le=1024)
-    alpha: float | None = Field(default=None, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    adapter_dtype: Literal["fp32", "bf16"] = "fp32"
-
-    @property
-    def kind(self) -> Method:
-        return METHODS[self.name]
-
-    @property
-    def slug(self) -> str:
-        return f"{self.name}-r{self.rank}" if self.kind.adapter else self.name
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind.label} r={self.rank}" if self.kind.adapter else self.kind.label
-
-
-class LoraSettings(Frozen):
-    """Numbers shared by all adapter methods of a profile; `lora-r64` in a list overrides rank."""
-
-    rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    adapter_dtype: Literal["fp32", "bf16"] = "fp32"
-
-
-def parse_method(text: str, lora: LoraSettings) -> MethodSettings:
-    """`full`, `lora`, `qlora-r64` ... as settings, or one message that names what is known."""
-    match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*?)(?:-r(\d+))?", text.strip().lower())
-    name = match.group(1) if match else text
-    if not match or name not in METHODS:
-        raise StudyError(text, "this is not a method", nearest(name, list(METHODS)))
-    if not METHODS[name].adapter:
-        if match.group(2):
-            raise StudyError(text, f"{name} has no adapter and so no rank", f"Write {name}.")
-        return MethodSettings(name=name)
-    numbers = lora.model_dump()
-    if match.group(2):
-        numbers["rank"] = int(match.group(2))
-    return MethodSettings(name=name, **numbers)
-
-
-class DataSettings(Frozen):
-    """Training examples: an Alpaca-format json or jsonl file, hub:ID[@REVISION], almanac:NAME."""
-
-    source: str
-    template: Literal["alpaca", "plain"] = "alpaca"
-    facts: int | None = Field(default=None, ge=1)
-
-
-class TrainSettings(Frozen):
-    """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens."""
-
-    steps: int = Field(ge=1)
-    seq_len: int = Field(ge=8)
-    micro_batch: int = Field(default=1, ge=1)
-    accumulation: int = Field(default=1, ge=1)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    dtype: Literal["fp32", "bf16"] = "fp32"
-    checkpointing: bool = False
-    checkpoint_every: int = Field(default=100, ge=1)
-    learning_rates: dict[str, float] = {}
-
-    @field_validator("learning_rates")
-    @classmethod
-    def positive(cls, rates: dict[str, float]) -> dict[str, float]:
-        for name, rate in rates.items():
-            if not 0 < rate <= 1:
-                raise ValueError(f"learning rate {rate:g} of {name} is not in (0, 1]")
-        return rates
-
-
-class EvaluateSettings(Frozen):
-    """Questions with four choices: hub (lm-eval's mmlu), a folder in MMLU's form, almanac:NAME.
-
-    scoring: letters (MMLU's own form, MCF) or text (the choices' text, CF).
-    retention: the same questions about what the base already knows; measures forgetting.
-    """
-
-    questions: str
-    retention: str | None = None
-    scoring: Literal["letters", "text"] = "letters"
-    shots: int = Field(default=5, ge=0, le=25)
-    limit: int | None = Field(default=None, ge=1)
-    batch_tokens: int = Field(default=8192, ge=1)
-
-
-class Hardware(Frozen):
-    """How runs share the machine, and what an hour of it costs if no offer names this device."""
-
-    jobs: int = Field(default=1, ge=1, le=64)
-    threads: int | None = Field(default=None, ge=1)
-    gpus: int = Field(default=1, ge=0)
-    usd_per_hour: float | None = Field(default=None, ge=0)
-    usd_note: str = ""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 
 
 class Track(Frozen):
@@ -211,7 +70,7 @@ class Track(Frozen):
     train: TrainSettings
     models: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[Seed, ...]
 
     @field_validator("models", "methods", "seeds")
     @classmethod
@@ -269,6 +128,13 @@ class Profile(Frozen):
 
     @model_validator(mode="after")
     def consistent(self) -> Profile:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or self.name == "reference":
+            raise StudyError(
+                f"name = {self.name!r}",
+                "a profile's name is a folder's name: letters, digits, points, _ and -, and not "
+                "`reference`, where the shipped results lie",
+                "Add a line such as name: my-study to the profile.",
+            )
         names = [track.name for track in self.tracks]
         if len(set(names)) != len(names):
             raise ValueError(f"two tracks share a name: {names}")
@@ -277,11 +143,27 @@ class Profile(Frozen):
                 ModelRef.parse(model)
             for method in track.methods:
                 parse_method(method, self.lora)
+            for key in track.train.learning_rates:
+                self._check_rate_key(key)
         runs = [run.run_id for run in self.runs()]
         if len(set(runs)) != len(runs):
             twice = sorted({r for r in runs if runs.count(r) > 1})
-            raise ValueError(f"two runs would share the folder {twice[0]}")
+            raise StudyError(
+                twice[0],
+                f"two runs of profile {self.name} would share this name and folder",
+                "Ask for one of them, or give one of the models' folders another name.",
+            )
         return self
+
+    def _check_rate_key(self, key: str) -> None:
+        """A rate is for METHOD or for "MODEL METHOD": a misspelt key would be silently unused."""
+        model, _, method = key.rpartition(" ")
+        try:
+            parse_method(method, self.lora)
+            if model:
+                ModelRef.parse(model)
+        except StudyError as error:
+            raise StudyError(f"learning_rates.{key}", error.rule, error.remedy) from None
 
     def runs(self) -> list[RunSpec]:
         """Every run in the order in which it is started: each track's bases first, then by seed."""
@@ -339,21 +221,6 @@ def choose_learning_rate(
     return method.kind.default_learning_rate, "the method's default, not tuned"
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise StudyError(path, f"{line}{problem}", "Correct the file and try again.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(path, f"cannot be read ({error})", "Check the path.") from None
-    if not isinstance(content, dict):
-        raise StudyError(path, "a profile is a mapping of keys to values", "See profiles/cpu.yaml.")
-    return content
-
-
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, mappings merged, everything else replaced."""
     merged = dict(base)
@@ -366,6 +233,11 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 TRACK_DEFAULTS = ("models", "methods", "seeds", "data", "train", "evaluate")
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a profile is named by its file and not by a shipped profile's name."""
+    return "/" in name or name.endswith((".yaml", ".yml"))
+
+
 def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
     """The profile of a shipped name or of a YAML file's path, with `changes` laid over it.
 
@@ -373,36 +245,66 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
     beside those of the unchanged one.
     """
     path = PROFILES / f"{name}.yaml"
-    if "/" in name or name.endswith((".yaml", ".yml")):
+    if is_file_name(name):
         path = Path(name).expanduser()
         if not path.is_file():
             raise StudyError(name, "there is no such profile file", "Check the path.")
-    elif not path.is_file() or name == "default":
+    elif name not in shipped_profiles():
         raise StudyError(name, "this is not a shipped profile", nearest(name, shipped_profiles()))
-    content = merge(read_yaml(PROFILES / "default.yaml"), read_yaml(path))
+    content = merge(
+        read_mapping(PROFILES / "default.yaml", "the profile"), read_mapping(path, "the profile")
+    )
     content.setdefault("name", path.stem)
-    if changes:
-        content = merge(content, changes)
-        marks = [ModelRef.parse(m).slug for m in changes.get("models", [])][:1]
-        digest = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]
-        content["name"] = "-".join([content["name"], *marks, digest])
-    return build_profile(content, origin=str(path))
+    if not changes:
+        return build_profile(content, origin=str(path))
+    content = lay_over(content, changes)
+    unnamed = build_profile(content, origin=f"{path}, with the options given")
+    words = [unnamed.name]
+    if "models" in changes:
+        words.append(ModelRef.parse(unnamed.tracks[0].models[0]).slug)
+    digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode())
+    return unnamed.model_copy(update={"name": "-".join([*words, digest.hexdigest()[:6]])})
+
+
+def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`changes` over the profile and over what its tracks state themselves."""
+    content = merge(content, changes)
+    if "tracks" not in changes and content.get("tracks"):
+        inherited = {key: changes[key] for key in TRACK_DEFAULTS if key in changes}
+        content["tracks"] = [merge(track, inherited) for track in check_tracks(content["tracks"])]
+    return content
+
+
+def check_tracks(tracks: Any) -> list[dict[str, Any]]:
+    if not isinstance(tracks, list) or not all(isinstance(track, dict) for track in tracks):
+        raise StudyError("tracks", "this is a list of mappings", "Write - name: … for each track.")
+    return tracks
 
 
 def build_profile(content: dict[str, Any], origin: str) -> Profile:
     """A checked profile from a merged mapping; tracks inherit what they do not state."""
     content = dict(content)
     shared = {key: content.pop(key) for key in TRACK_DEFAULTS if key in content}
-    tracks = content.pop("tracks", None) or [{"name": "main"}]
+    tracks = check_tracks(content.pop("tracks", None) or [{"name": "main"}])
     try:
-        return Profile(tracks=tuple(merge(shared, track) for track in tracks), **content)  # type: ignore[arg-type]
+        return Profile.model_validate(
+            {**content, "tracks": tuple(merge(shared, track) for track in tracks)}
+        )
     except ValidationError as error:
         raise explain(error, origin) from None
 
 
+RULES = {
+    "model_type": "this is a mapping of keys to values",
+    "dict_type": "this is a mapping of keys to values",
+    "tuple_type": "this is a list",
+}
+
+
 def explain(error: ValidationError, origin: str) -> StudyError:
-    """The first fault of a pydantic error as value, rule and remedy."""
-    fault = error.errors()[0]
+    """The first fault of a pydantic error as value, rule and remedy; misspelt keys come first."""
+    faults = error.errors()
+    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
     where = ".".join(str(part) for part in fault["loc"] if part != "tracks")
     where = re.sub(r"^\d+\.", "", where) or "profile"
     if fault["type"] == "extra_forbidden":
@@ -411,7 +313,8 @@ def explain(error: ValidationError, origin: str) -> StudyError:
         )
     if fault["type"] == "missing":
         return StudyError(where, f"this key is missing ({origin})", f"Add {where}: to the profile.")
-    rule = fault["msg"].removeprefix("Value error, ")
+    rule = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    rule = RULES.get(fault["type"], rule)
     value = fault["input"]
     shown = f"{where} = {value!r}" if isinstance(value, str | int | float | tuple | list) else where
     return StudyError(shown, f"{rule} ({origin})", f"Change {where} to a value that is allowed.")

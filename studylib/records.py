@@ -9,10 +9,8 @@ Not covered: how the figures are measured (meter, train, evaluate, serve).
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +18,31 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from studylib.errors import StudyError
+from studylib.files import explain_write_error, file_sha256, write_atomically
 from studylib.measure import StageMeasure
 from studylib.profile import Frozen, RunSpec
+
+__all__ = [
+    "RECORD",
+    "SCHEMA_VERSION",
+    "Environment",
+    "EvaluateBlock",
+    "LoadBlock",
+    "Record",
+    "Score",
+    "ServeBlock",
+    "TrainBlock",
+    "canonical",
+    "check_files",
+    "explain_write_error",
+    "file_sha256",
+    "find_changes",
+    "find_mismatches",
+    "read_record",
+    "read_records",
+    "write_atomically",
+    "write_record",
+]
 
 SCHEMA_VERSION = 1
 RECORD = "record.json"
@@ -80,6 +101,7 @@ class Score(Frozen):
 class EvaluateBlock(Frozen):
     measure: StageMeasure
     scores: tuple[Score, ...]
+    engine: str | None = None
     reason: str | None = None
 
     def score(self, task: str) -> Score | None:
@@ -150,38 +172,6 @@ def digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(rest)).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise explain_write_error(path, error) from error
-
-
-def explain_write_error(path: Path, error: OSError) -> StudyError:
-    """A failed write as value, rule and remedy; ENOSPC says that the disk is full."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StudyError(
-            path, "the disk is full", "Free some space and start again; what is finished is kept."
-        )
-    return StudyError(
-        path,
-        f"cannot be written ({error.strerror or error})",
-        "Choose a folder that you may write to: --results FOLDER, or RESULTS=FOLDER with make.",
-    )
-
-
 def write_record(folder: Path, record: Record) -> Path:
     """Seal the record with its digest and write FOLDER/record.json. Never over another one."""
     path = folder / RECORD
@@ -201,7 +191,11 @@ def read_record(path: Path) -> Record:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError
-    except ValueError:
+        digest = digest_of(content)
+    except OSError as error:
+        rule = f"the record cannot be read ({error.strerror or error})"
+        raise StudyError(path, rule, remedy) from None
+    except ValueError:  # also what JSON does not allow in a number or a text, such as NaN
         raise StudyError(path, "the record is truncated or not JSON", remedy) from None
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -210,7 +204,7 @@ def read_record(path: Path) -> Record:
             f"the record has schema version {version}, this code reads {SCHEMA_VERSION}",
             "Read it with the version of the study that wrote it, or move it away and run again.",
         )
-    if content.get("digest") != digest_of(content):
+    if content.get("digest") != digest:
         raise StudyError(path, "the record was changed after it was written", remedy)
     try:
         return Record.model_validate(content)

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from studylib.almanac import build_almanac, questions
-from studylib.data import parse_almanac, parse_json
+from studylib.data import parse_almanac, parse_lines
 from studylib.errors import StudyError
+from studylib.files import read_text
 from studylib.profile import EvaluateSettings
 
 Question = dict[str, Any]
 LETTERS = ["A", "B", "C", "D"]
+MMLU_HUB = "cais/mmlu"  # where lm-eval's task `mmlu` takes its questions from
+QUESTIONS_REMEDY = "MMLU is hub, or a folder with test.jsonl and dev.jsonl."
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
@@ -35,7 +38,8 @@ def build_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
         return hub_tasks(settings)
     if source.startswith("almanac:"):
         half, language = parse_almanac(source)
-        test, dev = questions(build_almanac(), half, language=language), []
+        test = questions(build_almanac(), half, language=language)
+        dev: list[Question] = []
         form = {"doc_to_text": "{{question}}"}
     else:
         test, dev = read_question_folder(Path(source).expanduser(), settings.shots)
@@ -49,7 +53,7 @@ def build_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
 
 def read_question_folder(folder: Path, shots: int) -> tuple[list[Question], list[Question]]:
     """(test, dev) of a folder; every tested subject has at least `shots` dev questions."""
-    remedy = "MMLU is hub, or a folder with test.jsonl and dev.jsonl."
+    remedy = QUESTIONS_REMEDY
     if not folder.is_dir():
         raise StudyError(folder, "there is no such folder of questions", remedy)
     if not (folder / "test.jsonl").is_file():
@@ -67,7 +71,7 @@ def read_question_folder(folder: Path, shots: int) -> tuple[list[Question], list
                 f"{folder / 'dev.jsonl'}: {subject}",
                 f"{shots} shots need {shots} dev questions a subject, it has "
                 f"{counts.get(subject, 0)}",
-                "Add them, or ask with fewer shots (SHOTS=…).",
+                "Add them, or ask with fewer shots: SET=evaluate.shots=0 with make.",
             )
     return test, dev
 
@@ -75,11 +79,8 @@ def read_question_folder(folder: Path, shots: int) -> tuple[list[Question], list
 def read_questions(path: Path) -> list[Question]:
     """The questions of a jsonl file; a malformed one is named by its line."""
     found = []
-    lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, as splitlines does
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        doc = parse_json(line, path, number)
+    text = read_text(path, "the file of questions", QUESTIONS_REMEDY)
+    for number, doc in parse_lines(text, path):
         fault = find_fault(doc)
         if fault:
             raise StudyError(f"{path}, line {number}", fault, "Correct or remove the line.")
@@ -164,7 +165,7 @@ def hub_tasks(settings: EvaluateSettings) -> dict[str, Any]:
 
     from studylib.sources import hub_errors
 
-    with hub_errors("MMLU=hub"):
+    with hub_errors("MMLU=hub", "give MMLU as a folder"):
         nested = get_task_dict(["mmlu"], TaskManager())
     tasks = {}
     for name, task in flatten_tasks(nested).items():
@@ -181,17 +182,16 @@ def flatten_tasks(nested: dict[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def count_questions(source: str, limit: int | None) -> int | None:
-    """How many questions a source asks, without a tokenizer; None for the hub's."""
+def check_questions(source: str, shots: int) -> None:
+    """Read what a run would read of its questions; of the hub's, only whether they are there."""
     if source == "hub":
-        return None
-    if source.startswith("almanac:"):
-        half, language = parse_almanac(source)
-        docs = questions(build_almanac(), half, language=language)
+        from studylib.sources import ask_dataset
+
+        ask_dataset(MMLU_HUB, "abstract_algebra", "MMLU=hub", "give MMLU as a folder")
+    elif source.startswith("almanac:"):
+        parse_almanac(source)
     else:
-        docs = read_questions(Path(source).expanduser() / "test.jsonl")
-    sizes = [len(group) for group in group_by_subject(docs).values()]
-    return sum(min(size, limit) if limit else size for size in sizes)
+        read_question_folder(Path(source).expanduser(), shots)
 
 
 def question_id(doc: Question) -> str:
