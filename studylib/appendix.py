@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import shlex
 
+from studylib.cells import NOT_RUN, Table, run_path
 from studylib.metrics import METRICS, percent
 from studylib.profile import shipped_profiles
 from studylib.records import Record
-from studylib.summary import Summary, stage_measures
-from studylib.tables import NOT_RUN, Table, run_path, write_csv
+from studylib.resources import wall_seconds
+from studylib.summary import Summary
 
 
 def run_command(record: Record) -> str:
@@ -63,10 +64,6 @@ def learning_rate(record: Record) -> str:
     if not record.run.method.kind.trains:
         return "not trained"
     return f"{record.run.learning_rate:g}, {record.run.learning_rate_source}"
-
-
-def wall_seconds(record: Record) -> float:
-    return sum(measure.wall_seconds for measure in stage_measures(record).values())
 
 
 def sessions(record: Record) -> str:
@@ -127,19 +124,3 @@ def provenance(record: Record) -> dict[str, str]:
 def short(sha256: object) -> str:
     """The first twelve digits of a hash; the record has it whole."""
     return f"sha256 {str(sha256)[:12]}" if sha256 else "unknown"
-
-
-def runs_csv(summary: Summary) -> bytes:
-    header = ("run_id", "track", "model", "method", "seed", "status", "reason", "learning_rate",
-              "questions", "correct", "clean_step_seconds", "tokens_per_second", "wall_seconds",
-              "digest")  # fmt: skip
-    rows = []
-    for r in summary.study.records:
-        score = r.evaluate.score("questions") if r.evaluate else None
-        rows.append((
-            r.run_id, r.run.track, r.run.model, r.run.method.slug, r.run.seed, r.status, r.reason,
-            r.run.learning_rate, score.questions if score else None,
-            score.correct if score else None, r.train.clean_step_seconds if r.train else None,
-            r.train.tokens_per_second if r.train else None, wall_seconds(r), r.digest,
-        ))  # fmt: skip
-    return write_csv(header, rows)

@@ -22,7 +22,7 @@ from studylib.catalog import find_shape
 from studylib.counts import checkpoint_bytes, count_adapter, count_parameters
 from studylib.metrics import plain_number, points
 from studylib.summary import Comparison, Row, Summary
-from studylib.verdicts import Measured, judge_claim, parse_rule
+from studylib.verdicts import Measured, Rule, judge_claim, parse_rule
 
 CLAIMS = Path(__file__).parent / "claims.yaml"
 NOT_YET = "not measured yet"
@@ -76,6 +76,12 @@ Part = Mapping[str, Any]
 @lru_cache(maxsize=1)
 def read_claims() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+
+
+def article_rule(method: str) -> Rule | None:
+    """The rule by which the article's gap of a method is judged (C4), in points behind full."""
+    parts = read_claims()["C4"]["parts"]
+    return next((parse_rule(part["rule"]) for part in parts if part["key"] == method), None)
 
 
 def evaluate_claims(

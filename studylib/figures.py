@@ -1,82 +1,39 @@
 """The report's pictures as SVG: the same summary gives the same bytes.
 
-Each method has one colour and one marker in every picture (Okabe and Ito's colours, which people
-with any colour vision can tell apart), lines are labelled where they lie, axes carry units and
-direction, and every point has its 95 % interval. The background is solid white, so that a picture
-reads on a dark page too.
+Points and lines are labelled where they lie, axes carry units and direction, and every accuracy and
+difference has its 95 % interval.
 
-Not covered: which figures there are to draw (studylib.summary).
+Not covered: colours and bytes (studylib.panels), which figures there are (studylib.summary).
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from studylib.cells import interval_cell
+from studylib.claims import article_rule
 from studylib.metrics import points
-from studylib.profile import MethodSettings
-from studylib.stats import Estimate
-from studylib.summary import MEMORY, Comparison, Row, Summary
-from studylib.tables import article_rule, interval_cell
-
-COLOURS = {"base": "#5a5a5a", "full": "#0072b2", "lora": "#d55e00", "qlora": "#009e73",
-           "lora-embed": "#cc79a7"}  # fmt: skip
-MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D", "lora-embed": "v"}
-INK, FAINT, BAND, CLAIM = "#222222", "#d9d9d9", "#fdf0cf", "#f0b429"
-STYLE: Any = {
-    "svg.hashsalt": "study", "svg.fonttype": "path", "font.family": "DejaVu Sans",
-    "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
-}  # fmt: skip
-PANEL_INCHES = (4.2, 3.3)
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """The same look whatever the reader's own matplotlibrc says."""
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        yield
-
-
-def to_svg(figure: Figure) -> bytes:
-    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone."""
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    with house_style():
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    lines = buffer.getvalue().decode().splitlines()
-    return ("\n".join(line.rstrip() for line in lines) + "\n").encode()
-
-
-def made_elsewhere(path: Path, content: bytes) -> bool:
-    """Whether a picture on disk was drawn by another version of matplotlib than this one."""
-    creator = re.compile(rb"<dc:title>(Matplotlib [^<,]*)")
-    theirs, ours = creator.search(path.read_bytes()), creator.search(content)
-    return bool(theirs and ours and theirs.group(1) != ours.group(1))
-
-
-def to_png(figure: Figure, dpi: int = 110) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+from studylib.panels import (
+    BAND,
+    CLAIM,
+    COLOURS,
+    INK,
+    MARKERS,
+    colour,
+    error_bar,
+    house_style,
+    label_right,
+    new_panels,
+    note,
+)
+from studylib.resources import MEMORY
+from studylib.summary import Comparison, Row, Summary
 
 
 def draw_all(summary: Summary) -> dict[str, Figure]:
@@ -90,16 +47,6 @@ def draw_all(summary: Summary) -> dict[str, Figure]:
                 if figure is not None:
                     found[f"{track}-{name}"] = figure
     return found
-
-
-def new_panels(count: int, height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(PANEL_INCHES[0] * count, height), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False, sharey=True)[0]
-    return figure, list(panels)
-
-
-def colour(method: MethodSettings) -> str:
-    return COLOURS.get(method.name, INK)
 
 
 # Accuracy against what it takes -------------------------------------------------------------------
@@ -129,9 +76,17 @@ def draw_accuracy_cost(comparisons: Sequence[Comparison]) -> Figure | None:
     key = "cost_usd" if priced else "train_seconds"
     label = "← cost of training, median price ($)" if priced else "← training, wall clock (s)"
 
+    known = [row.figures[key].high for c in comparisons for row in c.rows if key in row.figures]
+    # an axis in 0.00001 dollars cannot be read
+    times = 1000 if priced and max(known, default=1) < 0.01 else 1
+    if times > 1:
+        label = "← cost of 1,000 such trainings, median price ($)"
+
     def cost(row: Row) -> tuple[float, float, float] | None:
         spread = row.figures.get(key)
-        return None if spread is None else (spread.value, spread.low, spread.high)
+        if spread is None:
+            return None
+        return (times * spread.value, times * spread.low, times * spread.high)
 
     return draw_pareto(comparisons, cost, label)
 
@@ -161,6 +116,7 @@ def draw_pareto(
             )  # fmt: skip
             labels.append((x, 100 * y.value, row.method.label, colour(row.method)))
         draw_levels(panel, comparison)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         panel.margins(x=0.12, y=0.08)
         label_right(panel, labels)
         panel.set_xlabel(label)
@@ -186,48 +142,6 @@ def draw_levels(panel: Axes, comparison: Comparison) -> None:
     if level is not None:
         panel.axhline(level, color=COLOURS["base"], linewidth=1, linestyle="--")
         note(panel, level, "base", below=bool(chances) and level < 100 * chances[0])
-
-
-def note(panel: Axes, y: float, text: str, below: bool) -> None:
-    panel.annotate(
-        text, (0, y), xycoords=("axes fraction", "data"), xytext=(3, -2 if below else 2),
-        textcoords="offset points", va="top" if below else "bottom", fontsize=7.5, color=INK,
-    )  # fmt: skip
-
-
-def label_right(panel: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Names beside their points, moved apart where they would lie on each other."""
-    low, high = panel.get_ylim()
-    step = 0.07 * (high - low)
-    heights = spread_apart([y for _, y, _, _ in labels], step)
-    for (x, y, text, shade), height in zip(labels, heights, strict=True):
-        panel.annotate(
-            text, (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"), va="center",
-            color=shade, fontsize=8.5, fontweight="bold", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.5, "alpha": 0.6,
-                        "shrinkA": 1, "shrinkB": 5},
-        )  # fmt: skip
-
-
-def spread_apart(values: Sequence[float], step: float) -> list[float]:
-    """The values moved as little as needed so that neighbours are at least a step apart."""
-    order = np.argsort(values, kind="stable")
-    placed = np.array(values, dtype=float)
-    for _ in range(200):
-        moved = False
-        for a, b in pairwise(order):
-            lack = step - (placed[b] - placed[a])
-            if lack > 1e-9:
-                placed[a] -= lack / 2
-                placed[b] += lack / 2
-                moved = True
-        if not moved:
-            break
-    return placed.tolist()
-
-
-def error_bar(estimate: Estimate) -> list[list[float]]:
-    return [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]
 
 
 def title_of(comparison: Comparison) -> str:
@@ -301,6 +215,53 @@ def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
+def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Differences to full by subject, largest model: where a gap comes from."""
+    shown = [c for c in comparisons if any(row.gap for row in c.rows)]
+    if not shown:
+        return None
+    comparison = shown[-1]
+    rows = [row for row in comparison.rows if row.gap is not None]
+    gaps = {row.method.label: subject_gaps(row, comparison.row("full")) for row in rows}
+    names = sorted(gaps[rows[0].method.label], key=lambda n: (gaps[rows[0].method.label][n], n))
+    if len(names) < 2:
+        return None
+    figure = Figure(figsize=(8.4, 1.2 + 0.2 * len(names)), layout="constrained")
+    panel = figure.subplots()
+    for row in rows:
+        values = [100 * gaps[row.method.label][name] for name in names]
+        panel.plot(
+            values, range(len(names)), linestyle="", markersize=5.5, alpha=0.85,
+            marker=MARKERS.get(row.method.name, "o"), color=colour(row.method),
+        )  # fmt: skip
+        panel.annotate(
+            row.method.label, (values[-1], len(names) - 1), xytext=(0, 9), ha="center",
+            textcoords="offset points", color=colour(row.method), fontsize=8.5, fontweight="bold",
+        )  # fmt: skip
+    panel.axvline(0, color=INK, linewidth=1)
+    panel.set_yticks(range(len(names)), names, fontsize=7.5)
+    panel.set_ylim(-0.7, len(names) + 0.5)
+    panel.set_xlabel(f"accuracy less full fine-tuning's, {comparison.name} (pp)")
+    return figure
+
+
+def subject_gaps(row: Row, full: Row | None) -> dict[str, float]:
+    """Difference to full by subject, all seeds of each side together, as shares."""
+    assert full is not None
+    ours, theirs = (subject_shares(side) for side in (row, full))
+    return {name: ours[name] - theirs[name] for name in ours}
+
+
+def subject_shares(row: Row) -> dict[str, float]:
+    totals: dict[str, tuple[int, int]] = {}
+    for record in row.complete:
+        score = record.evaluate.score("questions") if record.evaluate else None
+        for name, (asked, right) in score.by_subject.items() if score else ():
+            before = totals.get(name, (0, 0))
+            totals[name] = (before[0] + asked, before[1] + right)
+    return {name: right / asked for name, (asked, right) in totals.items()}
+
+
 # Training -----------------------------------------------------------------------------------------
 
 
@@ -348,6 +309,7 @@ PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
     "accuracy-cost": draw_accuracy_cost,
     "gap-to-full": draw_forest,
     "kept-and-gained": draw_forgetting,
+    "subjects": draw_subjects,
     "loss": draw_loss,
 }
 CAPTIONS = {
@@ -355,6 +317,7 @@ CAPTIONS = {
     "accuracy-cost": "Accuracy against what training costs, 95 % intervals",
     "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
     "kept-and-gained": "What was kept of old knowledge against what was gained of new",
+    "subjects": "Differences to full fine-tuning by subject, sorted by the first method",
     "loss": "Training loss, mean over seeds; the band is their range",
 }
 

@@ -19,10 +19,10 @@ from studylib.records import canonical, file_sha256, write_atomically
 HERE = Path(__file__).parent
 STATE = ".made-from.json"
 CODE = (
-    "appendix.py", "catalog.py", "claims.py", "claims.yaml", "comparable.py", "costs.py",
-    "counts.py", "figures.py", "gpus.csv", "metrics.py", "prices.csv", "profile.py", "prose.py",
-    "records.py", "report.py", "shapes.json", "stats.py", "study.py", "summary.py", "tables.py",
-    "verdicts.py",
+    "appendix.py", "catalog.py", "cells.py", "claims.py", "claims.yaml", "comparable.py",
+    "compose.py", "costs.py", "counts.py", "exports.py", "figures.py", "gpus.csv", "metrics.py",
+    "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py", "records.py", "report.py",
+    "resources.py", "shapes.json", "stats.py", "study.py", "summary.py", "tables.py", "verdicts.py",
 )  # fmt: skip
 TABLES = ("*/record.json", "*/*.parquet")
 

@@ -50,10 +50,10 @@ def plain_number(value: float, digits: int) -> str:
     """`digits` significant figures, never an exponent, with thousands apart and no minus zero."""
     if value == 0:
         return "0"
-    exponent = int(f"{value:e}".partition("e")[2])
-    places = max(0, digits - 1 - exponent)
-    text = f"{round(value, max(places, digits - 1 - exponent)):,.{places}f}"
-    return text.removeprefix("-") if not text.strip("-0.,") else text.replace("-", "−")
+    # of the rounded value: 9.996 to three figures is 10.0
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    text = f"{value:,.{max(0, digits - 1 - exponent)}f}"
+    return text.replace("-", "−")
 
 
 def byte_size(count: float, digits: int = 3) -> str:

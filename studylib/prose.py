@@ -1,90 +1,67 @@
-"""The report's sentences, computed from the summary: what was found and how sure it is.
+"""The report's answer, computed from the summary: what was found and how sure it is.
 
 No figure is typed here: each sentence takes its numbers from estimates and says in words whether
 they settle anything. Where accuracy cannot be told from guessing, no conclusion is drawn from it.
 
-Not covered: tables (studylib.tables) and the order of the report (studylib.report).
+Not covered: sentences under tables (studylib.notes) and the order of the report.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from studylib.cells import interval_cell
 from studylib.metrics import METRICS, percent, plain_number, points
+from studylib.notes import count_of, join_words
+from studylib.resources import MEMORY
 from studylib.stats import Estimate
-from studylib.summary import MEMORY, Comparison, Row, Summary
-from studylib.tables import interval_cell
-
-
-def count_of(number: int, word: str) -> str:
-    return f"{number} {word}" + ("" if number == 1 else "s")
-
-
-def join_words(words: Sequence[str]) -> str:
-    """a, b and c"""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def machine_line(summary: Summary) -> str:
-    """Where and when the runs were made, as the records say it."""
-    records = summary.study.records
-    devices = sorted({record.environment.device for record in records})
-    days = sorted({record.environment.finished_at[:10] for record in records})
-    host = records[0].environment.host
-    memory = host.get("memory_total_bytes")
-    parts = [join_words(devices), f"{host.get('cores_logical', '?')} cores"]
-    if memory:
-        parts.append(f"{plain_number(memory / 1e9, 3)} GB of host memory")
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{', '.join(parts)}; runs of {when}; {count_of(len(records), 'record')}"
-
-
-# The answer ---------------------------------------------------------------------------------------
+from studylib.summary import Comparison, Row, Summary
 
 
 def answer(summary: Summary) -> str:
-    """The answer in a paragraph: one part a track, on the largest model that can answer."""
-    parts = [answer_track(summary, track) for track in summary.tracks]
-    return " ".join(part for part in parts if part)
+    """The answer: for each track a paragraph on what was learned and one on what it took.
+
+    It speaks of the largest model with a complete full fine-tuning run; other sizes are named.
+    """
+    return "\n\n".join(part for track in summary.tracks for part in answer_track(summary, track))
 
 
-def answer_track(summary: Summary, track: str) -> str:
+def answer_track(summary: Summary, track: str) -> list[str]:
+    """One or two paragraphs, without empty ones."""
     comparisons = [c for c in summary.comparisons if c.track == track]
-    able = [c for c in comparisons if c.row("full") and c.row("full").complete]  # type: ignore[union-attr]
-    where = "" if len(summary.tracks) == 1 else f"**Track {track}.** "
+    able = [c for c in comparisons if (row := c.row("full")) and row.complete]
+    where = "" if len(summary.tracks) == 1 else f"*Track {track}.* "
     if not able:
-        return where + "No full fine-tuning run is complete, so that nothing can be compared to it."
+        return [f"{where}No full fine-tuning run is complete: there is nothing to compare with."]
     main = able[-1]
-    sentences = [f"**{headline(main)}**", opening(main)]
-    if not main.above_chance:
-        sentences.append(at_chance(main))
+    if main.above_chance:
+        others = [c for c in able[:-1] if c.above_chance]
+        found = [learned(main), gaps(main), forgotten(main), other_sizes(others)]
     else:
-        sentences += [learned(main), gaps(main)]
-        sentences += [other_sizes([c for c in able[:-1] if c.above_chance])]
-    sentences += [resources(main), forgotten(main) if main.above_chance else ""]
-    return where + " ".join(sentence for sentence in sentences if sentence)
+        found = [at_chance(main)]
+    first = [f"{where}**{headline(main)}**", opening(main), *found]
+    return [p for p in (" ".join(s for s in first if s), resources(main)) if p]
 
 
 def headline(comparison: Comparison) -> str:
-    """The finding in one sentence."""
+    """The finding in one sentence, without figures."""
     if not comparison.above_chance:
         return "These runs cannot say which method learns more."
-    judged = [row for row in comparison.rows if row.gap is not None]
+    judged = [(row, row.gap.value) for row in comparison.rows if row.gap is not None]
     if not judged:
         return "Only full fine-tuning was measured, so that there is nothing to compare it with."
-    behind = [row for row in judged if settled(row) and row.gap.value < 0]  # type: ignore[union-attr]
-    ahead = [row for row in judged if settled(row) and row.gap.value > 0]  # type: ignore[union-attr]
-    open_ = [row for row in judged if not settled(row)]
-    parts = []
-    for rows, words in ((behind, "fell short of full fine-tuning by"), (ahead, "beat it by")):
-        if rows:
-            named = [f"{r.method.label} {words} {percent(abs(r.gap.value))} pp" for r in rows]  # type: ignore[union-attr]
-            parts.append(join_words(named))
-    if open_:
-        parts.append(
-            f"{join_words([r.method.label for r in open_])} could not be told from full fine-tuning"
-        )
-    return "; ".join(parts) + "."
+    groups = {
+        "full fine-tuning learned more than {}": [r for r, v in judged if settled(r) and v < 0],
+        "{} learned more than full fine-tuning": [r for r, v in judged if settled(r) and v > 0],
+        "{} could not be told from full fine-tuning": [r for r, _ in judged if not settled(r)],
+    }
+    parts = [
+        words.format(join_words([row.method.label for row in rows]))
+        for words, rows in groups.items()
+        if rows
+    ]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def settled(row: Row) -> bool:
@@ -152,6 +129,8 @@ def gap_sentence(row: Row) -> str:
         )
     detectable = row.detectable
     could = f"; a gap of {percent(detectable)} pp would have shown" if detectable else ""
+    if not row.above_chance:
+        could += "; its own accuracy is not told from chance"
     return (
         f"{row.method.label} cannot be told from full fine-tuning ({points(gap.value)} pp, 95 % "
         f"interval {points(gap.low)} to {points(gap.high)}{could})."
@@ -181,12 +160,12 @@ def resources(comparison: Comparison) -> str:
         if not row.method.kind.adapter or not row.complete:
             continue
         pairs = {
-            f"its peak memory ({MEMORY[kind]})": (
+            f"the peak memory ({MEMORY[kind]})": (
                 row.memory.get((kind, "train")), full.memory.get((kind, "train"))),
-            "its step time": (row.figures.get("clean_step_seconds"),
+            "the time of a step": (row.figures.get("clean_step_seconds"),
                               full.figures.get("clean_step_seconds")),
-            "its cost": (row.figures.get("cost_usd"), full.figures.get("cost_usd")),
-            "its bytes for one more variant": (row.figures.get("variant_bytes"),
+            "the cost of training": (row.figures.get("cost_usd"), full.figures.get("cost_usd")),
+            "the disk of one more variant": (row.figures.get("variant_bytes"),
                                                full.figures.get("variant_bytes")),
         }  # fmt: skip
         ratios = [
@@ -196,12 +175,12 @@ def resources(comparison: Comparison) -> str:
         ]
         share = row.figures.get("trainable_share")
         moved = (
-            f"moves {METRICS['trainable_share'].text(share.value)} of the weights" if share else ""
+            f"trains {METRICS['trainable_share'].text(share.value)} of the weights" if share else ""
         )
         parts.append(f"{row.method.label} {moved} and takes {join_words(ratios)}.")
     if not parts:
         return ""
-    return "Against full fine-tuning, " + " ".join(parts)
+    return "What it takes, full fine-tuning being 1: " + " ".join(parts)
 
 
 def forgotten(comparison: Comparison) -> str:
@@ -210,94 +189,3 @@ def forgotten(comparison: Comparison) -> str:
         return ""
     parts = [f"{row.method.label} {interval_cell(row.forgetting)} pp" for row in rows]
     return f"On what the base knew before, training changed accuracy by: {join_words(parts)}."
-
-
-# Readings under tables ----------------------------------------------------------------------------
-
-
-def memory_note(comparisons: Sequence[Comparison]) -> str:
-    kind = comparisons[0].memory_kind
-    text = f"Train peak is {MEMORY[kind]}, the largest over seeds."
-    if kind == "host_peak_bytes":
-        text += (
-            " There was no card to read: it is the whole process's memory, Python and its libraries"
-            " included, which hides most of the difference between methods on models this small."
-        )
-    return text
-
-
-def price_note(comparisons: Sequence[Comparison]) -> str:
-    notes = sorted({row.price.note for c in comparisons for row in c.rows if row.price})
-    if notes:
-        return "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
-    return (
-        "No price is stated for this device and no offer in the catalog names it: set "
-        "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
-    )
-
-
-def spread_note(comparisons: Sequence[Comparison]) -> str:
-    several = any(len(row.complete) > 1 for c in comparisons for row in c.rows)
-    text = "Accuracies and differences are given with 95 % intervals over subjects"
-    text += " and seeds" if several else ", for these runs alone: one seed says nothing of others"
-    ranges = "; resources are medians over seeds with their range" if several else ""
-    return text + ranges + "."
-
-
-def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
-    """One sentence for each size at which some accuracy cannot be told from guessing."""
-    notes = []
-    for comparison in comparisons:
-        rows = [row for row in comparison.rows if row.chance is not None]
-        at = [row.method.label for row in rows if not row.above_chance]
-        if not at:
-            continue
-        chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
-        who = "no accuracy" if len(at) == len(rows) else f"the accuracy of {join_words(at)}"
-        verb = "is" if len(at) == len(rows) else "is not"
-        notes.append(f"At {comparison.name} {who} {verb} distinguishable from chance ({chance} %).")
-    return notes
-
-
-def detectable_note(comparisons: Sequence[Comparison]) -> str:
-    parts = [
-        f"{percent(row.detectable)} pp for {row.method.label} at {comparison.name}"
-        for comparison in comparisons
-        for row in comparison.rows
-        if row.detectable is not None
-    ]
-    if not parts:
-        return ""
-    return (
-        "The smallest true gap to full fine-tuning that a study of this size finds 8 times in 10: "
-        f"{join_words(parts)}. Smaller gaps may exist and would not show here."
-    )
-
-
-def limits(summaries: Sequence[Summary]) -> list[str]:
-    """What the figures do not say, as far as the records show it."""
-    found = [
-        "A verdict speaks for the models, data and questions named beside it. The article's claims "
-        "are about 13B models; where smaller ones were run, size is a difference left open.",
-    ]
-    records = [record for summary in summaries for record in summary.study.records]
-    rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
-    if any("not tuned" in source for source in rates):
-        found.append("Some learning rates are the method's defaults and not tuned: a method may "
-                     "look worse for its rate alone.")  # fmt: skip
-    if any(record.environment.concurrent_runs > 1 for record in records):
-        found.append("Some runs shared the machine with others at the time: their seconds are not "
-                     "those of a machine of their own.")  # fmt: skip
-    if any(record.environment.git_dirty for record in records):
-        found.append("Some runs were made from code with changes that no commit holds.")
-    if all(not record.environment.devices for record in records):
-        found.append("No run used a card: memory is the process's host memory, energy and card "
-                     "memory were not measured.")  # fmt: skip
-    if any(r.train and r.train.resumed_at_steps for r in records):
-        found.append("Some runs were interrupted and resumed from a checkpoint (see the runs).")
-    seeds = {len(row.complete) for s in summaries for c in s.comparisons for row in c.rows
-             if row.method.kind.trains}  # fmt: skip
-    if seeds and min(seeds) < 3:
-        found.append("Some methods have fewer than three complete seeds: their intervals say "
-                     "little or nothing of what another seed would give.")  # fmt: skip
-    return found

@@ -1,144 +1,34 @@
-"""The report's tables: as Markdown for reading and as csv for calculating.
+"""The report's tables, for reading: rows are methods, over their seeds.
 
-A cell is a figure with its interval or a word (not measured, out of memory, not run). The csv files
-hold the unrounded figures, one a line, with the way in which each was got.
-
-Not covered: aggregating (studylib.summary), the claims (studylib.claims) and prose.
+Not covered: single cells (studylib.cells), csv files (studylib.exports) and prose.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from studylib import stats
-from studylib.claims import Finding, read_claims
-from studylib.costs import dollars
-from studylib.metrics import METRICS, MISSING, percent, plain_number, points
+from studylib.cells import (
+    NOT_RUN,
+    NOT_TRAINED,
+    Table,
+    absent,
+    accuracy_cell,
+    cost_cell,
+    interval_cell,
+    method_cell,
+    p_value,
+    peak_cell,
+    record_links,
+    spread_cell,
+    trainable_cell,
+    trained_cell,
+)
+from studylib.claims import Finding, article_rule
+from studylib.metrics import METRICS, MISSING, percent
 from studylib.profile import RunSpec
-from studylib.records import Record
-from studylib.summary import MEMORY, STAGES, Comparison, Row, Spread, Summary
-from studylib.verdicts import Rule, parse_rule
-
-NOT_RUN = "not run"
-NOT_TRAINED = "not trained"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A header and rows of text, all of one length."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        return "\n".join("| " + " | ".join(escape(c) for c in row) + " |" for row in lines)
-
-
-def escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
-def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """Bytes of a csv file: None is empty, floats have 7 significant figures."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([f"{c:.7g}" if isinstance(c, float) else "" if c is None else c
-                         for c in row])  # fmt: skip
-    return text.getvalue().encode()
-
-
-# Cells --------------------------------------------------------------------------------------------
-
-
-def spread_cell(key: str, spread: Spread | None) -> str:
-    """Median (or peak) with the range over seeds where it shows."""
-    metric = METRICS[key]
-    if spread is None:
-        return MISSING
-    value, low, high = (metric.number(x) for x in (spread.value, spread.low, spread.high))
-    return value if low == high else f"{value} ({low}–{high})"
-
-
-def accuracy_cell(row: Row) -> str:
-    """Accuracy ± half of its interval (items × seeds)."""
-    estimate = row.accuracy
-    if estimate is None:
-        return row.status or MISSING
-    count = f"{estimate.items:,}"
-    count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
-    return f"{interval_cell(estimate, signed=False)} (n={count})"
-
-
-def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:
-    """value ± half-width, or value [low, high] where the interval is not symmetric."""
-    if estimate is None:
-        return MISSING
-    show = points if signed else percent
-    up, down = estimate.high - estimate.value, estimate.value - estimate.low
-    if abs(up - down) < 5e-4:
-        return f"{show(estimate.value)} ± {percent(up)}"
-    return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
-
-
-def record_link(comparison: Comparison, record: Record) -> str:
-    name = f"s{record.run.seed}" if record.run.method.kind.trains else "base"
-    return f"[{name}]({run_path(comparison.study.link, record.run_id)}/record.json)"
-
-
-def run_path(link: str, run_id: str) -> str:
-    return "/".join(part for part in (link, "runs", run_id) if part)
-
-
-def record_links(comparison: Comparison, row: Row) -> str:
-    return " ".join(record_link(comparison, record) for record in row.records)
-
-
-def method_cell(row: Row) -> str:
-    return f"{row.method.label} — {row.status}" if row.status else row.method.label
-
-
-def cost_cell(row: Row, brief: bool = False) -> str:
-    """Dollars at the median price, and from the cheapest to the dearest offer."""
-    if not row.method.kind.trains:
-        return NOT_TRAINED
-    spread, price = row.figures.get("cost_usd"), row.price
-    if spread is None or price is None:
-        return "no price stated"
-    if brief:
-        return METRICS["cost_usd"].number(spread.value)
-    if price.single:
-        return spread_cell("cost_usd", spread)
-    seconds = row.figures["train_seconds"].value
-    ends = (plain_number(dollars(seconds, hour), 3) for hour in (price.cheapest, price.dearest))
-    return f"{METRICS['cost_usd'].number(spread.value)} ({'–'.join(ends)})"
-
-
-def trained_cell(row: Row, key: str) -> str:
-    if not row.method.kind.trains:
-        return NOT_TRAINED
-    return spread_cell(key, row.figures.get(key)) if row.complete else row.status
-
-
-def trainable_cell(row: Row) -> str:
-    count, share = (row.figures.get(f"trainable_{what}") for what in ("params", "share"))
-    if count is None or share is None:
-        return row.status or MISSING
-    if not count.value:
-        return "0"
-    return f"{int(count.value):,} ({METRICS['trainable_share'].number(share.value)} %)"
-
-
-def peak_cell(row: Row, kind: str, stage: str) -> str:
-    if stage == "train" and not row.method.kind.trains:
-        return NOT_TRAINED
-    return spread_cell(f"{stage}_peak_bytes", row.memory.get((kind, stage)))
-
+from studylib.resources import MEMORY, STAGES
+from studylib.summary import Comparison, Row, Summary
 
 # Tables of one track ------------------------------------------------------------------------------
 
@@ -165,21 +55,24 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     if key == "train_peak_bytes":
         return peak_cell(row, comparison.memory_kind, "train")
     if key == "cost_usd":
-        return cost_cell(row, brief=True) if row.complete else row.status
+        return cost_cell(row, brief=True) if row.complete else absent(row)
     if key == "accuracy":
         return accuracy_cell(row)
     if key == "gap":
-        reference = "reference" if row.method.name == "full" else interval_cell(row.gap)
-        return reference if trains else NOT_TRAINED
+        if row.method.name == "full" or not trains:
+            return "reference" if trains else NOT_TRAINED
+        return absent(row) if row.gap is None else interval_cell(row.gap)
     if key == "forgetting":
-        return interval_cell(row.forgetting) if trains else "reference"
+        if not trains:
+            return "reference"
+        return absent(row) if row.forgetting is None else interval_cell(row.forgetting)
     if key == "trainable_params":
         return trainable_cell(row)
     spread = row.figures.get(key)
     if key == "clean_step_seconds" and not trains:
         return NOT_TRAINED
     if spread is None:
-        return row.status or MISSING
+        return absent(row)
     return METRICS[key].number(spread.value)  # its range stands in the table of times
 
 
@@ -291,16 +184,6 @@ def equivalence_cell(row: Row) -> str:
     return f"±{rule.high:g} pp: {shown} (p {p_value(test.p_value)})"
 
 
-def article_rule(method: str) -> Rule | None:
-    """The rule by which the article's gap of a method is judged (C4), in points behind full."""
-    parts = read_claims()["C4"]["parts"]
-    return next((parse_rule(part["rule"]) for part in parts if part["key"] == method), None)
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 # Claims and sides ---------------------------------------------------------------------------------
 
 
@@ -364,53 +247,3 @@ def differing_fields(own: Row, other: Row) -> str:
     pair = (own.complete[0], other.complete[0])
     fields = [f for f in find_mismatches(pair) if f not in PER_SEED_FIELDS]
     return ", ".join(fields) or "nothing that must be shared"
-
-
-# Csv ----------------------------------------------------------------------------------------------
-
-
-def comparison_csv(summary: Summary) -> bytes:
-    """Every figure of every row, one a line, unrounded."""
-    header = ("track", "model", "method", "metric", "unit", "value", "low", "high", "runs", "got",
-              "memory")  # fmt: skip
-    rows: list[tuple] = []
-    for comparison in summary.comparisons:
-        for row in comparison.rows:
-            name = (comparison.track, comparison.name, row.method.slug)
-            for key, spread in row.figures.items():
-                got = "counted" if key.startswith("trainable") else "measured"
-                rows.append((*name, key, base_unit(key), spread.value, spread.low, spread.high,
-                             spread.runs, got, None))  # fmt: skip
-            for (kind, stage), spread in row.memory.items():
-                rows.append((*name, f"{stage}_peak_bytes", "bytes", spread.value, spread.low,
-                             spread.high, spread.runs, "measured", MEMORY[kind]))  # fmt: skip
-            for key in ("accuracy", "gain", "gap", "retention", "forgetting"):
-                estimate = getattr(row, key)
-                if estimate is not None:
-                    rows.append((*name, key, "share", estimate.value, estimate.low, estimate.high,
-                                 estimate.seeds, "measured", None))  # fmt: skip
-    return write_csv(header, rows)
-
-
-def base_unit(key: str) -> str:
-    """The unit in which records hold a figure, as its name says."""
-    for end in ("bytes", "seconds", "usd", "watt_hours", "share"):
-        if key.endswith(end):
-            return end
-    return "tokens per second" if key == "tokens_per_second" else "count"
-
-
-def claims_csv(findings: Iterable[Finding]) -> bytes:
-    header = ("claim", "part", "article", "ours", "how", "verdict", "decided_by", "rule")
-    rows = [[getattr(found, name) for name in header] for found in findings]
-    return write_csv(header, rows)
-
-
-def subjects_csv(summary: Summary) -> bytes:
-    """Right answers by subject of every run."""
-    rows = []
-    for record in summary.study.records:
-        for score in record.evaluate.scores if record.evaluate else ():
-            rows += [(record.run_id, score.task, subject, n, right)
-                     for subject, (n, right) in sorted(score.by_subject.items())]  # fmt: skip
-    return write_csv(("run_id", "task", "subject", "questions", "correct"), rows)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 from record_factory import Factory, make_spec
 
-from studylib import figures
+from studylib import figures, panels
 from studylib.profile import METHODS
 from studylib.study import read_study
 from studylib.summary import Summary, summarise
@@ -21,25 +21,25 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
 
 
 def test_drawing_twice_gives_the_same_bytes_whatever_the_readers_style(summary: Summary) -> None:
-    first = {name: figures.to_svg(f) for name, f in figures.draw_all(summary).items()}
+    first = {name: panels.to_svg(f) for name, f in figures.draw_all(summary).items()}
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "black", "svg.hashsalt": "other"}):
-        second = {name: figures.to_svg(f) for name, f in figures.draw_all(summary).items()}
+        second = {name: panels.to_svg(f) for name, f in figures.draw_all(summary).items()}
     assert first == second
     assert sorted(first) == ["main-accuracy-cost", "main-accuracy-memory", "main-gap-to-full",
-                             "main-kept-and-gained", "main-loss"]  # fmt: skip
+                             "main-kept-and-gained", "main-loss", "main-subjects"]  # fmt: skip
 
 
 def test_svg_carries_no_date_and_a_solid_background(summary: Summary) -> None:
     figure = figures.draw_all(summary)["main-gap-to-full"]
-    svg = figures.to_svg(figure).decode()
+    svg = panels.to_svg(figure).decode()
     assert "<dc:date>" not in svg
     assert re.search(r"fill: #ffffff", svg)
 
 
 def test_every_method_has_its_own_colour_and_marker() -> None:
-    assert set(figures.COLOURS) == set(METHODS) == set(figures.MARKERS)
-    assert len(set(figures.COLOURS.values())) == len(METHODS)
-    assert len(set(figures.MARKERS.values())) == len(METHODS)
+    assert set(panels.COLOURS) == set(METHODS) == set(panels.MARKERS)
+    assert len(set(panels.COLOURS.values())) == len(METHODS)
+    assert len(set(panels.MARKERS.values())) == len(METHODS)
 
 
 def test_a_method_keeps_its_colour_in_every_picture(summary: Summary) -> None:
@@ -47,7 +47,7 @@ def test_a_method_keeps_its_colour_in_every_picture(summary: Summary) -> None:
         for panel in figure.axes:
             for text in panel.texts:
                 if text.get_text() == "LoRA r=16":
-                    assert to_hex(text.get_color()) == figures.COLOURS["lora"]
+                    assert to_hex(text.get_color()) == panels.COLOURS["lora"]
 
 
 def test_axes_name_unit_and_direction(summary: Summary) -> None:
@@ -57,7 +57,7 @@ def test_axes_name_unit_and_direction(summary: Summary) -> None:
 
 
 def test_labels_are_moved_apart_and_stay_in_order() -> None:
-    placed = figures.spread_apart([5.0, 5.1, 1.0, 5.05], 1.0)
+    placed = panels.spread_apart([5.0, 5.1, 1.0, 5.05], 1.0)
     order = sorted(range(4), key=lambda i: placed[i])
     gaps = [placed[b] - placed[a] for a, b in pairwise(order)]
     assert min(gaps) >= 1.0 - 1e-6
@@ -72,9 +72,9 @@ def test_without_accuracy_there_is_no_picture_of_it(tmp_path: Path) -> None:
 
 
 def test_pictures_of_another_matplotlib_are_not_called_stale(summary: Summary, tmp_path) -> None:
-    svg = figures.to_svg(figures.draw_all(summary)["main-gap-to-full"])
+    svg = panels.to_svg(figures.draw_all(summary)["main-gap-to-full"])
     path = tmp_path / "a.svg"
     path.write_bytes(svg.replace(mpl.__version__.encode(), b"1.0.0"))
-    assert figures.made_elsewhere(path, svg)
+    assert panels.made_elsewhere(path, svg)
     path.write_bytes(svg.replace(b"stroke", b"struck"))
-    assert not figures.made_elsewhere(path, svg)
+    assert not panels.made_elsewhere(path, svg)

@@ -35,23 +35,25 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def section(report: str, title: str) -> str:
-    return report.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    """One section, with plain spaces where the report keeps a figure on one line."""
+    return report.partition(f"\n## {title}\n")[2].partition("\n## ")[0].replace("\u00a0", " ")
 
 
-def test_same_records_give_the_same_bytes_in_other_processes(tmp_path: Path) -> None:
+def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_path: Path) -> None:
     Factory(tmp_path / "two").study(models=("ladder:0.4m",), seeds=(0, 1))
     found = []
     for seed in ("1", "2"):
         copy = tmp_path / f"copy{seed}" / "two"
         shutil.copytree(tmp_path / "two", copy)
         code = (
-            "import sys, pathlib, studylib.report as r; r.build_report(pathlib.Path(sys.argv[1]))"
+            "import sys, pathlib; sys.modules.update(torch=None, transformers=None, peft=None)\n"
+            "import studylib.report as r; r.build_report(pathlib.Path(sys.argv[1]))"
         )
         environ = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", code, str(copy)], env=environ, check=True)
         found.append(all_bytes(copy))
     assert found[0] == found[1]
-    assert len([name for name in found[0] if name.endswith(".svg")]) == 5
+    assert len([name for name in found[0] if name.endswith(".svg")]) == 6
     assert len([name for name in found[0] if name.endswith(".csv")]) == 4
 
 
@@ -113,7 +115,7 @@ def test_failures_and_missing_runs_are_words_in_rows(tmp_path: Path) -> None:
     planned = [make_spec("qlora", seed=0), make_spec("qlora", seed=1)]
     failed = {planned[1].run_id: "see its log"}
     text = build_report(factory.folder, planned=planned, failed=failed).read_text()
-    rows = [line for line in section(text, "Track main").splitlines() if line.startswith("|")]
+    rows = [line for line in section(text, "Results").splitlines() if line.startswith("|")]
     assert any("full — diverged (1 of 2 runs)" in row for row in rows)
     assert any("LoRA r=16 — out of memory" in row and "1.05 GB" in row for row in rows)
     assert any("QLoRA r=16" in row and "s0 not run, s1 failed (see its log)" in row for row in rows)
@@ -136,7 +138,7 @@ def test_altered_fingerprint_is_refused_by_name_with_both_values(
     told = text.partition("**Not put into one table**")[2].partition("\n\n| ")[0]
     assert f"**{field}**" in told
     assert f"`{value}` in {odd.run_id}" in told
-    assert f"`{kept.fingerprint[field]}`" in told
+    assert f"`{str(kept.fingerprint[field])[:16]}" in told
     summary = summarise(read_study(factory.folder))
     assert [sorted(r.method.name for r in c.rows) for c in summary.comparisons] == [
         ["base", "full", "qlora"], ["lora"],

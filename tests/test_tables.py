@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from record_factory import GPU, Factory, make_spec
 
-from studylib import tables
+from studylib import exports, tables
 from studylib.study import read_study
 from studylib.summary import Summary, summarise
 
@@ -68,7 +68,7 @@ def test_stated_price_is_shared_by_runs_at_the_same_time(tmp_path: Path) -> None
 
 
 def test_csv_holds_what_the_summary_holds(summary: Summary) -> None:
-    rows = list(csv.DictReader(io.StringIO(tables.comparison_csv(summary).decode())))
+    rows = list(csv.DictReader(io.StringIO(exports.comparison_csv(summary).decode())))
     found = next(r for r in rows if r["method"] == "lora-r16" and r["metric"] == "gap")
     gap = summary.comparisons[0].row("lora")
     assert gap is not None
@@ -79,7 +79,7 @@ def test_csv_holds_what_the_summary_holds(summary: Summary) -> None:
 
 
 def test_subjects_csv_adds_up_to_the_scores(summary: Summary) -> None:
-    rows = list(csv.DictReader(io.StringIO(tables.subjects_csv(summary).decode())))
+    rows = list(csv.DictReader(io.StringIO(exports.subjects_csv(summary).decode())))
     record = summary.study.records[1]
     mine = [r for r in rows if r["run_id"] == record.run_id and r["task"] == "questions"]
     score = record.evaluate and record.evaluate.score("questions")

@@ -1,0 +1,88 @@
+"""The report's figures as csv files, unrounded, one a line, for whoever calculates further.
+
+Not covered: tables for reading (studylib.tables).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from studylib.claims import Finding
+from studylib.resources import MEMORY, wall_seconds
+from studylib.summary import Summary
+
+
+def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """Bytes of a csv file: None is empty, floats have 7 significant figures."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow([f"{c:.7g}" if isinstance(c, float) else "" if c is None else c
+                         for c in row])  # fmt: skip
+    return text.getvalue().encode()
+
+
+def comparison_csv(summary: Summary) -> bytes:
+    """Every figure of every row, one a line, unrounded."""
+    header = ("track", "model", "method", "metric", "unit", "value", "low", "high", "runs", "got",
+              "memory")  # fmt: skip
+    rows: list[tuple] = []
+    for comparison in summary.comparisons:
+        for row in comparison.rows:
+            name = (comparison.track, comparison.name, row.method.slug)
+            for key, spread in row.figures.items():
+                got = "counted" if key.startswith("trainable") else "measured"
+                rows.append((*name, key, base_unit(key), spread.value, spread.low, spread.high,
+                             spread.runs, got, None))  # fmt: skip
+            for (kind, stage), spread in row.memory.items():
+                rows.append((*name, f"{stage}_peak_bytes", "bytes", spread.value, spread.low,
+                             spread.high, spread.runs, "measured", MEMORY[kind]))  # fmt: skip
+            for key in ("accuracy", "gain", "gap", "retention", "forgetting"):
+                estimate = getattr(row, key)
+                if estimate is not None:
+                    rows.append((*name, key, "share", estimate.value, estimate.low, estimate.high,
+                                 estimate.seeds, "measured", None))  # fmt: skip
+    return write_csv(header, rows)
+
+
+def base_unit(key: str) -> str:
+    """The unit in which records hold a figure, as its name says."""
+    for end in ("bytes", "seconds", "usd", "watt_hours", "share"):
+        if key.endswith(end):
+            return end
+    return "tokens per second" if key == "tokens_per_second" else "count"
+
+
+def claims_csv(findings: Iterable[Finding]) -> bytes:
+    header = ("claim", "part", "article", "ours", "how", "verdict", "decided_by", "rule")
+    rows = [[getattr(found, name) for name in header] for found in findings]
+    return write_csv(header, rows)
+
+
+def subjects_csv(summary: Summary) -> bytes:
+    """Right answers by subject of every run."""
+    rows = []
+    for record in summary.study.records:
+        for score in record.evaluate.scores if record.evaluate else ():
+            rows += [(record.run_id, score.task, subject, n, right)
+                     for subject, (n, right) in sorted(score.by_subject.items())]  # fmt: skip
+    return write_csv(("run_id", "task", "subject", "questions", "correct"), rows)
+
+
+def runs_csv(summary: Summary) -> bytes:
+    header = ("run_id", "track", "model", "method", "seed", "status", "reason", "learning_rate",
+              "questions", "correct", "clean_step_seconds", "tokens_per_second", "wall_seconds",
+              "digest")  # fmt: skip
+    rows = []
+    for r in summary.study.records:
+        score = r.evaluate.score("questions") if r.evaluate else None
+        rows.append((
+            r.run_id, r.run.track, r.run.model, r.run.method.slug, r.run.seed, r.status, r.reason,
+            r.run.learning_rate, score.questions if score else None,
+            score.correct if score else None, r.train.clean_step_seconds if r.train else None,
+            r.train.tokens_per_second if r.train else None, wall_seconds(r), r.digest,
+        ))  # fmt: skip
+    return write_csv(header, rows)

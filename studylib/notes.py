@@ -1,0 +1,134 @@
+"""The sentences under tables: how to read them, what they could have shown, what they do not say.
+
+Not covered: the answer (studylib.prose).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from studylib.appendix import run_command
+from studylib.metrics import percent, plain_number
+from studylib.resources import MEMORY
+from studylib.summary import Comparison, Summary
+
+
+def count_of(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def join_words(words: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def machine_line(summary: Summary) -> str:
+    """Where and when the runs were made, as the records say it."""
+    records = summary.study.records
+    devices = sorted({record.environment.device for record in records})
+    days = sorted({record.environment.finished_at[:10] for record in records})
+    host = records[0].environment.host
+    memory = host.get("memory_total_bytes")
+    parts = [join_words(devices), f"{host.get('cores_logical', '?')} cores"]
+    if memory:
+        parts.append(f"{plain_number(memory / 1e9, 3)} GB of host memory")
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{', '.join(parts)}; runs of {when}; {count_of(len(records), 'record')}"
+
+
+def memory_note(comparisons: Sequence[Comparison]) -> str:
+    kind = comparisons[0].memory_kind
+    text = f"Train peak is {MEMORY[kind]}, the largest over seeds."
+    if kind == "host_peak_bytes":
+        text += (
+            " There was no card to read: it is the whole process's memory, Python and its libraries"
+            " included, which hides most of the difference between methods on models this small."
+        )
+    return text
+
+
+def price_note(comparisons: Sequence[Comparison]) -> str:
+    notes = sorted({row.price.note for c in comparisons for row in c.rows if row.price})
+    if notes:
+        return "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
+    return (
+        "No price is stated for this device and no offer in the catalog names it: set "
+        "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
+    )
+
+
+def spread_note(comparisons: Sequence[Comparison]) -> str:
+    several = any(len(row.complete) > 1 for c in comparisons for row in c.rows)
+    text = "Accuracies and differences are given with 95 % intervals over subjects"
+    text += " and seeds" if several else ", for these runs alone: one seed says nothing of others"
+    ranges = "; resources are medians over seeds with their range" if several else ""
+    return text + ranges + "."
+
+
+def command_note(comparisons: Sequence[Comparison]) -> str:
+    record = comparisons[0].rows[0].records[0]
+    if run_command(record).startswith("study run"):
+        return (
+            f"Each linked record is made again by `study run RUN_ID --profile {record.run.profile}`"
+            " with its folder's name as RUN_ID."
+        )
+    return "The command that makes a record again stands in the appendix."
+
+
+def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence for each size at which some accuracy cannot be told from guessing."""
+    notes = []
+    for comparison in comparisons:
+        rows = [row for row in comparison.rows if row.chance is not None]
+        at = [row.method.label for row in rows if not row.above_chance]
+        if not at:
+            continue
+        chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
+        who = "no accuracy" if len(at) == len(rows) else f"the accuracy of {join_words(at)}"
+        verb = "is" if len(at) == len(rows) else "is not"
+        notes.append(f"At {comparison.name} {who} {verb} distinguishable from chance ({chance} %).")
+    return notes
+
+
+def detectable_note(comparisons: Sequence[Comparison]) -> str:
+    parts = [
+        f"{percent(row.detectable)} pp for {row.method.label} at {comparison.name}"
+        for comparison in comparisons
+        for row in comparison.rows
+        if row.detectable is not None
+    ]
+    if not parts:
+        return ""
+    return (
+        "The smallest true gap to full fine-tuning that a study of this size finds 8 times in 10: "
+        f"{join_words(parts)}. Smaller gaps may exist and would not show here."
+    )
+
+
+def limits(summaries: Sequence[Summary]) -> list[str]:
+    """What the figures do not say, as far as the records show it."""
+    found = [
+        "A verdict speaks for the models, data and questions named beside it. The article's claims "
+        "are about 13B models; where smaller ones were run, size is a difference left open.",
+    ]
+    records = [record for summary in summaries for record in summary.study.records]
+    rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
+    if any("not tuned" in source for source in rates):
+        found.append("Some learning rates are the method's defaults and not tuned: a method may "
+                     "look worse for its rate alone.")  # fmt: skip
+    if any(record.environment.concurrent_runs > 1 for record in records):
+        found.append("Some runs shared the machine with others at the time: their seconds are not "
+                     "those of a machine of their own.")  # fmt: skip
+    if any(record.environment.git_dirty for record in records):
+        found.append("Some runs were made from code with changes that no commit holds.")
+    if all(not record.environment.devices for record in records):
+        found.append("No run used a card: memory is the process's host memory, energy and card "
+                     "memory were not measured.")  # fmt: skip
+    if any(r.train and r.train.resumed_at_steps for r in records):
+        found.append("Some runs were interrupted and resumed from a checkpoint (see the runs).")
+    seeds = {len(row.complete) for s in summaries for c in s.comparisons for row in c.rows
+             if row.method.kind.trains}  # fmt: skip
+    if seeds and min(seeds) < 3:
+        found.append("Some methods have fewer than three complete seeds: their intervals say "
+                     "little or nothing of what another seed would give.")  # fmt: skip
+    return found

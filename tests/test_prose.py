@@ -1,0 +1,61 @@
+"""The answer says what the records show, in whatever state a study is."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from record_factory import Factory, make_spec
+
+from studylib import notes, prose, tables
+from studylib.study import read_study
+from studylib.summary import summarise
+
+METHODS = ("base", "full", "lora", "qlora")
+SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(METHODS, n)]
+
+
+@pytest.mark.parametrize("methods", SUBSETS, ids="+".join)
+def test_any_part_of_a_study_can_be_told(tmp_path: Path, methods: tuple[str, ...]) -> None:
+    factory = Factory(tmp_path / "s", items=64)
+    for method in methods:
+        factory.add(make_spec(method, retention=False))
+    factory.add(make_spec("lora-embed"), status="out of memory", reason="while loading")
+    summary = summarise(read_study(factory.folder))
+    text = prose.answer(summary)
+    assert text.startswith("**" if "full" in methods else "No full fine-tuning run is complete")
+    for table in (tables.headline_table, tables.gap_table, tables.time_table):
+        table(summary.comparisons)
+    assert notes.limits([summary])
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        (0.40, "**Full fine-tuning learned more than LoRA r=16.**"),
+        (0.72, "**LoRA r=16 could not be told from full fine-tuning.**"),
+        (0.92, "**LoRA r=16 learned more than full fine-tuning.**"),
+    ],
+)
+def test_the_headline_follows_the_interval(tmp_path: Path, lora: float, words: str) -> None:
+    factory = Factory(tmp_path / "s")
+    factory.add(make_spec("base"))
+    for seed in (0, 1, 2):
+        factory.add(make_spec("full", seed=seed), knows=0.72)
+        factory.add(make_spec("lora", seed=seed), knows=lora)
+    assert prose.answer(summarise(read_study(factory.folder))).startswith(words)
+
+
+def test_host_memory_is_named_and_explained(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "s")
+    factory.add(make_spec("full"))
+    assert "host memory" in notes.memory_note(summarise(read_study(factory.folder)).comparisons)
+
+
+def test_untuned_rates_are_a_limit(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "s")
+    spec = make_spec("full").model_copy(
+        update={"learning_rate_source": "the method's default, not tuned"}
+    )
+    factory.add(spec)
+    found = notes.limits([summarise(read_study(factory.folder))])
+    assert any("not tuned" in limit for limit in found)
