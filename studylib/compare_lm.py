@@ -98,18 +98,20 @@ def compare(
 def evaluate_items(
     lm: Any, task_dict: dict[str, Any], limit: int | None, clock: ModelClock
 ) -> list[tuple[list[tuple[float, bool]], int, dict[str, Any]]]:
-    """Score all items: (log-likelihood, is greedy) by choice, the best choice, the metrics."""
+    """Score all items: (log-likelihood, is greedy) by choice, the best choice, accuracies."""
     from lm_eval.evaluator import evaluate
 
     with clock.attach(lm):
         results = evaluate(lm=lm, task_dict=task_dict, limit=limit, bootstrap_iters=0)
     items = []
-    for name, samples in sorted(results["samples"].items()):
+    for task, samples in sorted(results["samples"].items()):
         for sample in sorted(samples, key=lambda sample: (sample["doc_id"], sample["filter"])):
             answers = [responses[0] for responses in sample["resps"]]
             if not all(isinstance(answer, tuple) and len(answer) == 2 for answer in answers):
-                raise StudyError(name, "gives no log-likelihoods", "Compare multiple-choice tasks.")
+                raise StudyError(task, "gives no log-likelihoods", "Compare multiple-choice tasks.")
             best = max(range(len(answers)), key=lambda i: answers[i][0])
-            metrics = {metric: sample[metric] for metric in sample["metrics"]}
-            items.append((answers, best, metrics))
+            # Accuracies follow from the answer (acc_norm from another one than the best); metrics that
+            # are functions of the log-likelihoods themselves would differ by rounding.
+            accuracies = {name: sample[name] for name in sample["metrics"] if name[:3] == "acc"}
+            items.append((answers, best, accuracies))
     return items

@@ -476,6 +476,11 @@ def test_compare_finds_no_difference_through_lm_evals_evaluator(llama):
     assert result.time_ratio == result.stock_model_seconds / result.our_model_seconds > 0
 
 
+def test_compare_refuses_less_than_one_round(llama):
+    with pytest.raises(StudyError, match="rounds=0"):
+        compare(lambda: None, lambda: None, {}, rounds=0)
+
+
 def test_compare_counts_a_changed_answer(llama):
     class Wrong(PrefixLM):
         def _loglikelihood_tokens(self, requests, **kwargs):
