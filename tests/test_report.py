@@ -46,8 +46,8 @@ def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_p
         copy = tmp_path / f"copy{seed}" / "two"
         shutil.copytree(tmp_path / "two", copy)
         code = (
-            "import sys, pathlib; sys.modules.update(torch=None, transformers=None, peft=None)\n"
-            "import studylib.report as r; r.build_report(pathlib.Path(sys.argv[1]))"
+            "import sys, pathlib, studylib.report as r; r.build_report(pathlib.Path(sys.argv[1]));"
+            "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
         )
         environ = {**os.environ, "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", code, str(copy)], env=environ, check=True)
