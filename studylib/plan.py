@@ -22,9 +22,9 @@ from studylib.data import read_examples
 from studylib.errors import StudyError
 from studylib.files import disk_full, explain_write_error
 from studylib.profile import Frozen, ModelRef, Profile, RunSpec
+from studylib.questions import check_questions
 from studylib.records import RECORD, Record, find_changes, read_records
 from studylib.sources import ask_model, model_folder
-from studylib.tasks import check_questions
 
 SMALLEST_ROOM_BYTES = 16_000_000
 State = Literal["done", "to resume", "to do"]
