@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,8 +51,13 @@ MEASURING = (
     "run",
     "serve",
     "tasks",
+    "token_tree",
     "train",
 )
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe_environment(
@@ -126,9 +132,7 @@ def git_state() -> tuple[str | None, bool | None]:
 def code_sha256() -> str:
     """One hash of the modules that measure."""
     files = [HERE / f"{name}.py" for name in MEASURING]
-    return hashlib.sha256(
-        canonical([[path.name, file_sha256(path)] for path in files if path.exists()])
-    ).hexdigest()
+    return hashlib.sha256(canonical([[path.name, file_sha256(path)] for path in files])).hexdigest()
 
 
 def fingerprint(run: Run) -> dict[str, Scalar]:

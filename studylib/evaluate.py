@@ -14,21 +14,22 @@ import torch
 from torch import nn
 
 from studylib.profile import EvaluateSettings
+from studylib.questions import question_id
 from studylib.records import Score, canonical
-from studylib.tasks import build_tasks, question_id
+from studylib.tasks import build_tasks
 
 CHANCE = 0.25  # four choices
 
 
 def evaluate_model(
     model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str
-) -> tuple[list[Score], pd.DataFrame]:
-    """Scores on the questions and on what was known before, and one row an answered item.
+) -> tuple[list[Score], pd.DataFrame, str]:
+    """Scores on the questions and on what was known before, one row an answered item, the engine.
 
     weights: which weights were scored, in words. Items have the columns task, weights, subject,
     item, question, choices, answer, chosen, correct, loglikelihoods.
     """
-    lm = build_lm(model, tokenizer, settings)
+    lm = build_lm(model, tokenizer)
     sources = {"questions": settings.questions, "retention": settings.retention}
     frames = [
         ask(lm, task, source, settings).assign(weights=weights)
@@ -36,15 +37,25 @@ def evaluate_model(
         if source
     ]
     items = pd.concat(frames, ignore_index=True)
-    return [score_items(frame) for frame in frames], items
+    engine = lm.fallback_reason
+    engine = "shared prefixes" if engine is None else f"lm-eval's own path: {engine}"
+    return [score_items(frame) for frame in frames], items, engine
 
 
-def build_lm(model: nn.Module, tokenizer: Any, settings: EvaluateSettings) -> Any:
-    """lm-eval's view of a model in evaluation mode, scoring in float32."""
+def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool = False) -> Any:
+    """lm-eval's view of a model in evaluation mode, scoring in float32, shared prefixes once.
+
+    batch_size counts prompts, in lm-eval's own path only: stock, or a model that falls back to it.
+    """
     from lm_eval.models.huggingface import HFLM
 
+    from studylib.prefix_lm import PrefixLM
+
     model.eval()
-    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, softmax_dtype=torch.float32)
+    view = HFLM if stock else PrefixLM
+    return view(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32
+    )
 
 
 def ask(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataFrame:

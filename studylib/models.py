@@ -126,7 +126,7 @@ def load_shape(ref: ModelRef, method: MethodSettings, dtype: str, seed: int) -> 
     lengths in tokens are not the model's own, but every position costs what it would."""
     from transformers import AutoModelForCausalLM
 
-    from studylib.forecast import shape_config
+    from studylib.skeleton import shape_config
 
     config = shape_config(ref.name)
     torch.manual_seed(seed)

@@ -30,6 +30,8 @@ from studylib.settings import (
     MethodSettings,
     ModelRef,
     TrainSettings,
+    TunedRate,
+    TuneSettings,
     nearest,
     parse_method,
 )
@@ -61,7 +63,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 
 
 class Track(Frozen):
-    """One data set with its questions, asked of some models by some methods."""
+    """One data set with its questions, asked of some models by some methods.
+
+    tune: the sweep for its learning rates. rates_from: a track whose sweep serves this one too.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.]*(-[a-z0-9.]+)*$")
     question: str = ""
@@ -71,6 +76,8 @@ class Track(Frozen):
     models: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[Seed, ...]
+    tune: TuneSettings | None = None
+    rates_from: str | None = None
 
     @field_validator("models", "methods", "seeds")
     @classmethod
@@ -125,6 +132,7 @@ class Profile(Frozen):
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
     tracks: tuple[Track, ...]
+    tuned: dict[str, TunedRate] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def consistent(self) -> Profile:
@@ -138,6 +146,11 @@ class Profile(Frozen):
         names = [track.name for track in self.tracks]
         if len(set(names)) != len(names):
             raise ValueError(f"two tracks share a name: {names}")
+        for other in {track.rates_from for track in self.tracks} - {None}:
+            if other not in names:
+                raise StudyError(
+                    f"rates_from = {other}", "there is no such track", nearest(str(other), names)
+                )
         for track in self.tracks:
             for model in track.models:
                 ModelRef.parse(model)
@@ -180,7 +193,7 @@ class Profile(Frozen):
         return runs
 
     def _run(self, track: Track, model: str, method: MethodSettings, seed: int) -> RunSpec:
-        rate, source = choose_learning_rate(track.train.learning_rates, model, method)
+        rate, source = choose_learning_rate(track, model, method, self.tuned)
         return RunSpec(
             profile=self.name,
             track=track.name,
@@ -195,6 +208,17 @@ class Profile(Frozen):
             hardware=self.hardware,
         )
 
+    def sweeps(self) -> list[tuple[RunSpec, tuple[float, ...]]]:
+        """What tuning does: a spec with the sweep's own seed, and the rates to try."""
+        return [
+            (self._run(track, model, method, track.tune.seed), track.tune.grid(method))
+            for track in self.tracks
+            if track.tune is not None
+            for model in track.models
+            for method in (parse_method(m, self.lora) for m in track.methods)
+            if method.kind.trains
+        ]
+
     def run(self, run_id: str) -> RunSpec:
         runs = {run.run_id: run for run in self.runs()}
         if run_id not in runs:
@@ -207,17 +231,23 @@ class Profile(Frozen):
 
 
 def choose_learning_rate(
-    rates: dict[str, float], model: str, method: MethodSettings
+    track: Track, model: str, method: MethodSettings, tuned: dict[str, TunedRate]
 ) -> tuple[float, str]:
-    """The rate for a model and method, the most specific key first, and where it comes from.
+    """The rate for a model and method on a track, and where it comes from.
 
-    Keys: "MODEL METHOD-rRANK", "MODEL METHOD", "METHOD-rRANK", "METHOD".
+    The profile's own rates come first, the most specific key before the others ("MODEL
+    METHOD-rRANK", "MODEL METHOD", "METHOD-rRANK", "METHOD"); then a sweep's choice; then the
+    method's default.
     """
     if not method.kind.trains:
         return 0.0, "not trained"
+    rates = track.train.learning_rates
     for key in (f"{model} {method.slug}", f"{model} {method.name}", method.slug, method.name):
         if key in rates:
             return rates[key], f"profile ({key})"
+    found = tuned.get(f"{track.rates_from or track.name} {model} {method.slug}")
+    if found:
+        return found.learning_rate, found.source
     return method.kind.default_learning_rate, "the method's default, not tuned"
 
 
@@ -230,7 +260,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-TRACK_DEFAULTS = ("models", "methods", "seeds", "data", "train", "evaluate")
+TRACK_DEFAULTS = ("models", "methods", "seeds", "data", "train", "evaluate", "tune")
 
 
 def is_file_name(name: str) -> bool:
@@ -321,7 +351,8 @@ def explain(error: ValidationError, origin: str) -> StudyError:
 
 
 def known_keys() -> list[str]:
-    models = (Profile, Track, DataSettings, TrainSettings, EvaluateSettings, Hardware, LoraSettings)
+    models = (Profile, Track, DataSettings, TrainSettings, EvaluateSettings, Hardware)
+    models += (LoraSettings, TuneSettings)
     return sorted({key for model in models for key in model.model_fields})
 
 

@@ -8,6 +8,8 @@ Not covered: asking them (studylib.tasks).
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,29 @@ def read_question_folder(folder: Path, shots: int) -> tuple[list[Question], list
     return test, dev
 
 
+def read_validation(folder: Path, test: list[Question]) -> tuple[list[Question], int]:
+    """(val.jsonl without what the test asks as well, how many questions that left out)."""
+    path = folder / "val.jsonl"
+    if not path.is_file():
+        raise StudyError(
+            folder,
+            "the folder has no val.jsonl to tune on",
+            "Add one, of questions that test.jsonl does not ask.",
+        )
+    asked = {question_id(doc) for doc in test}
+    validation = read_questions(path)
+    kept = [doc for doc in validation if question_id(doc) not in asked]
+    return kept, len(validation) - len(kept)
+
+
+def count_overlap(source: str) -> int:
+    """Validation questions of a folder that its test asks too; the almanac has none by design."""
+    if source == "hub" or source.startswith("almanac:"):
+        return 0
+    folder = Path(source).expanduser()
+    return read_validation(folder, read_questions(folder / "test.jsonl"))[1]
+
+
 def read_questions(path: Path) -> list[Question]:
     """The questions of a jsonl file; a malformed one is named by its line."""
     found = []
@@ -93,3 +118,9 @@ def group_by_subject(docs: list[Question]) -> dict[str, list[Question]]:
     for doc in docs:
         groups[doc["subject"]].append(doc)
     return dict(groups)
+
+
+def question_id(doc: Question) -> str:
+    """A short id of a question by its content, the same wherever it is asked."""
+    text = json.dumps([doc["question"], list(doc["choices"]), doc["answer"]], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -297,7 +297,7 @@ def find_changes(planned: RunSpec, recorded: RunSpec) -> list[str]:
     ignored = {"hardware", "learning_rate_source", "profile"}
     old = flatten(recorded.model_dump(mode="json", exclude=ignored))
     new = flatten(planned.model_dump(mode="json", exclude=ignored))
-    used = {"learning_rates", "checkpoint_every", "batch_tokens"}
+    used = {"learning_rates", "checkpoint_every"}
     keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
     return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
 

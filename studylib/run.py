@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 
 from studylib.data import TrainingData, prepare_data
 from studylib.devices import refuse_busy_devices
-from studylib.environment import describe_environment, fingerprint
+from studylib.environment import describe_environment, fingerprint, now
 from studylib.errors import StudyError
 from studylib.evaluate import evaluate_model
 from studylib.meter import Meter
@@ -226,15 +225,18 @@ class Run:
         if self.loaded.random_weights:
             with self.meter.stage("evaluate"):
                 pass
-            reason, scores = "not measured: random weights", []
+            reason, scores, engine = "not measured: random weights", [], None
         else:
             reason = None
             with self.meter.stage("evaluate"):
-                scores, self.items = evaluate_model(
+                scores, self.items, engine = evaluate_model(
                     self.model, self.loaded.tokenizer, self.spec.evaluate, self.weights_scored
                 )
         self.evaluate_block = EvaluateBlock(
-            measure=self.session.stages()["evaluate"], scores=tuple(scores), reason=reason
+            measure=self.session.stages()["evaluate"],
+            scores=tuple(scores),
+            engine=engine,
+            reason=reason,
         )
         self.session.save()
 
@@ -329,10 +331,6 @@ def lock_folder(work: Path) -> Any:
             work.parent, "another process is working on this run", "Wait for it, or stop it."
         ) from None
     return lock
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def first_line(error: BaseException) -> str:

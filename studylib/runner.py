@@ -23,13 +23,23 @@ import yaml
 
 from studylib.errors import StudyError
 from studylib.plan import Plan, check_inputs, check_writable, plan_study
-from studylib.profile import Profile, RunSpec
+from studylib.profile import Hardware, Profile, RunSpec
 from studylib.progress import Progress
 from studylib.records import RECORD, Record, read_records, write_atomically
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 REFERENCE = ROOT / "results" / "reference"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command `study WORDS…` that leaves `result` if it succeeds; its log goes to `folder`."""
+
+    task_id: str
+    words: tuple[str, ...]
+    folder: Path
+    result: Path
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,8 @@ def reproduce(profile: Profile, results: Path, progress: Progress) -> Outcome:
     file = write_profile(profile, results)
     progress.begin(plan)
     for batch in order_batches(profile, plan):
-        run_batch(batch, file, results, profile, progress, outcome)
+        tasks = [run_task(spec, file, results, profile.hardware.jobs) for spec in batch]
+        run_batch(tasks, profile.hardware, progress, outcome)
     progress.end(outcome.finished, list(outcome.failed))
     return outcome
 
@@ -88,6 +99,12 @@ def order_batches(profile: Profile, plan: Plan) -> Iterator[list[RunSpec]]:
             yield batch
 
 
+def run_task(spec: RunSpec, file: Path, results: Path, jobs: int) -> Task:
+    folder = results / "runs" / spec.run_id
+    place = ("--profile", str(file), "--results", str(results.parent), "--jobs", str(jobs))
+    return Task(spec.run_id, ("run", spec.run_id, *place), folder, folder / RECORD)
+
+
 def write_profile(profile: Profile, results: Path) -> Path:
     """The resolved profile beside its results: each run's process reads this file."""
     path = results / "profile.yaml"
@@ -97,39 +114,32 @@ def write_profile(profile: Profile, results: Path) -> Path:
     return path
 
 
-def run_batch(
-    batch: Sequence[RunSpec],
-    file: Path,
-    results: Path,
-    profile: Profile,
-    progress: Progress,
-    outcome: Outcome,
-) -> None:
-    waiting = list(batch)
-    running: dict[str, subprocess.Popen[bytes]] = {}
+def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome: Outcome) -> None:
+    """Run tasks side by side, `jobs` at a time, and sort them by whether their result is there."""
+    waiting = list(tasks)
+    running: dict[str, tuple[Task, subprocess.Popen[bytes]]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < profile.hardware.jobs:
-                spec = waiting.pop(0)
-                running[spec.run_id] = launch(spec, file, results, profile)
-                progress.started(spec.run_id)
+            while waiting and len(running) < hardware.jobs:
+                task = waiting.pop(0)
+                running[task.task_id] = task, launch(task, hardware)
+                progress.started(task.task_id)
             time.sleep(0.2)
-            for run_id, process in list(running.items()):
-                folder = results / "runs" / run_id
+            for task_id, (task, process) in list(running.items()):
                 if process.poll() is None:
-                    progress.update(run_id, read_progress(folder))
+                    progress.update(task_id, read_progress(task.folder))
                     continue
-                del running[run_id]
-                if (folder / RECORD).is_file():
-                    outcome.finished.append(run_id)
-                    progress.finished(run_id, folder)
+                del running[task_id]
+                if task.result.is_file():
+                    outcome.finished.append(task_id)
+                    progress.finished(task_id, task.folder)
                 else:
-                    outcome.failed[run_id] = explain_failure(folder, process.returncode)
-                    progress.failed(run_id, outcome.failed[run_id].log)
+                    outcome.failed[task_id] = explain_failure(task.folder, process.returncode)
+                    progress.failed(task_id, outcome.failed[task_id].log)
     finally:
-        for process in running.values():
+        for _, process in running.values():
             process.terminate()
-        for process in running.values():
+        for _, process in running.values():
             process.wait()
 
 
@@ -141,37 +151,23 @@ def explain_failure(folder: Path, exit_code: int) -> Failure:
     return Failure(log, messages[-1] if messages and exit_code == StudyError.exit_code else None)
 
 
-def launch(spec: RunSpec, file: Path, results: Path, profile: Profile) -> subprocess.Popen[bytes]:
-    """`study run RUN_ID` in a process of its own, its words in the run's log.txt."""
-    folder = results / "runs" / spec.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "progress.json").unlink(missing_ok=True)
-    threads = profile.hardware.threads or max(1, (os.cpu_count() or 1) // profile.hardware.jobs)
+def launch(task: Task, hardware: Hardware) -> subprocess.Popen[bytes]:
+    """`study WORDS…` in a process of its own, what it prints in the task's log.txt."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    (task.folder / "progress.json").unlink(missing_ok=True)
+    threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
     environ = {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "STUDY_PARENT_PID": str(os.getpid()),
-        "STUDY_LAUNCHED_AT": repr(time.time()),
         "PYTHONPATH": os.pathsep.join(
             part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part
         ),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "studylib",
-        "run",
-        spec.run_id,
-        "--profile",
-        str(file),
-        "--results",
-        str(results.parent),
-        "--jobs",
-        str(profile.hardware.jobs),
-    ]
-    with (folder / "log.txt").open("ab") as log:
+    command = [sys.executable, "-m", "studylib", *task.words]
+    with (task.folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
             command,
             stdout=log,

@@ -186,14 +186,58 @@ class EvaluateSettings(Settings):
 
     scoring: letters (MMLU's own form, MCF) or text (the choices' text, CF).
     retention: the same questions about what the base already knows; measures forgetting.
+    part: test, or validation to choose a learning rate; untold is the almanac's own.
+    facts: of the almanac, ask about its first so many facts only.
     """
 
     questions: str
     retention: str | None = None
+    part: Literal["test", "validation", "untold"] = "test"
+    facts: int | None = Field(default=None, ge=1)
     scoring: Literal["letters", "text"] = "letters"
     shots: int = Field(default=5, ge=0, le=25)
     limit: int | None = Field(default=None, ge=1)
-    batch_tokens: int = Field(default=8192, ge=1)
+
+
+class TuneSettings(Settings):
+    """The sweep that gives each method its learning rate: as many rates for each of them.
+
+    learning_rates: METHOD or METHOD-rRANK -> rates. seed: one that no run of the study uses.
+    limit: validation questions a subject.
+    """
+
+    learning_rates: dict[str, tuple[float, ...]]
+    seed: int = Field(default=1000, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def fair(cls, grids: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        sizes = {name: len(set(rates)) for name, rates in grids.items()}
+        if len(set(sizes.values())) != 1 or min(sizes.values()) < 3:
+            raise ValueError(f"every method gets as many different rates, 3 or more, not {sizes}")
+        for name, rates in grids.items():
+            if not all(0 < rate <= 1 for rate in rates):
+                raise ValueError(f"a learning rate of {name} is not in (0, 1]")
+        return grids
+
+    def grid(self, method: MethodSettings) -> tuple[float, ...]:
+        """The rates of a method, the most specific key first; StudyError if it has none."""
+        for key in (method.slug, method.name):
+            if key in self.learning_rates:
+                return self.learning_rates[key]
+        raise StudyError(
+            method.slug,
+            "tune.learning_rates has no grid for this method",
+            f"Add {method.slug}: to it, with as many rates as the others have.",
+        )
+
+
+class TunedRate(Settings):
+    """A rate that a sweep chose, and where that is written, in words."""
+
+    learning_rate: float = Field(gt=0)
+    source: str
 
 
 class Hardware(Settings):

@@ -8,7 +8,6 @@ Not covered: reading and checking the questions (studylib.questions), scoring (s
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from studylib.almanac import build_almanac, questions
 from studylib.data import parse_almanac
 from studylib.profile import EvaluateSettings
-from studylib.questions import Question, group_by_subject, read_question_folder
+from studylib.questions import Question, group_by_subject, read_question_folder, read_validation
 
 LETTERS = ["A", "B", "C", "D"]
 
@@ -32,11 +31,15 @@ def build_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
         return hub_tasks(settings)
     if source.startswith("almanac:"):
         half, language = parse_almanac(source)
-        test = questions(build_almanac(), half, language=language)
+        part = None if half == "old" and language == "native" else settings.part
+        test = questions(build_almanac(), half, settings.facts, language, part)
         dev: list[Question] = []
         form = {"doc_to_text": "{{question}}"}
     else:
-        test, dev = read_question_folder(Path(source).expanduser(), settings.shots)
+        folder = Path(source).expanduser()
+        test, dev = read_question_folder(folder, settings.shots)
+        if settings.part == "validation":
+            test, _ = read_validation(folder, test)
         form = {"doc_to_text": "Question: {{question.strip()}}\nAnswer:"}
     shots = group_by_subject(dev)
     return {
@@ -101,6 +104,8 @@ def hub_tasks(settings: EvaluateSettings) -> dict[str, Any]:
     tasks = {}
     for name, task in flatten_tasks(nested).items():
         task.set_config(key="num_fewshot", value=settings.shots)
+        if settings.part == "validation":
+            task.set_config(key="test_split", value="validation")
         tasks[name.removeprefix("mmlu_")] = task
     return dict(sorted(tasks.items()))
 
@@ -111,11 +116,3 @@ def flatten_tasks(nested: dict[Any, Any]) -> dict[str, Any]:
     for name, value in nested.items():
         flat |= flatten_tasks(value) if isinstance(value, dict) else {str(name): value}
     return flat
-
-
-def question_id(doc: Question) -> str:
-    """A short id of a question by its content, the same wherever it is asked."""
-    import hashlib
-
-    text = json.dumps([doc["question"], list(doc["choices"]), doc["answer"]], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -51,7 +51,12 @@ class PackedCollator:
 
 
 def build_trainer(
-    model: nn.Module, data: TrainingData, spec: RunSpec, folder: Path, callbacks: list[Any]
+    model: nn.Module,
+    data: TrainingData,
+    spec: RunSpec,
+    folder: Path,
+    callbacks: list[Any],
+    checkpoints: bool = True,
 ) -> Any:
     """A Trainer that takes the rows in their order and saves a checkpoint every so many steps."""
     from torch.utils.data import SequentialSampler
@@ -80,7 +85,7 @@ def build_trainer(
         bf16=recipe.dtype == "bf16",
         gradient_checkpointing=recipe.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.checkpointing else None,
-        save_strategy="steps",
+        save_strategy="steps" if checkpoints else "no",
         save_steps=recipe.checkpoint_every,
         save_total_limit=2,
         logging_strategy="steps",
@@ -161,6 +166,7 @@ def train_model(
     log: StepLog,
     on_step: Callable[[dict[str, Any]], None] = lambda row: None,
     on_save: Callable[[int], None] = lambda step: None,
+    checkpoints: bool = True,
 ) -> int:
     """Train in place, from the newest whole checkpoint in `folder` if there is one.
 
@@ -173,7 +179,7 @@ def train_model(
             on_save(state.global_step)
 
     watch = build_callback(log, data, spec, on_step)
-    trainer = build_trainer(model, data, spec, folder, [watch, Saved()])
+    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], checkpoints)
     checkpoint = newest_checkpoint(folder, len(log.rows))
     # With a cache, transformers takes restarting positions for one sequence, and packed examples
     # would attend to each other.
