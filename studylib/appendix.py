@@ -98,7 +98,7 @@ def provenance(record: Record) -> dict[str, str]:
     drivers = sorted({str(d.get("driver_version")) for d in environment.devices})
     facts = {
         "Device": environment.device,
-        "Driver": ", ".join(drivers) or f"none ({environment.devices_reason})",
+        "Driver": ", ".join(drivers) or f"none ({environment.devices_reason or 'no card'})",
         "System": f"{host.get('system')}, Python {host.get('python')}",
         "Threads": str(environment.threads),
         "Commit": (environment.git_commit or "unknown") + dirty,

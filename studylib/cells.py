@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from studylib import stats
 from studylib.costs import dollars
-from studylib.metrics import METRICS, MISSING, percent, plain_number, points
+from studylib.metrics import METRICS, MISSING, percent, points
 from studylib.records import Record
 from studylib.resources import Spread
 from studylib.summary import Comparison, Row
@@ -103,9 +103,9 @@ def cost_cell(row: Row, brief: bool = False) -> str:
         return METRICS["cost_usd"].number(spread.value)
     if price.single:
         return spread_cell("cost_usd", spread)
-    seconds = row.figures["train_seconds"].value
-    ends = (plain_number(dollars(seconds, hour), 3) for hour in (price.cheapest, price.dearest))
-    return f"{METRICS['cost_usd'].number(spread.value)} ({'–'.join(ends)})"
+    seconds, show = row.figures["train_seconds"].value, METRICS["cost_usd"].number
+    low, high = (show(dollars(seconds, hour)) for hour in (price.cheapest, price.dearest))
+    return f"{show(spread.value)} ({low}–{high})"
 
 
 def trained_cell(row: Row, key: str) -> str:
@@ -127,7 +127,7 @@ def peak_cell(row: Row, kind: str, stage: str) -> str:
     if stage == "train" and not row.method.kind.trains:
         return NOT_TRAINED
     spread = row.memory.get((kind, stage))
-    return absent(row) if spread is None else spread_cell(f"{stage}_peak_bytes", spread)
+    return absent(row) if spread is None else METRICS[f"{stage}_peak_bytes"].number(spread.value)
 
 
 def p_value(p: float) -> str:

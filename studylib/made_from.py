@@ -22,7 +22,8 @@ CODE = (
     "appendix.py", "catalog.py", "cells.py", "claims.py", "claims.yaml", "comparable.py",
     "compose.py", "costs.py", "counts.py", "exports.py", "figures.py", "gpus.csv", "metrics.py",
     "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py", "records.py", "report.py",
-    "resources.py", "shapes.json", "stats.py", "study.py", "summary.py", "tables.py", "verdicts.py",
+    "resources.py", "settings.py", "shapes.json", "stats.py", "study.py",
+    "summary.py", "tables.py", "verdicts.py",
 )  # fmt: skip
 TABLES = ("*/record.json", "*/*.parquet")
 

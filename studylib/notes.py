@@ -121,7 +121,7 @@ def limits(summaries: Sequence[Summary]) -> list[str]:
                      "those of a machine of their own.")  # fmt: skip
     if any(record.environment.git_dirty for record in records):
         found.append("Some runs were made from code with changes that no commit holds.")
-    if all(not record.environment.devices for record in records):
+    if all(record.environment.device.startswith("CPU") for record in records):
         found.append("No run used a card: memory is the process's host memory, energy and card "
                      "memory were not measured.")  # fmt: skip
     if any(r.train and r.train.resumed_at_steps for r in records):

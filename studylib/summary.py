@@ -96,13 +96,8 @@ class Comparison:
 
     @property
     def total_params(self) -> int | None:
-        """Parameters of the untouched model: the base's, else full fine-tuning's."""
-        for name in ("base", "full"):
-            row = self.row(name)
-            loads = [r.load for r in row.records if r.load] if row else []
-            if loads:
-                return loads[0].total_params
-        return None
+        """Parameters of the untouched model."""
+        return untouched_params(record for row in self.rows for record in row.records)
 
     @property
     def spec(self) -> RunSpec:
@@ -112,9 +107,9 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """The model in few words: a folder by its last part, everything else as it is asked for."""
+        """The model in few words: a folder or hub name by its last part."""
         ref = ModelRef.parse(self.model)
-        short = {"path": ref.slug, "hub": ref.name}.get(ref.kind, str(ref))
+        short = {"path": ref.slug, "hub": ref.name.rsplit("/", 1)[-1]}.get(ref.kind, str(ref))
         return " ".join(x for x in (short, self.mark) if x)
 
     @property
@@ -158,9 +153,7 @@ def order_groups(study: Study) -> list[tuple[str, str]]:
     sizes: dict[tuple[str, str], int] = {}
     for record in study.records:
         key = (record.run.track, record.run.model)
-        quantized = record.run.method.kind.quantized
-        size = record.load.total_params if record.load and not quantized else 0
-        sizes[key] = max(sizes.get(key, 0), size)
+        sizes[key] = sizes.get(key) or untouched_params([record]) or 0
     return sorted(sizes, key=lambda key: (key[0] != "main", key[0], sizes[key], key[1]))
 
 
@@ -177,16 +170,17 @@ def build_rows(study: Study, records: Iterable[Record]) -> tuple[Row, ...]:
     answers = {m: read_answers(study, groups[m]) for m in methods}
     base = next((answers[m] for m in methods if m.name == "base"), {})
     full = next((answers[m] for m in methods if m.name == "full"), {})
-    total = untouched_params(groups)
+    total = untouched_params(record for m in methods for record in groups[m])
     rows = [build_row(m, groups[m], total, answers[m], base, full) for m in methods]
     return tuple(with_holm(rows))
 
 
-def untouched_params(groups: dict[MethodSettings, list[Record]]) -> int | None:
-    for name in ("base", "full"):
-        for method, records in groups.items():
-            if method.name == name and records[0].load:
-                return records[0].load.total_params
+def untouched_params(records: Iterable[Record]) -> int | None:
+    """Parameters of the model itself: an adapter's are on top of them."""
+    for record in records:
+        if record.load:
+            added = record.load.trainable_params if record.run.method.kind.adapter else 0
+            return record.load.total_params - added
     return None
 
 

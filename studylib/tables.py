@@ -102,7 +102,7 @@ def memory_table(comparisons: Sequence[Comparison]) -> Table:
             for kind, label in MEMORY.items():
                 if any((kind, stage) in row.memory for stage in STAGES):
                     cells = [peak_cell(row, kind, stage) for stage in STAGES]
-                    rows.append((comparison.name, method_cell(row), label, *cells))
+                    rows.append((comparison.name, row.method.label, label, *cells))
     return Table(header, tuple(rows))
 
 

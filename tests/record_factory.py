@@ -242,7 +242,7 @@ class Factory:
             started_at="2026-01-01T00:00:00+00:00",
             finished_at="2026-01-01T00:01:00+00:00",
             device=self.device,
-            devices=(),
+            devices=({"name": GPU, "driver_version": "570.1"},) if self.device == GPU else (),
             devices_reason=None if self.device == GPU else "no NVML device",
             host={"cpu_model": "AMD EPYC", "cores_logical": 2, "memory_total_bytes": 8 * 10**9,
                   "system": "Linux 6.1", "python": "3.11.7"},
