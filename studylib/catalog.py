@@ -22,7 +22,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from studylib.errors import StudyError
-from studylib.profile import Frozen, nearest
+from studylib.settings import Frozen, nearest
 
 HERE = Path(__file__).parent
 GIB = 1024**3

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pydantic import Field
 
 from studylib.catalog import GIB
-from studylib.profile import Frozen
+from studylib.settings import Frozen
 
 
 class CudaTerms(Frozen):
@@ -32,6 +32,9 @@ class CudaTerms(Frozen):
 
     def unused_bytes(self, allocated_bytes: int) -> int:
         return int(self.unused_share * allocated_bytes)
+
+
+NO_CUDA = CudaTerms(context_bytes=0, workspace_bytes=0, unused_share=0, source="no CUDA card")
 
 
 class Measured(Frozen):

@@ -15,12 +15,11 @@ import numpy as np
 from pydantic import Field
 
 from studylib.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
-from studylib.cuda_terms import CudaTerms, Measured, fit_cuda_terms
+from studylib.cuda_terms import NO_CUDA, CudaTerms, Measured, fit_cuda_terms
 from studylib.depth import trace_depth
 from studylib.errors import StudyError
 from studylib.forecast_text import format_forecast
 from studylib.optimizers import OPTIMIZERS
-from studylib.profile import METHODS, Frozen, MethodSettings, ModelRef, nearest
 from studylib.roofline import (
     ASSUMED,
     Efficiency,
@@ -29,6 +28,7 @@ from studylib.roofline import (
     forecast_seconds,
     ideal_seconds,
 )  # fmt: skip
+from studylib.settings import METHODS, Frozen, MethodSettings, ModelRef, nearest
 from studylib.sharding import GATHERED, card_events
 from studylib.skeleton import read_config, shape_config, text_config
 from studylib.step import StepSettings
@@ -48,10 +48,12 @@ STANDARD_TOKENS = {"packed": int(STANDARD_EXAMPLES * 127.5), "padded": STANDARD_
 class ForecastSettings(Frozen):
     """A training job: model, method, recipe and cards. `micro_batch` is per card.
 
-    packed: rows are flattened into one with a mask, as studylib.train does; otherwise they are
-    full rows without a mask. autocast: a bf16 model multiplies under autocast, as Trainer's
-    bf16=True does; without it an fp32 adapter computes in fp32.
+    Rows are full and need no mask (flash attention), unless padded (a mask for every row) or
+    packed (flattened into one row with a mask that keeps examples apart, as studylib.train does).
+    autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
+    fp32 adapter computes in fp32.
     master_weights: with fp32 weights, autocast; with bf16 weights, fp32 copies in the optimizer.
+    kernels: those of a CUDA card, or of a CPU (then without context and allocator terms).
     """
 
     model: str
@@ -63,6 +65,7 @@ class ForecastSettings(Frozen):
     micro_batch: int = Field(default=1, ge=1)
     seq_len: int = Field(default=2048, ge=2)
     packed: bool = False
+    padded: bool = False
     accumulation: int = Field(default=1, ge=1)
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
@@ -73,6 +76,7 @@ class ForecastSettings(Frozen):
     gpus: int = Field(default=1, ge=1)
     sharding: Literal["none", "fsdp"] = "none"
     gpu: str = "a100-80gb"
+    kernels: Literal["cuda", "cpu"] = "cuda"
 
     @property
     def method_settings(self) -> MethodSettings:
@@ -148,12 +152,16 @@ def forecast(
     prices: list[Offer] | None = None,
     efficiency: Efficiency = ASSUMED,
     cuda: CudaTerms | None = None,
+    config: Any = None,
 ) -> Forecast:
-    """Trace the job's step and say what it needs; StudyError for a job that cannot be."""
+    """Trace the job's step and say what it needs; StudyError for a job that cannot be.
+
+    config: a transformers configuration to use in place of the one that settings.model names.
+    """
     started = time.perf_counter()
-    cuda = cuda or CudaTerms()
+    cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
     gpu = find_gpu(settings.gpu)
-    config = read_config(ModelRef.parse(settings.model))
+    config = config or read_config(ModelRef.parse(settings.model))
     check_job(settings, config)
     trace = trace_depth(config, settings.step)
     trace_seconds = time.perf_counter() - started
@@ -202,6 +210,8 @@ def check_job(settings: ForecastSettings, config: Any) -> None:
     if settings.optimizer not in OPTIMIZERS:
         raise StudyError(settings.optimizer, "this is not an optimizer",
                          nearest(settings.optimizer, list(OPTIMIZERS)))  # fmt: skip
+    if settings.packed and settings.padded:
+        raise StudyError("packed and padded", "rows are one or the other", "Leave one of them out.")
     if settings.sharding == "fsdp" and settings.gpus == 1:
         raise StudyError("sharding = fsdp", "one card cannot be sharded", "Use gpus of 2 or more.")
     if settings.sharding == "fsdp" and settings.optimizer.startswith("paged"):

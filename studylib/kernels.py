@@ -9,10 +9,13 @@ Not covered: cuBLAS workspaces (a constant of studylib.forecast) and kernel laun
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch import nn
 from torch.utils.flop_counter import flop_registry
 
 from studylib.live import tensors_in
@@ -73,23 +76,25 @@ def cuda_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-class CudaAutocast(TorchFunctionMode):
-    """What CUDA's autocast does and the CPU's does not: layer norm in fp32, its flag for peft."""
-
-    def __enter__(self) -> Any:
-        torch.set_autocast_enabled("cuda", True)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
+@contextmanager
+def cuda_autocast(model: nn.Module) -> Iterator[None]:
+    """What CUDA's autocast does and the CPU's does not: layer norms in fp32, its flag for peft."""
+    norms = [module for module in model.modules() if type(module) is nn.LayerNorm]
+    for norm in norms:
+        norm.forward = partial(normalise_in_fp32, norm)  # type: ignore[method-assign]
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        yield
+    finally:
         torch.set_autocast_enabled("cuda", False)
-        super().__exit__(*error)
+        for norm in norms:
+            del norm.forward
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.layer_norm and torch.is_autocast_enabled("cpu"):
-            args = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
-            kwargs = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
-        return func(*args, **kwargs)
+
+def normalise_in_fp32(norm: nn.LayerNorm, rows: torch.Tensor) -> torch.Tensor:
+    weight = norm.weight if norm.weight is None else norm.weight.float()
+    bias = norm.bias if norm.bias is None else norm.bias.float()
+    return nn.functional.layer_norm(rows.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:

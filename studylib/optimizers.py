@@ -19,7 +19,7 @@ from torch import nn
 
 from studylib.errors import StudyError
 from studylib.live import tensors_in
-from studylib.profile import nearest
+from studylib.settings import nearest
 
 OPTIMIZERS = ("adamw", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit")
 BLOCK = 256  # values that share one constant in bitsandbytes' 8-bit states

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from studylib.catalog import Gpu
-from studylib.profile import Frozen
+from studylib.settings import Frozen
 
 LAUNCH_SECONDS = 5e-6  # an eager operator's least time: one kernel launch
 

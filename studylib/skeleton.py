@@ -20,7 +20,7 @@ from studylib.almanac import ladder_folder
 from studylib.catalog import Shape, find_shape
 from studylib.errors import StudyError
 from studylib.methods import DTYPES, attach
-from studylib.profile import MethodSettings, ModelRef
+from studylib.settings import MethodSettings, ModelRef
 from studylib.sources import hub_errors
 
 NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)

@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from studylib.kernels import CudaAutocast
+from studylib.kernels import cuda_autocast
 from studylib.optimizers import Optimizer, make_optimizer
-from studylib.profile import Frozen, MethodSettings
+from studylib.settings import Frozen, MethodSettings
 
 CHUNK_TOKENS = 1024  # rows of logits at a time where the loss is chunked
 
@@ -28,6 +28,7 @@ class StepSettings(Frozen):
     micro_batch: int = 1
     seq_len: int = 2048
     packed: bool = False
+    padded: bool = False
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
     autocast: bool = True
@@ -96,16 +97,16 @@ def update(trained: list[nn.Parameter], optimizer: Optimizer, live: Watcher) -> 
 
 
 def make_batch(model: nn.Module, settings: StepSettings) -> dict[str, torch.Tensor]:
-    """Token ids and labels; packed rows lie in one with a mask that keeps examples apart."""
+    """Token ids and labels; padded and packed rows have the mask that transformers makes."""
     rows, length = settings.micro_batch, settings.seq_len
     if settings.packed:
         rows, length = 1, rows * length
     ids = torch.zeros(rows, length, dtype=torch.int64)
-    batch = {"input_ids": ids, "position_ids": torch.zeros(rows, length, dtype=torch.int64)}
+    batch = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
     if settings.trains:
-        batch["labels"] = torch.zeros(rows, length, dtype=torch.int64)
-    if settings.packed:
-        batch["attention_mask"] = torch.zeros(1, 1, length, length, dtype=torch.bool)
+        batch["labels"] = torch.zeros_like(ids)
+    if settings.packed or settings.padded:
+        batch["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=torch.bool)
     return batch
 
 
@@ -115,7 +116,7 @@ def forward_backward(
     live.enter("forward", -1, "saved_activations")
     live.note_peak(0)
     cuda = settings.mixed and settings.kernels == "cuda"
-    with CudaAutocast() if cuda else nullcontext():
+    with cuda_autocast(model) if cuda else nullcontext():
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
             loss = chunked_loss(model, batch) if settings.loss == "chunked" else None
             outputs = model(**batch, use_cache=False) if loss is None else None

@@ -75,11 +75,11 @@ class StepTrace(LiveBytes):
         self.trace, self.cuda = trace, cuda
         self.segment: Segment = ("setup", -1)
         self.recording = False
-        self.last_operator = "no operator"
+        self.last_operator: Any = "no operator"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.last_operator = str(func)
+        self.last_operator = func
         out = func(*args, **kwargs)
         scratch = scratch_bytes(func, args) if self.cuda else 0
         if self.track(tensors_in(out)) or scratch:

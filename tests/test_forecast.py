@@ -1,0 +1,219 @@
+"""Forecasts agree with what others measured, count exactly, and refuse what cannot run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from studylib.catalog import GIB, find_gpu, load_prices, load_shapes
+from studylib.errors import StudyError
+from studylib.forecast import (
+    CudaTerms,
+    Efficiency,
+    Forecast,
+    ForecastSettings,
+    Measured,
+    calibrate,
+    fit_cuda_terms,
+    forecast,
+    format_forecast,
+)
+from studylib.published import compare, load_published
+
+SMALL = "shape:smollm2-135m"
+CASES = {p.case: p for p in load_published() if p.not_comparable is None}
+WORST, MEAN = 0.10, 0.05  # what is promised of a forecast against a published peak
+
+
+def run(**changes) -> Forecast:
+    return forecast(ForecastSettings(**({"model": SMALL, "seq_len": 512} | changes)))
+
+
+@pytest.fixture(scope="module")
+def small() -> Forecast:
+    return run(method="lora")
+
+
+@pytest.fixture(scope="module")
+def errors() -> dict[str, float]:
+    return {case: compare(published).error for case, published in CASES.items()}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "litgpt phi-1.5 LoRA, micro-batch 1",
+        "litgpt phi-1.5 LoRA, micro-batch 2",
+        "litgpt phi-1.5 LoRA, micro-batch 4",
+        "litgpt StableLM-Alpha-3B LoRA, micro-batch 1",
+        "litgpt StableLM-Alpha-3B LoRA, micro-batch 2",
+        "litgpt StableLM-Alpha-3B LoRA, micro-batch 4",
+        "litgpt Llama-2-7B LoRA, micro-batch 1",
+        "litgpt Llama-2-7B LoRA, micro-batch 2",
+        "torchtune Llama-3.2-3B full, packed",
+        "peft Llama-3.2-3B LoRA r=32",
+        "peft Llama-3.2-3B full",
+    ],
+)
+def test_published_peak_is_met_within_10_percent(case, errors):
+    assert abs(errors[case]) <= WORST
+
+
+def test_published_peaks_are_met_within_5_percent_in_the_mean(errors):
+    assert len(errors) == 11
+    assert statistics.fmean(abs(error) for error in errors.values()) <= MEAN
+
+
+def test_every_case_left_out_says_why():
+    left_out = [p for p in load_published() if p.not_comparable is not None]
+    assert left_out and all(len(p.not_comparable or "") > 20 for p in left_out)
+
+
+def test_claimed_adapter_of_a_13b_model_is_counted_exactly():
+    made = run(model="shape:llama-2-13b", targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+    assert (made.trainable_params, made.total_params) == (26_214_400, 13_015_864_320)
+    assert made.adapter_bytes == 4 * 26_214_400
+    assert made.bytes_on_disk["adapter"]["bf16"] == 2 * 26_214_400
+    assert made.checkpoint_bytes == 2 * 13_015_864_320
+
+
+def test_70b_is_traced_in_time_and_little_memory():
+    code = (
+        "import resource, sys; from studylib.forecast import *;"
+        "f = forecast(ForecastSettings(model='shape:llama-2-70b', method='qlora'));"
+        "print(f.trace_seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, peak_host_bytes = map(float, done.stdout.split())
+    assert seconds < 30
+    assert peak_host_bytes < 4e9
+
+
+FAMILIES = ("SmolLM2-135M", "Qwen2.5-0.5B", "Qwen3-0.6B", "OLMo-2-1B", "Pythia-70M")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_shape_of_each_family_is_forecast_with_its_total(name):
+    made = run(model=f"shape:{name}", method="qlora", seq_len=256)
+    assert made.total_params == load_shapes()[name.lower()].total_params
+    assert made.parts["quantization_constants"] > 0
+
+
+def test_parts_add_up_to_the_peak_and_cuda_terms_are_named(small):
+    assert sum(small.parts.values()) == small.peak_bytes
+    assert small.parts["cuda_context"] == CudaTerms().context_bytes
+    assert small.parts["weights"] == pytest.approx(2 * small.total_params, rel=1e-3)
+    assert small.peak_allocated_bytes < small.peak_bytes - small.parts["cuda_context"]
+
+
+def test_a_cpu_has_no_cuda_terms():
+    made = run(method="full", kernels="cpu", weights="fp32")
+    assert made.parts["cuda_context"] == made.parts["allocator"] == 0
+    assert made.peak_allocated_bytes == made.peak_bytes
+
+
+def test_fits_compares_the_peak_with_usable_memory(small):
+    for name, fit in small.fits.items():
+        assert fit.headroom_bytes == find_gpu(name).usable_bytes - small.peak_bytes
+        assert fit.fits == (fit.headroom_bytes >= 0)
+    assert small.smallest_gpu == next(iter(small.fits))
+
+
+def test_nothing_fits_is_null_and_a_sentence():
+    made = run(model="shape:llama-2-70b", method="full", weights="fp32")
+    assert made.smallest_gpu is None
+    assert "none in the catalog" in format_forecast(made)
+
+
+def test_sharding_divides_what_is_kept_and_gathers_what_works():
+    whole = run(method="full", checkpointing=False)
+    shard = run(method="full", checkpointing=False, gpus=4, sharding="fsdp")
+    assert shard.parts["weights"] == pytest.approx(whole.parts["weights"] / 4, rel=1e-6)
+    assert shard.parts["gathered_layers_and_buckets"] > 0
+    assert shard.peak_bytes < whole.peak_bytes
+    copies = run(method="full", checkpointing=False, gpus=4)
+    assert copies.peak_bytes > whole.peak_bytes
+
+
+def test_standard_job_counts_tokens_steps_and_dollars(small):
+    job = small.jobs["packed"]
+    assert job.tokens == int(52_002 * 3 * 127.5)
+    assert small.jobs["padded"].tokens == 52_002 * 3 * 512
+    assert job.steps == -(-job.tokens // 512)
+    assert job.hours.mid == pytest.approx(job.steps * small.seconds_per_step.mid / 3600)
+    assert job.usd is not None
+    assert job.usd.mid == pytest.approx(job.hours.mid * 1.69)
+    assert job.usd.low < job.usd.mid < job.usd.high
+
+
+def test_no_offer_is_null_and_a_word():
+    made = run(method="lora", gpu="rtx3090-24gb")
+    assert made.usd is None
+    assert "no offer of this card" in format_forecast(made)
+
+
+def test_the_same_job_costs_less_time_on_a_faster_card(small):
+    assert run(method="lora", gpu="h100-80gb").seconds_per_step.mid < small.seconds_per_step.mid
+
+
+def test_efficiency_comes_from_measured_steps_of_the_same_card():
+    gpu = find_gpu("a100-80gb")
+    pairs = [("a100-80gb", 1.0, 2.0), ("a100-80gb", 1.0, 1.25), ("l4-24gb", 1.0, 9.0)]
+    found = calibrate(pairs, gpu)
+    assert (found.low, found.mid, found.high) == (0.5, 0.65, 0.8)
+    assert "2 measured steps" in found.source
+    assert "assumption" in calibrate(pairs[2:], gpu).source
+    slow = Efficiency(low=0.1, mid=0.1, high=0.1, source="test")
+    made = forecast(ForecastSettings(model=SMALL, seq_len=256), efficiency=slow)
+    assert made.seconds_per_step.low == made.seconds_per_step.high
+
+
+def test_cuda_terms_are_fitted_on_measured_stages():
+    peaks = [Measured(allocated_bytes=100 * GIB // 10, reserved_bytes=11 * GIB,
+                      process_bytes=12 * GIB)]  # fmt: skip
+    terms = fit_cuda_terms(peaks)
+    assert terms.context_bytes == GIB
+    assert terms.unused_share == pytest.approx(0.1)
+    assert fit_cuda_terms([]) == CudaTerms()
+
+
+def test_scripts_find_the_promised_keys(small):
+    keys = set(json.loads(small.model_dump_json()))
+    assert keys >= {
+        "peak_bytes", "peak_stage", "parts", "trainable_params", "total_params", "adapter_bytes",
+        "checkpoint_bytes", "flops_per_step", "seconds_per_step", "usd", "fits", "smallest_gpu",
+        "trace_seconds",
+    }  # fmt: skip
+
+
+def test_own_prices_reach_the_dollars():
+    offers = [o.model_copy(update={"usd_per_gpu_hour": 1.0}) for o in load_prices()]
+    made = forecast(ForecastSettings(model=SMALL, seq_len=256), prices=offers)
+    assert made.usd is not None
+    assert made.usd.mid == pytest.approx(made.jobs["packed"].hours.mid)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "shape:llama-2-13"}, "llama-2-13b"),
+        ({"model": "llama-2-13b"}, "a model is hub:"),
+        ({"model": "path:/nowhere"}, "config.json"),
+        ({"method": "lorra"}, "lora"),
+        ({"method": "base"}, "cannot be trained"),
+        ({"seq_len": 8193}, "8192 positions"),
+        ({"targets": ("query_key_value",)}, "cannot take this adapter"),
+        ({"gpu": "a100-90gb"}, "a100-80gb"),
+        ({"sharding": "fsdp"}, "one card cannot be sharded"),
+        ({"sharding": "fsdp", "gpus": 2, "optimizer": "paged-adamw-8bit"}, "paged"),
+        ({"optimizer": "adam8bit"}, "adamw-8bit"),
+        ({"packed": True, "padded": True}, "one or the other"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_message(changes, message):
+    with pytest.raises(StudyError, match=message):
+        run(**changes)

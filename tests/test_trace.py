@@ -1,0 +1,174 @@
+"""A traced step is the real step: its peak, its depth, its arithmetic."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import nullcontext
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from studylib.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
+from studylib.errors import StudyError
+from studylib.live import LiveBytes
+from studylib.methods import DTYPES, attach
+from studylib.models import quantize_linears
+from studylib.settings import MethodSettings
+from studylib.skeleton import with_depth
+from studylib.step import StepSettings
+from studylib.trace import PARTS, trace_step
+
+SIZES = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512}  # fmt: skip
+CONFIG = LlamaConfig(num_hidden_layers=5, **SIZES)
+METHOD = {
+    "full": MethodSettings(name="full"),
+    "lora": MethodSettings(name="lora", rank=8, alpha=16),
+    "qlora": MethodSettings(name="qlora", rank=8, alpha=16),
+}
+RECIPES = {
+    "fp32": {"weights": "fp32", "checkpointing": False},
+    "checkpointed bf16": {"weights": "bf16"},
+    "packed": {"weights": "fp32", "checkpointing": False, "packed": True},
+    "foreach without autocast": {"autocast": False, "optimizer": "adamw-foreach"},
+}
+
+
+def measure_real_step(settings: StepSettings) -> int:
+    """Peak of live tensor bytes in the second of two real steps on the CPU."""
+    model = AutoModelForCausalLM.from_config(
+        CONFIG, dtype=DTYPES[settings.weights], attn_implementation="sdpa"
+    )
+    if settings.method.kind.quantized:
+        quantize_linears(model, DTYPES[settings.weights])
+        model.is_loaded_in_4bit = True
+    model = attach(model, settings.method)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    foreach = settings.optimizer == "adamw-foreach"
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=not foreach, foreach=foreach)
+    rows, length = settings.micro_batch, settings.seq_len
+    positions = torch.arange(length).repeat(rows, 1)
+    if settings.packed:
+        positions = positions.reshape(1, -1)
+    ids = torch.randint(0, 512, positions.shape)
+    gc.collect()
+    with LiveBytes() as live:
+        for _ in range(2):
+            live.peak_bytes = 0
+            with torch.autocast("cpu", torch.bfloat16) if settings.mixed else nullcontext():
+                loss = model(
+                    input_ids=ids, labels=ids, position_ids=positions, use_cache=False
+                ).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            del loss
+    return live.peak_bytes
+
+
+@pytest.mark.parametrize("method", METHOD)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_traced_peak_is_within_2_percent_of_a_real_step(method, recipe):
+    settings = StepSettings(
+        method=METHOD[method], micro_batch=2, seq_len=96, kernels="cpu", **RECIPES[recipe]
+    )
+    traced = sum(trace_depth(CONFIG, settings).peak()[1])
+    assert traced == pytest.approx(measure_real_step(settings), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "recipe"),
+    [
+        (CONFIG, "full", {}),
+        (CONFIG, "lora", {"accumulation": 4, "loss": "chunked", "packed": True}),
+        (CONFIG, "qlora", {"checkpointing": False}),
+        (CONFIG, "full", {"optimizer": "adamw-8bit", "master_weights": True, "padded": True}),
+        (Qwen3Config(head_dim=32, **SIZES), "full", {"optimizer": "adamw-foreach"}),
+    ],
+)
+def test_depth_is_continued_exactly_event_by_event(config, method, recipe):
+    settings = StepSettings(method=METHOD[method], seq_len=64, **recipe)
+    short, long, whole = (trace_step(with_depth(config, n), settings) for n in (SHORT, LONG, 7))
+    continued = continue_trace(short, long, 7)
+    assert continued.events == whole.events
+    assert (continued.trainable_params, continued.total_params) == (
+        whole.trainable_params,
+        whole.total_params,
+    )
+    for weight in (1, 2):  # flops, bytes
+        totals = [sum(k[weight] * n for k, n in t.operators.items()) for t in (continued, whole)]
+        assert totals[0] == totals[1]
+
+
+def test_layers_that_differ_are_never_continued():
+    full = StepSettings(method=METHOD["full"], seq_len=32)
+    with pytest.raises(LayersDiffer):
+        continue_trace(
+            trace_step(with_depth(CONFIG, 3), full),
+            trace_step(with_depth(CONFIG, 4), full.model_copy(update={"checkpointing": False})),
+            9,
+        )
+
+
+def peak_of(**changes) -> dict[str, int]:
+    method = METHOD[changes.pop("method", "full")]
+    _, parts = trace_step(CONFIG, StepSettings(method=method, seq_len=256, **changes)).peak()
+    return dict(zip(PARTS, parts, strict=True))
+
+
+def test_states_and_copies_have_their_known_sizes():
+    weights = peak_of()["weights"]
+    assert peak_of()["optimizer_states"] == pytest.approx(2 * weights, rel=0.01)
+    assert peak_of(master_weights=True)["optimizer_states"] == pytest.approx(6 * weights, rel=0.01)
+    assert peak_of(optimizer="adamw-8bit")["optimizer_states"] == pytest.approx(weights, rel=0.05)
+
+
+def test_paged_states_leave_the_card_but_are_told():
+    config = LlamaConfig(num_hidden_layers=1, **(SIZES | {"vocab_size": 2048}))
+    settings = StepSettings(method=METHOD["full"], seq_len=64, optimizer="paged-adamw-8bit")
+    trace = trace_step(config, settings)
+    assert trace.paged_bytes == 2 * 2 * 2048 * 128  # embedding and output layer; others are small
+    assert trace.peak()[1][PARTS.index("optimizer_states")] < trace.paged_bytes
+
+
+def test_foreach_needs_a_copy_of_the_weights_that_fused_does_not():
+    tokens = {"checkpointing": True, "micro_batch": 1}
+    fused, foreach = (peak_of(optimizer=o, **tokens) for o in ("adamw", "adamw-foreach"))
+    assert sum(foreach.values()) > sum(fused.values())
+
+
+def test_checkpointing_and_chunking_lower_the_peak():
+    config = LlamaConfig(num_hidden_layers=2, **(SIZES | {"vocab_size": 8192}))
+
+    def peak(**changes) -> int:
+        settings = StepSettings(method=METHOD["lora"], micro_batch=8, seq_len=512, **changes)
+        return sum(trace_step(config, settings).peak()[1])
+
+    assert peak(loss="chunked") < peak() < peak(checkpointing=False)
+
+
+def test_frozen_weights_have_no_gradient_arithmetic_and_recomputation_counts():
+    def flops(method: str, **changes) -> float:
+        settings = StepSettings(method=METHOD[method], seq_len=256, **changes)
+        return sum(k[1] * n for k, n in trace_step(CONFIG, settings).operators.items())
+
+    matrices = CONFIG.num_hidden_layers * (128 * (2 * 128 + 2 * 64) + 3 * 128 * 352) + 128 * 512
+    attention = CONFIG.num_hidden_layers * 2 * 256**2 * 128 / 256  # scores and values, causal half
+    forward = 256 * 2 * (matrices + attention / 2)
+    assert flops("full", checkpointing=False) == pytest.approx(3 * forward, rel=0.03)
+    assert flops("full") == pytest.approx(4 * forward, rel=0.05)
+    assert 2 * forward < flops("lora", checkpointing=False) < 2.5 * forward
+
+
+def test_an_architecture_that_needs_data_names_its_operator(monkeypatch):
+    def data_dependent(self, *_args, **_kwargs):
+        return torch.nonzero(torch.zeros(3)).sum().item()
+
+    monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", data_dependent)
+    with pytest.raises(StudyError, match=r"aten\.(nonzero|_local_scalar_dense)"):
+        trace_step(CONFIG, StepSettings(method=METHOD["full"], seq_len=32))
