@@ -125,13 +125,17 @@ class RunSpec(Frozen):
 
 
 class Profile(Frozen):
-    """One study. `tracks` come fully spelled out: read_profile fills them from the defaults."""
+    """One study. `tracks` come fully spelled out: read_profile fills them from the defaults.
+
+    origin: the profile that this one changes. tuned: "TRACK MODEL METHOD-rRANK" -> a sweep's rate.
+    """
 
     name: str
     question: str
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
     tracks: tuple[Track, ...]
+    origin: str | None = None
     tuned: dict[str, TunedRate] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -293,7 +297,8 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
     if "models" in changes:
         words.append(ModelRef.parse(unnamed.tracks[0].models[0]).slug)
     digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode())
-    return unnamed.model_copy(update={"name": "-".join([*words, digest.hexdigest()[:6]])})
+    name = "-".join([*words, digest.hexdigest()[:6]])
+    return unnamed.model_copy(update={"name": name, "origin": unnamed.name})
 
 
 def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -334,7 +339,8 @@ RULES = {
 def explain(error: ValidationError, origin: str) -> StudyError:
     """The first fault of a pydantic error as value, rule and remedy; misspelt keys come first."""
     faults = error.errors()
-    fault = next((f for f in faults if f["type"] == "extra_forbidden"), faults[0])
+    misspelt = ("extra_forbidden", "invalid_key")
+    fault = next((f for f in faults if f["type"] in misspelt), faults[0])
     where = ".".join(str(part) for part in fault["loc"] if part != "tracks")
     where = re.sub(r"^\d+\.", "", where) or "profile"
     if fault["type"] == "extra_forbidden":

@@ -30,12 +30,18 @@ class Progress:
         self.started_at: dict[str, float] = {}
 
     def begin(self, plan: Plan) -> None:
-        self.plan = plan
-        self.total = len(plan.left)
+        expected = plan.left_seconds
+        of = f" of {len(plan.runs)}" if len(plan.left) < len(plan.runs) else ""
+        self.begin_tasks(plan.profile, len(plan.left), plan.jobs, expected, of)
+
+    def begin_tasks(
+        self, name: str, total: int, jobs: int, expected_seconds: float | None = None, of: str = ""
+    ) -> None:
+        self.name, self.total, self.expected_seconds = name, total, expected_seconds
         self.begun = self.last_plain = time.monotonic()
         self.say(
-            f"{plan.profile}: {self.total} of {len(plan.runs)} runs to do, {plan.jobs} at a time, "
-            f"about {spell_seconds(plan.left_seconds)}"
+            f"{name}: {total}{of} runs to do, {jobs} at a time, "
+            f"about {spell_seconds(expected_seconds)}"
         )
         if self.console.is_terminal:
             self.live = Live(self.draw(), console=self.console, refresh_per_second=4)
@@ -70,7 +76,7 @@ class Progress:
             self.live.update(Text(""))
             self.live.stop()
         self.say(
-            f"{self.plan.profile}: {len(list(finished))} runs finished, "
+            f"{self.name}: {len(list(finished))} runs finished, "
             f"{len(list(failed))} failed, in {spell_seconds(time.monotonic() - self.begun)}"
         )
 
@@ -79,7 +85,7 @@ class Progress:
 
     def draw(self) -> Text:
         lines = [
-            f"{self.plan.profile}: {self.done} done, {len(self.now)} running, "
+            f"{self.name}: {self.done} done, {len(self.now)} running, "
             f"{self.total - self.done - len(self.now)} left, about "
             f"{spell_seconds(self.left_seconds())} to go"
         ]
@@ -92,7 +98,7 @@ class Progress:
         if self.done:
             half_done = 0.5 * len(self.now)
             return elapsed / (self.done + half_done) * (self.total - self.done - half_done)
-        planned = self.plan.left_seconds
+        planned = self.expected_seconds
         return None if planned is None else max(0.0, planned - elapsed)
 
 

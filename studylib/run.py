@@ -28,7 +28,7 @@ from studylib.evaluate import evaluate_model
 from studylib.meter import Meter
 from studylib.methods import attach, count_parameters
 from studylib.models import load_model, load_trained
-from studylib.profile import RunSpec, read_profile
+from studylib.profile import RunSpec
 from studylib.records import (
     RECORD,
     EvaluateBlock,
@@ -50,13 +50,14 @@ from studylib.train import (
     summarise,
     train_model,
 )
+from studylib.tuning import open_profile
 
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
     """The run of a profile, in results/PROFILE/runs/RUN_ID; refuses one that is finished."""
-    spec = read_profile(profile).run(run_id)
+    spec = open_profile(profile, Path(results)).run(run_id)
     return Run(spec, Path(results) / spec.profile / "runs" / run_id, concurrent_runs)
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +24,11 @@ from typing import Any
 import yaml
 
 from studylib.errors import StudyError
+from studylib.places import NOTEBOOKS, REFERENCE, ROOT
 from studylib.plan import Plan, check_inputs, check_writable, plan_study
 from studylib.profile import Hardware, Profile, RunSpec
 from studylib.progress import Progress
 from studylib.records import RECORD, Record, read_records, write_atomically
-
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ROOT / "notebooks"
-REFERENCE = ROOT / "results" / "reference"
 
 
 @dataclass(frozen=True)
@@ -265,3 +264,17 @@ def run_one(spec: RunSpec, profile: str, results: Path, concurrent_runs: int = 1
 
 def absolute_if_file(profile: str) -> str:
     return str(Path(profile).expanduser().resolve()) if "/" in profile else profile
+
+
+def follow_parent() -> None:
+    """End when the study that started this run has died, so that no run goes on unwatched."""
+    parent = os.environ.get("STUDY_PARENT_PID")
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -11,10 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from studylib.errors import StudyError
+from studylib.places import REFERENCE
+from studylib.profile import Profile, read_profile
 from studylib.records import (
     SCHEMA_VERSION,
     Environment,
@@ -121,6 +124,21 @@ def tuned_rates(sweeps: Iterable[TuneRecord], origin: str) -> dict[str, TunedRat
             f"{edge} ({origin}/{sweep.sweep_id}.json)",
         )
     return rates
+
+
+def open_profile(name: str, results: Path, changes: dict[str, Any] | None = None) -> Profile:
+    """A profile with the rates of the nearest sweeps: the reader's own before the shipped ones,
+    a changed profile's before those of the one it comes from. A rate that the profile states
+    itself, or a resolved profile's, is not replaced."""
+    profile = read_profile(name, changes)
+    if profile.tuned:
+        return profile
+    tuned: dict[str, TunedRate] = {}
+    for origin in dict.fromkeys((profile.origin or profile.name, profile.name)):
+        for place, words in ((REFERENCE, "results/reference"), (results, "results")):
+            folder = place / origin / "tune"
+            tuned |= tuned_rates(read_sweeps(folder), f"{words}/{origin}/tune")
+    return profile.model_copy(update={"tuned": tuned})
 
 
 def next_rate(rates: Iterable[float], best: float) -> float:
