@@ -110,8 +110,8 @@ def evaluate_items(
             if not all(isinstance(answer, tuple) and len(answer) == 2 for answer in answers):
                 raise StudyError(task, "gives no log-likelihoods", "Compare multiple-choice tasks.")
             best = max(range(len(answers)), key=lambda i: answers[i][0])
-            # Accuracies follow from the answer (acc_norm from another one than the best); metrics that
-            # are functions of the log-likelihoods themselves would differ by rounding.
+            # Accuracies follow from the answer (acc_norm from another one than the best); metrics
+            # that are functions of the log-likelihoods themselves would differ by rounding.
             accuracies = {name: sample[name] for name in sample["metrics"] if name[:3] == "acc"}
             items.append((answers, best, accuracies))
     return items
