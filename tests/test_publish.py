@@ -1,0 +1,100 @@
+"""A reference is published whole, traceable and unchanged, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import yaml
+from record_factory import Factory, make_spec
+from test_plan import CONTENT
+
+from studylib.errors import StudyError
+from studylib.files import file_sha256
+from studylib.publish import publish_results
+from studylib.records import read_records
+
+METHODS = ("base", "full", "lora")
+
+
+def make_study(folder, methods=METHODS, **spec):
+    """A finished study with one seed and the profile beside it."""
+    factory = Factory(folder / "cpu", items=32)
+    for method in methods:
+        factory.add(make_spec(method), **spec)
+        (factory.folder / "runs" / make_spec(method).run_id / "log.txt").write_text("words")
+        (factory.folder / "runs" / make_spec(method).run_id / "executed.ipynb").write_text("{}")
+    (factory.folder / "profile.yaml").write_text(yaml.safe_dump(CONTENT | {"seeds": [0]}))
+    return factory.folder
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_finished_study_is_copied_without_its_logs(tmp_path):
+    results = make_study(tmp_path)
+    target = publish_results(results, tmp_path / "reference")
+    assert target == tmp_path / "reference" / "cpu"
+    kept = {k: v for k, v in contents(results).items() if not k.endswith("log.txt")}
+    assert contents(target) == kept
+    assert len(read_records(target / "runs")) == len(METHODS)
+    assert [p.name for p in target.parent.iterdir()] == ["cpu"]
+
+
+def test_publishing_again_replaces_the_whole_reference(tmp_path):
+    results = make_study(tmp_path)
+    target = publish_results(results, tmp_path / "reference")
+    (target / "runs" / "old-run").mkdir()
+    publish_results(results, tmp_path / "reference")
+    assert not (target / "runs" / "old-run").exists()
+
+
+def test_unfinished_study_is_refused(tmp_path):
+    with pytest.raises(StudyError, match=r"1 runs are not done, ladder-0\.4m--lora-r16--s0"):
+        publish_results(make_study(tmp_path, METHODS[:2]), tmp_path / "reference")
+    with pytest.raises(StudyError, match="there are no results"):
+        publish_results(tmp_path / "none", tmp_path / "reference")
+    assert not (tmp_path / "reference").exists()
+
+
+def test_study_made_by_other_code_in_part_is_refused(tmp_path):
+    results = make_study(tmp_path, METHODS[:2])
+    other = {"code.sha256": "0" * 64}
+    Factory(results, items=32).add(make_spec("lora"), fingerprint=other)
+    with pytest.raises(StudyError, match=r"by other code than ladder-0\.4m--base"):
+        publish_results(results, tmp_path / "reference")
+
+
+def test_study_made_by_uncommitted_code_is_refused(tmp_path, monkeypatch):
+    environment = Factory.environment
+    monkeypatch.setattr(
+        Factory,
+        "environment",
+        lambda self: environment(self).model_copy(update={"git_dirty": True}),
+    )
+    with pytest.raises(StudyError, match="differs from its commit"):
+        publish_results(make_study(tmp_path), tmp_path / "reference")
+
+
+def test_damaged_record_is_not_published(tmp_path):
+    results = make_study(tmp_path)
+    items = results / "runs" / "ladder-0.4m--base" / "items.parquet"
+    items.write_bytes(b"")
+    with pytest.raises(StudyError, match="changed after the record"):
+        publish_results(results, tmp_path / "reference")
+
+
+def test_failed_copy_leaves_the_old_reference_as_it_was(tmp_path, monkeypatch):
+    results = make_study(tmp_path)
+    target = publish_results(results, tmp_path / "reference")
+    before = contents(target)
+
+    def fail(source, goal):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(StudyError, match="the disk is full"):
+        publish_results(results, tmp_path / "reference")
+    assert contents(target) == before
+    assert [p.name for p in target.parent.iterdir()] == ["cpu"]
