@@ -8,12 +8,15 @@ Not covered: the work itself. Every command calls one function that a notebook c
 from __future__ import annotations
 
 import json
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from studylib.cli_evaluate import evaluate
 from studylib.cli_forecast import forecast, prices
 from studylib.cli_options import (
     DataOption,
@@ -189,7 +192,7 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
-for command in (forecast, prices, tune):
+for command in (evaluate, forecast, prices, tune):
     app.command()(command)
 
 
@@ -197,6 +200,10 @@ def main() -> None:
     """Run a command; bad input is one message on stderr and exit code 2."""
     from studylib.files import disk_full, is_full
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    # transformers 5 warns of names that it will change in 6; the ranges of this study end before.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
     except StudyError as error:

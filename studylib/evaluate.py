@@ -18,8 +18,6 @@ from studylib.questions import question_id
 from studylib.records import Score, canonical
 from studylib.tasks import build_tasks
 
-CHANCE = 0.25  # four choices
-
 
 def evaluate_model(
     model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str
@@ -74,7 +72,16 @@ def ask(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataF
 
 
 def read_sample(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """One answered item. Where a document is not in MMLU's form, its prompt and choices are read
+    from the requests that were made of it."""
     doc = sample["doc"]
+    if not {"question", "choices", "answer"} <= doc.keys() or type(doc["answer"]) is not int:
+        requests = sample["arguments"]
+        doc = {
+            "question": requests[0][0],
+            "choices": [continuation for _, continuation in requests],
+            "answer": int(sample["target"]),
+        }
     loglikelihoods = [float(response[0]) for response in sample["filtered_resps"]]
     chosen = max(range(len(loglikelihoods)), key=loglikelihoods.__getitem__)
     return {
@@ -98,7 +105,7 @@ def score_items(items: pd.DataFrame) -> Score:
         weights=items["weights"].iloc[0],
         questions=len(items),
         correct=int(items["correct"].sum()),
-        chance=CHANCE,
+        chance=float((1 / items["choices"].str.len()).mean()),
         by_subject={str(name): (int(n), int(right)) for name, n, right in groups.itertuples()},
     )
 

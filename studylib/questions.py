@@ -28,6 +28,8 @@ def check_questions(source: str, shots: int) -> None:
     """Read what a run would read of its questions; of the hub's, only whether they are there."""
     if source == "hub":
         ask_dataset(MMLU_HUB, "abstract_algebra", "MMLU=hub", "give MMLU as a folder")
+    elif source.startswith("tasks:"):
+        return  # lm-eval finds and reads them when the run begins
     elif source.startswith("almanac:"):
         parse_almanac(source)
     else:
@@ -76,7 +78,7 @@ def read_validation(folder: Path, test: list[Question]) -> tuple[list[Question],
 
 def count_overlap(source: str) -> int:
     """Validation questions of a folder that its test asks too; the almanac has none by design."""
-    if source == "hub" or source.startswith("almanac:"):
+    if source == "hub" or source.startswith(("almanac:", "tasks:")):
         return 0
     folder = Path(source).expanduser()
     return read_validation(folder, read_questions(folder / "test.jsonl"))[1]

@@ -14,7 +14,8 @@ from typing import Any
 
 from studylib.almanac import build_almanac, questions
 from studylib.data import parse_almanac
-from studylib.profile import EvaluateSettings
+from studylib.errors import StudyError
+from studylib.profile import EvaluateSettings, nearest
 from studylib.questions import Question, group_by_subject, read_question_folder, read_validation
 
 LETTERS = ["A", "B", "C", "D"]
@@ -25,10 +26,14 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 def build_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
     """lm-eval tasks, one a subject in alphabetical order, by name.
 
-    source: hub, a folder, or almanac:NAME. Raises StudyError for what is missing or malformed.
+    source: hub, a folder, almanac:NAME, or tasks:A,B for any of lm-eval's tasks that are scored by
+    log-likelihood (tasks:A,B@FOLDER with YAML files of one's own). Raises StudyError for what is
+    missing or malformed.
     """
     if source == "hub":
         return hub_tasks(settings)
+    if source.startswith("tasks:"):
+        return named_tasks(source, settings)
     if source.startswith("almanac:"):
         half, language = parse_almanac(source)
         part = None if half == "old" and language == "native" else settings.part
@@ -108,6 +113,40 @@ def hub_tasks(settings: EvaluateSettings) -> dict[str, Any]:
             task.set_config(key="test_split", value="validation")
         tasks[name.removeprefix("mmlu_")] = task
     return dict(sorted(tasks.items()))
+
+
+def named_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
+    """lm-eval's tasks by name, groups as their members; only those scored by log-likelihood."""
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    from studylib.sources import hub_errors
+
+    names, _, folder = source.removeprefix("tasks:").partition("@")
+    manager = TaskManager(include_path=folder or None)
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in manager.all_tasks:
+            raise StudyError(
+                name,
+                "lm-eval knows no such task or group",
+                nearest(name, similar(name, manager.all_tasks)),
+            )
+    with hub_errors(source, "give tasks whose data lie on this disk"):
+        tasks = flatten_tasks(get_task_dict(wanted, manager))
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            raise StudyError(
+                name,
+                f"its answers are of the kind {task.OUTPUT_TYPE}, not choices",
+                "Name tasks with choices, such as arc_easy, hellaswag or mmlu_continuation.",
+            )
+        task.set_config(key="num_fewshot", value=settings.shots)
+    return dict(sorted(tasks.items()))
+
+
+def similar(name: str, known: list[str]) -> list[str]:
+    """A few known names that begin alike: lm-eval has thousands."""
+    return [other for other in known if other[:3] == name[:3]][:20] or ["mmlu", "arc_easy"]
 
 
 def flatten_tasks(nested: dict[Any, Any]) -> dict[str, Any]:
