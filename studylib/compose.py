@@ -96,7 +96,9 @@ def track_section(comparisons: list[Comparison], pictures: list[str]) -> list[st
     lines += picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
     lines += ["### Memory by stage", "", tables.memory_table(comparisons).markdown(), ""]
     lines += ["### Time and cost", "", tables.time_table(comparisons).markdown(), ""]
-    return lines + picture_lines(pictures, ("loss",))
+    if any(comparison.sweeps for comparison in comparisons):
+        lines += ["### Learning rates", "", tables.tuning_table(comparisons).markdown(), ""]
+    return lines + picture_lines(pictures, ("tuning", "loss"))
 
 
 def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:

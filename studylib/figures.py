@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studylib.cells import interval_cell
 from studylib.claims import article_rule
+from studylib.curves import draw_loss, draw_tuning
 from studylib.metrics import points
 from studylib.panels import (
     BAND,
@@ -156,7 +155,7 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
     rows = [(c, row) for c in comparisons for row in c.rows if row.gap is not None]
     if not rows:
         return None
-    figure = Figure(figsize=(8.4, 1.1 + 0.38 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(8.4, 1.3 + 0.38 * len(rows)), layout="constrained")
     panel = figure.subplots()
     for i, (_, row) in enumerate(rows):
         gap, rule = row.gap, article_rule(row.method.name)
@@ -180,8 +179,8 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
     panel.set_ylim(-len(rows) + 0.4, 0.6)
     panel.grid(axis="y", visible=False)
     panel.set_xlabel(
-        "accuracy less full fine-tuning's (pp, 95 % interval)   dark band: the article's claim,"
-        " light: what still agrees with it"
+        "accuracy less full fine-tuning's (pp, 95 % interval)\n"
+        "dark band: the article's claim, light band: what still agrees with it"
     )
     panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
     return figure
@@ -228,19 +227,19 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
         return None
     figure = Figure(figsize=(8.4, 1.2 + 0.2 * len(names)), layout="constrained")
     panel = figure.subplots()
-    for row in rows:
+    for i, row in enumerate(rows):
         values = [100 * gaps[row.method.label][name] for name in names]
         panel.plot(
             values, range(len(names)), linestyle="", markersize=5.5, alpha=0.85,
             marker=MARKERS.get(row.method.name, "o"), color=colour(row.method),
         )  # fmt: skip
         panel.annotate(
-            row.method.label, (values[-1], len(names) - 1), xytext=(0, 9), ha="center",
+            row.method.label, (values[-1], len(names) - 1), xytext=(0, 8 + 11 * i), ha="center",
             textcoords="offset points", color=colour(row.method), fontsize=8.5, fontweight="bold",
         )  # fmt: skip
     panel.axvline(0, color=INK, linewidth=1)
     panel.set_yticks(range(len(names)), names, fontsize=7.5)
-    panel.set_ylim(-0.7, len(names) + 0.5)
+    panel.set_ylim(-0.7, len(names) + 0.8 * len(rows))
     panel.set_xlabel(f"accuracy less full fine-tuning's, {comparison.name} (pp)")
     return figure
 
@@ -262,54 +261,13 @@ def subject_shares(row: Row) -> dict[str, float]:
     return {name: right / asked for name, (asked, right) in totals.items()}
 
 
-# Training -----------------------------------------------------------------------------------------
-
-
-def draw_loss(comparisons: Sequence[Comparison]) -> Figure | None:
-    """Training loss by update: the mean over seeds, with the range of the seeds behind it."""
-    shown = [c for c in comparisons if any(row.complete for row in c.rows)]
-    curves = [(c, [(row, curve) for row in c.rows if (curve := read_loss(c, row))]) for c in shown]
-    curves = [(c, rows) for c, rows in curves if rows]
-    if not curves:
-        return None
-    figure, panels = new_panels(len(curves))
-    for panel, (comparison, rows) in zip(panels, curves, strict=True):
-        panel.set_title(title_of(comparison))
-        labels = []
-        for row, (steps, losses) in rows:
-            mean = losses.mean(0)
-            panel.fill_between(steps, losses.min(0), losses.max(0), color=colour(row.method),
-                               alpha=0.18, linewidth=0)  # fmt: skip
-            panel.plot(steps, mean, color=colour(row.method), linewidth=1.4)
-            labels.append((steps[-1], mean[-1], row.method.label, colour(row.method)))
-        panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
-        label_right(panel, labels)
-        panel.set_xlabel("update")
-    panels[0].set_ylabel("training loss (nats a token) ↓")
-    return figure
-
-
-def read_loss(comparison: Comparison, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
-    """Updates [n] and losses [seeds, n], smoothed over a twentieth of the run."""
-    frames = [comparison.study.steps(r) for r in row.complete if r.train]
-    tables = [frame for frame in frames if isinstance(frame, pd.DataFrame) and len(frame)]
-    if not tables:
-        return None
-    count = min(len(table) for table in tables)
-    window = max(1, count // 20)
-    losses = [
-        table["loss"].iloc[:count].rolling(window, min_periods=1).mean().to_numpy()
-        for table in tables
-    ]
-    return tables[0]["step"].to_numpy()[:count], np.stack(losses)
-
-
 PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
     "accuracy-memory": draw_accuracy_memory,
     "accuracy-cost": draw_accuracy_cost,
     "gap-to-full": draw_forest,
     "kept-and-gained": draw_forgetting,
     "subjects": draw_subjects,
+    "tuning": draw_tuning,
     "loss": draw_loss,
 }
 CAPTIONS = {
@@ -318,6 +276,7 @@ CAPTIONS = {
     "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
     "kept-and-gained": "What was kept of old knowledge against what was gained of new",
     "subjects": "Differences to full fine-tuning by subject, sorted by the first method",
+    "tuning": "Validation accuracy by learning rate; the ring is the rate that was chosen",
     "loss": "Training loss, mean over seeds; the band is their range",
 }
 

@@ -20,12 +20,12 @@ HERE = Path(__file__).parent
 STATE = ".made-from.json"
 CODE = (
     "appendix.py", "catalog.py", "cells.py", "claims.py", "claims.yaml", "comparable.py",
-    "compose.py", "costs.py", "counts.py", "exports.py", "figures.py", "gpus.csv", "metrics.py",
-    "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py", "records.py", "report.py",
-    "resources.py", "settings.py", "shapes.json", "stats.py", "study.py",
-    "summary.py", "tables.py", "verdicts.py",
+    "compose.py", "costs.py", "counts.py", "curves.py", "exports.py", "figures.py", "gpus.csv",
+    "metrics.py", "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py", "records.py",
+    "report.py", "resources.py", "settings.py", "shapes.json", "stats.py", "study.py",
+    "summary.py", "tables.py", "tuning.py", "verdicts.py",
 )  # fmt: skip
-TABLES = ("*/record.json", "*/*.parquet")
+TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json")
 
 
 def hash_inputs(folders: Iterable[Path], *others: object) -> str:
@@ -35,7 +35,7 @@ def hash_inputs(folders: Iterable[Path], *others: object) -> str:
     """
     marks = [[name, file_sha256(HERE / name)] for name in CODE]
     for folder in folders:
-        found = sorted(path for name in TABLES for path in (folder / "runs").glob(name))
+        found = sorted(path for name in TABLES for path in folder.glob(name))
         marks.append([str(folder.resolve())])
         marks += [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in found]
     return hashlib.sha256(canonical([marks, [repr(other) for other in others]])).hexdigest()

@@ -83,7 +83,8 @@ def to_png(figure: Figure, dpi: int = 110) -> bytes:
 
 
 def new_panels(count: int, height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(PANEL_INCHES[0] * count, height), layout="constrained")
+    width = max(PANEL_INCHES[0] * count, 6.4)  # one panel needs room for its labels
+    figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False, sharey=True)[0]
     return figure, list(panels)
 

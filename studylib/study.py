@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from studylib.errors import StudyError
 from studylib.profile import RunSpec, read_profile, shipped_profiles
 from studylib.records import Record, read_records
+from studylib.tuning import TuneRecord, read_sweeps
 
 ITEM_COLUMNS = ["task", "subject", "item", "correct"]
 PER_SEED_FIELDS = ("data.tokens_seen", "data.order_sha256")
@@ -26,7 +27,7 @@ class Study:
     """Records of one profile by run id, where they lie, and what was planned but has no record.
 
     `folder` is the results folder itself; `link` is the same folder as seen from the report.
-    `failed` is run id -> what is known of the failure.
+    `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Study:
     records: tuple[Record, ...]
     planned: tuple[RunSpec, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
+    sweeps: tuple[TuneRecord, ...] = ()
 
     def items(self, record: Record) -> pd.DataFrame | None:
         """Answered items of a run: task, subject, item, correct; None where none was asked."""
@@ -80,6 +82,7 @@ def read_study(
         records=tuple(sorted(records, key=lambda record: record.run_id)),
         planned=tuple(planned),
         failed=dict(failed or {}),
+        sweeps=tuple(read_sweeps(folder / "tune")),
     )
 
 

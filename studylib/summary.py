@@ -22,6 +22,7 @@ from studylib.profile import METHODS, MethodSettings, ModelRef, RunSpec
 from studylib.records import Record
 from studylib.resources import Spread, spread_figures, spread_memory
 from studylib.study import Answers, Study, gather_answers
+from studylib.tuning import TuneRecord
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,13 @@ class Comparison:
         return untouched_params(record for row in self.rows for record in row.records)
 
     @property
-    def spec(self) -> RunSpec:
-        """The spec of a trained run, for what all rows share; of the base if nothing else is."""
-        rows = sorted(self.rows, key=lambda row: not row.method.kind.trains)
-        return rows[0].records[0].run
+    def sweeps(self) -> list[TuneRecord]:
+        """The searches for learning rates of this track and model."""
+        return [
+            sweep
+            for sweep in self.study.sweeps
+            if (sweep.track, sweep.model) == (self.track, self.model)
+        ]
 
     @property
     def name(self) -> str:

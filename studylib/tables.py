@@ -184,6 +184,25 @@ def equivalence_cell(row: Row) -> str:
     return f"±{rule.high:g} pp: {shown} (p {p_value(test.p_value)})"
 
 
+def tuning_table(comparisons: Sequence[Comparison]) -> Table:
+    """Each search for a learning rate: what was tried, what was chosen, and a best at the edge."""
+    header = ("Model", "Method", "Rates tried", "Chosen", "Validation accuracy (%) ↑",
+              "Questions", "Dropped, also in the test", "At the edge")  # fmt: skip
+    rows = []
+    for comparison in comparisons:
+        for sweep in comparison.sweeps:
+            rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
+            name = (comparison.name, sweep.method, rates)
+            if all(point.accuracy is None for point in sweep.points):
+                rows.append((*name, "none: all diverged", MISSING, "—", "—", "—"))
+                continue
+            best = sweep.best
+            edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
+            rows.append((*name, f"{best.learning_rate:g}", percent(best.accuracy or 0),
+                         f"{best.questions:,}", f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
 # Claims and sides ---------------------------------------------------------------------------------
 
 

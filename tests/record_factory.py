@@ -20,6 +20,7 @@ from studylib.profile import (
     EvaluateSettings,
     Hardware,
     LoraSettings,
+    ModelRef,
     RunSpec,
     TrainSettings,
     parse_method,
@@ -35,6 +36,7 @@ from studylib.records import (
     file_sha256,
     write_record,
 )
+from studylib.tuning import TunePoint, TuneRecord, write_sweep
 
 SUBJECTS = 16
 PARAMS = {"ladder:0.4m": 430_000, "ladder:1.4m": 1_420_000}
@@ -145,6 +147,22 @@ class Factory:
                 for seed in seeds if method != "base" else (0,):
                     self.add(make_spec(method, model, seed, **spec))
         return self.folder
+
+    def sweep(
+        self, method: str, rates: dict[float, int | None], model: str = "ladder:0.4m"
+    ) -> None:
+        """Write a search for learning rates: rate -> right answers of 200, None where diverged."""
+        points = tuple(
+            TunePoint(learning_rate=rate, questions=200, correct=right, last_loss=1.0, seconds=9.0)
+            for rate, right in rates.items()
+        )
+        record = TuneRecord(
+            sweep_id=f"{ModelRef.parse(model).slug}--{method}",
+            profile="cpu", track="main", model=model, method=method, seed=0,
+            validation="almanac:new, validation", overlap_dropped=3, points=points,
+            extended=False, environment=self.environment(), fingerprint={},
+        )  # fmt: skip
+        write_sweep(self.folder / "tune", record)
 
     def answer(self, spec: RunSpec, task: str, share: float) -> pd.DataFrame:
         shared = np.random.default_rng(int(digest(task, spec.model)[:8], 16))

@@ -234,3 +234,20 @@ def test_resealed_record_is_not_told_by_its_digest_alone(tmp_path: Path) -> None
     content["digest"] = digest_of(content)
     path.write_text(json.dumps(content))
     assert "**evaluate.prompt** differs" in build_report(folder).read_text()
+
+
+def test_learning_rates_are_shown_and_a_best_at_the_edge_is_flagged(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "tuned")
+    folder = factory.study(models=("ladder:0.4m",), seeds=(0,))
+    before = build_report(folder).read_text()
+    assert "### Learning rates" not in before
+    factory.sweep("full", {1e-4: 80, 1e-3: 150, 1e-2: None})
+    factory.sweep("lora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 120})
+    text = build_report(folder).read_text()
+    rates = text.partition("### Learning rates")[2].partition("###")[0]
+    rows = [line for line in rates.splitlines() if line.startswith("| ladder")]
+    assert "| 0.001 | 75.0 | 200 | 3 | no |" in rows[0]
+    assert "| 0.005 | 70.0 | 200 | 3 | no |" in rows[1]
+    assert (folder / "figures" / "main-tuning.svg").is_file()
+    factory.sweep("qlora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 160})
+    assert "**yes: a better rate may lie beyond**" in build_report(folder).read_text()
