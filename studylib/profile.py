@@ -3,7 +3,7 @@
 A profile is one YAML file: the shipped default plus differences. Everything is checked when it is
 read, so that a typing error costs a second and not an evening. Pure data: no torch, no device.
 
-Not covered: the parts that a profile is made of (studylib.settings), whether files, models or
+Not covered: the parts that a profile is made of (studylib.settings, studylib.spec), whether files, models or
 cards exist (plan and data look).
 """
 
@@ -13,9 +13,9 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from studylib.errors import StudyError
 from studylib.files import read_mapping
@@ -35,6 +35,7 @@ from studylib.settings import (
     nearest,
     parse_method,
 )
+from studylib.spec import RunSpec, Track, choose_learning_rate
 
 __all__ = [
     "METHODS",
@@ -59,69 +60,6 @@ __all__ = [
 ]
 
 PROFILES = Path(__file__).parent / "profiles"
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
-
-
-class Track(Frozen):
-    """One data set with its questions, asked of some models by some methods.
-
-    tune: the sweep for its learning rates. rates_from: a track whose sweep serves this one too.
-    """
-
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.]*(-[a-z0-9.]+)*$")
-    question: str = ""
-    data: DataSettings
-    evaluate: EvaluateSettings
-    train: TrainSettings
-    models: tuple[str, ...]
-    methods: tuple[str, ...]
-    seeds: tuple[Seed, ...]
-    tune: TuneSettings | None = None
-    rates_from: str | None = None
-
-    @field_validator("models", "methods", "seeds")
-    @classmethod
-    def not_empty(cls, values: tuple) -> tuple:
-        if not values:
-            raise ValueError("the list is empty")
-        if len(set(values)) != len(values):
-            raise ValueError(f"an entry stands twice in {list(values)}")
-        return values
-
-
-class RunSpec(Frozen):
-    """One model, method, seed and learning rate on one track: what one notebook process does."""
-
-    profile: str
-    track: str
-    model: str
-    method: MethodSettings
-    seed: int
-    learning_rate: float
-    learning_rate_source: str
-    data: DataSettings
-    train: TrainSettings
-    evaluate: EvaluateSettings
-    hardware: Hardware
-
-    @property
-    def model_ref(self) -> ModelRef:
-        return ModelRef.parse(self.model)
-
-    @property
-    def run_id(self) -> str:
-        parts = [self.model_ref.slug, self.method.slug]
-        if self.track != "main":
-            parts.append(self.track)
-        if self.method.kind.trains:
-            parts.append(f"s{self.seed}")
-        return "--".join(parts)
-
-    @property
-    def base_run_id(self) -> str:
-        """The untrained model's run on the same questions."""
-        base = MethodSettings(name="base")
-        return self.model_copy(update={"method": base, "seed": 0}).run_id
 
 
 class Profile(Frozen):
@@ -232,27 +170,6 @@ class Profile(Frozen):
                 nearest(run_id, list(runs)) + f" `study plan --profile {self.name}` lists them.",
             )
         return runs[run_id]
-
-
-def choose_learning_rate(
-    track: Track, model: str, method: MethodSettings, tuned: dict[str, TunedRate]
-) -> tuple[float, str]:
-    """The rate for a model and method on a track, and where it comes from.
-
-    The profile's own rates come first, the most specific key before the others ("MODEL
-    METHOD-rRANK", "MODEL METHOD", "METHOD-rRANK", "METHOD"); then a sweep's choice; then the
-    method's default.
-    """
-    if not method.kind.trains:
-        return 0.0, "not trained"
-    rates = track.train.learning_rates
-    for key in (f"{model} {method.slug}", f"{model} {method.name}", method.slug, method.name):
-        if key in rates:
-            return rates[key], f"profile ({key})"
-    found = tuned.get(f"{track.rates_from or track.name} {model} {method.slug}")
-    if found:
-        return found.learning_rate, found.source
-    return method.kind.default_learning_rate, "the method's default, not tuned"
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
