@@ -30,6 +30,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
+        if not self.rows:
+            return "Nothing was measured that belongs here."
         lines = [self.header, tuple("---" for _ in self.header), *self.rows]
         return "\n".join("| " + " | ".join(escape(c) for c in row) + " |" for row in lines)
 

@@ -28,6 +28,7 @@ def compose(
     lines = ["# PEFT or full fine-tuning? What these runs show", "", "## The answer", ""]
     for summary in studies:
         lines += [*name_study(summary, studies), prose.answer(summary), ""]
+        lines += [note, ""] if (note := notes.not_run_note(summary)) else []
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
         pictures = draw(summary, folder)

@@ -65,6 +65,14 @@ def spread_note(comparisons: Sequence[Comparison]) -> str:
     return text + ranges + "."
 
 
+def not_run_note(summary: Summary) -> str:
+    """Models and tracks of the plan of which no run has a record; empty where there are none."""
+    begun = {(r.run.track, r.run.model) for r in summary.study.records}
+    missing = dict.fromkeys((spec.track, spec.model) for spec in summary.study.missing)
+    names = [f"{model} (track {track})" for track, model in missing if (track, model) not in begun]
+    return f"Not run at all: {join_words(names)}." if names else ""
+
+
 def command_note(comparisons: Sequence[Comparison]) -> str:
     record = comparisons[0].rows[0].records[0]
     if run_command(record).startswith("study run"):

@@ -113,6 +113,7 @@ def test_failures_and_missing_runs_are_words_in_rows(tmp_path: Path) -> None:
     factory.add(make_spec("full", seed=1), status="diverged", reason="loss is nan at step 7")
     factory.add(make_spec("lora"), status="out of memory", reason="while training: 80 GB asked")
     planned = [make_spec("qlora", seed=0), make_spec("qlora", seed=1)]
+    planned.append(make_spec("full", "ladder:1.4m"))
     failed = {planned[1].run_id: "see its log"}
     text = build_report(factory.folder, planned=planned, failed=failed).read_text()
     rows = [line for line in section(text, "Results").splitlines() if line.startswith("|")]
@@ -120,6 +121,7 @@ def test_failures_and_missing_runs_are_words_in_rows(tmp_path: Path) -> None:
     assert any("LoRA r=16 — out of memory" in row and "1.05 GB" in row for row in rows)
     assert any("QLoRA r=16" in row and "s0 not run, s1 failed (see its log)" in row for row in rows)
     assert "loss is nan at step 7" in text
+    assert "Not run at all: ladder:1.4m (track main)." in section(text, "The answer")
 
 
 @pytest.mark.parametrize(
