@@ -39,7 +39,7 @@ ladder: ## rebuild the bundled models from their seed
 	@$(PY) -m studylib.ladder
 
 check: ## style, types, notebooks kept clean
-	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_notebooks.py -k "not executes"
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py
 
 test: ## all tests
 	@$(PY) -m pytest

@@ -3,8 +3,8 @@
 A profile is one YAML file: the shipped default plus differences. Everything is checked when it is
 read, so that a typing error costs a second and not an evening. Pure data: no torch, no device.
 
-Not covered: the parts that a profile is made of (studylib.settings, studylib.spec), whether files, models or
-cards exist (plan and data look).
+Not covered: the parts that a profile is made of (studylib.settings, studylib.spec), whether
+files, models or cards exist (plan and data look).
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def explain(error: ValidationError, origin: str) -> StudyError:
 
 
 def known_keys() -> list[str]:
-    models = (Profile, Track, DataSettings, TrainSettings, EvaluateSettings, Hardware)
-    models += (LoraSettings, TuneSettings)
+    models: list[type[Frozen]] = [Profile, Track, DataSettings, TrainSettings, EvaluateSettings]
+    models += [Hardware, LoraSettings, TuneSettings]
     return sorted({key for model in models for key in model.model_fields})
 
 

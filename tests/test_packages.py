@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import sys
 import tomllib
 from pathlib import Path
 
@@ -9,6 +11,21 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
+MODULE_OF = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "IPython": "ipywidgets"}
+# They come with what is declared: numpy with pandas, most others with transformers and lm-eval.
+CARRIED = set(
+    [
+        "numpy",
+        "huggingface_hub",
+        "datasets",
+        "safetensors",
+        "tokenizers",
+        "nbclient",
+        "nbformat",
+        "packaging",
+        "tqdm",
+    ]
+)
 
 
 def read_pyproject():
@@ -50,14 +67,7 @@ def test_torch_is_pinned_and_the_ranges_take_older_images():
 
 
 def test_every_package_that_the_code_imports_is_declared():
-    import ast
-    import sys
-
-    given = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "IPython": "ipywidgets"}
-    # They come with what is declared: numpy with pandas, these with transformers and lm-eval.
-    carried = {"numpy", "huggingface_hub", "datasets", "safetensors", "tokenizers", "nbclient",
-               "nbformat", "packaging", "tqdm"}  # fmt: skip
-    declared = {name.replace("-", "_") for name in wanted()} | carried
+    declared = {name.replace("-", "_") for name in wanted()} | CARRIED | {"vllm"}  # used if there
     for path in (ROOT / "studylib").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -66,7 +76,7 @@ def test_every_package_that_the_code_imports_is_declared():
             for name in (n.split(".")[0] for n in names):
                 if name in sys.stdlib_module_names or name == "studylib":
                     continue
-                name = given.get(name, name).replace("-", "_")
+                name = MODULE_OF.get(name, name).replace("-", "_")
                 assert name in declared, f"{path.name} imports {name}"
 
 
