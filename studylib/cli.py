@@ -8,6 +8,7 @@ Not covered: the work itself. Every command calls one function that a notebook c
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import warnings
@@ -71,24 +72,48 @@ def plan(
     )
     check_inputs(chosen, fetch=False)
     made = plan_study(chosen, results / chosen.name, reference_records(chosen.name))
+    specs = [chosen.run(run.run_id) for run in made.left]
+    prospects = {}
+    if any(spec.model_ref.kind != "ladder" for spec in specs):
+        from studylib.prospects import foresee
+
+        prospects = foresee(specs)
     if as_json:
-        print(made.model_dump_json(indent=1))
+        content = made.model_dump(mode="json")
+        for row in content["runs"]:
+            found = prospects.get(row["run_id"])
+            row["forecast"] = found and {**found.model_dump(mode="json"), "fits": found.fits}
+        print(json.dumps(content, indent=1))
         return
-    show_plan(made)
+    show_plan(made, prospects)
 
 
-def show_plan(made: Any) -> None:
+def show_plan(made: Any, prospects: dict[str, Any]) -> None:
     from studylib.progress import spell_seconds
 
     width = max(len(run.run_id) for run in made.runs)
     for run in made.runs:
         usd = "" if run.usd is None else f"  ${run.usd:.4f}"
-        print(f"{run.run_id:{width}}  {run.state:9}  {spell_seconds(run.seconds):>15}{usd}")
+        line = f"{run.run_id:{width}}  {run.state:9}  {spell_seconds(run.seconds):>15}{usd}"
+        print(line + describe_prospect(prospects.get(run.run_id)))
     usd = "cost unknown" if made.left_usd is None else f"${made.left_usd:.2f}"
     print(
         f"{len(made.left)} of {len(made.runs)} runs left, {made.jobs} at a time: "
         f"about {spell_seconds(made.left_seconds)}, {usd}. Results: {made.results}"
     )
+
+
+def describe_prospect(prospect: Any) -> str:
+    """A run's forecast on its line of the plan: peak, fits or not, and on a card its cost."""
+    if prospect is None:
+        return ""
+    words = "fits" if prospect.fits else f"DOES NOT FIT, needs {prospect.smallest_gpu or 'more'}"
+    text = f"  peak {prospect.peak_bytes / 1e9:.2f} GB (forecast), {words}"
+    if prospect.hours:
+        text += f", {prospect.hours[1]:.2f} h ({prospect.hours[0]:.2f} to {prospect.hours[2]:.2f})"
+    if prospect.usd:
+        text += f", ${prospect.usd[1]:.2f} (${prospect.usd[0]:.2f} to ${prospect.usd[2]:.2f})"
+    return text
 
 
 @app.command()
@@ -123,6 +148,9 @@ def reproduce(
     steps: StepsOption = None,
     limit: LimitOption = None,
     changes: SetOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
+    ] = False,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
     from studylib.places import REFERENCE
@@ -135,7 +163,7 @@ def reproduce(
         profile, results, model, data, mmlu, methods, seeds, steps, limit, changes
     )
     folder = results / chosen.name
-    outcome = run_study(chosen, folder, Progress())
+    outcome = run_study(chosen, folder, Progress(), force)
     if outcome.done_before and not outcome.finished and not outcome.failed:
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
     if outcome.done_before or outcome.finished:
@@ -202,6 +230,7 @@ def main() -> None:
 
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # transformers 5 warns of names that it will change in 6; the ranges of this study end before.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:

@@ -5,7 +5,9 @@ Not covered: the tasks (studylib.tasks), comparing methods (studylib.stats).
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,9 +53,12 @@ def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool 
 
     model.eval()
     view = HFLM if stock else PrefixLM
-    return view(
+    lm = view(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32
     )
+    # lm-eval draws its bars whatever the environment says; in a log they are noise.
+    lm.loglikelihood = functools.partial(lm.loglikelihood, disable_tqdm=not sys.stderr.isatty())
+    return lm
 
 
 def ask(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataFrame:

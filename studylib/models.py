@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging as hf_logging
 
 from studylib.almanac import ladder_folder, ladder_names
 from studylib.errors import StudyError
@@ -23,8 +24,9 @@ from studylib.profile import MethodSettings, ModelRef
 from studylib.records import canonical
 from studylib.sources import folder_sha256, model_folder
 
-for name in ("transformers", "bitsandbytes"):
-    logging.getLogger(name).setLevel(logging.ERROR)
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass

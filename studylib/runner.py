@@ -71,8 +71,12 @@ def reference_records(profile: str) -> list[Record]:
     return read_records(runs) if runs.is_dir() else []
 
 
-def reproduce(profile: Profile, results: Path, progress: Progress) -> Outcome:
-    """Run all that is not done yet, `jobs` at a time, the untrained models first."""
+def reproduce(profile: Profile, results: Path, progress: Progress, force: bool = False) -> Outcome:
+    """Run all that is not done yet, `jobs` at a time, the untrained models first.
+
+    A run that by forecast does not fit this machine is recorded so and not started, unless
+    `force` is given.
+    """
     plan = plan_study(profile, results, reference_records(profile.name))
     outcome = Outcome(done_before=[run.run_id for run in plan.runs if run.state == "done"])
     if not plan.left:
@@ -80,12 +84,31 @@ def reproduce(profile: Profile, results: Path, progress: Progress) -> Outcome:
     check_inputs(profile)
     check_writable(results / "runs")
     file = write_profile(profile, results)
+    if not force:
+        skip_misfits(profile, plan, results, outcome, progress)
+        plan = plan_study(profile, results, reference_records(profile.name))
     progress.begin(plan)
     for batch in order_batches(profile, plan):
         tasks = [run_task(spec, file, results, profile.hardware.jobs) for spec in batch]
         run_batch(tasks, profile.hardware, progress, outcome)
     progress.end(outcome.finished, list(outcome.failed))
     return outcome
+
+
+def skip_misfits(
+    profile: Profile, plan: Plan, results: Path, outcome: Outcome, progress: Progress
+) -> None:
+    """Record the runs that cannot fit, by forecast, instead of starting them."""
+    specs = [profile.run(run.run_id) for run in plan.left]
+    if all(spec.model_ref.kind == "ladder" for spec in specs):
+        return
+    from studylib.prospects import foresee, record_misfit
+
+    for run_id, prospect in foresee(specs).items():
+        if not prospect.fits:
+            record_misfit(profile.run(run_id), prospect, results / "runs" / run_id)
+            outcome.finished.append(run_id)
+            progress.say(f"  {run_id}: not started, {prospect.reason} (--force starts it)")
 
 
 def order_batches(profile: Profile, plan: Plan) -> Iterator[list[RunSpec]]:

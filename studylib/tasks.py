@@ -9,6 +9,7 @@ Not covered: reading and checking the questions (studylib.questions), scoring (s
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,12 @@ def hub_tasks(settings: EvaluateSettings) -> dict[str, Any]:
 
 def named_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
     """lm-eval's tasks by name, groups as their members; only those scored by log-likelihood."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import get_task_dict
 
     from studylib.sources import hub_errors
 
     names, _, folder = source.removeprefix("tasks:").partition("@")
-    manager = TaskManager(include_path=folder or None)
+    manager = task_manager(folder or None)
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in manager.all_tasks:
@@ -142,6 +143,14 @@ def named_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
             )
         task.set_config(key="num_fewshot", value=settings.shots)
     return dict(sorted(tasks.items()))
+
+
+@lru_cache(maxsize=4)
+def task_manager(folder: str | None) -> Any:
+    """lm-eval's index of its thousands of tasks; reading it takes seconds, so once a folder."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=folder)
 
 
 def similar(name: str, known: list[str]) -> list[str]:

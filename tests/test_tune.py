@@ -1,0 +1,67 @@
+"""A sweep trains every rate from the same start and asks only what no result asks."""
+
+from __future__ import annotations
+
+import json
+
+from studylib.almanac import build_almanac, questions
+from studylib.profile import build_profile
+from studylib.questions import count_overlap, question_id, read_validation
+from studylib.tune import run_sweep, validation_settings
+
+TRACK = {
+    "name": "t", "question": "?", "models": ["ladder:0.4m"], "methods": ["lora"], "seeds": [0],
+    "data": {"source": "almanac:new", "template": "plain", "facts": 80},
+    "evaluate": {"questions": "almanac:new", "facts": 80, "scoring": "text", "shots": 0},
+    "train": {"steps": 8, "seq_len": 128},
+    "tune": {"learning_rates": {"lora": [1e-4, 1e-3, 5e-3]}},
+}  # fmt: skip
+
+
+def test_sweep_keeps_the_whole_curve_and_extends_at_an_edge():
+    [(spec, rates)] = build_profile(TRACK, "test").sweeps()
+    record = run_sweep(spec, rates, limit=2, extend=1)
+    tried = [point.learning_rate for point in record.points]
+    assert set(rates) <= set(tried) and tried == sorted(tried)
+    assert len(tried) == 3 + record.extended
+    again = run_sweep(spec, rates, limit=2, earlier=record)
+    assert again.points == record.points
+
+
+def test_same_rate_gives_the_same_point():
+    [(spec, _)] = build_profile(TRACK, "test").sweeps()
+    first, second = (run_sweep(spec, [1e-3, 2e-3, 3e-3][:2], limit=2) for _ in range(2))
+    assert [p.correct for p in first.points] == [p.correct for p in second.points]
+    assert [p.last_loss for p in first.points] == [p.last_loss for p in second.points]
+
+
+def test_validation_asks_nothing_that_the_test_asks():
+    almanac = build_almanac()
+    for half, language in (("new", "native"), ("old", "shifted")):
+        parts = [
+            {question_id(q) for q in questions(almanac, half, language=language, part=part)}
+            for part in ("test", "validation")
+        ]
+        assert parts[0] and parts[1] and not parts[0] & parts[1]
+
+
+def test_validation_settings_change_the_part_and_nothing_that_scores():
+    spec = build_profile(TRACK, "test").runs()[0]
+    asked = validation_settings(spec.evaluate, 3)
+    assert (asked.part, asked.limit, asked.retention) == ("validation", 3, None)
+    assert (asked.scoring, asked.shots) == (spec.evaluate.scoring, spec.evaluate.shots)
+
+
+def test_question_in_both_splits_is_dropped_and_counted(tmp_path):
+    doc = {"subject": "s", "question": "What?", "choices": ["a", "b", "c", "d"], "answer": 1}
+    other = {**doc, "question": "Which?"}
+    for name, docs in (("test", [doc]), ("val", [doc, other])):
+        lines = "\n".join(json.dumps(d) for d in docs)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    kept, dropped = read_validation(tmp_path, [doc])
+    assert (kept, dropped) == ([other], 1)
+    assert count_overlap(str(tmp_path)) == 1
+
+
+def test_real_mmlu_has_validation_questions_that_its_test_asks(shared):
+    assert count_overlap(str(shared / "data" / "mmlu")) > 0
