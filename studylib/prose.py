@@ -87,10 +87,11 @@ def parameter_count(count: float) -> str:
 
 def at_chance(comparison: Comparison) -> str:
     chance = next(row.chance.chance for row in comparison.rows if row.chance)
+    base = ", the untouched model's included" if comparison.row("base") else ""
     items = max(row.accuracy.items for row in comparison.rows if row.accuracy)
     return (
         f"no accuracy is distinguishable from chance ({percent(chance)} % by guessing, "
-        f"{items:,} questions), the untouched model's included. These runs therefore say nothing "
+        f"{items:,} questions){base}. These runs therefore say nothing "
         "on which method learns more; what each of them takes is measured all the same."
     )
 
