@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from studylib import appendix, exports, figures, notes, panels, prose, tables
 from studylib.claims import Finding
+from studylib.made_from import REPORT, Files
 from studylib.summary import Comparison, Summary
-
-REPORT = "REPORT.md"
-
-
-Files = dict[str, bytes]  # path relative to the report's folder -> content
 
 
 def compose(

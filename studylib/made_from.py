@@ -17,6 +17,8 @@ from pathlib import Path
 from studylib.records import canonical, file_sha256, write_atomically
 
 HERE = Path(__file__).parent
+REPORT = "REPORT.md"
+Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
 CODE = (
     "appendix.py", "catalog.py", "cells.py", "claims.py", "claims.yaml", "comparable.py",

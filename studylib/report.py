@@ -4,6 +4,9 @@ The same records give the same bytes, in whatever order they are read. Two repor
 reader's own, results/PROFILE/REPORT.md, which sets the reader's figures beside the reference's;
 and the repository's, REPORT.md at the top, from the reference records alone.
 
+Pandas, scipy and matplotlib are imported only where a report is really made: finding that nothing
+changed takes a fraction of a second.
+
 Not covered: running anything. The report knows records and nothing of how they came to be.
 """
 
@@ -12,16 +15,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from studylib.claims import Forecast, evaluate_claims
-from studylib.compose import REPORT, Files, compose
 from studylib.errors import StudyError
-from studylib.made_from import hash_inputs, is_fresh, remember
-from studylib.panels import made_elsewhere
+from studylib.made_from import REPORT, Files, hash_inputs, is_fresh, remember
 from studylib.profile import RunSpec
 from studylib.records import explain_write_error, write_atomically
-from studylib.study import read_study
-from studylib.summary import summarise
+
+if TYPE_CHECKING:
+    from studylib.claims import Forecast
 
 REFERENCE = Path("results") / "reference"
 
@@ -48,6 +50,12 @@ def build_report(
     inputs = hash_inputs(folders, planned, sorted((failed or {}).items()), forecasts)
     if is_fresh(out, inputs):
         return out / REPORT
+
+    from studylib.claims import evaluate_claims
+    from studylib.compose import compose
+    from studylib.study import read_study
+    from studylib.summary import summarise
+
     link = "" if out == results else relative(results, out)
     own = summarise(read_study(results, link, planned, failed))
     other = None
@@ -71,6 +79,8 @@ def check_reference_report(
 
     A picture made by another version of matplotlib is not compared byte by byte.
     """
+    from studylib.panels import made_elsewhere
+
     expected = compose_reference(root, forecasts)
     stale = []
     for name, content in sorted(expected.items()):
@@ -84,6 +94,11 @@ def check_reference_report(
 
 
 def compose_reference(root: Path, forecasts: Mapping[str, Forecast] | None = None) -> Files:
+    from studylib.claims import evaluate_claims
+    from studylib.compose import compose
+    from studylib.study import read_study
+    from studylib.summary import summarise
+
     folders = sorted(f for f in (root / REFERENCE).glob("*") if has_runs(f))
     if not folders:
         raise StudyError(root / REFERENCE, "there are no reference records",
