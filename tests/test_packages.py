@@ -13,19 +13,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 MODULE_OF = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "IPython": "ipywidgets"}
 # They come with what is declared: numpy with pandas, most others with transformers and lm-eval.
-CARRIED = set(
-    [
-        "numpy",
-        "huggingface_hub",
-        "datasets",
-        "safetensors",
-        "tokenizers",
-        "nbclient",
-        "nbformat",
-        "packaging",
-        "tqdm",
-    ]
-)
+CARRIED = {"numpy", "huggingface_hub", "datasets", "safetensors", "tokenizers", "tqdm"}
+CARRIED |= {"nbclient", "nbformat", "packaging"}
 
 
 def read_pyproject():
