@@ -101,6 +101,29 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
     )
 
 
+def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn.Module:
+    """The 4-bit base's dequantized weights with the adapter added, rounded to bf16.
+
+    plain: the same model in 16 or 32 bits; it is overwritten. The sum is computed in its dtype,
+    rounded once, and kept in that dtype for scoring.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from peft import PeftModel
+
+    for name, module in quantized.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+            weight: Any = module.weight
+            plain.get_submodule(path).weight.data.copy_(  # type: ignore[union-attr]
+                dequantize_4bit(weight.data, weight.quant_state)
+            )
+    model: Any = PeftModel.from_pretrained(plain, adapter)
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
+    return merged
+
+
 def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 

@@ -27,13 +27,14 @@ from studylib.errors import StudyError
 from studylib.evaluate import evaluate_model
 from studylib.meter import Meter
 from studylib.methods import attach, count_parameters
-from studylib.models import load_model, load_trained
-from studylib.profile import RunSpec
+from studylib.models import load_model, load_trained, merge_into_bf16
+from studylib.profile import MethodSettings, RunSpec
 from studylib.records import (
     RECORD,
     EvaluateBlock,
     LoadBlock,
     Record,
+    Score,
     ServeBlock,
     TrainBlock,
     file_sha256,
@@ -52,6 +53,8 @@ from studylib.train import (
 )
 from studylib.tuning import open_profile
 
+BASE = MethodSettings(name="base")
+MERGED = "4-bit base and adapter merged into bf16"
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -230,9 +233,7 @@ class Run:
         else:
             reason = None
             with self.meter.stage("evaluate"):
-                scores, self.items, engine = evaluate_model(
-                    self.model, self.loaded.tokenizer, self.spec.evaluate, self.weights_scored
-                )
+                scores, self.items, engine = self._score()
         self.evaluate_block = EvaluateBlock(
             measure=self.session.stages()["evaluate"],
             scores=tuple(scores),
@@ -240,6 +241,18 @@ class Run:
             reason=reason,
         )
         self.session.save()
+
+    def _score(self) -> tuple[list[Score], pd.DataFrame, str]:
+        """The trained model as it is; a quantized one also merged into 16 bits, as people serve."""
+        asked, tokenizer = self.spec.evaluate, self.loaded.tokenizer
+        scores, items, engine = evaluate_model(self.model, tokenizer, asked, self.weights_scored)
+        folder = self.trained_folder
+        if self.spec.method.kind.quantized and folder is not None:
+            plain = load_model(self.spec.model_ref, BASE, self.spec.train.dtype, self.spec.seed)
+            merged = merge_into_bf16(plain.model, self.model, folder)
+            more, more_items, _ = evaluate_model(merged, tokenizer, asked, MERGED)
+            scores, items = scores + more, pd.concat([items, more_items], ignore_index=True)
+        return scores, items, engine
 
     @property
     def weights_scored(self) -> str:

@@ -62,6 +62,7 @@ def plot_loss(steps: list[dict[str, Any]]) -> Figure:
         color=INK,
     )
     axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # a cell shows the figure that it ends with, once
     return figure
 
 
@@ -95,6 +96,7 @@ def plot_memory(samples: pd.DataFrame) -> Figure:
         f"{name[0].upper()}{name[1:]}, with each stage's peak", loc="left", fontsize=10, color=INK
     )
     axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # a cell shows the figure that it ends with, once
     return figure
 
 

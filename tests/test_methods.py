@@ -8,8 +8,8 @@ from torch import nn
 
 from studylib.errors import StudyError
 from studylib.methods import METHODS, attach, count_parameters
-from studylib.models import load_model
-from studylib.profile import LoraSettings, ModelRef, parse_method
+from studylib.models import load_model, merge_into_bf16
+from studylib.profile import LoraSettings, MethodSettings, ModelRef, parse_method
 
 
 def load(folder, method, **lora):
@@ -129,6 +129,23 @@ def test_four_bit_layers_compute_in_float32_in_evaluation_too(tiny_folder):
     model.eval()
     with torch.no_grad():
         assert model(**batch()).loss.item() == pytest.approx(trained, rel=1e-6)
+
+
+def test_merged_model_answers_as_the_4_bit_base_with_its_adapter_to_bf16(tiny_folder, tmp_path):
+    model = load(tiny_folder, "qlora")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+    model.save_pretrained(tmp_path)
+    plain = load_model(ModelRef.parse(f"path:{tiny_folder}"), MethodSettings(name="base"), "fp32")
+    with torch.no_grad():
+        expected = model.eval()(**batch()).logits
+        merged = merge_into_bf16(plain.model, model, tmp_path).eval()(**batch()).logits
+        base = load(tiny_folder, "base").eval()(**batch()).logits
+    error = float((merged - expected).norm() / expected.norm())
+    assert 0 < error < 2**-7, "bf16 keeps 8 bits"
+    assert float((base - expected).norm() / expected.norm()) > 4 * error
 
 
 def test_every_method_of_the_table_attaches(tiny_folder):

@@ -57,6 +57,9 @@ def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
     assert record.load.measure.host_peak_bytes > 0
     assert (record.train is None) == (method == "base")
     assert {score.task for score in record.evaluate.scores} == {"questions", "retention"}
+    weights = [score.weights for score in record.evaluate.scores if score.task == "questions"]
+    assert len(weights) == (2 if method == "qlora" else 1)
+    assert len(set(weights)) == len(weights)
     items = pd.read_parquet(tmp_path / "items.parquet")
     assert len(items) == sum(score.questions for score in record.evaluate.scores)
     assert record.serve.variant_bytes > 0

@@ -1,0 +1,191 @@
+"""What the planning notebook shows: memory by part against a card, what fits where, break-even.
+
+Not covered: the forecast itself (studylib.forecast), the reader's profile (studylib.plan).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from studylib.catalog import find_gpu
+from studylib.forecast import Forecast, ForecastSettings, forecast
+
+# One colour a part, from the Okabe-Ito palette, which colour-blind readers can tell apart.
+COLOURS = {
+    "weights": "#0072b2",
+    "quantization_constants": "#56b4e9",
+    "adapter": "#009e73",
+    "gradients": "#d55e00",
+    "optimizer_states": "#e69f00",
+    "saved_activations": "#cc79a7",
+    "logits_and_loss": "#f0e442",
+    "temporaries": "#999999",
+    "gathered": "#7f5539",
+    "allocator": "#cccccc",
+    "cuda_context": "#444444",
+}
+
+
+@lru_cache(maxsize=256)
+def foresee(
+    model: str,
+    method: str,
+    gpu: str,
+    micro_batch: int = 1,
+    seq_len: int = 2048,
+    checkpointing: bool = True,
+    gpus: int = 1,
+) -> Forecast:
+    """A forecast with the study's usual recipe; more than one card means sharding by FSDP."""
+    return forecast(
+        ForecastSettings(
+            model=model,
+            method=method,
+            gpu=gpu,
+            micro_batch=micro_batch,
+            seq_len=seq_len,
+            checkpointing=checkpointing,
+            gpus=gpus,
+            sharding="fsdp" if gpus > 1 else "none",
+        )
+    )
+
+
+def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
+    """One stacked bar of the peak's parts a forecast, in GB, with the card's usable memory."""
+    card = find_gpu(gpu)
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.7 * len(forecasts)), layout="constrained")
+    used: set[str] = set()
+    for row, made in enumerate(forecasts):
+        left = 0.0
+        for part, size in made.parts.items():
+            width = size / 1e9
+            label = part.replace("_", " ") if part not in used and width > 0 else None
+            used |= {part} if label else set()
+            axes.barh(
+                row,
+                width,
+                left=left,
+                color=COLOURS.get(part, "#bbbbbb"),
+                label=label,
+                edgecolor="white",
+                linewidth=0.5,
+                height=0.6,
+            )
+            left += width
+        axes.annotate(f" {left:.1f} GB", (left, row), va="center", fontsize=9)
+    usable = card.usable_bytes / 1e9
+    axes.axvline(usable, color="#222222", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"{gpu}: {usable:.1f} GB usable",
+        (usable, -0.62),
+        fontsize=8,
+        ha="center",
+        annotation_clip=False,
+    )
+    axes.set_yticks(range(len(forecasts)), [describe_job(made) for made in forecasts])
+    axes.invert_yaxis()
+    axes.set_xlabel("GB at the peak of a training step (forecast)")
+    axes.margins(x=0.12)
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # a cell shows the figure that it ends with, once
+    return figure
+
+
+def describe_job(made: Forecast) -> str:
+    job = made.settings
+    return f"{job.model.partition(':')[2]}\n{job.method}, {job.micro_batch} × {job.seq_len}"
+
+
+def tabulate_fits(
+    models: Sequence[str],
+    methods: Sequence[str],
+    gpus: Sequence[str],
+    micro_batch: int,
+    seq_len: int,
+) -> pd.DataFrame:
+    """Peak in GB, and for each card the GB that are left, or "no"."""
+    rows = []
+    for model in models:
+        for method in methods:
+            made = foresee(model, method, gpus[0], micro_batch, seq_len)
+            fits = {
+                gpu: f"{made.fits[gpu].headroom_bytes / 1e9:.1f}" if made.fits[gpu].fits else "no"
+                for gpu in gpus
+            }
+            rows.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "peak GB": made.peak_bytes / 1e9,
+                    **fits,
+                    "smallest card": made.smallest_gpu or "none",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["model", "method"]).round({"peak GB": 1})
+
+
+def tabulate_costs(
+    models: Sequence[str], methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
+) -> pd.DataFrame:
+    """Hours and dollars of the standard Alpaca-style run, packed: low, mid and high."""
+    rows = []
+    for model in models:
+        for method in methods:
+            job = foresee(model, method, gpu, micro_batch, seq_len).jobs["packed"]
+            usd = job.usd
+            rows.append(
+                {
+                    "model": model,
+                    "method": method,
+                    "hours": f"{job.hours.mid:.1f} ({job.hours.low:.1f} to {job.hours.high:.1f})",
+                    "dollars": f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
+                    if usd
+                    else "no offer",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["model", "method"])
+
+
+def break_even(small: Forecast, big: Forecast) -> str:
+    """At which ratio of hourly prices the job on the small card costs what the big one does."""
+    ratio = small.jobs["packed"].hours.mid / big.jobs["packed"].hours.mid
+    s, b = small.settings, big.settings
+    lines = [
+        f"{s.method} on {s.gpu} takes {ratio:.2f} times the hours of {b.method} on {b.gpu}: it is "
+        f"the cheaper one where an hour of {b.gpu} costs more than {ratio:.2f} times an hour of "
+        f"{s.gpu}."
+    ]
+    costs = small.jobs["packed"].usd, big.jobs["packed"].usd
+    if costs[0] and costs[1]:
+        cheaper = s.method if costs[0].mid < costs[1].mid else b.method
+        lines.append(
+            f"At the median offers: ${costs[0].mid:.0f} against ${costs[1].mid:.0f}, so "
+            f"{cheaper} is cheaper there."
+        )
+    lines += [
+        f"It does not fit {f.settings.gpu}: {f.settings.method}."
+        for f in (small, big)
+        if not f.fits[f.settings.gpu].fits
+    ]
+    return " ".join(lines)
+
+
+def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:
+    """Menus over `show`'s arguments where widgets can be drawn; the first choices' result else."""
+    try:
+        import ipywidgets
+    except ImportError:
+        return show(**{name: values[0] for name, values in options.items()})
+    menus = {
+        name: ipywidgets.Dropdown(options=list(values), description=name.replace("_", " "))
+        for name, values in options.items()
+    }
+    return ipywidgets.interactive(show, **menus)
