@@ -9,8 +9,15 @@ import pytest
 
 from studylib.errors import StudyError
 from studylib.evaluate import ask, build_lm, evaluate_model, hash_column, score_items
+from studylib.methods import attach
 from studylib.models import load_model
-from studylib.settings import EvaluateSettings, MethodSettings, ModelRef
+from studylib.settings import (
+    EvaluateSettings,
+    LoraSettings,
+    MethodSettings,
+    ModelRef,
+    parse_method,
+)
 
 ALMANAC = EvaluateSettings(
     questions="almanac:new", retention="almanac:old", scoring="text", shots=0, limit=2
@@ -49,6 +56,17 @@ def test_lm_evals_own_path_gives_the_same_items(ladder):
     assert (frames[0]["chosen"] == frames[1]["chosen"]).all()
     assert (frames[0]["item"] == frames[1]["item"]).all()
     assert hash_column(frames[0], ["item"]) == hash_column(frames[1], ["item"])
+
+
+def test_trained_embeddings_are_scored_by_both_paths_alike():
+    method = parse_method("lora-embed", LoraSettings(rank=4))
+    loaded = load_model(ModelRef.parse("ladder:0.4m"), method, "fp32")
+    model = attach(loaded.model, method)
+    frames = [
+        ask(build_lm(model, loaded.tokenizer, stock=stock), "questions", "almanac:new", ALMANAC)
+        for stock in (True, False)
+    ]
+    assert (frames[0]["chosen"] == frames[1]["chosen"]).all()
 
 
 def test_any_lm_eval_task_with_choices_is_asked(ladder, tmp_path):
