@@ -14,7 +14,8 @@ def main() -> None:
         made = compare(published)
         left_out = f"  [left out: {published.not_comparable}]" if published.not_comparable else ""
         print(
-            f"{made.forecast_bytes / 1e9:8.2f} GB forecast, {published.published_bytes / 1e9:8.2f} GB"
+            f"{made.forecast_bytes / 1e9:8.2f} GB forecast,"
+            f" {published.published_bytes / 1e9:8.2f} GB"
             f" {published.counter} {made.error:+7.1%}  {published.case}{left_out}",
             flush=True,
         )

@@ -96,7 +96,14 @@ class ForecastSettings(Frozen):
     def step(self) -> StepSettings:
         shared = set(StepSettings.model_fields) & set(ForecastSettings.model_fields) - {"method"}
         numbers: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        if self.fp32_shards:
+            numbers |= {"weights": "bf16", "master_weights": False, "autocast": True}
         return StepSettings(method=self.method_settings, **numbers)
+
+    @property
+    def fp32_shards(self) -> bool:
+        """Whether FSDP keeps fp32 shards and gathers bf16 layers (its mixed precision)."""
+        return self.sharding == "fsdp" and self.weights == "fp32" and self.master_weights
 
 
 class Fit(Frozen):
@@ -222,7 +229,7 @@ def find_peak(
     trace: Trace, settings: ForecastSettings, cuda: CudaTerms
 ) -> tuple[str, dict[str, int]]:
     """The stage and the parts, in bytes, of the fullest moment on one card."""
-    events = card_events(trace, settings.gpus, settings.sharding)
+    events = card_events(trace, settings.gpus, settings.sharding, settings.fp32_shards)
     top = int(np.argmax(events.sum(axis=1)))
     parts = {name: int(b) for name, b in zip([*PARTS, GATHERED], events[top], strict=True)}
     if settings.gpus == 1:

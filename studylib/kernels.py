@@ -4,7 +4,8 @@ A trace sees an operator's inputs and outputs. This table adds what happens insi
 arithmetic, the memory traffic, and the buffers that CUDA's attention and bitsandbytes' 4-bit
 kernels allocate for the time of one call.
 
-Not covered: cuBLAS workspaces (a constant of studylib.forecast) and kernel launch times.
+Not covered: cuBLAS workspaces (a constant of studylib.cuda_terms), kernel launch times
+(studylib.roofline).
 """
 
 from __future__ import annotations

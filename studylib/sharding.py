@@ -20,8 +20,14 @@ DIVIDED = ("weights", "quantization_constants", "adapter", "gradients", "optimiz
 GATHERED = "gathered_layers_and_buckets"
 
 
-def card_events(trace: Trace, gpus: int, sharding: Literal["none", "fsdp"]) -> np.ndarray:
-    """Bytes by part at every event on one of `gpus` cards: [events, PARTS and GATHERED]."""
+def card_events(
+    trace: Trace, gpus: int, sharding: Literal["none", "fsdp"], fp32_shards: bool = False
+) -> np.ndarray:
+    """Bytes by part at every event on one of `gpus` cards: [events, PARTS and GATHERED].
+
+    fp32_shards: the trace's 16-bit parameters are what FSDP's mixed precision gathers; what each
+    card keeps of them (with their gradients and states) is fp32.
+    """
     parts = np.array([parts for _, parts in trace.events], dtype=np.int64)
     stage = np.array([segment[0] for segment, _ in trace.events])
     if gpus == 1:
@@ -30,6 +36,8 @@ def card_events(trace: Trace, gpus: int, sharding: Literal["none", "fsdp"]) -> n
         buckets = trace.layers * trace.layer.gradients + trace.rest.gradients
         extra = np.full(len(parts), buckets)
     else:
+        if fp32_shards:
+            keep_in_fp32(parts, trace)
         divide(parts, stage, gpus)
         backward = (stage == "backward") | (stage == "loss")
         whole = 2 * trace.layer.parameters + trace.rest.parameters
@@ -45,3 +53,11 @@ def divide(parts: np.ndarray, stage: np.ndarray, gpus: int) -> None:
         parts[:, column] = -(-parts[:, column] // gpus)
     optimizer, column = stage == "optimizer", PARTS.index("temporaries")
     parts[optimizer, column] = -(-parts[optimizer, column] // gpus)
+
+
+def keep_in_fp32(parts: np.ndarray, trace: Trace) -> None:
+    """Double what is 16-bit among the kept parts, in place; adapters are fp32 already."""
+    doubled = ["weights"]
+    if trace.trainable_params == trace.total_params:
+        doubled += ["gradients", "optimizer_states"]
+    parts[:, [PARTS.index(name) for name in doubled]] *= 2

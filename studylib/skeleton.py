@@ -101,7 +101,7 @@ def with_depth(config: Any, layers: int) -> Any:
     config = copy.deepcopy(config)
     text = text_config(config)
     text.num_hidden_layers = layers
-    if getattr(text, "layer_types", None):
+    if "layer_types" in vars(text):
         text.layer_types = text.layer_types[:layers]
     return config
 
@@ -127,14 +127,17 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
         return attach(model, method)
 
 
-def quantize_meta(model: nn.Module, compute_dtype: torch.dtype) -> None:
+def quantize_meta(model: Any, compute_dtype: torch.dtype) -> None:
     """Replace the linear layers by NF4 layers, all but the output layer, as transformers does."""
     from bitsandbytes.nn import Linear4bit
 
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    for name, linear in list(model.named_modules()):
-        if type(linear) is not nn.Linear or linear is head:
-            continue
+    head = model.get_output_embeddings()
+    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    if not linears:
+        raise StudyError(
+            model.config.model_type, "no layer of this model can be quantized", "Use lora or full."
+        )
+    for name, linear in linears:
         layer = Linear4bit(
             linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta",
             compute_dtype=compute_dtype, compress_statistics=True, quant_type="nf4",
@@ -142,8 +145,7 @@ def quantize_meta(model: nn.Module, compute_dtype: torch.dtype) -> None:
         layer.bias = linear.bias
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
-    model.is_loaded_in_4bit = True  # type: ignore[assignment]
-    model.is_quantized = True  # type: ignore[assignment]
+    model.is_loaded_in_4bit = model.is_quantized = True
 
 
 def materialise_fakes(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ Not covered: compiled graphs, activation offloading, an optimizer fused into the
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any, Literal, Protocol
 
@@ -65,9 +66,7 @@ class Watcher(Protocol):
 def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
     """One step, recorded, after an update that makes the states. Returns paged states' bytes."""
     if settings.checkpointing:
-        model.gradient_checkpointing_enable(  # type: ignore[operator]
-            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
-        )
+        enable_checkpointing(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -82,6 +81,14 @@ def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
         forward_backward(model, batch, settings, live)
     update(trained, optimizer, live)
     return optimizer.paged_bytes
+
+
+def enable_checkpointing(model: Any) -> None:
+    with warnings.catch_warnings():  # the name is on its way out, its successor not yet everywhere
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+        )
 
 
 def update(trained: list[nn.Parameter], optimizer: Optimizer, live: Watcher) -> None:

@@ -21,7 +21,7 @@ from studylib.trace import PARTS, trace_step
 
 SIZES = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512}  # fmt: skip
-CONFIG = LlamaConfig(num_hidden_layers=5, **SIZES)
+CONFIG = LlamaConfig(num_hidden_layers=4, **SIZES)
 METHOD = {
     "full": MethodSettings(name="full"),
     "lora": MethodSettings(name="lora", rank=8, alpha=16),
@@ -71,8 +71,16 @@ def measure_real_step(settings: StepSettings) -> int:
     return live.peak_bytes
 
 
-@pytest.mark.parametrize("method", METHOD)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [
+        *(("full", recipe) for recipe in RECIPES),
+        ("lora", "fp32"),
+        ("lora", "checkpointed bf16"),
+        ("qlora", "checkpointed bf16"),
+        ("qlora", "packed"),
+    ],
+)
 def test_traced_peak_is_within_2_percent_of_a_real_step(method, recipe):
     settings = StepSettings(
         method=METHOD[method], micro_batch=2, seq_len=96, kernels="cpu", **RECIPES[recipe]
@@ -85,7 +93,7 @@ def test_traced_peak_is_within_2_percent_of_a_real_step(method, recipe):
     ("config", "method", "recipe"),
     [
         (CONFIG, "full", {}),
-        (CONFIG, "lora", {"accumulation": 4, "loss": "chunked", "packed": True}),
+        (CONFIG, "lora", {"accumulation": 4, "loss": "chunked"}),
         (CONFIG, "qlora", {"checkpointing": False}),
         (CONFIG, "full", {"optimizer": "adamw-8bit", "master_weights": True, "padded": True}),
         (Qwen3Config(head_dim=32, **SIZES), "full", {"optimizer": "adamw-foreach"}),
@@ -93,8 +101,8 @@ def test_traced_peak_is_within_2_percent_of_a_real_step(method, recipe):
 )
 def test_depth_is_continued_exactly_event_by_event(config, method, recipe):
     settings = StepSettings(method=METHOD[method], seq_len=64, **recipe)
-    short, long, whole = (trace_step(with_depth(config, n), settings) for n in (SHORT, LONG, 7))
-    continued = continue_trace(short, long, 7)
+    short, long, whole = (trace_step(with_depth(config, n), settings) for n in (SHORT, LONG, 6))
+    continued = continue_trace(short, long, 6)
     assert continued.events == whole.events
     assert (continued.trainable_params, continued.total_params) == (
         whole.trainable_params,
