@@ -24,7 +24,8 @@ FLOORS = {
     "machinery": """allocator tally meter live kernels optimizers step skeleton methods models
         variants tasks session prefix_lm compare_lm ladder forecast_text""",
     "stages": """train evaluate serve environment run tune trace depth sharding forecast fitting
-        published prospects explore article_memory latency hot_swap mixed_batch engines serve_run""",
+        published prospects explore article_memory latency
+        hot_swap mixed_batch engines serve_run""",
     "runner": "progress runner publish doctor",
     "report": """study comparable costs resources summary cells panels curves claims figures tables
         exports appendix notes prose compose made_from report views serve_views""",

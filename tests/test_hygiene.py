@@ -61,7 +61,7 @@ def test_has_one_cell_of_parameters_with_plain_literals(notebook):
 
 
 def test_defines_no_function_and_no_class(notebook):
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for cell in code_cells(notebook):
         assert not any(isinstance(node, kinds) for node in ast.walk(ast.parse(source(cell))))
 
