@@ -101,16 +101,16 @@ def normalise_in_fp32(norm: nn.LayerNorm, rows: torch.Tensor) -> torch.Tensor:
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
     """Multiplications and additions of the matrix operators; 0 for all others.
 
-    PyTorch's own formulas; causal attention counts half, since its kernels skip the other half.
+    PyTorch's own formulas. Flash attention is causal here and counts half of its 2 products
+    forward and 5 backward, since its kernels skip the other half (and take grouped heads).
     """
     packet = func._overloadpacket
-    if packet in FLASH[1:] or packet in FLASH_BACKWARD[1:]:
-        query, key = (args[1], args[2]) if packet in FLASH_BACKWARD else (args[0], args[1])
-        pairs = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        return pairs * query.shape[3] * (5 if packet in FLASH_BACKWARD else 2)
+    if packet in FLASH or packet in FLASH_BACKWARD:
+        backward = packet in FLASH_BACKWARD
+        query, key = (args[1], args[2]) if backward else (args[0], args[1])
+        return query.numel() * key.shape[2] * (5.0 if backward else 2.0)
     if packet in flop_registry:
-        flops = flop_registry[packet](*args, **kwargs, out_val=out)
-        return flops / 2 if packet in FLASH or packet in FLASH_BACKWARD else flops
+        return flop_registry[packet](*args, **kwargs, out_val=out)
     if func.name() == "bitsandbytes::gemm_4bit":
         return 2.0 * args[0].numel() * args[2][0]
     return 0.0

@@ -180,3 +180,24 @@ def test_an_architecture_that_needs_data_names_its_operator(monkeypatch):
     monkeypatch.setattr("transformers.models.llama.modeling_llama.LlamaMLP.forward", data_dependent)
     with pytest.raises(StudyError, match=r"aten\.(nonzero|_local_scalar_dense)"):
         trace_step(CONFIG, StepSettings(method=METHOD["full"], seq_len=32))
+
+
+def test_one_recorded_step_equals_the_second_of_two_whole_steps(monkeypatch):
+    from studylib import step, trace
+
+    def train_twice(model, settings, live):
+        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        for parameter in trained:
+            parameter.register_post_accumulate_grad_hook(lambda p: live.move([p.grad], "gradients"))
+        optimizer = step.make_optimizer(settings.optimizer, trained, settings.master_weights)
+        batch = step.make_batch(model, settings)
+        for live.recording in (False, True):
+            step.forward_backward(model, batch, settings, live)
+            step.update(trained, optimizer, live)
+        return optimizer.paged_bytes
+
+    settings = StepSettings(method=METHOD["lora"], seq_len=64, checkpointing=False)
+    once = trace_step(CONFIG, settings)
+    monkeypatch.setattr(trace, "train_once", train_twice)
+    assert trace_step(CONFIG, settings).events == once.events
