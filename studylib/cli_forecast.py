@@ -52,14 +52,28 @@ def forecast(
     from studylib.forecast import forecast as run_forecast
 
     names = targets if targets == "all-linear" else tuple(t.strip() for t in targets.split(","))
+    options = {
+        "model": model,
+        "method": method,
+        "rank": rank,
+        "targets": names,
+        "micro_batch": micro_batch,
+        "seq_len": seq_len,
+        "packed": packed,
+        "accumulation": accumulation,
+        "weights": weights,
+        "master_weights": master_weights,
+        "autocast": autocast,
+        "adapter": adapter,
+        "optimizer": optimizer,
+        "checkpointing": checkpointing,
+        "loss": loss,
+        "gpus": gpus,
+        "sharding": sharding,
+        "gpu": gpu,
+    }
     try:
-        settings = ForecastSettings(
-            model=model, method=method, rank=rank, targets=names, micro_batch=micro_batch,
-            seq_len=seq_len, packed=packed, accumulation=accumulation, weights=weights,
-            master_weights=master_weights, autocast=autocast, adapter=adapter,
-            optimizer=optimizer, checkpointing=checkpointing, loss=loss, gpus=gpus,
-            sharding=sharding, gpu=gpu,
-        )  # fmt: skip
+        settings = ForecastSettings.model_validate(options)
     except ValidationError as error:
         raise explain_option(error) from None
     made = run_forecast(settings, prices=load_prices(prices))

@@ -92,9 +92,9 @@ def sweep_all(profile: Any, name: str, results: Path, folder: Path, extend: int)
             tried = {point.learning_rate for point in record.points}
             if set(rates) <= tried and not (extend and record.at_edge):
                 continue
-        words = ("tune", "--only", sweep_id, "--extend", str(extend), *place)
-        words += ("--jobs", str(profile.hardware.jobs))
-        tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path))
+        words = ["tune", "--only", sweep_id, "--extend", str(extend), *place]
+        words += ["--jobs", str(profile.hardware.jobs)]
+        tasks.append(Task(sweep_id, tuple(words), folder / "work" / sweep_id, path))
     outcome, progress = Outcome(), Progress()
     progress.begin_tasks(f"{profile.name}, tuning", len(tasks), profile.hardware.jobs)
     run_batch(tasks, profile.hardware, progress, outcome)

@@ -135,18 +135,23 @@ def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]
 def fetch_examples(source: str) -> list[Example]:
     """The train split of a hub data set with the columns instruction, input, output."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
-    from studylib.sources import hub_errors
+    from studylib.hub import ask_again, hub_errors, resolve_dataset
 
     name, _, revision = source.removeprefix("hub:").partition("@")
     try:
         with hub_errors(source, "give DATA as a file"):
-            rows = load_dataset(name, split="train", revision=revision or None)
-    except ValueError as error:
+            commit = resolve_dataset(name, revision or None)
+            rows = ask_again(lambda: load_dataset(name, split="train", revision=commit))
+    except (ValueError, RuntimeError, DatasetsError) as error:
+        why = str(error).strip().partition("\n")[0]
         raise StudyError(
-            source, f"it gives no split `train` ({error})", "Save its examples to a .jsonl file."
-        ) from None
-    return check_examples([(f"row {i}", row) for i, row in enumerate(rows, 1)], source)
+            source, f"it gives no split `train` ({why})", "Save its examples to a .jsonl file."
+        ) from error
+    # A column that only some rows of a file have is null in the others.
+    given = ({key: row[key] for key in row if row[key] is not None} for row in rows)
+    return check_examples([(f"row {i}", row) for i, row in enumerate(given, 1)], source)
 
 
 def prompt_of(example: Example, template: str) -> tuple[str, str]:
@@ -218,12 +223,17 @@ def place(
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows for one run and the counts that go into its record."""
+    """Rows for one run and the counts that go into its record.
+
+    left_out: examples whose prompt alone fills a row. cut: examples whose answer was cut short.
+    """
 
     rows: list[Row]
     examples: int
     sha256: str
     order_sha256: str
+    left_out: int = 0
+    cut: int = 0
 
     @property
     def examples_seen(self) -> int:
@@ -252,4 +262,6 @@ def prepare_data(
         examples=len(examples),
         sha256=hashlib.sha256(canonical(examples)).hexdigest(),
         order_sha256=hashlib.sha256(canonical(rows)).hexdigest(),
+        left_out=len(examples) - len(tokenised),
+        cut=sum(example["input_ids"][-1] != tokenizer.eos_token_id for example in tokenised),
     )

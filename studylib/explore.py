@@ -178,6 +178,15 @@ def break_even(small: Forecast, big: Forecast) -> str:
     return " ".join(lines)
 
 
+def choose_job(models: Sequence[str], methods: Sequence[str], gpus: Sequence[str]) -> Any:
+    """Menus over models, methods and cards that redraw the memory picture."""
+    return explore(plot_job, model=models, method=methods, gpu=gpus)
+
+
+def plot_job(model: str, method: str, gpu: str) -> Figure:
+    return plot_parts([foresee(model, method, gpu)], gpu)
+
+
 def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:
     """Menus over `show`'s arguments where widgets can be drawn; the first choices' result else."""
     try:

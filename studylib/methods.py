@@ -33,23 +33,24 @@ def quantization_config(compute_dtype: torch.dtype) -> Any:
     )
 
 
-def lora_config(method: MethodSettings, model: nn.Module) -> Any:
+def lora_config(method: MethodSettings, model: Any) -> Any:
     """peft's configuration of a method with an adapter."""
     from peft import LoraConfig
 
+    assert method.rank is not None and method.alpha is not None
     targets = method.targets if method.targets == "all-linear" else list(method.targets)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
-        lora_alpha=method.alpha,
+        lora_alpha=method.alpha,  # type: ignore[arg-type]
         lora_dropout=method.dropout,
         target_modules=targets,
         modules_to_save=[embedding_name(model)] if method.kind.embeddings else None,
-        ensure_weight_tying=method.kind.embeddings and model.config.tie_word_embeddings,
+        ensure_weight_tying=bool(method.kind.embeddings and model.config.tie_word_embeddings),
     )
 
 
-def embedding_name(model: nn.Module) -> str:
+def embedding_name(model: Any) -> str:
     """The last part of the name of the input embedding's module."""
     embedding = model.get_input_embeddings()
     return next(name for name, m in model.named_modules() if m is embedding).rsplit(".", 1)[-1]

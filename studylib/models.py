@@ -114,9 +114,8 @@ def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn
         if type(module).__name__ == "Linear4bit":
             path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
             weight: Any = module.weight
-            plain.get_submodule(path).weight.data.copy_(  # type: ignore[union-attr]
-                dequantize_4bit(weight.data, weight.quant_state)
-            )
+            target: Any = plain.get_submodule(path).weight
+            target.data.copy_(dequantize_4bit(weight.data, weight.quant_state))
     model: Any = PeftModel.from_pretrained(plain, adapter)
     merged = model.merge_and_unload()
     for parameter in merged.parameters():
@@ -190,7 +189,7 @@ def quantize_linears(model: nn.Module, compute_dtype: torch.dtype) -> None:
             quant_type="nf4",
             module=layer,
         )
-        layer.weight = weight.to(device)
+        layer.weight = weight.to(device)  # type: ignore[misc]
         layer.bias = linear.bias
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)

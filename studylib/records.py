@@ -69,6 +69,8 @@ class TrainBlock(Frozen):
     tokens_seen: int
     answer_tokens_seen: int
     epochs: float
+    examples_left_out: int = 0
+    examples_cut: int = 0
     clean_step_seconds: float | None
     clean_steps: int
     tokens_per_second: float | None

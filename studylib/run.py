@@ -72,10 +72,14 @@ class Run:
             raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
         self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
         self.work = folder / "work"
-        self.status, self.reason = "complete", None
+        self.status = "complete"
+        self.reason: str | None = None
         self.data: TrainingData | None = None
         self.items: pd.DataFrame | None = None
-        self.load_block = self.train_block = self.evaluate_block = self.serve_block = None
+        self.load_block: LoadBlock | None = None
+        self.train_block: TrainBlock | None = None
+        self.evaluate_block: EvaluateBlock | None = None
+        self.serve_block: ServeBlock | None = None
         self._lock = lock_folder(self.work)
         refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
         self.meter = Meter(devices=None if torch.cuda.is_available() else [])
@@ -85,27 +89,6 @@ class Run:
         self.log = StepLog(self.session.steps)
         self._last_shown = 0.0
 
-    def describe(self) -> str:
-        """What is being asked, as Markdown."""
-        spec = self.spec
-        lines = [f"**{spec.run_id}** of profile {spec.profile}, track {spec.track}"]
-        if spec.method.kind.trains:
-            lines.append(
-                f"{spec.method.label} on {spec.model}, seed {spec.seed}, learning rate "
-                f"{spec.learning_rate:g} ({spec.learning_rate_source}); {spec.train.steps} steps "
-                f"on {spec.data.source}"
-            )
-        else:
-            lines.append(f"{spec.model} as it is, untrained")
-        asked = spec.evaluate
-        lines.append(
-            f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
-            + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
-        )
-        if self.session.number > 1:
-            lines.append(f"resumed: this is process {self.session.number} of this run")
-        return "  \n".join(lines)
-
     @property
     def tokenizer(self) -> Any:
         return self.loaded.tokenizer if self.ok else None
@@ -114,21 +97,6 @@ class Run:
         """The untrained model's answers, if its run is finished."""
         path = self.folder.parent / self.spec.base_run_id / "items.parquet"
         return pd.read_parquet(path) if path.is_file() else None
-
-    def summary(self) -> str:
-        """How the run ended, in a few lines of Markdown, from what went into the record."""
-        lines = [f"**{self.status}**" + (f": {self.reason}" if self.reason else "")]
-        for score in self.evaluate_block.scores if self.evaluate_block else ():
-            lines.append(
-                f"{score.task}: {100 * score.accuracy:.1f} % of {score.questions} right "
-                f"(chance {100 * score.chance:.0f} %), {score.weights}"
-            )
-        if self.train_block and self.train_block.tokens_per_second:
-            lines.append(f"training: {self.train_block.tokens_per_second:,.0f} tokens/s")
-        if self.serve_block and self.serve_block.variant_bytes:
-            lines.append(f"one more variant: {self.serve_block.variant_bytes / 1e6:.2f} MB on disk")
-        lines.append(f"record: {self.folder / RECORD}")
-        return "  \n".join(lines)
 
     @property
     def ok(self) -> bool:
@@ -196,7 +164,9 @@ class Run:
             examples_seen=self.data.examples_seen,
             tokens_seen=self.data.tokens_seen,
             answer_tokens_seen=self.data.answer_tokens_seen,
-            epochs=self.data.examples_seen / self.data.examples,
+            epochs=self.data.examples_seen / (self.data.examples - self.data.left_out),
+            examples_left_out=self.data.left_out,
+            examples_cut=self.data.cut,
             resumed_at_steps=tuple(self.session.resumed_at_steps),
             **summarise(self.log),  # type: ignore[arg-type]
         )
@@ -226,12 +196,13 @@ class Run:
         if not self.ok:
             return
         self.show("evaluating")
+        scores: list[Score] = []
+        reason = engine = None
         if self.loaded.random_weights:
             with self.meter.stage("evaluate"):
                 pass
-            reason, scores, engine = "not measured: random weights", [], None
+            reason = "not measured: random weights"
         else:
-            reason = None
             with self.meter.stage("evaluate"):
                 scores, self.items, engine = self._score()
         self.evaluate_block = EvaluateBlock(

@@ -66,7 +66,7 @@ def build_trainer(
         """The order is the data's (equal for all methods), not the sampler's."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return SequentialSampler(self.train_dataset)
+            return SequentialSampler(data.rows)
 
     recipe = spec.train
     arguments = TrainingArguments(

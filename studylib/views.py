@@ -7,15 +7,56 @@ Not covered: the report's figures (studylib.figures).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
 from studylib.data import IGNORED, TrainingData
+from studylib.records import RECORD
+
+if TYPE_CHECKING:
+    from studylib.run import Run
 
 INK, LEARNED, STAGES = "#333333", "#0072b2", ("#999999", "#0072b2", "#d55e00", "#009e73")
+
+
+def describe_run(run: Run) -> str:
+    """What is being asked, as Markdown."""
+    spec, asked = run.spec, run.spec.evaluate
+    lines = [f"**{spec.run_id}** of profile {spec.profile}, track {spec.track}"]
+    if spec.method.kind.trains:
+        lines.append(
+            f"{spec.method.label} on {spec.model}, seed {spec.seed}, learning rate "
+            f"{spec.learning_rate:g} ({spec.learning_rate_source}); {spec.train.steps} steps "
+            f"on {spec.data.source}"
+        )
+    else:
+        lines.append(f"{spec.model} as it is, untrained")
+    lines.append(
+        f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
+        + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
+    )
+    if run.session.number > 1:
+        lines.append(f"resumed: this is process {run.session.number} of this run")
+    return "  \n".join(lines)
+
+
+def summarise_run(run: Run) -> str:
+    """How a run ended, in a few lines of Markdown, from what went into its record."""
+    lines = [f"**{run.status}**" + (f": {run.reason}" if run.reason else "")]
+    for score in run.evaluate_block.scores if run.evaluate_block else ():
+        lines.append(
+            f"{score.task}: {100 * score.accuracy:.1f} % of {score.questions} right "
+            f"(chance {100 * score.chance:.0f} %), {score.weights}"
+        )
+    if run.train_block and run.train_block.tokens_per_second:
+        lines.append(f"training: {run.train_block.tokens_per_second:,.0f} tokens/s")
+    if run.serve_block and run.serve_block.variant_bytes:
+        lines.append(f"one more variant: {run.serve_block.variant_bytes / 1e6:.2f} MB on disk")
+    lines.append(f"record: {run.folder / RECORD}")
+    return "  \n".join(lines)
 
 
 def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) -> str:
@@ -25,7 +66,8 @@ def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) ->
     lines = [
         f"{data.examples:,} examples; this run sees {data.examples_seen:,} of them "
         f"({data.examples_seen / data.examples:.2f} epochs), {data.tokens_seen:,} tokens, "
-        f"{data.answer_tokens_seen:,} of them learned (bold).",
+        f"{data.answer_tokens_seen:,} of them learned (bold). Too long for a row: "
+        f"{data.left_out:,} left out, {data.cut:,} cut short.",
         "",
     ]
     for example in data.rows[0][:examples]:

@@ -103,22 +103,24 @@ def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
 
 
 def test_failing_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    """One run's weights are cut short; the other model's runs finish, and the exit code says so."""
+    """One model is of a kind that only loading finds out; the other one's run finishes."""
     from studylib.almanac import ladder_folder
 
-    for name in ("good", "cut"):
+    for name in ("good", "strange"):
         shutil.copytree(ladder_folder("0.4m"), tmp_path / name)
-    weights = tmp_path / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
-    models = [f"path:{tmp_path / 'cut'}", f"path:{tmp_path / 'good'}"]
+    config = tmp_path / "strange" / "config.json"
+    config.write_text(
+        config.read_text().replace('"model_type": "llama"', '"model_type": "nonesuch"')
+    )
+    models = [f"path:{tmp_path / 'strange'}", f"path:{tmp_path / 'good'}"]
     path = write_profile(tmp_path, models=models, methods=["base"],
                          hardware={"jobs": 2, "threads": 1, "gpus": 0})  # fmt: skip
     profile = read_profile(str(path))
     outcome = runner.reproduce(profile, tmp_path / "r" / "killed", Progress())
     assert outcome.finished == ["good--base"]
-    assert list(outcome.failed) == ["cut--base"]
-    assert outcome.failed["cut--base"].log.is_file()
-    assert "cannot be loaded" in outcome.failed["cut--base"].message
+    assert list(outcome.failed) == ["strange--base"]
+    assert outcome.failed["strange--base"].log.is_file()
+    assert "cannot be loaded" in outcome.failed["strange--base"].message
     assert outcome.exit_code == 2
     assert [r.run_id for r in read_records(tmp_path / "r" / "killed" / "runs")] == ["good--base"]
 

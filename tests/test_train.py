@@ -1,4 +1,4 @@
-"""One training path: packed examples stay apart, only answers are learned, a kill costs nothing."""
+"""One training path: packed examples apart, only answers learned, a kill costs nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ import torch
 from studylib.data import IGNORED, TrainingData, prepare_data
 from studylib.methods import attach
 from studylib.models import load_model
-from studylib.profile import DataSettings, LoraSettings, ModelRef, TrainSettings, parse_method
-from studylib.profile import EvaluateSettings, Hardware, RunSpec
+from studylib.profile import (
+    DataSettings,
+    EvaluateSettings,
+    Hardware,
+    LoraSettings,
+    ModelRef,
+    RunSpec,
+    TrainSettings,
+    parse_method,
+)
 from studylib.train import (
     Diverged,
     PackedCollator,
@@ -190,6 +198,13 @@ def test_clean_step_time_leaves_out_each_sessions_first_steps():
     assert figures["clean_step_seconds"] == 2.0
     assert figures["clean_steps"] == 2
     assert figures["tokens_per_second"] == 50.0
+
+
+def test_examples_that_do_not_fit_are_counted(tiny_folder):
+    short = prepare(make_spec(tiny_folder, seq_len=17))[1]
+    long = prepare(make_spec(tiny_folder))[1]
+    assert (long.left_out, long.cut) == (0, 0)
+    assert short.left_out > 0 and short.cut > 0
 
 
 def test_counts_are_of_what_the_run_sees(tiny_folder):

@@ -1,4 +1,4 @@
-"""Sweeps: kept whole, judged on validation only, their edges flagged, their choices with a source."""
+"""Sweeps: kept whole, judged on validation only, edges flagged, choices with their source."""
 
 from __future__ import annotations
 
