@@ -1,6 +1,7 @@
 """Which records may stand in one table: those that share what must be shared.
 
-Runs on other data, questions, recipes, code or devices are not averaged away: they get tables of
+The weights that a method is scored on must be the same over its seeds; methods differ in them by
+their nature. Runs on other data, questions, recipes, code or devices are not averaged away: they get tables of
 their own, and the report names each field that differs, with both values.
 
 Not covered: which fields those are (studylib.records.SHARED_FIELDS).
@@ -33,7 +34,13 @@ def shared_values(record: Record) -> Values:
     marks: Values = {f: record.fingerprint.get(f) for f in SAME_FOR_ALL}
     for field in PER_SEED_FIELDS:
         marks[f"{field} (seed {record.run.seed})"] = record.fingerprint.get(field)
+    marks[weights_mark(record)] = record.fingerprint.get("evaluate.weights")
     return {field: value for field, value in marks.items() if value is not None}
+
+
+def weights_mark(record: Record) -> str:
+    """The name of the field that says what a method was scored on."""
+    return f"evaluate.weights ({record.run.method.slug})"
 
 
 def split_comparable(records: Iterable[Record]) -> list[list[Record]]:
@@ -90,4 +97,12 @@ def name_refusals(track: str, model: str, records: Iterable[Record]) -> list[Ref
                     values.setdefault(str(value), []).append(record.run_id)
             if len(values) > 1:
                 found[f"{field} (seed {seed})"] = values
+    for method in sorted({r.run.method.slug for r in rows}):
+        values = {}
+        for record in rows:
+            value = record.fingerprint.get("evaluate.weights")
+            if record.run.method.slug == method and value is not None:
+                values.setdefault(str(value), []).append(record.run_id)
+        if len(values) > 1:
+            found[f"evaluate.weights ({method})"] = values
     return [Refusal(track, model, field, values) for field, values in sorted(found.items())]

@@ -28,23 +28,23 @@ def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
 def comparison_csv(summary: Summary) -> bytes:
     """Every figure of every row, one a line, unrounded."""
     header = ("track", "model", "method", "metric", "unit", "value", "low", "high", "runs", "got",
-              "memory")  # fmt: skip
+              "memory", "scored_on")  # fmt: skip
     rows: list[tuple] = []
     for comparison in summary.comparisons:
-        for row in comparison.rows:
+        for row in comparison.scored:
             name = (comparison.track, comparison.name, row.method.slug)
             for key, spread in row.figures.items():
                 got = "counted" if key.startswith("trainable") else "measured"
                 rows.append((*name, key, base_unit(key), spread.value, spread.low, spread.high,
-                             spread.runs, got, None))  # fmt: skip
+                             spread.runs, got, None, None))  # fmt: skip
             for (kind, stage), spread in row.memory.items():
                 rows.append((*name, f"{stage}_peak_bytes", "bytes", spread.value, spread.low,
-                             spread.high, spread.runs, "measured", MEMORY[kind]))  # fmt: skip
+                             spread.high, spread.runs, "measured", MEMORY[kind], None))  # fmt: skip
             for key in ("accuracy", "gain", "gap", "retention", "forgetting"):
                 estimate = getattr(row, key)
                 if estimate is not None:
                     rows.append((*name, key, "share", estimate.value, estimate.low, estimate.high,
-                                 estimate.seeds, "measured", None))  # fmt: skip
+                                 estimate.seeds, "measured", None, row.weights))  # fmt: skip
     return write_csv(header, rows)
 
 
@@ -67,9 +67,9 @@ def subjects_csv(summary: Summary) -> bytes:
     rows = []
     for record in summary.study.records:
         for score in record.evaluate.scores if record.evaluate else ():
-            rows += [(record.run_id, score.task, subject, n, right)
+            rows += [(record.run_id, score.task, score.weights, subject, n, right)
                      for subject, (n, right) in sorted(score.by_subject.items())]  # fmt: skip
-    return write_csv(("run_id", "task", "subject", "questions", "correct"), rows)
+    return write_csv(("run_id", "task", "scored_on", "subject", "questions", "correct"), rows)
 
 
 def runs_csv(summary: Summary) -> bytes:

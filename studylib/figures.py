@@ -152,7 +152,7 @@ def title_of(comparison: Comparison) -> str:
 
 def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
     """Differences to full with intervals, and the article's margins as bands."""
-    rows = [(c, row) for c in comparisons for row in c.rows if row.gap is not None]
+    rows = [(c, row) for c in comparisons for row in c.scored if row.gap is not None]
     if not rows:
         return None
     figure = Figure(figsize=(8.4, 1.3 + 0.38 * len(rows)), layout="constrained")
@@ -175,7 +175,7 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
         )  # fmt: skip
     panel.axvline(0, color=INK, linewidth=1)
     panel.set_yticks([-i for i in range(len(rows))])
-    panel.set_yticklabels([f"{c.name}  {row.method.label}" for c, row in rows])
+    panel.set_yticklabels([f"{c.name}  {row.label}" for c, row in rows])
     panel.set_ylim(-len(rows) + 0.4, 0.6)
     panel.grid(axis="y", visible=False)
     panel.set_xlabel(

@@ -100,9 +100,9 @@ def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
 
 def detectable_note(comparisons: Sequence[Comparison]) -> str:
     parts = [
-        f"{percent(row.detectable)} pp for {row.method.label} at {comparison.name}"
+        f"{percent(row.detectable)} pp for {row.label} at {comparison.name}"
         for comparison in comparisons
-        for row in comparison.rows
+        for row in comparison.scored
         if row.detectable is not None
     ]
     if not parts:

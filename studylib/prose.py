@@ -115,6 +115,7 @@ def sureness(estimate: Estimate) -> str:
 
 def gaps(comparison: Comparison) -> str:
     found = [gap_sentence(row) for row in comparison.rows if row.gap is not None]
+    found += [f"{row.label}: {interval_cell(row.gap)} pp." for row in comparison.also if row.gap]
     return " ".join(found)
 
 

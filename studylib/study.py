@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from studylib.errors import StudyError
 from studylib.profile import RunSpec, read_profile, shipped_profiles
 from studylib.records import Record, read_records
+from studylib.serve_records import ServeRecord, read_serve_records
 from studylib.tuning import TuneRecord, read_sweeps
 
-ITEM_COLUMNS = ["task", "subject", "item", "correct"]
+ITEM_COLUMNS = ["task", "weights", "subject", "item", "correct"]
 PER_SEED_FIELDS = ("data.tokens_seen", "data.order_sha256")
 
 
@@ -27,7 +28,8 @@ class Study:
     """Records of one profile by run id, where they lie, and what was planned but has no record.
 
     `folder` is the results folder itself; `link` is the same folder as seen from the report.
-    `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates.
+    `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates;
+    `serves` measured what it costs to serve.
     """
 
     name: str
@@ -37,9 +39,13 @@ class Study:
     planned: tuple[RunSpec, ...] = ()
     failed: Mapping[str, str] = field(default_factory=dict)
     sweeps: tuple[TuneRecord, ...] = ()
+    serves: tuple[ServeRecord, ...] = ()
 
     def items(self, record: Record) -> pd.DataFrame | None:
-        """Answered items of a run: task, subject, item, correct; None where none was asked."""
+        """Answered items of a run; None where none was asked. Columns: ITEM_COLUMNS.
+
+        A quantized run has each item twice, told apart by the weights that were scored.
+        """
         path = self.folder / "runs" / record.run_id / "items.parquet"
         if "items.parquet" not in record.files:
             return None
@@ -83,6 +89,7 @@ def read_study(
         planned=tuple(planned),
         failed=dict(failed or {}),
         sweeps=tuple(read_sweeps(folder / "tune")),
+        serves=tuple(read_serve_records(folder / "serve")),
     )
 
 
@@ -99,14 +106,14 @@ class Answers:
         return self.subjects if len(set(self.subjects)) > 1 else None
 
 
-def gather_answers(frames: Iterable[pd.DataFrame], task: str) -> Answers | None:
-    """One row a run for the items of a task; None where a run has none or fewer than two.
+def gather_answers(frames: Iterable[pd.DataFrame], task: str, weights: str) -> Answers | None:
+    """One row a run for a task's items on one set of weights; None where a run has fewer than two.
 
     StudyError: the runs answered other items, or the same in another order.
     """
     rows, keys = [], []
     for frame in frames:
-        part = frame[frame["task"] == task]
+        part = frame[(frame["task"] == task) & (frame["weights"] == weights)]
         if len(part) < 2:
             return None
         rows.append(part["correct"].to_numpy(dtype=bool))

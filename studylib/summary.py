@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +20,7 @@ from studylib import stats
 from studylib.comparable import Refusal, name_refusals, split_comparable
 from studylib.costs import Price, price_of
 from studylib.profile import METHODS, MethodSettings, ModelRef, RunSpec
-from studylib.records import Record
+from studylib.records import Record, Score
 from studylib.resources import Spread, spread_figures, spread_memory
 from studylib.study import Answers, Study, gather_answers
 from studylib.tuning import TuneRecord
@@ -27,7 +28,11 @@ from studylib.tuning import TuneRecord
 
 @dataclass(frozen=True)
 class Row:
-    """One method in one comparison. Estimates are None where they were not measured."""
+    """One method in one comparison. Estimates are None where they were not measured.
+
+    weights: which weights were scored. other_weights: a second row of the same runs, scored on
+    other weights (a QLoRA adapter merged into 16 bits); it has estimates and no resources.
+    """
 
     method: MethodSettings
     records: tuple[Record, ...]
@@ -45,6 +50,15 @@ class Row:
     retention: stats.Estimate | None = None
     forgetting: stats.Estimate | None = None
     weights: str | None = None
+    other_weights: bool = False
+
+    @property
+    def label(self) -> str:
+        """The method's name, and on which other weights this row was scored."""
+        if not self.other_weights:
+            return self.method.label
+        words = str(self.weights)
+        return f"{self.method.label}, {'merged' if 'merged' in words else words}"
 
     @property
     def complete(self) -> list[Record]:
@@ -73,7 +87,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows that may be compared: one track, one model, one set of shared values."""
+    """Rows that may be compared: one track, one model, one set of shared values.
+
+    rows: one a method. also: the same methods scored on other weights.
+    """
 
     study: Study
     track: str
@@ -81,6 +98,16 @@ class Comparison:
     mark: str
     rows: tuple[Row, ...]
     missing: tuple[RunSpec, ...] = ()
+    also: tuple[Row, ...] = ()
+
+    @property
+    def scored(self) -> list[Row]:
+        """Every row with answers of its own: each method's, then the same on other weights."""
+        return [
+            found
+            for row in self.rows
+            for found in (row, *(other for other in self.also if other.method == row.method))
+        ]
 
     def row(self, name: str) -> Row | None:
         """The first row of a method's name."""
@@ -145,9 +172,11 @@ def summarise(study: Study) -> Summary:
         sets = split_comparable(group)
         for i, members in enumerate(sets):
             mark = f"(set {i + 1} of {len(sets)})" if len(sets) > 1 else ""
-            rows = build_rows(study, members)
+            built = build_rows(study, members)
+            rows = tuple(row for row in built if not row.other_weights)
+            also = tuple(row for row in built if row.other_weights)
             comparisons.append(
-                Comparison(study, track, model, mark, rows, missing if i == 0 else ())
+                Comparison(study, track, model, mark, rows, missing if i == 0 else (), also)
             )
     return Summary(study, tuple(comparisons), tuple(refusals))
 
@@ -166,17 +195,33 @@ def method_order(method: MethodSettings) -> tuple[int, int, str]:
 
 
 def build_rows(study: Study, records: Iterable[Record]) -> tuple[Row, ...]:
-    """One row a method, in the order of the table of methods, differences filled in."""
+    """One row a method and set of weights, in the order of the table of methods, with differences.
+
+    What a method was scored on first is its row; whatever else it was scored on follows.
+    """
     groups: dict[MethodSettings, list[Record]] = {}
     for record in records:
         groups.setdefault(record.run.method, []).append(record)
     methods = sorted(groups, key=method_order)
-    answers = {m: read_answers(study, groups[m]) for m in methods}
-    base = next((answers[m] for m in methods if m.name == "base"), {})
-    full = next((answers[m] for m in methods if m.name == "full"), {})
+    weights = {m: scored_weights(groups[m]) for m in methods}
+    answers = {(m, w): read_answers(study, groups[m], w) for m in methods for w in weights[m] if w}
+    first = {m.name: answers.get((m, weights[m][0]), {}) for m in reversed(methods)}
+    base, full = (first.get(name, {}) for name in ("base", "full"))
     total = untouched_params(record for m in methods for record in groups[m])
-    rows = [build_row(m, groups[m], total, answers[m], base, full) for m in methods]
+    rows = []
+    for m in methods:
+        main, *others = weights[m]
+        rows.append(build_row(m, groups[m], total))
+        rows[-1] = with_answers(rows[-1], main, answers.get((m, main), {}), base, full)
+        empty = Row(m, rows[-1].records, {}, {}, None, other_weights=True)
+        rows += [with_answers(empty, w, answers[m, w], base, full) for w in others]
     return tuple(with_holm(rows))
+
+
+def scored_weights(records: Iterable[Record]) -> list[str]:
+    """The weights that a method's complete runs were scored on, as they come; never empty."""
+    blocks = [r.evaluate for r in records if r.complete and r.evaluate]
+    return list(dict.fromkeys(score.weights for b in blocks for score in b.scores)) or [""]
 
 
 def untouched_params(records: Iterable[Record]) -> int | None:
@@ -188,57 +233,63 @@ def untouched_params(records: Iterable[Record]) -> int | None:
     return None
 
 
-def read_answers(study: Study, records: list[Record]) -> dict[str, Answers]:
-    """Answers of a method's complete runs by task, seeds in order."""
+def read_answers(study: Study, records: list[Record], weights: str) -> dict[str, Answers]:
+    """Answers of a method's complete runs by task, seeds in order, on one set of weights."""
     complete = sorted((r for r in records if r.complete), key=lambda r: r.run.seed)
     frames = [frame for r in complete if isinstance(frame := study.items(r), pd.DataFrame)]
-    found = {task: gather_answers(frames, task) for task in ("questions", "retention")}
+    found = {t: gather_answers(frames, t, weights) for t in ("questions", "retention")}
     return {task: answers for task, answers in found.items() if answers is not None}
 
 
-def build_row(
-    method: MethodSettings,
-    records: list[Record],
-    total_params: int | None,
+def build_row(method: MethodSettings, records: list[Record], total_params: int | None) -> Row:
+    """What a method took; its answers are not in yet."""
+    ordered = sorted(records, key=lambda r: r.run.seed)
+    complete = [r for r in ordered if r.complete]
+    return Row(
+        method=method,
+        records=tuple(ordered),
+        figures=spread_figures(complete, total_params),
+        memory=spread_memory(records),
+        price=next((p for r in complete if (p := price_of(r))), None),
+    )
+
+
+def with_answers(
+    row: Row,
+    weights: str,
     answers: dict[str, Answers],
     base: dict[str, Answers],
     full: dict[str, Answers],
 ) -> Row:
-    complete = sorted((r for r in records if r.complete), key=lambda r: r.run.seed)
-    price = next((p for r in complete if (p := price_of(r))), None)
-    row = {
-        "method": method,
-        "records": tuple(sorted(records, key=lambda r: r.run.seed)),
-        "figures": spread_figures(complete, total_params),
-        "memory": spread_memory(records),
-        "price": price,
-    }
-    asked = answers.get("questions")
+    """The row with its accuracy and differences on one set of weights."""
+    found: dict[str, Any] = {}
+    fixed = not row.method.kind.trains
+    asked, kept = answers.get("questions"), answers.get("retention")
     if asked is not None:
-        scores = [r.evaluate.score("questions") for r in complete if r.evaluate]
-        score = next(s for s in scores if s is not None)
-        fixed = not method.kind.trains
-        row["weights"] = score.weights
-        row["accuracy"] = stats.measure_accuracy(asked.correct, asked.clusters, fixed=fixed)
-        row["macro"] = (
-            stats.measure_accuracy(asked.correct, asked.subjects, "macro", fixed=fixed)
-            if asked.clusters is not None
-            else None
-        )
-        row["chance"] = stats.compare_to_chance(asked.correct, asked.clusters, score.chance)
+        found["weights"] = weights
+        found["accuracy"] = stats.measure_accuracy(asked.correct, asked.clusters, fixed=fixed)
+        if asked.clusters is not None:
+            found["macro"] = stats.measure_accuracy(
+                asked.correct, asked.subjects, "macro", fixed=fixed
+            )
+        chance = next(s.chance for r in row.complete if (s := find_score(r, weights)))
+        found["chance"] = stats.compare_to_chance(asked.correct, asked.clusters, chance)
         if not fixed:
-            row["gain"] = difference(asked, base.get("questions"), reference_fixed=True)
-        if method.name != "full" and not fixed:
-            row["gap"] = difference(asked, full.get("questions"))
-            row["mcnemar"] = paired_test(asked, full.get("questions"))
-    kept = answers.get("retention")
+            found["gain"] = difference(asked, base.get("questions"), reference_fixed=True)
+        if row.method.name != "full" and not fixed:
+            found["gap"] = difference(asked, full.get("questions"))
+            found["mcnemar"] = paired_test(asked, full.get("questions"))
     if kept is not None:
-        row["retention"] = stats.measure_accuracy(
-            kept.correct, kept.clusters, fixed=not method.kind.trains
-        )
-        if method.kind.trains:
-            row["forgetting"] = difference(kept, base.get("retention"), reference_fixed=True)
-    return Row(**row)  # type: ignore[arg-type]
+        found["retention"] = stats.measure_accuracy(kept.correct, kept.clusters, fixed=fixed)
+        if not fixed:
+            found["forgetting"] = difference(kept, base.get("retention"), reference_fixed=True)
+    return replace(row, **found)
+
+
+def find_score(record: Record, weights: str | None, task: str = "questions") -> Score | None:
+    """A run's score on one set of weights."""
+    scores = record.evaluate.scores if record.evaluate else ()
+    return next((s for s in scores if (s.task, s.weights) == (task, weights)), None)
 
 
 def difference(

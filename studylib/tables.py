@@ -134,9 +134,9 @@ def gap_table(comparisons: Sequence[Comparison]) -> Table:
               "Equivalent within", "Smallest gap these data show (pp)")  # fmt: skip
     rows = []
     for comparison in comparisons:
-        for row in comparison.rows:
+        for row in comparison.scored:
             if row.gap is not None:
-                rows.append((comparison.name, row.method.label, *difference_cells(row, row.gap)))
+                rows.append((comparison.name, row.label, *difference_cells(row, row.gap)))
     return Table(header, tuple(rows))
 
 
@@ -146,12 +146,12 @@ def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
               METRICS["gain"].header, "Told from chance")  # fmt: skip
     rows = []
     for comparison in comparisons:
-        for row in comparison.rows:
+        for row in comparison.scored:
             if row.accuracy is None or row.chance is None:
                 continue
             chance = percent(row.chance.chance)
             rows.append((
-                comparison.name, row.method.label, row.weights or MISSING,
+                comparison.name, row.label, row.weights or MISSING,
                 interval_cell(row.accuracy, signed=False),
                 interval_cell(row.macro, signed=False) if row.macro else "one subject",
                 interval_cell(row.gain) if row.method.kind.trains else "reference",

@@ -44,6 +44,14 @@ KNOWS = {"base": 0.26, "full": 0.72, "lora": 0.66, "qlora": 0.60, "lora-embed": 
 KEEPS = {"base": 0.99, "full": 0.45, "lora": 0.38, "qlora": 0.36, "lora-embed": 0.36}
 STEP_SECONDS = {"full": 0.080, "lora": 0.074, "qlora": 0.141, "lora-embed": 0.076}
 GPU = "NVIDIA A100-SXM4-80GB"
+MERGED = "4-bit base and adapter merged into bf16"
+
+
+def scored_on(spec: RunSpec) -> list[str]:
+    """The weights that a run is scored on: a quantized one also on merged weights."""
+    if spec.method.kind.quantized:
+        return ["4-bit base with adapter", MERGED]
+    return ["fp32 weights with adapter" if spec.method.kind.adapter else "fp32 weights"]
 
 
 def digest(*words: object) -> str:
@@ -106,11 +114,12 @@ class Factory:
         name, complete = spec.method.name, status == "complete"
         frames = []
         if complete:
-            frames.append(self.answer(spec, "questions", KNOWS[name] if knows is None else knows))
-            if spec.evaluate.retention:
-                frames.append(
-                    self.answer(spec, "retention", KEEPS[name] if keeps is None else keeps)
-                )
+            level = KNOWS[name] if knows is None else knows
+            kept = KEEPS[name] if keeps is None else keeps
+            for weights in scored_on(spec):
+                frames.append(self.answer(spec, "questions", level, weights))
+                if spec.evaluate.retention:
+                    frames.append(self.answer(spec, "retention", kept, weights))
         tables = {}
         if frames:
             tables["items.parquet"] = pd.concat(frames, ignore_index=True)
@@ -128,7 +137,7 @@ class Factory:
             evaluate=self.evaluate(frames) if complete else None,
             serve=self.serve(spec) if complete else None,
             environment=self.environment(),
-            fingerprint=self.marks(spec) | (fingerprint or {}),
+            fingerprint=self.marks(spec, complete) | (fingerprint or {}),
             files={file: file_sha256(folder / file) for file in sorted(tables)},
         )
         write_record(folder, record)
@@ -164,7 +173,9 @@ class Factory:
         )  # fmt: skip
         write_sweep(self.folder / "tune", record)
 
-    def answer(self, spec: RunSpec, task: str, share: float) -> pd.DataFrame:
+    def answer(self, spec: RunSpec, task: str, share: float, weights: str) -> pd.DataFrame:
+        """Answers on other weights differ a little from those on the first ones."""
+        share -= 0.02 * (weights == MERGED)
         shared = np.random.default_rng(int(digest(task, spec.model)[:8], 16))
         own = np.random.default_rng(int(digest(task, spec.run_id)[:8], 16))
         subjects = np.repeat(np.arange(SUBJECTS), self.items // SUBJECTS)
@@ -176,6 +187,7 @@ class Factory:
         correct = luck < np.quantile(luck, np.clip(level, 0.001, 0.999))
         return pd.DataFrame({
             "task": task,
+            "weights": weights,
             "subject": [f"subject_{s:02d}" for s in subjects],
             "item": [digest(task, i)[:12] for i in range(self.items)],
             "correct": correct.astype(bool),
@@ -238,7 +250,7 @@ class Factory:
             scores.append(
                 Score(
                     task=frame["task"].iloc[0],
-                    weights="fp32 weights",
+                    weights=frame["weights"].iloc[0],
                     questions=len(frame),
                     correct=int(frame["correct"].sum()),
                     chance=0.25,
@@ -272,7 +284,7 @@ class Factory:
             git_dirty=False,
         )  # fmt: skip
 
-    def marks(self, spec: RunSpec) -> dict[str, Any]:
+    def marks(self, spec: RunSpec, complete: bool) -> dict[str, Any]:
         marks = {
             "code.sha256": digest("code"),
             "device.name": self.device,
@@ -285,6 +297,8 @@ class Factory:
             "evaluate.items_sha256": digest("items", self.items, spec.track),
             "evaluate.prompt": digest("prompt", self.items, spec.track),
         }
+        if complete:
+            marks["evaluate.weights"] = scored_on(spec)[0]
         if spec.method.kind.trains:
             marks |= {
                 "data.source": spec.data.source,
