@@ -30,6 +30,7 @@ def forecast(
     packed: Annotated[
         bool, typer.Option(help="Rows flattened into one, as training packs.")
     ] = False,
+    padded: Annotated[bool, typer.Option(help="Rows padded to seq_len, with a mask.")] = False,
     accumulation: int = 1,
     weights: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     master_weights: Annotated[bool, typer.Option(help="fp32 copies in the optimizer.")] = False,
@@ -60,6 +61,7 @@ def forecast(
         "micro_batch": micro_batch,
         "seq_len": seq_len,
         "packed": packed,
+        "padded": padded,
         "accumulation": accumulation,
         "weights": weights,
         "master_weights": master_weights,

@@ -5,6 +5,8 @@ Not covered: the forecast itself (studylib.forecast), the reader's profile (stud
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,6 +17,10 @@ from matplotlib.figure import Figure
 
 from studylib.catalog import find_gpu
 from studylib.forecast import Forecast, ForecastSettings, forecast
+
+# transformers 5 warns of names that it will change in 6; bitsandbytes of kernels for other CPUs.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # One colour a part, from the Okabe-Ito palette, which colour-blind readers can tell apart.
 COLOURS = {

@@ -201,7 +201,7 @@ def test_clean_step_time_leaves_out_each_sessions_first_steps():
 
 
 def test_examples_that_do_not_fit_are_counted(tiny_folder):
-    short = prepare(make_spec(tiny_folder, seq_len=17))[1]
+    short = prepare(make_spec(tiny_folder, seq_len=14))[1]
     long = prepare(make_spec(tiny_folder))[1]
     assert (long.left_out, long.cut) == (0, 0)
     assert short.left_out > 0 and short.cut > 0

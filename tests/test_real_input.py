@@ -1,0 +1,47 @@
+"""Real weights, real instructions and real questions go through, QLoRA included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from studylib.records import read_records
+
+ROOT = Path(__file__).parents[1]
+SUBJECTS = ("anatomy", "college_physics", "world_religions")
+
+
+def cut_mmlu(source: Path, folder: Path) -> Path:
+    """Three subjects of the real MMLU."""
+    folder.mkdir()
+    for name in ("test.jsonl", "dev.jsonl"):
+        lines = (source / name).read_text(encoding="utf-8").split("\n")
+        kept = [line for line in lines if line and json.loads(line)["subject"] in SUBJECTS]
+        (folder / name).write_text("\n".join(kept), encoding="utf-8")
+    return folder
+
+
+def test_custom_study_of_a_real_checkpoint_reports_that_it_is_at_chance(shared, tmp_path):
+    command = [
+        sys.executable, "-m", "studylib", "reproduce", "--profile", "custom",
+        "--model", f"path:{shared / 'models' / 'stories260k'}",
+        "--data", str(shared / "data" / "instruct" / "gsm8k_train.json"),
+        "--mmlu", str(cut_mmlu(shared / "data" / "mmlu", tmp_path / "mmlu")),
+        "--steps", "3", "--limit", "4", "--methods", "qlora", "--results", str(tmp_path / "r"),
+    ]  # fmt: skip
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [study] = (tmp_path / "r").iterdir()
+    base, qlora = read_records(study / "runs")
+    assert (base.run_id, qlora.run_id) == ("stories260k--base", "stories260k--qlora-r16--s0")
+    assert base.load.total_params == 260_032
+    assert qlora.load.weights_dtype == "nf4"
+    for record in (base, qlora):
+        score = record.evaluate.score("questions")
+        assert (score.questions, set(score.by_subject)) == (12, set(SUBJECTS))
+    report = (study / "REPORT.md").read_text(encoding="utf-8")
+    assert "chance" in report and str(study / "REPORT.md") in done.stdout
