@@ -86,7 +86,7 @@ class Run:
         self.meter.__enter__()
         self.session = Session(self.work, self.meter)
         self.session.started_at = self.session.started_at or now()
-        self.log = StepLog(self.session.steps)
+        self.log = StepLog(self.session.steps, self.session.notes.get("live_tensor_peak_bytes"))
         self._last_shown = 0.0
 
     @property
@@ -158,6 +158,8 @@ class Run:
         measure = self.session.stages().get("train")
         if measure is None:
             return
+        live_peak = self.session.notes.get("live_tensor_peak_bytes")
+        measure = measure.model_copy(update={"live_tensor_peak_bytes": live_peak})
         self.train_block = TrainBlock(
             measure=measure,
             steps=len(self.log.rows),
@@ -175,12 +177,14 @@ class Run:
         assert self.data is not None
 
         def on_save(step: int) -> None:
+            self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
             self.session.save()
 
         if self.session.number > 1:
             checkpoint = newest_checkpoint(self.work, len(self.log.rows))
             self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
         train_model(self.model, self.data, self.spec, self.work, self.log, self.show_step, on_save)
+        self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
 
     def _keep_trained(self) -> None:
         """Write the trained weights; the marker comes last, so that half a folder never counts."""

@@ -21,7 +21,7 @@ from studylib.records import write_atomically
 class Session:
     """State that outlives a process. `number` counts the processes that worked on the run."""
 
-    def __init__(self, folder: Path, meter: Any, spec_changes: Any = None):
+    def __init__(self, folder: Path, meter: Any):
         self.folder, self.meter = folder, meter
         self.path = folder / "session.json"
         folder.mkdir(parents=True, exist_ok=True)

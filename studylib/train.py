@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from studylib.data import Row, TrainingData
+from studylib.live import LiveBytes
 from studylib.profile import RunSpec
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
+LIVE_STEP = 2  # the warm-up step whose live tensors are counted: the optimizer's states exist
 
 
 class Diverged(Exception):
@@ -29,13 +31,36 @@ class Diverged(Exception):
 
 @dataclass
 class StepLog:
-    """Per-step figures; `earlier` holds those of sessions before a restart."""
+    """Per-step figures of all sessions, and the peak of live tensors in one step on a CPU."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    live_tensor_peak_bytes: int | None = None
 
-    def clean_seconds(self) -> list[float]:
-        """Step times without each session's warm-up and without steps that saved a checkpoint."""
-        return [r["step_seconds"] for r in self.rows if r["step_in_session"] > WARMUP_STEPS]
+
+class LiveStep:
+    """Counts live tensor bytes through one whole step: a CPU has no allocator that keeps a peak.
+
+    Forward, backward and update of a session's second step are counted; that step is slower and
+    is left out of clean times with the others of the warm-up.
+    """
+
+    def __init__(self, log: StepLog):
+        self.log = log
+        self.mode: LiveBytes | None = None
+
+    def begin(self, model: nn.Module, optimizer: Any) -> None:
+        self.mode = LiveBytes()
+        states = (v for state in optimizer.state.values() for v in state.values())
+        self.mode.track([*model.parameters(), *model.buffers()])
+        self.mode.track(tensor for tensor in states if isinstance(tensor, torch.Tensor))
+        self.mode.note_peak(0)
+        self.mode.__enter__()
+
+    def end(self) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+            self.log.live_tensor_peak_bytes = self.mode.peak_bytes
+            self.mode = None
 
 
 class PackedCollator:
@@ -118,18 +143,23 @@ def build_callback(
     rows_a_step = spec.train.accumulation * spec.train.micro_batch
     tokens = [sum(len(e["input_ids"]) for e in row) for row in data.rows]
 
+    live, on_card = LiveStep(log), torch.cuda.is_available()
+
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.session_start = state.global_step
             log.rows[:] = [row for row in log.rows if row["step"] <= state.global_step]
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step - self.session_start == LIVE_STEP - 1 and not on_card:
+                live.begin(kwargs["model"], kwargs["optimizer"])
             synchronise()
             self.begun = time.perf_counter()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             synchronise()
             self.seconds = time.perf_counter() - self.begun
+            live.end()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in logs:

@@ -188,6 +188,27 @@ def test_training_lowers_the_loss(tiny_folder, tmp_path):
     assert figures["last_loss"] < 0.8 * figures["first_loss"]
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_live_tensors_of_a_real_step_are_what_the_forecast_says(tmp_path, method):
+    """The count in the study's own training against the trace without data, within 2 %."""
+    from studylib.forecast import ForecastSettings, forecast
+
+    spec = make_spec("x", method, seq_len=256, accumulation=1, steps=2)
+    spec = spec.model_copy(update={"model": "ladder:1.4m"})
+    model, data = prepare(spec)
+    length = sum(len(example["input_ids"]) for example in data.rows[1])
+    log = StepLog()
+    train_model(model, data, spec, tmp_path, log, checkpoints=False)
+    traced = forecast(
+        ForecastSettings(
+            model="ladder:1.4m", method=method, rank=4, seq_len=length, packed=True,
+            weights="fp32", autocast=False, optimizer="adamw-foreach", checkpointing=False,
+            kernels="cpu",
+        )
+    )  # fmt: skip
+    assert log.live_tensor_peak_bytes == pytest.approx(traced.peak_bytes, rel=0.02)
+
+
 def test_clean_step_time_leaves_out_each_sessions_first_steps():
     rows = [
         {"step": s, "step_in_session": n, "step_seconds": t, "tokens": 100, "loss": 1.0}
