@@ -1,8 +1,8 @@
 """Which records may stand in one table: those that share what must be shared.
 
 The weights that a method is scored on must be the same over its seeds; methods differ in them by
-their nature. Runs on other data, questions, recipes, code or devices are not averaged away: they get tables of
-their own, and the report names each field that differs, with both values.
+their nature. Runs on other data, questions, recipes, code or devices are not averaged away: they
+get tables of their own, and the report names each field that differs, with both values.
 
 Not covered: which fields those are (studylib.records.SHARED_FIELDS).
 """

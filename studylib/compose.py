@@ -7,9 +7,15 @@ Not covered: which records go in and where the files go (studylib.report).
 
 from __future__ import annotations
 
-from studylib import appendix, exports, figures, notes, panels, prose, tables
-from studylib.claims import Finding
+from studylib import appendix, exports, figures, notes, panels, prose, serve_tables, tables
+from studylib.capacity import capacity_table, detectable_sentence, is_capacity, tell_capacity
+from studylib.claims import NOT_YET, Finding
+from studylib.forecast_book import ForecastBook
+from studylib.forecast_tables import brief
+from studylib.forecast_tables import section as forecast_section
 from studylib.made_from import REPORT, Files
+from studylib.serve_figures import draw_monthly
+from studylib.serve_records import ServeRecord
 from studylib.summary import Comparison, Summary
 
 
@@ -18,24 +24,46 @@ def compose(
     findings: list[Finding],
     reference: Summary | None,
     own_folder: str | None = None,
+    book: ForecastBook | None = None,
 ) -> Files:
     """All files of a report. own_folder: where figures go if not beside each study's records."""
     files: Files = {}
     lines = ["# PEFT or full fine-tuning? What these runs show", "", "## The answer", ""]
     for summary in studies:
-        lines += [*name_study(summary, studies), prose.answer(summary), ""]
+        lines += [*name_study(summary, studies), tell(summary), ""]
         lines += [note, ""] if (note := notes.not_run_note(summary)) else []
+    lines += [brief(book), ""] if book is not None else []
+    lines += [tally_findings(findings), ""]
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
         pictures = draw(summary, folder)
         files |= pictures | csv_files(summary, findings, folder)
         lines += study_section(summary, [*pictures], len(studies) > 1)
     lines += claims_section(findings)
+    files |= draw_counted(studies, own_folder)
+    lines += serve_section(studies, [*files])
+    lines += forecast_section(book, [r for s in studies for r in s.study.records])
     if reference is not None:
         lines += reference_section(studies[0], reference)
     lines += appendix_section(studies, findings)
     text = "\n".join(lines).rstrip() + "\n"
     return files | {REPORT: text.encode()}
+
+
+def tell(summary: Summary) -> str:
+    return tell_capacity(summary) if is_capacity(summary) else prose.answer(summary)
+
+
+def tally_findings(findings: list[Finding]) -> str:
+    """How many findings came to which verdict, in one sentence."""
+    verdicts = [found.verdict for found in findings]
+    parts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(set(verdicts) - {NOT_YET}))]
+    open_parts = verdicts.count(NOT_YET)
+    parts += [f"{open_parts} {NOT_YET}"] if open_parts else []
+    return (
+        f"**The article's claims**, judged {len(findings)} times (each part at each size and "
+        f"setting): {', '.join(parts)}. The table under *Claimed and measured* says which and why."
+    )
 
 
 def name_study(summary: Summary, studies: list[Summary]) -> list[str]:
@@ -49,8 +77,19 @@ def draw(summary: Summary, folder: str) -> Files:
     }
 
 
+def draw_counted(studies: list[Summary], own_folder: str | None) -> Files:
+    """The counted picture of serving, once: beside the first study that has serving records."""
+    home = next((s for s in studies if s.study.serves), studies[0])
+    figure = draw_monthly()
+    folder = home.study.link if own_folder is None else own_folder
+    name = join(folder, "figures", "serve-monthly.svg")
+    return {} if figure is None else {name: panels.to_svg(figure)}
+
+
 def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
-    return {
+    serves = summary.study.serves
+    served = {join(folder, "tables", "serving.csv"): exports.serving_csv(serves)} if serves else {}
+    return served | {
         join(folder, "tables", "comparison.csv"): exports.comparison_csv(summary),
         join(folder, "tables", "claims.csv"): exports.claims_csv(findings),
         join(folder, "tables", "runs.csv"): exports.runs_csv(summary),
@@ -63,6 +102,8 @@ def join(*parts: str) -> str:
 
 
 def study_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+    if is_capacity(summary):
+        return capacity_section(summary, pictures, several)
     lines = []
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
@@ -73,6 +114,18 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         lines += refusal_lines(summary, track)
         lines += track_section(comparisons, names)
     return lines
+
+
+def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+    """One curve and one table for all tracks of a capacity study."""
+    title = f"Profile {summary.study.name}: new facts" if several else "New facts"
+    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+    for track in summary.tracks:
+        lines += refusal_lines(summary, track)
+    lines += picture_lines(pictures, ("capacity",))
+    reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
+    return [*lines, tell_capacity(summary), "", capacity_table(summary).markdown(), "",
+            reading.strip(), ""]  # fmt: skip
 
 
 def track_section(comparisons: list[Comparison], pictures: list[str]) -> list[str]:
@@ -102,7 +155,7 @@ def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:
     lines = []
     for kind in kinds:
         for path in pictures:
-            if path.endswith(f"-{kind}.svg"):
+            if path.endswith((f"-{kind}.svg", f"/{kind}.svg")):
                 caption = figures.CAPTIONS[kind]
                 lines += [f"![{caption}]({path})", "", f"*{caption}.*", ""]
     return lines
@@ -128,6 +181,49 @@ def refusal_lines(summary: Summary, track: str) -> list[str]:
 def shorten(value: str) -> str:
     """A hash by its first 16 digits; other values whole."""
     return f"{value[:16]}…" if len(value) == 64 and " " not in value else value
+
+
+def serve_section(studies: list[Summary], pictures: list[str]) -> list[str]:
+    """What one more variant costs to serve: measured on these models, counted for 13B."""
+    records = [record for summary in studies for record in summary.study.serves]
+    lines = ["## What one more variant costs to serve", ""]
+    if records:
+        lines += [serve_tables.setting_sentence(records), ""]
+        lines += ["### Footprint, measured", ""]
+        lines += [serve_tables.footprint_table(records).markdown(), ""]
+    else:
+        lines += ["No serving run is on record yet: `study serve` makes them. What follows is "
+                  "counted.", ""]  # fmt: skip
+    lines += ["### Footprint of a 13B model, counted", ""]
+    lines += [serve_tables.counted_table().markdown(), ""]
+    if records:
+        lines += serve_timings(records, pictures)
+    lines += ["### N variants", ""]
+    if records:
+        lines += ["Measured bytes of these models:", ""]
+        lines += [serve_tables.measured_variants_table(records).markdown(), ""]
+    lines += picture_lines(pictures, ("serve-monthly",))
+    lines += [serve_tables.assumption_sentence(), ""]
+    lines += [serve_tables.counted_variants_table().markdown(), ""]
+    left_out = serve_tables.skipped_lines(records)
+    return lines + (["### Not measured in serving", "", *left_out, ""] if left_out else [])
+
+
+def serve_timings(records: list[ServeRecord], pictures: list[str]) -> list[str]:
+    """Overhead, speed, hot-swap and mixed batches, as far as they were measured."""
+    lines = picture_lines(pictures, ("serve-overhead",))
+    parts = {
+        "Overhead of an adapter": serve_tables.overhead_table,
+        "Speed": serve_tables.speed_table,
+        "Hot-swap": serve_tables.swap_table,
+        "One batch, several adapters": serve_tables.mixed_table,
+    }
+    for title, make in parts.items():
+        table = make(records)
+        if table.rows:
+            lines += [f"### {title}", "", table.markdown(), ""]
+            lines += [serve_tables.swap_notes(records), ""] if title == "Hot-swap" else []
+    return lines
 
 
 def claims_section(findings: list[Finding]) -> list[str]:

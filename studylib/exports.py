@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from studylib.claims import Finding
 from studylib.resources import MEMORY, wall_seconds
+from studylib.serve_records import ServeRecord
 from studylib.summary import Summary
 
 
@@ -54,6 +55,24 @@ def base_unit(key: str) -> str:
         if key.endswith(end):
             return end
     return "tokens per second" if key == "tokens_per_second" else "count"
+
+
+def serving_csv(records: Iterable[ServeRecord]) -> bytes:
+    """Every timed variant at every batch size and prompt length."""
+    header = ("serve_id", "variant", "against", "decoding", "batch", "prompt_tokens",
+              "first_token_p50_seconds", "between_tokens_p50_seconds", "tokens_per_second",
+              *(f"{what}_ratio{end}" for what in ("first_token", "between_tokens", "whole")
+                for end in ("", "_low", "_high")))  # fmt: skip
+    rows = []
+    for record in records:
+        for row in record.measures.latency:
+            ratios = (row.first_token_ratio, row.between_tokens_ratio, row.whole_ratio)
+            ends = [(r.value, r.low, r.high) if r else (None, None, None) for r in ratios]
+            rows.append((record.serve_id, row.variant, row.against, row.decoding, row.batch,
+                         row.prompt_tokens, row.first_token_seconds.p50,
+                         row.between_tokens_seconds.p50, row.tokens_per_second,
+                         *(end for triple in ends for end in triple)))  # fmt: skip
+    return write_csv(header, rows)
 
 
 def claims_csv(findings: Iterable[Finding]) -> bytes:

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from studylib import serve_figures
+from studylib.capacity import CAPTION, draw_capacity, is_capacity
 from studylib.cells import interval_cell
 from studylib.claims import article_rule
 from studylib.curves import draw_loss, draw_tuning
@@ -32,12 +34,19 @@ from studylib.panels import (
     note,
 )
 from studylib.resources import MEMORY
+from studylib.serve_figures import draw_overhead
 from studylib.summary import Comparison, Row, Summary
 
 
 def draw_all(summary: Summary) -> dict[str, Figure]:
     """Every picture of a study by file name without ending; those without data are left out."""
     found: dict[str, Figure] = {}
+    served = draw_overhead(summary.study.serves)
+    if served is not None:
+        found["serve-overhead"] = served
+    if is_capacity(summary):
+        curve = draw_capacity(summary)
+        return found | ({"capacity": curve} if curve is not None else {})
     with house_style():
         for track in summary.tracks:
             comparisons = [c for c in summary.comparisons if c.track == track]
@@ -278,10 +287,14 @@ CAPTIONS = {
     "subjects": "Differences to full fine-tuning by subject, sorted by the first method",
     "tuning": "Validation accuracy by learning rate; the ring is the rate that was chosen",
     "loss": "Training loss, mean over seeds; the band is their range",
+    "capacity": CAPTION,
+    **serve_figures.CAPTIONS,
 }
 
 
 def caption(name: str) -> str:
-    """The caption of a picture by its name, TRACK-KIND."""
+    """The caption of a picture by its name, TRACK-KIND or KIND alone."""
+    if name in CAPTIONS:
+        return CAPTIONS[name]
     kind = next(kind for kind in CAPTIONS if name.endswith(kind))
     return f"{CAPTIONS[kind]} (track {name.removesuffix(f'-{kind}')})"

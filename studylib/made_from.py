@@ -21,13 +21,15 @@ REPORT = "REPORT.md"
 Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
 CODE = (
-    "appendix.py", "catalog.py", "cells.py", "claims.py", "claims.yaml", "comparable.py",
-    "compose.py", "costs.py", "counts.py", "curves.py", "exports.py", "figures.py", "gpus.csv",
-    "metrics.py", "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py", "records.py",
-    "report.py", "resources.py", "settings.py", "shapes.json", "stats.py", "study.py",
+    "appendix.py", "capacity.py", "catalog.py", "cells.py", "claim_sources.py", "claims.py",
+    "claims.yaml", "comparable.py", "compose.py", "costs.py", "counts.py", "curves.py",
+    "exports.py", "figures.py", "footprint.py", "forecast_book.py", "forecast_tables.py",
+    "gpus.csv", "metrics.py", "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py",
+    "records.py", "report.py", "resources.py", "serve_figures.py", "serve_records.py",
+    "serve_tables.py", "serving.py", "settings.py", "shapes.json", "stats.py", "study.py",
     "summary.py", "tables.py", "tuning.py", "verdicts.py",
 )  # fmt: skip
-TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json")
+TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json", "serve/*/serve.json")
 
 
 def hash_inputs(folders: Iterable[Path], *others: object) -> str:

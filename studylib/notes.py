@@ -11,6 +11,7 @@ from studylib.appendix import run_command
 from studylib.metrics import percent, plain_number
 from studylib.resources import MEMORY
 from studylib.summary import Comparison, Summary
+from studylib.tuning import TuneRecord
 
 
 def count_of(number: int, word: str) -> str:
@@ -113,6 +114,11 @@ def detectable_note(comparisons: Sequence[Comparison]) -> str:
     )
 
 
+def is_at_edge(sweep: TuneRecord) -> bool:
+    """Whether a sweep's best rate is its grid's lowest or highest; not if all diverged."""
+    return any(p.correct is not None for p in sweep.points) and sweep.at_edge
+
+
 def limits(summaries: Sequence[Summary]) -> list[str]:
     """What the figures do not say, as far as the records show it."""
     found = [
@@ -124,6 +130,10 @@ def limits(summaries: Sequence[Summary]) -> list[str]:
     if any("not tuned" in source for source in rates):
         found.append("Some learning rates are the method's defaults and not tuned: a method may "
                      "look worse for its rate alone.")  # fmt: skip
+    edges = [s.sweep_id for summary in summaries for s in summary.study.sweeps if is_at_edge(s)]
+    if edges:
+        found.append(f"The best learning rate lies at its grid's edge in {join_words(edges)}: a "
+                     "better one may lie beyond.")  # fmt: skip
     if any(record.environment.concurrent_runs > 1 for record in records):
         found.append("Some runs shared the machine with others at the time: their seconds are not "
                      "those of a machine of their own.")  # fmt: skip

@@ -21,6 +21,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from studylib.profile import MethodSettings
@@ -82,15 +83,24 @@ def to_png(figure: Figure, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def new_panels(count: int, height: float = PANEL_INCHES[1]) -> tuple[Figure, list[Axes]]:
+def new_panels(
+    count: int, height: float = PANEL_INCHES[1], sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A row of panels; alone, one is as wide as its labels need."""
     width = max(PANEL_INCHES[0] * count, 6.4)  # one panel needs room for its labels
     figure = Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    panels = figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
     return figure, list(panels)
 
 
 def colour(method: MethodSettings) -> str:
     return COLOURS.get(method.name, INK)
+
+
+def tint(shade: str, share: float) -> str:
+    """A colour mixed with that share of white."""
+    red, green, blue = (c + share * (1 - c) for c in to_rgb(shade))
+    return to_hex((red, green, blue))
 
 
 def note(panel: Axes, y: float, text: str, below: bool) -> None:
@@ -100,14 +110,13 @@ def note(panel: Axes, y: float, text: str, below: bool) -> None:
     )  # fmt: skip
 
 
-def label_right(panel: Axes, labels: list[tuple[float, float, str, str]]) -> None:
+def label_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Names beside their points, moved apart where they would lie on each other."""
-    low, high = panel.get_ylim()
-    step = 0.07 * (high - low)
-    heights = spread_apart([y for _, y, _, _ in labels], step)
+    place = panel.transData + panel.transAxes.inverted()  # a logarithmic axis included
+    heights = spread_apart([place.transform((x, y))[1] for x, y, _, _ in labels], 0.07)
     for (x, y, text, shade), height in zip(labels, heights, strict=True):
         panel.annotate(
-            text, (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"), va="center",
+            text, (x, y), xytext=(1.01, height), textcoords="axes fraction", va="center",
             color=shade, fontsize=8.5, fontweight="bold", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.5, "alpha": 0.6,
                         "shrinkA": 1, "shrinkB": 5},

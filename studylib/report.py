@@ -15,15 +15,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from studylib.errors import StudyError
+from studylib.forecast_book import FORECASTS, read_book
 from studylib.made_from import REPORT, Files, hash_inputs, is_fresh, remember
 from studylib.profile import RunSpec
 from studylib.records import explain_write_error, write_atomically
-
-if TYPE_CHECKING:
-    from studylib.claims import Forecast
 
 REFERENCE = Path("results") / "reference"
 
@@ -34,25 +31,27 @@ def build_report(
     out: Path | None = None,
     planned: Iterable[RunSpec] | None = None,
     failed: Mapping[str, str] | None = None,
-    forecasts: Mapping[str, Forecast] | None = None,
 ) -> Path:
     """Write REPORT.md, figures and tables of a results folder; returns the report's path.
 
     results: results/PROFILE with its runs. reference: results/reference/PROFILE, set beside it
     where it exists. out: another folder to write to; links then still lead to the records.
     planned, failed: what the profile asks and what is known of failures, for the words not run and
-    failed. StudyError: no records, an untrusted record, a folder that cannot be written.
+    failed. Forecasts that lie beside the reference's folder are shown. StudyError: no records, an
+    untrusted record, a folder that cannot be written.
     """
     out = out or results
     planned = None if planned is None else tuple(planned)
     beside = reference if reference is not None and has_runs(reference) else None
     folders = [results] if beside is None else [results, beside]
-    inputs = hash_inputs(folders, planned, sorted((failed or {}).items()), forecasts)
+    book = None if reference is None else read_book(reference.parent / FORECASTS)
+    inputs = hash_inputs(folders, planned, sorted((failed or {}).items()), book and book.digest)
     if is_fresh(out, inputs):
         return out / REPORT
 
     from studylib.claims import evaluate_claims
     from studylib.compose import compose
+    from studylib.forecast_tables import forecast_claims
     from studylib.study import read_study
     from studylib.summary import summarise
 
@@ -61,27 +60,26 @@ def build_report(
     other = None
     if beside is not None:
         other = summarise(read_study(beside, relative(beside, out), planned=()))
-    files = compose([own], evaluate_claims([own], forecasts), other, own_folder="")
+    findings = evaluate_claims([own], forecast_claims(book))
+    files = compose([own], findings, other, own_folder="", book=book)
     path = write_files(out, files)
     remember(out, inputs, files)
     return path
 
 
-def build_reference_report(root: Path, forecasts: Mapping[str, Forecast] | None = None) -> Path:
+def build_reference_report(root: Path) -> Path:
     """Write the repository's REPORT.md from results/reference/* alone, figures beside records."""
-    return write_files(root, compose_reference(root, forecasts))
+    return write_files(root, compose_reference(root))
 
 
-def check_reference_report(
-    root: Path, forecasts: Mapping[str, Forecast] | None = None
-) -> list[str]:
+def check_reference_report(root: Path) -> list[str]:
     """What is stale: one line for each file that is missing, differs or should not be there.
 
     A picture made by another version of matplotlib is not compared byte by byte.
     """
     from studylib.panels import made_elsewhere
 
-    expected = compose_reference(root, forecasts)
+    expected = compose_reference(root)
     stale = []
     for name, content in sorted(expected.items()):
         path = root / name
@@ -93,9 +91,10 @@ def check_reference_report(
     return stale
 
 
-def compose_reference(root: Path, forecasts: Mapping[str, Forecast] | None = None) -> Files:
+def compose_reference(root: Path) -> Files:
     from studylib.claims import evaluate_claims
     from studylib.compose import compose
+    from studylib.forecast_tables import forecast_claims
     from studylib.study import read_study
     from studylib.summary import summarise
 
@@ -106,7 +105,8 @@ def compose_reference(root: Path, forecasts: Mapping[str, Forecast] | None = Non
     # cpu first: it is what a reader can make again on any machine
     folders.sort(key=lambda folder: (folder.name != "cpu", folder.name))
     studies = [summarise(read_study(f, (REFERENCE / f.name).as_posix())) for f in folders]
-    return compose(studies, evaluate_claims(studies, forecasts), None)
+    book = read_book(root / REFERENCE / FORECASTS)
+    return compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
 
 
 def has_runs(folder: Path) -> bool:

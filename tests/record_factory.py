@@ -65,6 +65,7 @@ def make_spec(
     track: str = "main",
     profile: str = "cpu",
     retention: bool = True,
+    facts: int | None = None,
     usd_per_hour: float | None = None,
     gpus: int = 0,
 ) -> RunSpec:
@@ -78,11 +79,12 @@ def make_spec(
         seed=seed if trains else 0,
         learning_rate=1e-3 if trains else 0.0,
         learning_rate_source=f"profile ({settings.name})" if trains else "not trained",
-        data=DataSettings(source="almanac:new", template="plain"),
+        data=DataSettings(source="almanac:new", template="plain", facts=facts),
         train=TrainSettings(steps=40, seq_len=256, accumulation=4),
         evaluate=EvaluateSettings(
             questions="almanac:new",
             retention="almanac:old" if retention else None,
+            facts=facts,
             scoring="text",
             shots=0,
         ),
@@ -112,6 +114,7 @@ class Factory:
         folder = self.folder / "runs" / spec.run_id
         folder.mkdir(parents=True)
         name, complete = spec.method.name, status == "complete"
+        started = status != "does not fit, forecast"
         frames = []
         if complete:
             level = KNOWS[name] if knows is None else knows
@@ -123,7 +126,7 @@ class Factory:
         tables = {}
         if frames:
             tables["items.parquet"] = pd.concat(frames, ignore_index=True)
-        if spec.method.kind.trains:
+        if spec.method.kind.trains and started:
             tables["steps.parquet"] = self.steps(spec)
         for file, table in tables.items():
             table.to_parquet(folder / file, index=False)
@@ -132,12 +135,12 @@ class Factory:
             status=status,  # type: ignore[arg-type]
             reason=reason,
             run=spec,
-            load=self.load(spec),
-            train=self.train(spec) if spec.method.kind.trains else None,
+            load=self.load(spec) if started else None,
+            train=self.train(spec) if spec.method.kind.trains and started else None,
             evaluate=self.evaluate(frames) if complete else None,
             serve=self.serve(spec) if complete else None,
             environment=self.environment(),
-            fingerprint=self.marks(spec, complete) | (fingerprint or {}),
+            fingerprint=self.marks(spec, complete, started) | (fingerprint or {}),
             files={file: file_sha256(folder / file) for file in sorted(tables)},
         )
         write_record(folder, record)
@@ -155,6 +158,16 @@ class Factory:
             for method in methods:
                 for seed in seeds if method != "base" else (0,):
                     self.add(make_spec(method, model, seed, **spec))
+        return self.folder
+
+    def capacity(self, known: dict[str, dict[int, float]]) -> Path:
+        """A capacity study: method -> number of facts -> share known; the base guesses."""
+        for facts in next(iter(known.values())):
+            track = f"facts-{facts}"
+            shared = {"track": track, "profile": "capacity", "retention": False, "facts": facts}
+            self.add(make_spec("base", **shared), knows=0.25)
+            for method, shares in known.items():
+                self.add(make_spec(method, **shared), knows=shares[facts])
         return self.folder
 
     def sweep(
@@ -284,7 +297,9 @@ class Factory:
             git_dirty=False,
         )  # fmt: skip
 
-    def marks(self, spec: RunSpec, complete: bool) -> dict[str, Any]:
+    def marks(self, spec: RunSpec, complete: bool, started: bool) -> dict[str, Any]:
+        if not started:
+            return {"device.name": self.device, "model.name": spec.model}
         marks = {
             "code.sha256": digest("code"),
             "device.name": self.device,

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib.claims import NOT_YET, Finding, Forecast, evaluate_claims, read_claims
+from studylib.claim_sources import Forecast
+from studylib.claims import NOT_YET, Finding, evaluate_claims, read_claims
 from studylib.study import read_study
 from studylib.summary import summarise
 from studylib.verdicts import parse_rule
@@ -64,7 +65,7 @@ def test_ready_forecasts_are_judged_and_marked(
     value: float, low: float, high: float, verdict: str
 ) -> None:
     forecast = Forecast(value, low, high, "traced, batch 1, length 512")
-    found = find(evaluate_claims([], {"C2.lora": forecast}), "C2", "lora")
+    found = find(evaluate_claims([], {"C2.lora": [forecast]}), "C2", "lora")
     assert found.verdict == verdict
     assert found.how == "forecast: traced, batch 1, length 512"
     assert found.decided_by.startswith("forecast ")
@@ -74,9 +75,10 @@ def test_measured_claims_are_judged_for_every_size(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "s").study()
     findings = evaluate_claims([summarise(read_study(folder))])
     qlora = [f for f in findings if (f.claim, f.part) == ("C4", "qlora")]
-    assert [f.verdict for f in qlora] == ["differs", "differs"]
+    assert [f.verdict for f in qlora] == ["differs"] * 4
+    assert [f.ours.partition(":")[0] for f in qlora[:2]] == ["QLoRA r=16", "QLoRA r=16, merged"]
     assert "ladder:0.4m" in qlora[0].how
-    assert "ladder:1.4m" in qlora[1].how
+    assert "ladder:1.4m" in qlora[2].how
     small = [f for f in findings if (f.claim, f.part) == ("C8", "small")]
     assert [f.verdict for f in small] == ["reproduced", "reproduced"]
     assert find(findings, "C8", "deep").verdict == NOT_YET
