@@ -134,24 +134,30 @@ def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]
 
 def fetch_examples(source: str) -> list[Example]:
     """The train split of a hub data set with the columns instruction, input, output."""
+    from studylib.hub import hub_errors
+
+    with hub_errors(source, "give DATA as a file"):
+        rows = download_rows(source)
+    # A column that only some rows of a file have is null in the others.
+    given = ({key: row[key] for key in row if row[key] is not None} for row in rows)
+    return check_examples([(f"row {i}", row) for i, row in enumerate(given, 1)], source)
+
+
+def download_rows(source: str) -> Any:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
-    from studylib.hub import ask_again, hub_errors, resolve_dataset
+    from studylib.hub import ask_again, resolve_dataset
 
     name, _, revision = source.removeprefix("hub:").partition("@")
+    commit = resolve_dataset(name, revision or None)
     try:
-        with hub_errors(source, "give DATA as a file"):
-            commit = resolve_dataset(name, revision or None)
-            rows = ask_again(lambda: load_dataset(name, split="train", revision=commit))
+        return ask_again(lambda: load_dataset(name, split="train", revision=commit))
     except (ValueError, RuntimeError, DatasetsError) as error:
         why = str(error).strip().partition("\n")[0]
         raise StudyError(
             source, f"it gives no split `train` ({why})", "Save its examples to a .jsonl file."
         ) from error
-    # A column that only some rows of a file have is null in the others.
-    given = ({key: row[key] for key in row if row[key] is not None} for row in rows)
-    return check_examples([(f"row {i}", row) for i, row in enumerate(given, 1)], source)
 
 
 def prompt_of(example: Example, template: str) -> tuple[str, str]:

@@ -2,26 +2,27 @@
 
 No torch here, so that a plan can check its inputs in a moment.
 
-Not covered: loading weights (studylib.models).
+Not covered: a hub's faults and its cache (studylib.hub), loading weights (studylib.models).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 from studylib.almanac import ladder_folder
 from studylib.errors import StudyError
 from studylib.files import read_text
+from studylib.hub import HUB_TIMEOUT_SECONDS, ask_again, check_contents, hub_errors, resolve_dataset
 from studylib.profile import ModelRef
 from studylib.records import canonical, file_sha256
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
-HUB_TIMEOUT_SECONDS = 10.0
+# The same weights for other programs: other folders, and Mistral's own file beside the shards.
+OTHER_FORMS = ["*/*", "consolidated*.safetensors"]
 
 
 def model_folder(ref: ModelRef) -> tuple[Path, str | None]:
@@ -100,86 +101,94 @@ def is_whole(path: Path) -> bool:
 
 
 def fetch_model(ref: ModelRef) -> tuple[Path, str]:
-    """A hub model's snapshot on disk and the commit that its revision stands for."""
-    from huggingface_hub import snapshot_download
+    """A hub model's snapshot on disk, checked, and the commit that its revision stands for.
 
+    What is here already is not downloaded again; a snapshot in the hub's cache serves where the
+    hub does not answer.
+    """
     with hub_errors(ref):
-        folder = Path(
-            snapshot_download(ref.name, revision=ref.revision, allow_patterns=MODEL_FILES)
-        )
-    if not list(folder.glob("*.safetensors")):
-        raise StudyError(ref, "the repository has no safetensors", "Choose one that has.")
+        folder = download_snapshot(ref)
+    check_contents(folder, ref)
+    check_checkpoint(folder, ref)
     return folder, folder.name
 
 
+def download_snapshot(ref: ModelRef) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        ask_hub_for(ref)
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        try:
+            return find_snapshot(ref)
+        except LocalEntryNotFoundError:
+            raise error from None
+    return Path(
+        ask_again(
+            lambda: snapshot_download(
+                ref.name,
+                revision=ref.revision,
+                allow_patterns=MODEL_FILES,
+                ignore_patterns=OTHER_FORMS,
+            )
+        )
+    )
+
+
+def find_snapshot(ref: ModelRef) -> Path:
+    """The model in the hub's cache here; LocalEntryNotFoundError where it is not."""
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            ref.name,
+            revision=ref.revision,
+            allow_patterns=MODEL_FILES,
+            ignore_patterns=OTHER_FORMS,
+            local_files_only=True,
+        )
+    )
+
+
+def ask_hub_for(ref: ModelRef) -> None:
+    """Raise unless the hub has this model as safetensors. Downloads nothing."""
+    from huggingface_hub import HfApi
+
+    info = ask_again(
+        lambda: HfApi().model_info(ref.name, revision=ref.revision, timeout=HUB_TIMEOUT_SECONDS)
+    )
+    names = [file.rfilename for file in info.siblings or []]
+    if not any(name.endswith(".safetensors") and "/" not in name for name in names):
+        raise StudyError(
+            ref,
+            "the repository has no safetensors",
+            "Choose one that has; pickles (*.bin, *.pt) are not read.",
+        )
+
+
 def ask_model(ref: ModelRef) -> None:
-    """Raise unless the hub, or its cache here, has this model. Downloads no weights."""
-    from huggingface_hub import HfApi, snapshot_download
+    """Raise unless the hub gives this model to us, or its cache here has it."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with hub_errors(ref):
         try:
-            snapshot_download(
-                ref.name, revision=ref.revision, allow_patterns=MODEL_FILES, local_files_only=True
-            )
+            find_snapshot(ref)
         except LocalEntryNotFoundError:
-            HfApi().model_info(ref.name, revision=ref.revision, timeout=HUB_TIMEOUT_SECONDS)
+            ask_hub_for(ref)
+            # The hub describes a gated model to all and gives its files to registered readers.
+            url = hf_hub_url(ref.name, "config.json", revision=ref.revision)
+            ask_again(lambda: get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS))
 
 
 def ask_dataset(name: str, config: str | None, ref: object, instead: str) -> None:
     """Raise unless the hub, or its cache here, has this data set. Downloads no rows."""
-    from datasets import load_dataset_builder
-
     with hub_errors(ref, instead):
-        load_dataset_builder(name, config)
+        if resolve_dataset(name, None) is None:
+            from datasets import load_dataset_builder
 
-
-class hub_errors:
-    """Turn what a hub may answer into one message each: unreachable, gated, unknown."""
-
-    def __init__(self, ref: object, instead: str = "use path:FOLDER or ladder:NAME"):
-        self.ref, self.instead = ref, instead
-
-    def __enter__(self) -> None:
-        # Five retries are announced one by one; the message at the end says it all.
-        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from datasets.exceptions import DatasetNotFoundError
-        from huggingface_hub import errors
-
-        unknown = (
-            errors.RepositoryNotFoundError,
-            errors.RevisionNotFoundError,
-            errors.HFValidationError,
-            DatasetNotFoundError,
-        )
-        unreachable = (
-            errors.LocalEntryNotFoundError,
-            errors.OfflineModeIsEnabled,
-            errors.HfHubHTTPError,
-            errors.HTTPError,  # of the HTTP package that this version of the hub's client uses
-            ConnectionError,
-            TimeoutError,
-        )
-        if isinstance(error, errors.GatedRepoError):
-            raise StudyError(
-                self.ref,
-                "the hub gives this to registered readers only",
-                "Accept its licence on its page and set HF_TOKEN to a token of that account.",
-            ) from None
-        if isinstance(error, unknown):
-            raise StudyError(
-                self.ref,
-                "the hub has no such repository or revision",
-                "Check the name, ORGANISATION/NAME; a private one needs HF_TOKEN.",
-            ) from None
-        if isinstance(error, unreachable):
-            raise StudyError(
-                self.ref,
-                "the hub cannot be reached",
-                f"Check the network and HF_ENDPOINT, or {self.instead}.",
-            ) from error
+            load_dataset_builder(name, config)
 
 
 def folder_sha256(folder: Path) -> str:

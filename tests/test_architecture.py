@@ -19,8 +19,8 @@ PACKAGE = ROOT / "studylib"
 FLOORS = {
     "words": """__init__ errors files places settings spec profile measure records metrics stats
         verdicts almanac token_tree tuning serving serve_records""",
-    "what there is": """catalog counts cuda_terms roofline host nvml devices sources data questions
-        plan footprint""",
+    "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
+        questions plan footprint""",
     "machinery": """allocator tally meter live kernels optimizers step skeleton methods models
         variants tasks session prefix_lm compare_lm ladder forecast_text""",
     "stages": """train evaluate serve environment run tune trace depth sharding forecast fitting
