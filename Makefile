@@ -5,14 +5,14 @@ opt = $(if $($(1)),--$(2) $(call quote,$($(1))))
 PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
 ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
-  $(call opt,LIMIT,limit) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
+  $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce report publish doctor lab ladder check test clean
+.PHONY: help setup plan reproduce tune report publish forecasts doctor lab ladder check test clean
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options: PROFILE=cpu|smoke|custom|FILE.yaml RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= SET='train.seq_len=1024 …'"
+	@echo "Options: PROFILE=cpu|smoke|custom|FILE.yaml RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 EXTEND= SET='train.seq_len=1024 …'"
 
 setup: ## install the packages (the other targets do it too)
 	@$(PY) -c 'import sys; print("ready:", sys.executable)'
@@ -21,13 +21,19 @@ plan: ## what would run, how long, at what cost
 	@$(PY) -m studylib plan $(ASK)
 
 reproduce: ## run all that is not done yet, then write the report
-	@$(PY) -m studylib reproduce $(ASK)
+	@$(PY) -m studylib reproduce $(ASK) $(if $(FORCE),--force)
+
+tune: ## choose each method's learning rate on validation questions
+	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend)
 
 report: ## rebuild REPORT.md from the reference records
 	@$(PY) -m studylib report --reference
 
 publish: ## make results/PROFILE the reference records
 	@$(PY) -m studylib publish $(PLACE)
+
+forecasts: ## trace the article's 13B jobs again, without a GPU
+	@$(PY) -m studylib forecast-article
 
 doctor: ## what this machine has, and which profile fits
 	@$(PY) -m studylib doctor

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from studylib.cli_article import forecast_article
 from studylib.cli_evaluate import evaluate
 from studylib.cli_forecast import forecast, prices
 from studylib.cli_options import (
@@ -220,7 +221,7 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
-for command in (evaluate, forecast, prices, tune):
+for command in (evaluate, forecast, forecast_article, prices, tune):
     app.command()(command)
 
 
