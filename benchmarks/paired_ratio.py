@@ -1,0 +1,101 @@
+"""Does the paired ratio's interval keep its promise? A model against itself, many times.
+
+A model is timed against itself in turn (A B A B ...), as a variant is against its base; the true
+ratio is 1 and the 95 % interval should contain it in 95 of 100 repeats. The rule, written down
+before the first run: in at least 93 of 100 over all repeats, for time between tokens and for the
+prompt pass; and the same against a copy of the model with weights of its own, as variants are.
+
+    OMP_NUM_THREADS=1 python benchmarks/paired_ratio.py > benchmarks/paired_ratio.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from studylib.environment import device_name, package_versions
+from studylib.latency import Conversation, Served, make_prompt, take_turns, undisturbed
+from studylib.models import load_model
+from studylib.profile import MethodSettings, ModelRef
+from studylib.stats import compare_timings
+from studylib.variants import plain_copy
+
+RULE = 0.93
+BLOCK = 100  # repeats whose share is shown by itself
+
+
+def repeat_pairs(
+    turns: tuple[Callable[[], float], Callable[[], float]], repeats: int, pairs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds [repeats, pairs] of the first and of the second, in turn; a first pair is dropped."""
+    seconds: tuple[list[list[float]], list[list[float]]] = ([], [])
+    for _ in range(repeats):
+        rows: tuple[list[float], list[float]] = ([], [])
+        take_turns([lambda r=rows: r[0].append(turns[0]()), lambda r=rows: r[1].append(turns[1]())],
+                   pairs + 1, pairs + 1, 0)  # fmt: skip
+        for side, row in zip(seconds, rows, strict=True):
+            side.append(row[1:])
+    return np.array(seconds[0]), np.array(seconds[1])
+
+
+def step_round(conversation: Conversation) -> float:
+    conversation.steps()
+    return conversation.series.medians[-1]
+
+
+def prompt_pass(conversation: Conversation) -> float:
+    conversation.first()
+    return conversation.series.first[-1]
+
+
+def describe(what: str, base: np.ndarray, other: np.ndarray) -> bool:
+    """Print one line with coverage over all repeats and by block; True if the rule is met."""
+    ratio = compare_timings(base, other)
+    inside = (ratio.low <= 1) & (ratio.high >= 1)
+    blocks = [int(inside[i : i + BLOCK].sum()) for i in range(0, len(inside), BLOCK)]
+    width = float(np.median(ratio.high / ratio.low))
+    print(
+        f"{what:36} {100 * inside.mean():5.1f} of 100 contain 1 ({len(inside)} repeats; "
+        f"by {BLOCK}: {', '.join(map(str, blocks))}); median high/low {width:.3f}, "
+        f"median ratio {float(np.median(ratio.value)):.4f}"
+    )
+    return bool(inside.mean() >= RULE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="ladder:0.4m")
+    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--prompt", type=int, default=32)
+    asked = parser.parse_args()
+    loaded = load_model(ModelRef.parse(asked.model), MethodSettings(name="base"), "fp32")
+    prompt = make_prompt(loaded.model.config.vocab_size, asked.batch, asked.prompt)  # type: ignore
+    first = Conversation(Served("base", loaded.model), prompt, 16)
+    copy = Conversation(Served("copy", plain_copy(loaded.model)), prompt, 16)
+    for one in (first, copy):
+        one.warm_up()
+    versions = package_versions()
+    print(f"{asked.model}, {device_name()}, torch {versions['torch']}, "
+          f"transformers {versions['transformers']}")  # fmt: skip
+    print(f"{asked.repeats} repeats of {asked.pairs} pairs, batch {asked.batch}, prompt "
+          f"{asked.prompt}; load of the machine {os.getloadavg()[0]:.1f} on "
+          f"{os.cpu_count()} cores")  # fmt: skip
+    met = []
+    with undisturbed():
+        for name, other in (("itself", first), ("a copy of its own", copy)):
+            for what, act in (("steps", step_round), ("prompt pass", prompt_pass)):
+                turns = (lambda act=act: act(first), lambda act=act, other=other: act(other))
+                pair = repeat_pairs(turns, asked.repeats, asked.pairs)
+                met.append(describe(f"{what}, {name}", *pair))
+    verdict = "met" if all(met) else "NOT met"
+    print(f"rule: at least {100 * RULE:.0f} of 100 in every line: {verdict}")
+    raise SystemExit(0 if all(met) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+"""One serving run: load, footprint, latency, mixed batches, hot-swap, then its record.
+
+A notebook calls it stage by stage. Running out of memory is a result: later stages are skipped
+and the record says so. A run takes too short a time to be resumed: a killed one starts again.
+
+Not covered: which serving runs there are (studylib.serving), how they are started (cli_serve).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from studylib.devices import refuse_busy_devices
+from studylib.engines import lora_requests, measure_vllm, missing_reason, open_vllm, unfit_reason
+from studylib.environment import code_sha256, describe_environment, device_name
+from studylib.errors import StudyError
+from studylib.footprint import Kept, find_break_even, tabulate_variants
+from studylib.hot_swap import measure_swap, time_loads
+from studylib.latency import Series, Served, latency_row, make_prompt, time_pair
+from studylib.meter import Meter
+from studylib.mixed_batch import measure_mixed
+from studylib.models import load_model
+from studylib.profile import MethodSettings, read_profile
+from studylib.records import canonical, write_atomically
+from studylib.run import first_line, is_out_of_memory, lock_folder, now
+from studylib.serve import adapter_rows, model_row
+from studylib.serve_records import SERVE_RECORD, ServeRecord, write_serve_record
+from studylib.serving import (
+    FootprintRow,
+    LatencyRow,
+    ServeMeasures,
+    ServeSpec,
+    Skipped,
+    find_spec,
+    summarise_seconds,
+)
+from studylib.variants import (
+    adapter_names,
+    add_adapters,
+    merge_adapter,
+    plain_copy,
+    save_adapter,
+    share_weights,
+    tensor_bytes,
+)
+
+BASE = MethodSettings(name="base")
+PROBE = (2, 24)  # rows and tokens of the prompt on which answers are compared
+CPU_NOTE = (
+    "4-bit layers on a CPU are dequantized at every pass: their time says nothing of a card's"
+)
+
+
+def open_serving(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> ServeRun:
+    """The serving run of a profile, in results/PROFILE/serve/RUN_ID; refuses a finished one."""
+    spec = find_spec(read_profile(profile), run_id)
+    return ServeRun(spec, Path(results) / spec.profile / "serve" / run_id, concurrent_runs)
+
+
+def adapter_way(adapter: FootprintRow, base: FootprintRow) -> Kept:
+    """Adapters of one dtype on one base."""
+    return Kept(
+        f"{adapter.dtype} adapters on one {base.what}",
+        base.disk_bytes,
+        base.memory_bytes,
+        adapter.disk_bytes,
+        adapter.memory_bytes,
+    )
+
+
+class ServeRun:
+    """A serving run under way: its models, and what its stages have found so far."""
+
+    def __init__(self, spec: ServeSpec, folder: Path, concurrent_runs: int = 1):
+        if (folder / SERVE_RECORD).exists():
+            raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
+        missing = missing_reason(spec.engine)
+        if missing:
+            raise StudyError(spec.engine, missing, "Use --engine transformers.")
+        self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
+        self.status: Literal["complete", "out of memory"] = "complete"
+        self.reason: str | None = None
+        self.model_sha256: str | None = None
+        self.found: dict[str, Any] = {"engine": spec.engine}
+        self.skipped: list[Skipped] = []
+        self.notes: list[str] = []
+        self.started_at = now()
+        self.work = folder / "work"
+        self._lock = lock_folder(self.work)
+        devices: list[int] | None = None if torch.cuda.is_available() else []
+        refuse_busy_devices(devices=devices)
+        self.meter = Meter(devices=devices)
+        self.meter.__enter__()
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "complete"
+
+    @property
+    def measures(self) -> ServeMeasures:
+        return ServeMeasures(**self.found, skipped=tuple(self.skipped), notes=tuple(self.notes))
+
+    def describe(self) -> str:
+        """What is being asked, as Markdown."""
+        spec, asked = self.spec, self.spec.settings
+        batches, prompts = (
+            ", ".join(map(str, values)) for values in (asked.batch_sizes, asked.prompt_tokens)
+        )
+        return "  \n".join(
+            [
+                f"**{spec.serve_id}** of profile {spec.profile}, in {spec.dtype}, by {spec.engine}",
+                f"batches of {batches}, prompts of {prompts} tokens, {asked.new_tokens} new ones, "
+                f"{' and '.join(asked.decoding)} decoding",
+                f"{asked.adapters} adapters at once" if spec.method.kind.adapter else "no adapter",
+            ]
+        )
+
+    def summary(self) -> str:
+        """How the run ended and what it says of the claims, as Markdown."""
+        lines = [f"**{self.status}**" + (f": {self.reason}" if self.reason else "")]
+        swap = self.measures.swap
+        if swap is not None:
+            equal = "are" if swap.proven else "are NOT"
+            sooner = {True: "sooner than", False: "NOT sooner than", None: "without timing"}
+            lines.append(
+                f"after a swap the answers {equal} those of a fresh load, "
+                f"{sooner[swap.sooner]} loading the model"
+            )
+        lines.append(f"record: {self.folder / SERVE_RECORD}")
+        return "  \n".join(lines)
+
+    def stage(self, name: str, work: Callable[[], None]) -> None:
+        """Do one stage under the meter; running out of memory ends the run with a reason."""
+        if not self.ok:
+            return
+        try:
+            with self.meter.stage(name):
+                work()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.status, self.reason = "out of memory", f"{name}: {first_line(error)}"
+
+    def skip(self, what: str, reason: str) -> None:
+        self.skipped.append(Skipped(what=what, reason=reason))
+
+    def load(self) -> None:
+        """The base, and the variants of the method on top of it."""
+        self.stage("load", self._load)
+
+    def _load(self) -> None:
+        spec = self.spec
+        loaded = load_model(spec.model_ref, BASE, spec.dtype)
+        self.model_sha256, self.tokenizer = loaded.sha256, loaded.tokenizer
+        self.base: Any = loaded.model.requires_grad_(False).eval()
+        self.four_bit: Any = None
+        self.dynamic: Any = None
+        self.merged: Any = None
+        self.names = adapter_names(spec.settings.adapters)
+        if not spec.method.kind.adapter:
+            return
+        if spec.method.kind.quantized:
+            self.four_bit = self._load_own().eval()
+            if next(self.base.parameters()).device.type == "cpu":
+                self.notes.append(CPU_NOTE)
+        self.dynamic = add_adapters(
+            share_weights(self.base if self.four_bit is None else self.four_bit),
+            spec.method,
+            len(self.names),
+            spec.adapter_dtype,
+        )
+        self.folders = {
+            name: save_adapter(self.dynamic, name, self.work / "adapters") for name in self.names
+        }
+        self.merged = merge_adapter(self.base, self.folders["default"], self.four_bit)
+
+    def _load_own(self) -> nn.Module:
+        """The base as the method has it: 4-bit for a quantized method."""
+        return load_model(self.spec.model_ref, self.spec.method, self.spec.dtype).model
+
+    def _load_plain(self) -> nn.Module:
+        return load_model(self.spec.model_ref, BASE, self.spec.dtype).model
+
+    def footprint(self) -> None:
+        """Bytes of everything that a variant needs, and of N variants."""
+        self.stage("footprint", self._footprint)
+
+    def _footprint(self) -> None:
+        limit = self.spec.settings.write_limit_bytes
+        whole = model_row("checkpoint", self.base, self.spec.dtype, limit)
+        rows = [whole]
+        ways = [Kept("checkpoints", 0, 0, whole.disk_bytes, whole.memory_bytes)]
+        if self.dynamic is not None and self.merged is not None:
+            base = whole
+            if self.four_bit is not None:
+                base = model_row("4-bit base", self.four_bit, "nf4", limit)
+                rows.append(base)
+            adapters = adapter_rows(self.dynamic)
+            rows += [*adapters, model_row("merged model", self.merged, self.spec.dtype, limit)]
+            ways += [adapter_way(adapter, base) for adapter in adapters]
+            self._check_sum(base, adapters)
+        self.found["footprint"] = tuple(rows)
+        self.found["variants"] = tabulate_variants(ways, self.spec.settings.variants)
+        self.found["break_even"] = tuple(find_break_even(way, ways[0]) for way in ways[1:])
+
+    def _check_sum(self, base: FootprintRow, adapters: list[FootprintRow]) -> None:
+        """Adapters loaded together against the table's arithmetic."""
+        loaded = tensor_bytes(self.dynamic)
+        one = next(row for row in adapters if row.dtype == self.spec.adapter_dtype)
+        count = len(self.names)
+        self.notes.append(
+            f"{count} adapters loaded on one base take {loaded:,} bytes; base and {count} times "
+            f"one adapter are {base.memory_bytes + count * one.memory_bytes:,}"
+        )
+
+    def latency(self) -> None:
+        """Time to first token and between tokens, each variant in turn with its base."""
+        self.stage("latency", self._latency if self.spec.engine == "transformers" else self._vllm)
+
+    def pairs(self, decoding: Any) -> list[tuple[Served, Served]]:
+        """(base, variant): what each variant is compared with."""
+        base = Served("base", self.base, decoding)
+        if self.dynamic is None or self.merged is None:
+            full = self.spec.method.kind.trains
+            other = plain_copy(self.base) if full else share_weights(self.base)
+            return [(base, Served("full" if full else "again", other, decoding))]
+        dynamic = Served("dynamic", self.dynamic, decoding)
+        pairs = [(base, dynamic), (base, Served("merged", self.merged, decoding))]
+        if self.four_bit is not None:
+            pairs.append((Served("4-bit base", self.four_bit, decoding), dynamic))
+        return pairs
+
+    @property
+    def longest(self) -> int:
+        return self.base.config.max_position_embeddings
+
+    def cases(self) -> list[tuple[int, int]]:
+        """(batch, prompt tokens) that fit into the model's positions; others are skipped."""
+        asked, cases = self.spec.settings, []
+        for prompt_tokens in asked.prompt_tokens:
+            if prompt_tokens + asked.new_tokens > self.longest:
+                self.skip(
+                    f"prompt of {prompt_tokens} tokens",
+                    f"with {asked.new_tokens} new ones it does not fit into the model's "
+                    f"{self.longest} positions",
+                )
+                continue
+            cases += [(batch, prompt_tokens) for batch in asked.batch_sizes]
+        return cases
+
+    def _latency(self) -> None:
+        asked, rows = self.spec.settings, []
+        cases = self.cases()
+        for decoding in asked.decoding:
+            pairs = self.pairs(decoding)
+            share = asked.budget_seconds / max(1, len(asked.decoding) * len(pairs) * len(cases))
+            for case in cases:
+                try:
+                    rows += self._time_case(pairs, case, share)
+                except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self.skip("batch of {}, prompt of {} tokens".format(*case), "out of memory")
+        self.found["latency"] = tuple(rows)
+
+    def _time_case(
+        self, pairs: list[tuple[Served, Served]], case: tuple[int, int], budget_seconds: float
+    ) -> list[LatencyRow]:
+        """The row of each variant with its ratio, and of each base over all its pairs."""
+        asked = self.spec.settings
+        prompt = make_prompt(self.base.config.vocab_size, *case)
+        bases: dict[str, tuple[Served, Series]] = {}
+        rows = []
+        for base, other in pairs:
+            ours, theirs = time_pair(
+                base, other, prompt, asked.new_tokens, asked.rounds, budget_seconds
+            )
+            pool = bases.setdefault(base.name, (base, Series()))[1]
+            pool.first.extend(ours.first)
+            pool.rounds.extend(ours.rounds)
+            rows.append(latency_row(other, theirs, prompt, asked.new_tokens, (base.name, ours)))
+        alone = [latency_row(b, s, prompt, asked.new_tokens) for b, s in bases.values()]
+        return [*alone, *rows]
+
+    def _vllm(self) -> None:
+        unfit = unfit_reason(self.spec)
+        if unfit:
+            self.skip("latency", unfit)
+            return
+        vocabulary, longest = self.base.config.vocab_size, self.longest
+        folders = self.folders if self.dynamic is not None else {}
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            self.base.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+            self.base = self.dynamic = self.merged = None
+            torch.cuda.empty_cache()
+            engine = open_vllm(Path(folder), self.spec, longest)
+            rows, skipped = measure_vllm(
+                engine, self.spec, lora_requests(folders), vocabulary, longest
+            )
+        self.found["latency"] = tuple(rows)
+        self.skipped += skipped
+
+    def mix(self) -> None:
+        """One batch with rows of different adapters."""
+        if self.spec.engine == "transformers" and self.spec.method.kind.adapter:
+            self.stage("mixed batch", self._mix)
+
+    def _mix(self) -> None:
+        asked = self.spec.settings
+        if asked.mixed_prompt_tokens + asked.mixed_new_tokens > self.longest:
+            self.skip("mixed batch", f"the model has {self.longest} positions")
+            return
+        row = measure_mixed(
+            self.dynamic,
+            self.merged,
+            self.names,
+            (asked.mixed_batch, asked.mixed_prompt_tokens),
+            asked.mixed_new_tokens,
+            asked.rounds,
+            asked.budget_seconds / 4,
+            self.spec.dtype,
+        )
+        self.found["mixed"] = (row,)
+
+    def swap(self) -> None:
+        """Switch, load, merge and unmerge, with proof that the answers are right; the last stage."""
+        if self.spec.engine == "transformers":
+            self.stage("swap", self._swap)
+
+    def _swap(self) -> None:
+        vocabulary, has_adapter = self.base.config.vocab_size, self.dynamic is not None
+        plain = self._load_plain if self.four_bit is not None else None
+        self.base = self.four_bit = self.dynamic = self.merged = None  # room for fresh loads
+        from_disk = self.spec.model_ref.kind != "shape"
+        if not from_disk:
+            self.skip("seconds to load the model", "a shape's weights are drawn, not read")
+        if not has_adapter:
+            if from_disk:
+                seconds = time_loads(self._load_own)
+                self.found["load_model_seconds"] = summarise_seconds(seconds)
+            return
+        ids = make_prompt(vocabulary, *PROBE)
+        swap = measure_swap(
+            self._load_own, self.folders, ids, self.spec.dtype, self.spec.settings.switches,
+            plain, from_disk,
+        )  # fmt: skip
+        self.found |= {"swap": swap, "load_model_seconds": swap.load_model_seconds}
+
+    def finish(self) -> Path:
+        """Write the memory samples and the record, and clear the working files."""
+        self.meter.__exit__(None, None, None)
+        samples = self.meter.samples().to_parquet(index=False)
+        write_atomically(self.folder / "trace.parquet", samples)
+        record = ServeRecord(
+            serve_id=self.spec.serve_id,
+            status=self.status,
+            reason=self.reason,
+            spec=self.spec,
+            measures=self.measures,
+            stages=self.meter.stages,
+            environment=describe_environment(self.started_at, now(), self.concurrent_runs, 1),
+            fingerprint=self._fingerprint(),
+        )
+        path = write_serve_record(self.folder, record)
+        shutil.rmtree(self.work, ignore_errors=True)
+        return path
+
+    def _fingerprint(self) -> dict[str, Any]:
+        asked = self.spec.settings.model_dump(mode="json")
+        return {
+            "code.sha256": code_sha256(),
+            "device.name": device_name(),
+            "model.name": self.spec.model,
+            "model.sha256": self.model_sha256,
+            "serve.dtype": self.spec.dtype,
+            "serve.engine": self.spec.engine,
+            "serve.settings": hashlib.sha256(canonical(asked)).hexdigest(),
+        }
