@@ -279,6 +279,20 @@ def test_model_in_the_cache_serves_when_the_hub_is_away_and_a_pin_still_holds(
     refused("hub:study/ladder@v2", "the hub cannot be reached")
 
 
+def test_configuration_alone_is_fetched_and_not_waited_for_when_the_hub_is_away(
+    hub, here, monkeypatch
+):
+    from studylib.skeleton import config_folder
+
+    ref = ModelRef.parse("hub:study/ladder@v1")
+    assert (config_folder(ref) / "config.json").read_bytes() == LADDER["config.json"]
+    assert not hub.asked("/large/")
+    use_hub(monkeypatch, closed_port(), here)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: pytest.fail("it waits"))
+    assert (config_folder(ref) / "config.json").read_bytes() == LADDER["config.json"]
+    refused("hub:study/ladder@v2", "the hub cannot be reached", config_folder)
+
+
 READ = """
 import json, sys
 from studylib.data import read_examples
