@@ -6,6 +6,7 @@ Not covered: limits in words (studylib.prose).
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 
 from studylib.cells import NOT_RUN, Table, run_path
 from studylib.metrics import METRICS, percent
@@ -60,6 +61,31 @@ def runs_table(summary: Summary) -> Table:
     return Table(header, tuple(rows))
 
 
+def serves_table(summaries: Sequence[Summary]) -> Table:
+    """Every serving run: its record, how it ended, what it took and the command."""
+    header = ("Serving run", "Status", "Wall clock (s)", "Runs at once", "Commit", "Command")
+    rows = []
+    for summary in summaries:
+        for record in summary.study.serves:
+            place = "/".join(filter(None, (summary.study.link, "serve", record.serve_id)))
+            environment = record.environment
+            dirty = ", with uncommitted changes" if environment.git_dirty else ""
+            engine = (
+                "" if record.spec.engine == "transformers" else f" --engine {record.spec.engine}"
+            )
+            rows.append((
+                f"[{record.serve_id}]({place}/serve.json)",
+                record.status + (f": {record.reason}" if record.reason else ""),
+                METRICS["end_to_end_seconds"].number(
+                    sum(measure.wall_seconds for measure in record.stages.values())
+                ),
+                str(environment.concurrent_runs),
+                (environment.git_commit or "unknown")[:12] + dirty,
+                f"`study serve {record.serve_id} --profile {record.spec.profile}{engine}`",
+            ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
 def learning_rate(record: Record) -> str:
     if not record.run.method.kind.trains:
         return "not trained"
@@ -110,10 +136,11 @@ def provenance(record: Record) -> dict[str, str]:
         facts[f"Weights of {record.run.model}"] = short(record.load.model_sha256) + (
             f", revision {revision}" if revision else ""
         )
-    facts[f"Questions, track {record.run.track}"] = (
-        f"{record.run.evaluate.questions}, {record.run.evaluate.scoring}, "
-        f"{record.run.evaluate.shots} shots, {short(marks.get('evaluate.items_sha256'))}"
-    )
+    if marks.get("evaluate.items_sha256"):
+        facts[f"Questions, track {record.run.track}"] = (
+            f"{record.run.evaluate.questions}, {record.run.evaluate.scoring}, "
+            f"{record.run.evaluate.shots} shots, {short(marks.get('evaluate.items_sha256'))}"
+        )
     if marks.get("data.sha256"):
         facts[f"Training data, track {record.run.track}"] = (
             f"{record.run.data.source}, {short(marks.get('data.sha256'))}"

@@ -70,7 +70,13 @@ def falls_short(row: Row) -> bool:
 
 
 def tell_capacity(summary: Summary) -> str:
-    """Where each method stops being enough, in sentences."""
+    """Where each method stops being enough, and how far full fine-tuning itself came."""
+    full = tell_full(read_curves(summary).get("full", []))
+    return f"{tell_limits(summary)} {full}".rstrip()
+
+
+def tell_limits(summary: Summary) -> str:
+    """Where each method stops being enough, in one or two sentences."""
     curves = read_curves(summary)
     judged = {
         label: [p for p in points if p.row.gap is not None] for label, points in curves.items()
@@ -100,7 +106,7 @@ def tell_capacity(summary: Summary) -> str:
     if enough:
         verb = "was" if len(enough) == 1 else "were"
         parts.append(f"{join_words(enough)} {verb} enough by that rule up to {most:,} facts.")
-    return " ".join([*parts, tell_full(curves.get("full", []))])
+    return " ".join(parts)
 
 
 def tell_full(points_: Sequence[Point]) -> str:
@@ -171,6 +177,8 @@ def draw_capacity(summary: Summary) -> Figure | None:
             labels = []
             for label, points_ in curves.items():
                 method = points_[0].row.method
+                if not method.kind.trains and not any(p.row.above_chance for p in points_):
+                    continue  # it lies on the line of guessing
                 if scaled and not method.kind.trains:
                     continue
                 shade = line_shade(method.label, curves)
@@ -189,15 +197,15 @@ def draw_capacity(summary: Summary) -> Figure | None:
             panel.xaxis.set_minor_locator(NullLocator())
             panel.set_xticklabels([f"{n:,}" for n in facts])
             panel.set_xlabel("new facts in the training data")
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
             panel.margins(x=0.08, y=0.08)
+            chance = guess_level(curves)
+            level = 0 if scaled or chance is None else 100 * chance
+            panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+            note(panel, level, "guessing", below=True)
             label_right(panel, labels)
-        chance = guess_level(curves)
-        if chance is not None:
-            panels[0].axhline(100 * chance, color=INK, linewidth=0.8, linestyle=":")
-            note(panels[0], 100 * chance, "guessing", below=True)
         panels[0].set_ylabel("accuracy (%) ↑")
         panels[1].set_ylabel("facts known beyond guessing ↑")
-        panels[1].set_ylim(bottom=min(0.0, panels[1].get_ylim()[0]))
     return figure
 
 

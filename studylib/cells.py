@@ -39,7 +39,7 @@ class Table:
 def escape(cell: str) -> str:
     """One line without bars; a figure stays on one line with its unit and interval."""
     cell = cell.replace("|", "\\|").replace("\n", " ").replace(" ± ", f"{GLUE}±{GLUE}")
-    return re.sub(r"(?<=\w) (?=(?:[GMk]B|%)(?!\w))", GLUE, cell)
+    return re.sub(r"(?<=\w) (?=(?:[TGMk]B|%)(?!\w))", GLUE, cell)
 
 
 def spread_cell(key: str, spread: Spread | None) -> str:

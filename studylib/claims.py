@@ -58,10 +58,13 @@ def read_claims() -> dict[str, dict[str, Any]]:
     return yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
 
 
-def article_rule(method: str) -> Rule | None:
-    """The rule by which the article's gap of a method is judged (C4), in points behind full."""
-    parts = read_claims()["C4"]["parts"]
-    return next((parse_rule(part["rule"]) for part in parts if part["key"] == method), None)
+def article_rule(method: str, track: str) -> Rule | None:
+    """The rule by which the article's gap of a method is judged (C4), in points behind full; None
+    on tracks that C4 does not speak of."""
+    for part in read_claims()["C4"]["parts"]:
+        if part["key"] == method and track in part["source"]["tracks"]:
+            return parse_rule(part["rule"])
+    return None
 
 
 def evaluate_claims(

@@ -8,7 +8,13 @@ Not covered: which records go in and where the files go (studylib.report).
 from __future__ import annotations
 
 from studylib import appendix, exports, figures, notes, panels, prose, serve_tables, tables
-from studylib.capacity import capacity_table, detectable_sentence, is_capacity, tell_capacity
+from studylib.capacity import (
+    capacity_table,
+    detectable_sentence,
+    is_capacity,
+    tell_capacity,
+    tell_limits,
+)
 from studylib.claims import NOT_YET, Finding
 from studylib.forecast_book import ForecastBook
 from studylib.forecast_tables import brief
@@ -30,7 +36,7 @@ def compose(
     files: Files = {}
     lines = ["# PEFT or full fine-tuning? What these runs show", "", "## The answer", ""]
     for summary in studies:
-        lines += [*name_study(summary, studies), tell(summary), ""]
+        lines += [*name_study(summary, studies), tell(summary, len(studies) > 1), ""]
         lines += [note, ""] if (note := notes.not_run_note(summary)) else []
     lines += [brief(book), ""] if book is not None else []
     lines += [tally_findings(findings), ""]
@@ -50,19 +56,24 @@ def compose(
     return files | {REPORT: text.encode()}
 
 
-def tell(summary: Summary) -> str:
-    return tell_capacity(summary) if is_capacity(summary) else prose.answer(summary)
+def tell(summary: Summary, several: bool) -> str:
+    """The answer of a study: whole where it is the only one of one track, else in brief."""
+    if is_capacity(summary):
+        return tell_limits(summary)
+    if several or len(summary.tracks) > 1:
+        return prose.answer_briefly(summary)
+    return prose.answer(summary)
 
 
 def tally_findings(findings: list[Finding]) -> str:
     """How many findings came to which verdict, in one sentence."""
-    verdicts = [found.verdict for found in findings]
-    parts = [f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(set(verdicts) - {NOT_YET}))]
-    open_parts = verdicts.count(NOT_YET)
-    parts += [f"{open_parts} {NOT_YET}"] if open_parts else []
+    words = {"reproduced": "reproduced", "differs": "differ", "inconclusive": "inconclusive",
+             "not comparable": "not comparable", NOT_YET: NOT_YET}  # fmt: skip
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in words}
+    parts = [f"{n} {words[verdict]}" for verdict, n in counts.items() if n]
     return (
-        f"**The article's claims**, judged {len(findings)} times (each part at each size and "
-        f"setting): {', '.join(parts)}. The table under *Claimed and measured* says which and why."
+        f"**The article's claims**, judged part by part at each size and setting ({len(findings)} "
+        f"findings): {', '.join(parts)}. *Claimed and measured* below says which and why."
     )
 
 
@@ -112,7 +123,9 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         title = "Results" if not several and len(summary.tracks) == 1 else title
         lines += [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
         lines += refusal_lines(summary, track)
-        lines += track_section(comparisons, names)
+        told = several or len(summary.tracks) > 1  # else the whole answer stands at the top
+        words = prose.answer_track(summary, track, named=False) if told else []
+        lines += track_section(comparisons, names, words)
     return lines
 
 
@@ -128,7 +141,9 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
             reading.strip(), ""]  # fmt: skip
 
 
-def track_section(comparisons: list[Comparison], pictures: list[str]) -> list[str]:
+def track_section(
+    comparisons: list[Comparison], pictures: list[str], words: list[str]
+) -> list[str]:
     lines = [tables.headline_table(comparisons).markdown(), ""]
     reading = [
         "All figures are measured, but for the trainable parameters, which are counted.",
@@ -140,6 +155,7 @@ def track_section(comparisons: list[Comparison], pictures: list[str]) -> list[st
     ]
     lines += [" ".join(reading), ""]
     lines += picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
+    lines += [line for paragraph in words for line in (paragraph, "")]
     lines += ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
     lines += ["### Differences to full fine-tuning", ""]
     lines += [tables.gap_table(comparisons).markdown(), "", notes.detectable_note(comparisons), ""]
@@ -255,6 +271,9 @@ def appendix_section(studies: list[Summary], findings: list[Finding]) -> list[st
         name = f", profile {summary.study.name}" if len(studies) > 1 else ""
         lines += [f"### Runs{name}", "", appendix.runs_table(summary).markdown(), ""]
         lines += [f"### Provenance{name}", "", appendix.provenance_table(summary).markdown(), ""]
+    served = [record for summary in studies for record in summary.study.serves]
+    if served:
+        lines += ["### Serving runs", "", appendix.serves_table(studies).markdown(), ""]
     lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
     lines += ["### Limits", ""]
     return lines + [f"- {limit}" for limit in notes.limits(studies)]

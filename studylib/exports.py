@@ -60,7 +60,8 @@ def base_unit(key: str) -> str:
 def serving_csv(records: Iterable[ServeRecord]) -> bytes:
     """Every timed variant at every batch size and prompt length."""
     header = ("serve_id", "variant", "against", "decoding", "batch", "prompt_tokens",
-              "first_token_p50_seconds", "between_tokens_p50_seconds", "tokens_per_second",
+              *(f"{what}_{p}_seconds" for what in ("first_token", "between_tokens")
+                for p in ("p50", "p95", "p99")), "tokens_per_second",
               *(f"{what}_ratio{end}" for what in ("first_token", "between_tokens", "whole")
                 for end in ("", "_low", "_high")))  # fmt: skip
     rows = []
@@ -69,8 +70,10 @@ def serving_csv(records: Iterable[ServeRecord]) -> bytes:
             ratios = (row.first_token_ratio, row.between_tokens_ratio, row.whole_ratio)
             ends = [(r.value, r.low, r.high) if r else (None, None, None) for r in ratios]
             rows.append((record.serve_id, row.variant, row.against, row.decoding, row.batch,
-                         row.prompt_tokens, row.first_token_seconds.p50,
-                         row.between_tokens_seconds.p50, row.tokens_per_second,
+                         row.prompt_tokens,
+                         *(getattr(t, p) for t in (row.first_token_seconds,
+                                                   row.between_tokens_seconds)
+                           for p in ("p50", "p95", "p99")), row.tokens_per_second,
                          *(end for triple in ends for end in triple)))  # fmt: skip
     return write_csv(header, rows)
 

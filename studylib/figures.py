@@ -166,10 +166,12 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
         return None
     figure = Figure(figsize=(8.4, 1.3 + 0.38 * len(rows)), layout="constrained")
     panel = figure.subplots()
-    for i, (_, row) in enumerate(rows):
-        gap, rule = row.gap, article_rule(row.method.name)
+    claimed = False
+    for i, (comparison, row) in enumerate(rows):
+        gap, rule = row.gap, article_rule(row.method.name, comparison.track)
         assert gap is not None
         if rule is not None:  # the article counts points behind full, the picture points above it
+            claimed = True
             low, high = rule.band
             panel.barh(-i, high - low, left=-high, height=0.72, color=BAND)
             width = max(rule.high - rule.low, 0.06)
@@ -187,9 +189,9 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
     panel.set_yticklabels([f"{c.name}  {row.label}" for c, row in rows])
     panel.set_ylim(-len(rows) + 0.4, 0.6)
     panel.grid(axis="y", visible=False)
+    bands = "\ndark band: the article's claim, light band: what still agrees with it"
     panel.set_xlabel(
-        "accuracy less full fine-tuning's (pp, 95 % interval)\n"
-        "dark band: the article's claim, light band: what still agrees with it"
+        "accuracy less full fine-tuning's (pp, 95 % interval)" + (bands if claimed else "")
     )
     panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
     return figure

@@ -74,7 +74,7 @@ def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
     return [
         Forecast(
             row.usd.mid, row.usd.low, row.usd.high,
-            f"{cards}, {row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
+            f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
             f"{span(row.hours)} h on {cards}",
         )
         for row in job.jobs
@@ -97,33 +97,36 @@ def span(values: Span, unit: str = "") -> str:
 
 def memory_table(book: ForecastBook) -> Table:
     """Each job's peak beside the article's figure."""
-    header = ("Method", "Job (forecast)", "Cards", "Peak of a card ↓", "All cards ↓", "Article",
+    header = ("Job (forecast)", "Cards", "Peak of a card ↓", "All cards ↓", "Article",
               "Off", "Smallest card")  # fmt: skip
     rows = [
         (
-            METHODS[job.method].label, describe(job), str(job.cards), gigabytes(job.peak_bytes),
-            gigabytes(job.total_bytes), gigabytes(job.article_bytes),
-            near_text(job.off), job.smallest_gpu or "none",
+            describe(job), str(job.cards), gigabytes(job.peak_bytes), gigabytes(job.total_bytes),
+            claimed(job), near_text(job.off), job.smallest_gpu or "none",
         )
         for job in book.jobs
     ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
+def claimed(job: JobForecast) -> str:
+    return f"{job.article_bytes / 1e9:g} GB"
+
+
 def near_text(share: float) -> str:
     text = f"{100 * share:+.0f} %".replace("-", "−")
+    text = "0 %" if text in ("+0 %", "−0 %") else text
     return f"**{text}**" if abs(share) <= NEAR else text
 
 
 def cost_table(book: ForecastBook) -> Table:
     """Hours and dollars of the Alpaca-style run for the jobs that one would try first."""
-    header = ("Method", "Job (forecast)", "Examples", "Tokens", "Hours ↓", "Dollars ↓", "Article")
+    header = ("Job (forecast)", "Examples", "Tokens", "Hours ↓", "Dollars ↓", "Article")
     rows = []
     for job in (job for job in book.jobs if job.plain):
         for row in job.jobs:
             usd = "no offer" if row.usd is None else span(row.usd, "$")
-            cards = f"{job.cards} cards" if job.cards > 1 else "one card"
-            rows.append((METHODS[job.method].label, f"{describe(job)}, {cards}", row.form,
+            rows.append((describe(job), row.form,
                          f"{row.tokens / 1e6:.1f}M", span(row.hours), usd,
                          article_cost(job.method)))  # fmt: skip
     return Table(header, tuple(rows))
@@ -137,7 +140,7 @@ def article_cost(method: str) -> str:
 
 def card_table(book: ForecastBook) -> Table:
     """Which job fits the card, and how far it can grow."""
-    header = ("Method", "Checkpointing", "Fits (forecast)", "Longest row (tokens) ↑",
+    header = ("Method", "Checkpointing", "Fits (forecast)", "Longest row ↑",
               "Most rows a step ↑")  # fmt: skip
     rows = []
     for a in book.cards:
@@ -151,15 +154,15 @@ def card_table(book: ForecastBook) -> Table:
 
 
 def longest(a: CardAnswer) -> str:
-    text = f"{a.seq_len:,}"
-    return f"{text}, all that the model can read" if a.limited_by_positions else text
+    text = f"{a.seq_len:,} tokens"
+    return f"{text} (all that the model can read)" if a.limited_by_positions else text
 
 
 def describe_answer(a: CardAnswer) -> str:
     if a.seq_len is None:
         return f"no row fits {a.gpu}: at least {gigabytes(a.least_bytes)}"
     rows = f", {a.micro_batch} rows of {a.rows_of} tokens a step" if a.micro_batch else ""
-    return f"on {a.gpu} up to {longest(a)} tokens a row{rows}"
+    return f"on {a.gpu} rows of up to {longest(a)}{rows}"
 
 
 def published_table(book: ForecastBook) -> Table:
@@ -184,9 +187,8 @@ def brief(book: ForecastBook) -> str:
         sizes = sorted(j.total_bytes for j in book.jobs if j.method == method and j.plain)
         if sizes:
             ends = dict.fromkeys(plain_number(x / 1e9, 3) for x in (sizes[0], sizes[-1]))
-            claimed = next(j.article_bytes for j in book.jobs if j.method == method)
-            parts.append(f"{METHODS[method].label} {' to '.join(ends)} GB "
-                         f"(article: {plain_number(claimed / 1e9, 3)})")  # fmt: skip
+            said = next(claimed(j) for j in book.jobs if j.method == method)
+            parts.append(f"{METHODS[method].label} {' to '.join(ends)} GB (article: {said})")
     return (
         "**For the article's 13B model** peak memory was forecast without a device, one row of "
         f"2,048 tokens a step: {', '.join(parts)}. Which setting one picks moves these figures by "
@@ -212,7 +214,7 @@ def card_sentence(book: ForecastBook) -> str:
     fitting = [a for a in book.cards if a.seq_len]
     parts = [
         f"{METHODS[a.method].label} with checkpointing {'on' if a.checkpointing else 'off'} "
-        f"({longest(a)} tokens in a row, or {a.micro_batch or 'no'} rows of {a.rows_of} a step)"
+        f"up to {longest(a)} in a row, or {a.micro_batch or 'no'} rows of {a.rows_of} a step"
         for a in fitting
     ]
     found = "; ".join(parts) or "none"

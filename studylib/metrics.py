@@ -58,7 +58,7 @@ def plain_number(value: float, digits: int) -> str:
 
 def byte_size(count: float, digits: int = 3) -> str:
     """Bytes with the decimal unit that fits: 26.0 GB, 379 kB."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(count) >= 0.9995 * size:
             return f"{plain_number(count / size, digits)} {unit}"
     return f"{plain_number(count, digits)} bytes"

@@ -144,9 +144,18 @@ def limits(summaries: Sequence[Summary]) -> list[str]:
                      "memory were not measured.")  # fmt: skip
     if any(r.train and r.train.resumed_at_steps for r in records):
         found.append("Some runs were interrupted and resumed from a checkpoint (see the runs).")
-    seeds = {len(row.complete) for s in summaries for c in s.comparisons for row in c.rows
-             if row.method.kind.trains}  # fmt: skip
-    if seeds and min(seeds) < 3:
-        found.append("Some methods have fewer than three complete seeds: their intervals say "
-                     "little or nothing of what another seed would give.")  # fmt: skip
+    few = [
+        s.study.name
+        for s in summaries
+        if any(
+            len(row.complete) < 3 for c in s.comparisons for row in c.rows if row.method.kind.trains
+        )
+    ]
+    if few:
+        where = f" of profile {join_words(few)}" if len(summaries) > 1 else ""
+        found.append(f"Some methods{where} have fewer than three complete seeds: their intervals "
+                     "say little or nothing of what another seed would give.")  # fmt: skip
+    if any(summary.study.serves for summary in summaries):
+        found.append("Serving was timed on the models and device named there; what an adapter adds "
+                     "to a token's time depends on both.")  # fmt: skip
     return found

@@ -112,11 +112,13 @@ def note(panel: Axes, y: float, text: str, below: bool) -> None:
 
 def label_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Names beside their points, moved apart where they would lie on each other."""
+    panel.get_xlim(), panel.get_ylim()  # asking settles limits that are still open
     place = panel.transData + panel.transAxes.inverted()  # a logarithmic axis included
     heights = spread_apart([place.transform((x, y))[1] for x, y, _, _ in labels], 0.07)
-    for (x, y, text, shade), height in zip(labels, heights, strict=True):
+    for (x, y, text, shade), share in zip(labels, heights, strict=True):
+        height = place.inverted().transform((0.5, share))[1]
         panel.annotate(
-            text, (x, y), xytext=(1.01, height), textcoords="axes fraction", va="center",
+            text, (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"), va="center",
             color=shade, fontsize=8.5, fontweight="bold", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.5, "alpha": 0.6,
                         "shrinkA": 1, "shrinkB": 5},

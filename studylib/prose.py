@@ -26,11 +26,64 @@ def answer(summary: Summary) -> str:
     return "\n\n".join(part for track in summary.tracks for part in answer_track(summary, track))
 
 
-def answer_track(summary: Summary, track: str) -> list[str]:
-    """One or two paragraphs, without empty ones."""
+def answer_briefly(summary: Summary) -> str:
+    """For each track the finding and its figures in two or three sentences."""
+    return "\n\n".join(brief_track(summary, track) for track in summary.tracks)
+
+
+def brief_track(summary: Summary, track: str) -> str:
+    comparison = main_comparison(summary, track)
+    if comparison is None or not comparison.above_chance:
+        return answer_track(summary, track)[0]
+    where = "" if len(summary.tracks) == 1 else f"*Track {track}.* "
+    full = comparison.row("full")
+    assert full is not None
+    figures = [f"full {percent(full.accuracy.value)} % right"] if full.accuracy else []
+    figures[0:1] = [f"{f} ({interval_cell(full.gain)} pp over the base)" if full.gain else f
+                    for f in figures]  # fmt: skip
+    figures += [f"{row.method.label} {interval_cell(row.gap)} pp against it"
+                for row in comparison.rows if row.gap]  # fmt: skip
+    kept = [f"{row.method.label} {points(row.forgetting.value)} pp"
+            for row in comparison.rows if row.forgetting]  # fmt: skip
+    text = f"{where}**{headline(comparison)}** {opening(comparison)} {', '.join(figures)}."
+    text += f" What the base knew before changed by: {join_words(kept)}." if kept else ""
+    took = brief_resources(comparison) if track == summary.tracks[0] else ""
+    return f"{text} {took}".rstrip()
+
+
+def brief_resources(comparison: Comparison) -> str:
+    """Memory, time and disk of each adapter method beside full fine-tuning's, as ratios."""
+    full = comparison.row("full")
+    kind = (comparison.memory_kind, "train")
+    parts = []
+    for row in comparison.rows if full else ():
+        if not row.method.kind.adapter or not row.complete:
+            continue
+        assert full is not None
+        pairs = {
+            "memory": (row.memory.get(kind), full.memory.get(kind)),
+            "time of a step": (row.figures.get("clean_step_seconds"),
+                               full.figures.get("clean_step_seconds")),
+            "disk": (row.figures.get("variant_bytes"), full.figures.get("variant_bytes")),
+        }  # fmt: skip
+        ratios = [f"{plain_number(a.value / b.value, 2)} × {words}"
+                  for words, (a, b) in pairs.items() if a and b and b.value]  # fmt: skip
+        parts.append(f"{row.method.label} {', '.join(ratios)}")
+    return f"Beside full fine-tuning they take: {'; '.join(parts)}." if parts else ""
+
+
+def main_comparison(summary: Summary, track: str) -> Comparison | None:
+    """The largest model of a track with a complete full fine-tuning run."""
+    able = [c for c in summary.comparisons
+            if c.track == track and (row := c.row("full")) and row.complete]  # fmt: skip
+    return able[-1] if able else None
+
+
+def answer_track(summary: Summary, track: str, named: bool = True) -> list[str]:
+    """One or two paragraphs, without empty ones. named: the track is named where there are more."""
     comparisons = [c for c in summary.comparisons if c.track == track]
     able = [c for c in comparisons if (row := c.row("full")) and row.complete]
-    where = "" if len(summary.tracks) == 1 else f"*Track {track}.* "
+    where = f"*Track {track}.* " if named and len(summary.tracks) > 1 else ""
     if not able:
         return [f"{where}No full fine-tuning run is complete: there is nothing to compare with."]
     main = able[-1]

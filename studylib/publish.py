@@ -6,13 +6,16 @@ Not covered: the report that is made from it (studylib.report).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from studylib.errors import StudyError
 from studylib.files import explain_write_error
 from studylib.plan import plan_study
 from studylib.profile import read_profile
-from studylib.records import RECORD, Record, read_records
+from studylib.records import RECORD, Environment, Record, Scalar, read_records
+from studylib.serve_records import SERVE_RECORD, ServeRecord, read_serve_records
+from studylib.tuning import read_sweeps
 
 NOTEBOOK = "executed.ipynb"
 
@@ -36,11 +39,18 @@ def publish_results(results: Path, reference: Path) -> Path:
         )
     planned = {spec.run_id for spec in profile.runs()}
     records = [r for r in read_records(results / "runs") if r.run_id in planned]
-    check_traceable(records)
+    serves = read_serve_records(results / "serve")
+    sweeps = read_sweeps(results / "tune")
+    check_traceable([(r.run_id, r.environment, r.fingerprint) for r in records])
+    check_traceable([(s.serve_id, s.environment, s.fingerprint) for s in serves])
+    check_traceable([(s.sweep_id, s.environment, {}) for s in sweeps])
     target = reference / results.name
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     try:
         copy_results(records, results, fresh)
+        copy_serves(serves, results / "serve", fresh / "serve")
+        copy_sweeps(target / "tune", fresh / "tune")  # shipped ones, where there is no newer one
+        copy_sweeps(results / "tune", fresh / "tune")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.replace(old)
@@ -52,21 +62,23 @@ def publish_results(results: Path, reference: Path) -> Path:
     return target
 
 
-def check_traceable(records: list[Record]) -> None:
+Made = tuple[str, Environment, Mapping[str, Scalar]]  # id, where it was made, fingerprint
+
+
+def check_traceable(made: Sequence[Made]) -> None:
     """A reference is made by one state of the code, and that state is a commit."""
-    dirty = [r.run_id for r in records if r.environment.git_dirty is not False]
-    if dirty:
-        raise StudyError(
-            dirty[0],
-            "it was made by code that differs from its commit",
-            "Commit, move the results away, run again: a reference must be traceable.",
-        )
-    first = records[0]
-    for record in records[1:]:
-        if record.fingerprint.get("code.sha256") != first.fingerprint.get("code.sha256"):
+    for name, environment, _ in made:
+        if environment.git_dirty is not False:
             raise StudyError(
-                record.run_id,
-                f"it was made by other code than {first.run_id}",
+                name,
+                "it was made by code that differs from its commit",
+                "Commit, move the results away, run again: a reference must be traceable.",
+            )
+    for name, _, marks in made[1:]:
+        if marks.get("code.sha256") != made[0][2].get("code.sha256"):
+            raise StudyError(
+                name,
+                f"it was made by other code than {made[0][0]}",
                 "Move the results away and run them again, all with the same code.",
             )
 
@@ -82,3 +94,20 @@ def copy_results(records: list[Record], results: Path, fresh: Path) -> None:
         if (source / NOTEBOOK).is_file():
             shutil.copyfile(source / NOTEBOOK, goal / NOTEBOOK)
     shutil.copyfile(results / "profile.yaml", fresh / "profile.yaml")
+
+
+def copy_serves(records: list[ServeRecord], source: Path, goal: Path) -> None:
+    """Each serving run's record with its notebook and memory samples."""
+    for record in records:
+        folder = goal / record.serve_id
+        folder.mkdir(parents=True)
+        for name in (SERVE_RECORD, NOTEBOOK, "trace.parquet"):
+            if (source / record.serve_id / name).is_file():
+                shutil.copyfile(source / record.serve_id / name, folder / name)
+
+
+def copy_sweeps(source: Path, goal: Path) -> None:
+    """The searches for learning rates, from which the runs' rates come."""
+    for path in sorted(source.glob("*.json")):
+        goal.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, goal / path.name)

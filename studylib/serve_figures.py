@@ -101,7 +101,8 @@ def draw_monthly() -> Figure | None:
             )
             panel.fill_between(counts, low, high, color=shade, alpha=0.12, linewidth=0)
             panel.plot(counts, mid, color=shade, linewidth=1.6)
-            labels.append((counts[-1], mid[-1], kept.way, shade))
+            name = f"full {kept.way}" if kept.way == "checkpoints" else kept.way
+            labels.append((counts[-1], mid[-1], name, shade))
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.xaxis.set_major_locator(FixedLocator([1, 10, 100, 1000]))

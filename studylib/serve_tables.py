@@ -22,9 +22,9 @@ from studylib.footprint import (
     shape_ways,
 )
 from studylib.metrics import MISSING, byte_size, plain_number
-from studylib.notes import join_words
+from studylib.notes import count_of, join_words
 from studylib.serve_records import ServeRecord
-from studylib.serving import LatencyRow, PairedRatio, Timings
+from studylib.serving import LatencyRow, PairedRatio
 
 SHAPE, RANK, DTYPE = "llama-2-13b", 16, "bf16"
 CARD = "a100-80gb"
@@ -60,9 +60,10 @@ def footprint_table(records: Sequence[ServeRecord]) -> Table:
 
 
 def sorted_by_model(rows: dict) -> list:
-    """Rows of one model together, models in the order in which they first come."""
-    order = list(dict.fromkeys(key[0] for key in rows))
-    return sorted(rows.items(), key=lambda item: order.index(item[0][0]))
+    """Rows of one model together, and of one variant, in the order in which they first come."""
+    models = list(dict.fromkeys(key[0] for key in rows))
+    variants = list(dict.fromkeys(key[1] for key in rows))
+    return sorted(rows.items(), key=lambda i: (models.index(i[0][0]), variants.index(i[0][1])))
 
 
 def counted_table() -> Table:
@@ -104,31 +105,26 @@ def ratio_cell(ratio: PairedRatio | None) -> str:
 
 
 def speed_table(records: Sequence[ServeRecord]) -> Table:
-    """Each variant's own speed: to the first token, between tokens, tokens a second."""
-    header = ("Model", "Variant", "Batch", "Prompt (tokens)", "First token p50 (ms) ↓",
-              "Between tokens p50 / p95 / p99 (ms) ↓", "Tokens/s ↑")  # fmt: skip
-    rows: dict[tuple, tuple[str, ...]] = {}
+    """Each variant's own speed by batch size; percentiles beyond the median are in the csv."""
+    batches = sorted({row.batch for r in records for row in r.measures.latency})
+    header = ("Model", "Variant", "Prompt (tokens)",
+              *(f"Batch {batch}: first token ↓; between tokens (p50, ms) ↓; tokens/s ↑"
+                for batch in batches))  # fmt: skip
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
     for record in records:
         for row in record.measures.latency:
-            if row.variant == "again":
-                continue
-            key = (model_name(record), variant_name(record, row), row.batch, row.prompt_tokens)
-            rows.setdefault(key, (
-                milliseconds(row.first_token_seconds.p50),
-                percentiles(row.between_tokens_seconds),
-                plain_number(row.tokens_per_second, 3),
-            ))  # fmt: skip
+            if row.variant != "again":
+                key = (model_name(record), variant_name(record, row), f"{row.prompt_tokens:,}")
+                rows.setdefault(key, {}).setdefault(row.batch, "; ".join((
+                    milliseconds(row.first_token_seconds.p50),
+                    milliseconds(row.between_tokens_seconds.p50),
+                    plain_number(row.tokens_per_second, 3),
+                )))  # fmt: skip
     cells = [
-        (key[0], key[1], str(key[2]), f"{key[3]:,}", *values)
-        for key, values in sorted_by_model(rows)
+        (*key, *(by_batch.get(batch, MISSING) for batch in batches))
+        for key, by_batch in sorted_by_model(rows)
     ]
     return Table(header, tuple(cells))
-
-
-def percentiles(timings: Timings) -> str:
-    """Percentiles that the number of timings can show."""
-    known = [t for t in (timings.p50, timings.p95, timings.p99) if t is not None]
-    return " / ".join(milliseconds(t) for t in known)
 
 
 def swap_table(records: Sequence[ServeRecord]) -> Table:
@@ -146,8 +142,8 @@ def swap_table(records: Sequence[ServeRecord]) -> Table:
         proof = "not checked"
         if worst is not None:
             proof = (
-                f"{'**yes**' if swap.proven else '**NO**'}: {len(required)} checks, largest "
-                f"difference {worst.difference:.1e} of {worst.tolerance:.0e} allowed; two adapters "
+                f"{'**yes**' if swap.proven else '**NO**'}: {count_of(len(required), 'check')}, "
+                f"largest difference {worst.difference:.1e} of {worst.tolerance:.0e} allowed; two adapters "
                 f"are {swap.contrast:.2g} apart"
             )
         times = (swap.switch_seconds, swap.load_adapter_seconds, swap.merge_seconds,

@@ -136,7 +136,8 @@ def gap_table(comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         for row in comparison.scored:
             if row.gap is not None:
-                rows.append((comparison.name, row.label, *difference_cells(row, row.gap)))
+                cells = difference_cells(row, row.gap, comparison.track)
+                rows.append((comparison.name, row.label, *cells))
     return Table(header, tuple(rows))
 
 
@@ -160,7 +161,7 @@ def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
     return Table(header, tuple(rows))
 
 
-def difference_cells(row: Row, gap: stats.Estimate) -> tuple[str, ...]:
+def difference_cells(row: Row, gap: stats.Estimate, track: str) -> tuple[str, ...]:
     test, detectable = row.mcnemar, row.detectable
     return (
         interval_cell(gap),
@@ -169,14 +170,14 @@ def difference_cells(row: Row, gap: stats.Estimate) -> tuple[str, ...]:
         MISSING if row.gap_p_holm is None else p_value(row.gap_p_holm),
         f"{test.only_method} / {test.only_reference}" if test else MISSING,
         p_value(test.p_value) if test else MISSING,
-        equivalence_cell(row),
+        equivalence_cell(row, track),
         MISSING if detectable is None else percent(detectable),
     )
 
 
-def equivalence_cell(row: Row) -> str:
+def equivalence_cell(row: Row, track: str) -> str:
     """Whether two one-sided tests put the gap within the article's largest for the method."""
-    rule = article_rule(row.method.name)
+    rule = article_rule(row.method.name, track)
     if rule is None or row.gap is None:
         return "no margin claimed"
     test = stats.judge_equivalence(row.gap, rule.high / 100)
@@ -192,7 +193,8 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         for sweep in comparison.sweeps:
             rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
-            name = (comparison.name, sweep.method, rates)
+            link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
+            name = (comparison.name, f"[{sweep.method}]({link})", rates)
             if all(point.accuracy is None for point in sweep.points):
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—"))
                 continue

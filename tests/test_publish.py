@@ -7,12 +7,15 @@ import shutil
 import pytest
 import yaml
 from record_factory import Factory, make_spec
+from serve_factory import add_serving
 from test_plan import CONTENT
 
 from studylib.errors import StudyError
 from studylib.files import file_sha256
 from studylib.publish import publish_results
 from studylib.records import read_records
+from studylib.serve_records import read_serve_records
+from studylib.tuning import read_sweeps
 
 METHODS = ("base", "full", "lora")
 
@@ -48,6 +51,40 @@ def test_publishing_again_replaces_the_whole_reference(tmp_path):
     (target / "runs" / "old-run").mkdir()
     publish_results(results, tmp_path / "reference")
     assert not (target / "runs" / "old-run").exists()
+
+
+def test_sweeps_and_serving_records_are_published_too(tmp_path):
+    results = make_study(tmp_path)
+    Factory(results).sweep("full", {1e-4: 80, 1e-3: 150, 1e-2: 100})
+    add_serving(results)
+    (results / "serve" / "ladder-0.4m--lora-r16" / "executed.ipynb").write_text("{}")
+    (results / "serve" / "ladder-0.4m--lora-r16" / "log.txt").write_text("words")
+    target = publish_results(results, tmp_path / "reference")
+    assert [sweep.method for sweep in read_sweeps(target / "tune")] == ["full"]
+    assert [record.serve_id for record in read_serve_records(target / "serve")] == [
+        "ladder-0.4m--lora-r16"
+    ]
+    names = {path.name for path in (target / "serve").rglob("*") if path.is_file()}
+    assert names == {"serve.json", "executed.ipynb"}
+
+
+def test_shipped_sweeps_stay_where_no_newer_one_takes_their_place(tmp_path):
+    results = make_study(tmp_path)
+    Factory(tmp_path / "reference" / "cpu").sweep("full", {1e-4: 80, 1e-3: 150, 1e-2: 100})
+    Factory(tmp_path / "reference" / "cpu").sweep("lora-r16", {1e-4: 80, 1e-3: 9, 1e-2: 100})
+    Factory(results).sweep("full", {1e-4: 80, 1e-3: 70, 2e-2: 100})
+    target = publish_results(results, tmp_path / "reference")
+    rates = {s.method: s.best.learning_rate for s in read_sweeps(target / "tune")}
+    assert rates == {"full": 2e-2, "lora-r16": 1e-2}
+
+
+def test_damaged_serving_record_is_not_published(tmp_path):
+    results = make_study(tmp_path)
+    add_serving(results)
+    (results / "serve" / "ladder-0.4m--lora-r16" / "serve.json").write_text("{")
+    with pytest.raises(StudyError, match=r"serve\.json: the record is truncated"):
+        publish_results(results, tmp_path / "reference")
+    assert not (tmp_path / "reference").exists()
 
 
 def test_unfinished_study_is_refused(tmp_path):

@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 from record_factory import Factory, make_spec
+from serve_factory import add_serving
+from test_forecast_book import make_book
 
 from studylib.errors import StudyError
+from studylib.forecast_book import write_book
 from studylib.records import digest_of
 from studylib.report import build_reference_report, build_report, check_reference_report
 from studylib.study import Study, read_study
 from studylib.summary import summarise
+
+SHARES = {
+    "full": {400: 0.9, 800: 0.85, 1600: 0.7},
+    "lora-r1": {400: 0.88, 800: 0.5, 1600: 0.35},
+    "lora-r16": {400: 0.9, 800: 0.84, 1600: 0.69},
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_p
         subprocess.run([sys.executable, "-c", code, str(copy)], env=environ, check=True)
         found.append(all_bytes(copy))
     assert found[0] == found[1]
-    assert len([name for name in found[0] if name.endswith(".svg")]) == 6
+    assert len([name for name in found[0] if name.endswith(".svg")]) == 7
     assert len([name for name in found[0] if name.endswith(".csv")]) == 4
 
 
@@ -253,3 +262,80 @@ def test_learning_rates_are_shown_and_a_best_at_the_edge_is_flagged(tmp_path: Pa
     assert (folder / "figures" / "main-tuning.svg").is_file()
     factory.sweep("qlora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 160})
     assert "**yes: a better rate may lie beyond**" in build_report(folder).read_text()
+
+
+def test_a_run_that_was_not_started_says_so_and_why(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "small")
+    for method in ("base", "lora"):
+        factory.add(make_spec(method))
+    reason = "the forecast peak of 106.0 GB is more than this machine's 8.0 GB"
+    factory.add(make_spec("full"), status="does not fit, forecast", reason=reason)
+    text = build_report(factory.folder).read_text()
+    rows = [line for line in section(text, "Results").splitlines() if line.startswith("|")]
+    assert any("full — does not fit, forecast" in row for row in rows)
+    assert reason in section(text, "Appendix")
+    assert "No full fine-tuning run is complete" in section(text, "The answer")
+
+
+class TestWholeReference:
+    """Two profiles, serving runs and forecasts in one report."""
+
+    @pytest.fixture(scope="class")
+    def root(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        root = tmp_path_factory.mktemp("root")
+        reference = root / "results" / "reference"
+        cpu = Factory(reference / "cpu", items=160)
+        cpu.study(models=("ladder:1.4m",))
+        cpu.study(models=("ladder:1.4m",), methods=("base", "full", "lora-embed"),
+                  track="language")  # fmt: skip
+        for method in ("base", "lora", "qlora"):
+            add_serving(cpu.folder, method, "ladder:1.4m")
+        Factory(reference / "capacity", items=160).capacity(SHARES)
+        write_book(reference / "forecasts.json", make_book())
+        build_reference_report(root)
+        return root
+
+    def test_it_has_a_part_for_each_and_every_link_leads_somewhere(self, root: Path) -> None:
+        text = (root / "REPORT.md").read_text()
+        titles = re.findall(r"^## (.*)$", text, re.M)
+        assert titles == [
+            "The answer", "Profile cpu, track main", "Profile cpu, track language",
+            "Profile capacity: new facts", "Claimed and measured",
+            "What one more variant costs to serve", "Forecast for a 13B model", "Appendix",
+        ]  # fmt: skip
+        links = re.findall(r"\]\(([^)]+)\)", text)
+        assert [link for link in links if not (root / link).is_file()] == []
+        assert check_reference_report(root) == []
+
+    def test_capacity_is_one_curve_and_one_table(self, root: Path) -> None:
+        part = section((root / "REPORT.md").read_text(), "Profile capacity: new facts")
+        assert part.count("![") == 1
+        assert part.count("\n| --- |") == 1
+        assert "###" not in part
+
+    def test_the_first_screen_is_short(self, root: Path) -> None:
+        answer = section((root / "REPORT.md").read_text(), "The answer")
+        assert len(answer.split()) < 340
+        assert "Adapters stop being enough" in answer
+        assert "For the article's 13B model" in answer
+
+    def test_no_claim_of_the_article_is_left_open(self, root: Path) -> None:
+        part = section((root / "REPORT.md").read_text(), "Claimed and measured")
+        unjudged = [line for line in part.splitlines() if "not measured yet" in line]
+        assert len(unjudged) == 2  # LoRA and QLoRA were not run on the language track here
+        assert "forecast:" in part
+
+    def test_forecasts_that_changed_make_it_stale(self, root: Path) -> None:
+        path = root / "results" / "reference" / "forecasts.json"
+        before = path.read_bytes()
+        write_book(path, make_book(peak_bytes=99 * 10**9))
+        assert "REPORT.md is not what the records give" in check_reference_report(root)
+        path.write_bytes(before)
+
+
+def test_a_readers_report_shows_the_forecasts_beside_the_reference(tmp_path: Path) -> None:
+    own = Factory(tmp_path / "own").study(models=("ladder:0.4m",), seeds=(0,))
+    reference = tmp_path / "reference" / "own"
+    assert "Not forecast yet" in build_report(own, reference=reference).read_text()
+    write_book(tmp_path / "reference" / "forecasts.json", make_book())
+    assert "Peak of a card" in build_report(own, reference=reference).read_text()

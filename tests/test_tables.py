@@ -98,3 +98,53 @@ def test_a_track_of_its_own_is_not_compared_with_another(tmp_path: Path) -> None
     found = summarise(read_study(factory.folder)).comparisons
     assert [c.track for c in found] == ["main", "language"]
     assert all(row.gap is None for c in found for row in c.rows)
+
+
+class TestScoredTwice:
+    """A quantized run is scored on its 4-bit base and merged: two rows, and nothing mixed."""
+
+    def test_the_methods_row_is_the_four_bit_base_with_its_adapter(self, summary: Summary) -> None:
+        comparison = summary.comparisons[0]
+        row = comparison.row("qlora")
+        assert row is not None
+        assert row.accuracy is not None
+        assert row.weights == "4-bit base with adapter"
+        assert row.accuracy.items == 320
+        scores = [r.evaluate.score("questions") for r in row.complete if r.evaluate]
+        shares = [score.accuracy for score in scores if score]
+        assert row.accuracy.value == pytest.approx(sum(shares) / len(shares))
+
+    def test_merged_is_a_row_of_its_own_in_accuracy_and_gap_tables(self, summary: Summary) -> None:
+        comparisons = summary.comparisons[:1]
+        rows = ["LoRA r=16", "QLoRA r=16", "QLoRA r=16, merged"]
+        assert column(tables.accuracy_table(comparisons), "Method")[2:] == rows
+        assert column(tables.gap_table(comparisons), "Method") == rows
+        assert column(tables.headline_table(comparisons), "Method")[2:] == rows[:2]
+        [merged] = comparisons[0].also
+        assert merged.mcnemar is not None
+        assert merged.gap != comparisons[0].row("qlora").gap  # type: ignore[union-attr]
+        assert merged.figures == {}
+
+    def test_csv_tells_them_apart(self, summary: Summary) -> None:
+        rows = list(csv.DictReader(io.StringIO(exports.comparison_csv(summary).decode())))
+        gaps = [r["scored_on"] for r in rows if (r["method"], r["metric"]) == ("qlora-r16", "gap")]
+        assert gaps[:2] == [
+            "4-bit base with adapter", "4-bit base and adapter merged into bf16",
+        ]  # fmt: skip
+
+    def test_seeds_scored_on_other_weights_are_refused_by_name(self, tmp_path: Path) -> None:
+        factory = Factory(tmp_path / "w")
+        factory.add(make_spec("full"))
+        factory.add(make_spec("qlora", seed=0))
+        factory.add(make_spec("qlora", seed=1), fingerprint={"evaluate.weights": "merged"})
+        found = summarise(read_study(factory.folder))
+        assert [r.field for r in found.refusals] == ["evaluate.weights (qlora-r16)"]
+        assert [len(c.rows) for c in found.comparisons] == [2, 1]
+
+
+def test_the_articles_margins_are_for_the_track_that_it_speaks_of(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "t")
+    for method in ("full", "lora"):
+        factory.add(make_spec(method, track="language"))
+    comparisons = summarise(read_study(factory.folder)).comparisons
+    assert column(tables.gap_table(comparisons), "Equivalent within") == ["no margin claimed"]

@@ -1,0 +1,73 @@
+"""The capacity curve: read from tracks that differ in facts, judged by a stated margin."""
+
+from pathlib import Path
+
+import pytest
+from record_factory import Factory, make_spec
+
+from studylib import capacity
+from studylib.panels import to_svg
+from studylib.study import read_study
+from studylib.summary import Summary, summarise
+
+SHARES = {
+    "full": {400: 0.9, 800: 0.85, 1600: 0.7},
+    "lora-r1": {400: 0.88, 800: 0.5, 1600: 0.35},
+    "lora-r16": {400: 0.9, 800: 0.84, 1600: 0.69},
+}
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    folder = tmp_path_factory.mktemp("c") / "capacity"
+    return summarise(read_study(Factory(folder, items=400).capacity(SHARES)))
+
+
+def test_a_study_at_one_number_of_facts_is_no_curve(tmp_path: Path, summary: Summary) -> None:
+    assert capacity.is_capacity(summary)
+    factory = Factory(tmp_path / "s")
+    factory.add(make_spec("full", facts=64))
+    factory.add(make_spec("lora", facts=64, track="language"))
+    assert not capacity.is_capacity(summarise(read_study(factory.folder)))
+
+
+def test_the_first_clear_gap_beyond_the_margin_is_where_a_rank_ends(summary: Summary) -> None:
+    text = capacity.tell_capacity(summary)
+    assert "**Adapters stop being enough:** LoRA r=1 at 800 facts (−" in text
+    assert "beyond 5 pp" in text
+    assert "LoRA r=16 (at worst" in text
+    assert "enough by that rule up to 1,600 facts" in text
+    assert "Full fine-tuning itself went from" in text
+
+
+def test_points_rise_in_facts_and_methods_keep_their_order(summary: Summary) -> None:
+    curves = capacity.read_curves(summary)
+    assert list(curves) == ["base", "full", "LoRA r=1", "LoRA r=16"]
+    assert all([p.facts for p in points] == [400, 800, 1600] for points in curves.values())
+
+
+def test_the_table_has_one_row_a_method_and_links_each_record(summary: Summary) -> None:
+    table = capacity.capacity_table(summary)
+    assert [row[0] for row in table.rows] == ["base", "full", "LoRA r=1", "LoRA r=16"]
+    assert table.rows[2][3].startswith("**")  # LoRA r=1 at 800 facts falls short
+    assert table.rows[3][-1].count("record.json") == 3
+
+
+def test_facts_known_leave_guessing_out(summary: Summary) -> None:
+    point = capacity.read_curves(summary)["full"][0]
+    assert point.row.accuracy is not None
+    known, _ = capacity.height(point, scaled=True)
+    assert known == pytest.approx(400 * (point.row.accuracy.value - 0.25) / 0.75)
+
+
+def test_the_curve_is_drawn_alike_each_time_and_ranks_differ(summary: Summary) -> None:
+    figure, again = capacity.draw_capacity(summary), capacity.draw_capacity(summary)
+    assert figure is not None
+    assert again is not None
+    assert to_svg(figure) == to_svg(again)
+    curves = capacity.read_curves(summary)
+    assert capacity.line_shade("LoRA r=1", curves) != capacity.line_shade("LoRA r=16", curves)
+
+
+def test_one_seed_is_said(summary: Summary) -> None:
+    assert "not of another seed" in capacity.detectable_sentence(summary)
