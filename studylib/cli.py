@@ -36,6 +36,7 @@ from studylib.cli_options import (
     resolve_profile,
     results_name,
 )
+from studylib.cli_serve import serve
 from studylib.cli_tune import tune
 from studylib.errors import StudyError
 
@@ -221,7 +222,7 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
-for command in (evaluate, forecast, forecast_article, prices, tune):
+for command in (evaluate, forecast, forecast_article, prices, serve, tune):
     app.command()(command)
 
 

@@ -28,12 +28,13 @@ def serve(
     jobs: Annotated[int, typer.Option(help="Runs that share the machine; goes on record.")] = 1,
 ) -> None:
     """Measure what each model and method costs to serve. What is finished is kept."""
-    from studylib.cli import default_profile
+    from studylib.cli_options import default_profile
     from studylib.engines import missing_reason
     from studylib.profile import read_profile
-    from studylib.runner import RunFailed
+    from studylib.runner import RunFailed, follow_parent
     from studylib.serving import find_spec, serve_specs
 
+    follow_parent()
     missing = missing_reason(engine)
     if missing:
         print(f"skipped: {missing}")

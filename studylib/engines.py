@@ -21,7 +21,8 @@ import torch
 
 from studylib.errors import StudyError
 from studylib.latency import make_prompt, paired_ratio, take_turns, undisturbed
-from studylib.serving import FEWEST_PAIRS, LatencyRow, ServeSpec, Skipped, summarise_seconds
+from studylib.serve_settings import FEWEST_PAIRS
+from studylib.serving import LatencyRow, ServeSpec, Skipped, summarise_seconds
 
 MEMORY_SHARE = 0.85  # of the card for vLLM: weights, adapters and its key-value cache
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for

@@ -31,13 +31,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.serving import (
-    FEWEST_PAIRS,
-    Decoding,
-    LatencyRow,
-    PairedRatio,
-    summarise_seconds,
-)
+from studylib.serve_settings import FEWEST_PAIRS, Decoding
+from studylib.serving import LatencyRow, PairedRatio, summarise_seconds
 from studylib.stats import compare_timings
 from studylib.variants import share_weights
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from studylib.hot_swap import answer, equality
 from studylib.latency import Served, decode, make_prompt, paired_ratio, take_turns, undisturbed
-from studylib.serving import FEWEST_PAIRS, Equality, MixedRow
+from studylib.serve_settings import FEWEST_PAIRS
+from studylib.serving import Equality, MixedRow
 from studylib.variants import ready
 
 

@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from studylib.errors import StudyError
 from studylib.files import read_mapping
+from studylib.serve_settings import ServeSettings
 from studylib.settings import (
     METHODS,
     DataSettings,
@@ -72,6 +73,7 @@ class Profile(Frozen):
     question: str
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
+    serve: ServeSettings | None = None
     tracks: tuple[Track, ...]
     origin: str | None = None
     tuned: dict[str, TunedRate] = Field(default_factory=dict)
@@ -275,7 +277,7 @@ def explain(error: ValidationError, origin: str) -> StudyError:
 
 def known_keys() -> list[str]:
     models: list[type[Frozen]] = [Profile, Track, DataSettings, TrainSettings, EvaluateSettings]
-    models += [Hardware, LoraSettings, TuneSettings]
+    models += [Hardware, LoraSettings, TuneSettings, ServeSettings]
     return sorted({key for model in models for key in model.model_fields})
 
 

@@ -29,10 +29,13 @@ class Progress:
         self.done = self.total = self.broken = 0
         self.started_at: dict[str, float] = {}
 
-    def begin(self, plan: Plan) -> None:
-        expected = plan.left_seconds
-        of = f" of {len(plan.runs)}" if len(plan.left) < len(plan.runs) else ""
-        self.begin_tasks(plan.profile, len(plan.left), plan.jobs, expected, of)
+    def begin(self, plan: Plan, serving: int = 0) -> None:
+        expected = None if serving else plan.left_seconds
+        every = len(plan.runs) + serving
+        left = len(plan.left) + serving
+        self.begin_tasks(
+            plan.profile, left, plan.jobs, expected, f" of {every}" if left < every else ""
+        )
 
     def begin_tasks(
         self, name: str, total: int, jobs: int, expected_seconds: float | None = None, of: str = ""

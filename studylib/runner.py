@@ -29,6 +29,8 @@ from studylib.plan import Plan, check_inputs, check_writable, plan_study
 from studylib.profile import Hardware, Profile, RunSpec
 from studylib.progress import Progress
 from studylib.records import RECORD, Record, read_records, write_atomically
+from studylib.serve_records import SERVE_RECORD
+from studylib.serving import serve_specs
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def reproduce(profile: Profile, results: Path, progress: Progress, force: bool =
     """
     plan = plan_study(profile, results, reference_records(profile.name))
     outcome = Outcome(done_before=[run.run_id for run in plan.runs if run.state == "done"])
-    if not plan.left:
+    if not plan.left and not serve_left(profile, results):
         return outcome
     check_inputs(profile)
     check_writable(results / "runs")
@@ -87,10 +89,12 @@ def reproduce(profile: Profile, results: Path, progress: Progress, force: bool =
     if not force:
         skip_misfits(profile, plan, results, outcome, progress)
         plan = plan_study(profile, results, reference_records(profile.name))
-    progress.begin(plan)
+    serving = serve_tasks(profile, file, results)
+    progress.begin(plan, len(serving))
     for batch in order_batches(profile, plan):
         tasks = [run_task(spec, file, results, profile.hardware.jobs) for spec in batch]
         run_batch(tasks, profile.hardware, progress, outcome)
+    run_batch(serving, profile.hardware, progress, outcome)
     progress.end(outcome.finished, list(outcome.failed))
     return outcome
 
@@ -125,6 +129,28 @@ def run_task(spec: RunSpec, file: Path, results: Path, jobs: int) -> Task:
     folder = results / "runs" / spec.run_id
     place = ("--profile", str(file), "--results", str(results.parent), "--jobs", str(jobs))
     return Task(spec.run_id, ("run", spec.run_id, *place), folder, folder / RECORD)
+
+
+def serve_left(profile: Profile, results: Path) -> list[str]:
+    """The serving runs that the profile asks for and that have no record yet."""
+    if profile.serve is None:
+        return []
+    ids = [spec.serve_id for spec in serve_specs(profile)]
+    return [name for name in ids if not (results / "serve" / name / SERVE_RECORD).is_file()]
+
+
+def serve_tasks(profile: Profile, file: Path, results: Path) -> list[Task]:
+    place = ("--profile", str(file), "--results", str(results.parent))
+    jobs = ("--jobs", str(profile.hardware.jobs))
+    return [
+        Task(
+            f"{serve_id} (serving)",
+            ("serve", serve_id, *place, *jobs),
+            results / "serve" / serve_id,
+            results / "serve" / serve_id / SERVE_RECORD,
+        )
+        for serve_id in serve_left(profile, results)
+    ]
 
 
 def write_profile(profile: Profile, results: Path) -> Path:

@@ -64,7 +64,7 @@ def read_config(ref: ModelRef) -> Any:
 
     folder = config_folder(ref)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(
             ref,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "studylib"
 
 FLOORS = {
-    "words": """__init__ errors files places settings spec profile measure records metrics stats
+    "words": """__init__ errors files places settings serve_settings spec profile measure records metrics stats
         verdicts almanac token_tree tuning serving serve_records""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
         questions plan footprint""",
