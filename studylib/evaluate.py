@@ -9,6 +9,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -21,14 +22,30 @@ from studylib.records import Score, canonical
 from studylib.tasks import build_tasks
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered: counts by task, every item, and how the prompts were read.
+
+    items has the columns task, weights, subject, item, question, choices, answer, chosen, correct,
+    loglikelihoods. prompts_cut counts requests that were cut from the left to fit the context.
+    """
+
+    scores: list[Score]
+    items: pd.DataFrame
+    engine: str
+    prompts_cut: int
+
+    def __add__(self, other: Answers) -> Answers:
+        """Both together, this one's first; of the same questions by other weights."""
+        items = pd.concat([self.items, other.items], ignore_index=True)
+        cut = self.prompts_cut + other.prompts_cut
+        return Answers(self.scores + other.scores, items, self.engine, cut)
+
+
 def evaluate_model(
     model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str
-) -> tuple[list[Score], pd.DataFrame, str]:
-    """Scores on the questions and on what was known before, one row an answered item, the engine.
-
-    weights: which weights were scored, in words. Items have the columns task, weights, subject,
-    item, question, choices, answer, chosen, correct, loglikelihoods.
-    """
+) -> Answers:
+    """Ask the questions, and those on what was known before. weights: which, in words."""
     lm = build_lm(model, tokenizer)
     sources = {"questions": settings.questions, "retention": settings.retention}
     frames = [
@@ -36,10 +53,10 @@ def evaluate_model(
         for task, source in sources.items()
         if source
     ]
+    reason = lm.fallback_reason
+    engine = "shared prefixes" if reason is None else f"lm-eval's own path: {reason}"
     items = pd.concat(frames, ignore_index=True)
-    engine = lm.fallback_reason
-    engine = "shared prefixes" if engine is None else f"lm-eval's own path: {engine}"
-    return [score_items(frame) for frame in frames], items, engine
+    return Answers([score_items(frame) for frame in frames], items, engine, lm.prompts_cut)
 
 
 def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool = False) -> Any:

@@ -89,6 +89,7 @@ class PrefixLM(HFLM):
     max_rows: optional cap on the rows (distinct prompts) of a pass. HFLM's batch_size rules only
     what is left to HFLM: rolling log-likelihoods, generation, and models that fall back.
     fallback_reason: after the first call, why lm-eval's own path is used, or None.
+    prompts_cut: requests so far whose prompt was cut from the left to fit the model's context.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class PrefixLM(HFLM):
                     f"{name}={value}", "must be 1 or more", "Leave it out for the default."
                 )
         self.fallback_reason: str | None = None
+        self.prompts_cut = 0
         self._is_checked = False
 
     def _loglikelihood_tokens(
@@ -119,6 +121,9 @@ class PrefixLM(HFLM):
         """Score tokenised requests, in their order; override_bs marks lm-eval's rolling windows."""
         if not requests:
             return []
+        if override_bs is None:
+            longest = self.max_length + 1
+            self.prompts_cut += sum(len(a) + len(b) > longest for _, a, b in requests)
         if override_bs is None and not self._is_checked:
             self._check_model(requests)
         if override_bs is not None or self.fallback_reason is not None:

@@ -104,6 +104,7 @@ class EvaluateBlock(Frozen):
     measure: StageMeasure
     scores: tuple[Score, ...]
     engine: str | None = None
+    prompts_cut: int = 0
     reason: str | None = None
 
     def score(self, task: str) -> Score | None:

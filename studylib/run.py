@@ -24,7 +24,7 @@ from studylib.data import TrainingData, prepare_data
 from studylib.devices import refuse_busy_devices
 from studylib.environment import describe_environment, fingerprint, now
 from studylib.errors import StudyError
-from studylib.evaluate import evaluate_model
+from studylib.evaluate import Answers, evaluate_model
 from studylib.meter import Meter
 from studylib.methods import attach, count_parameters
 from studylib.models import load_model, load_trained, merge_into_bf16
@@ -34,7 +34,6 @@ from studylib.records import (
     EvaluateBlock,
     LoadBlock,
     Record,
-    Score,
     ServeBlock,
     TrainBlock,
     file_sha256,
@@ -200,34 +199,29 @@ class Run:
         if not self.ok:
             return
         self.show("evaluating")
-        scores: list[Score] = []
-        reason = engine = None
-        if self.loaded.random_weights:
-            with self.meter.stage("evaluate"):
-                pass
-            reason = "not measured: random weights"
-        else:
-            with self.meter.stage("evaluate"):
-                scores, self.items, engine = self._score()
-        self.evaluate_block = EvaluateBlock(
-            measure=self.session.stages()["evaluate"],
-            scores=tuple(scores),
-            engine=engine,
-            reason=reason,
-        )
+        block: dict[str, Any] = {"scores": (), "reason": "not measured: random weights"}
+        with self.meter.stage("evaluate"):
+            if not self.loaded.random_weights:
+                answers = self._score()
+                self.items = answers.items
+                block = {
+                    "scores": tuple(answers.scores),
+                    "engine": answers.engine,
+                    "prompts_cut": answers.prompts_cut,
+                }
+        self.evaluate_block = EvaluateBlock(measure=self.session.stages()["evaluate"], **block)
         self.session.save()
 
-    def _score(self) -> tuple[list[Score], pd.DataFrame, str]:
+    def _score(self) -> Answers:
         """The trained model as it is; a quantized one also merged into 16 bits, as people serve."""
         asked, tokenizer = self.spec.evaluate, self.loaded.tokenizer
-        scores, items, engine = evaluate_model(self.model, tokenizer, asked, self.weights_scored)
+        answers = evaluate_model(self.model, tokenizer, asked, self.weights_scored)
         folder = self.trained_folder
         if self.spec.method.kind.quantized and folder is not None:
             plain = load_model(self.spec.model_ref, BASE, self.spec.train.dtype, self.spec.seed)
             merged = merge_into_bf16(plain.model, self.model, folder)
-            more, more_items, _ = evaluate_model(merged, tokenizer, asked, MERGED)
-            scores, items = scores + more, pd.concat([items, more_items], ignore_index=True)
-        return scores, items, engine
+            answers += evaluate_model(merged, tokenizer, asked, MERGED)
+        return answers
 
     @property
     def weights_scored(self) -> str:

@@ -85,8 +85,8 @@ def try_rate(
     except Diverged:
         questions = 0
     else:
-        scores, _, _ = evaluate_model(model, loaded.tokenizer, asked, "validation")
-        correct, questions = scores[0].correct, scores[0].questions
+        [score] = evaluate_model(model, loaded.tokenizer, asked, "validation").scores
+        correct, questions = score.correct, score.questions
         loss = summarise(log)["last_loss"]
     point = TunePoint(
         learning_rate=spec.learning_rate,

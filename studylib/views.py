@@ -51,6 +51,8 @@ def summarise_run(run: Run) -> str:
             f"{score.task}: {100 * score.accuracy:.1f} % of {score.questions} right "
             f"(chance {100 * score.chance:.0f} %), {score.weights}"
         )
+    if run.evaluate_block and run.evaluate_block.prompts_cut:
+        lines.append(f"{run.evaluate_block.prompts_cut:,} prompts were cut from the left to fit")
     if run.train_block and run.train_block.tokens_per_second:
         lines.append(f"training: {run.train_block.tokens_per_second:,.0f} tokens/s")
     if run.serve_block and run.serve_block.variant_bytes:

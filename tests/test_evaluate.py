@@ -30,8 +30,9 @@ def ladder():
 
 
 def test_scores_count_the_items_that_are_kept(ladder):
-    scores, items, engine = evaluate_model(ladder.model, ladder.tokenizer, ALMANAC, "fp32 weights")
-    assert engine == "shared prefixes"
+    answers = evaluate_model(ladder.model, ladder.tokenizer, ALMANAC, "fp32 weights")
+    scores, items = answers.scores, answers.items
+    assert (answers.engine, answers.prompts_cut) == ("shared prefixes", 0)
     assert [score.task for score in scores] == ["questions", "retention"]
     for score in scores:
         rows = items[items["task"] == score.task]

@@ -43,5 +43,6 @@ def test_custom_study_of_a_real_checkpoint_reports_that_it_is_at_chance(shared, 
     for record in (base, qlora):
         score = record.evaluate.score("questions")
         assert (score.questions, set(score.by_subject)) == (12, set(SUBJECTS))
+        assert record.evaluate.prompts_cut > 0, "5 shots do not fit its 512 positions"
     report = (study / "REPORT.md").read_text(encoding="utf-8")
     assert "chance" in report and str(study / "REPORT.md") in done.stdout
