@@ -254,6 +254,11 @@ class TrainingData:
         return sum(label != IGNORED for row in self.rows for e in row for label in e["labels"])
 
 
+def hash_examples(examples: list[Example]) -> str:
+    """One hash of all examples, in their order."""
+    return hashlib.sha256(canonical(examples)).hexdigest()
+
+
 def prepare_data(
     data: DataSettings, train: TrainSettings, tokenizer: Any, seed: int
 ) -> TrainingData:
@@ -266,7 +271,7 @@ def prepare_data(
     return TrainingData(
         rows=rows,
         examples=len(examples),
-        sha256=hashlib.sha256(canonical(examples)).hexdigest(),
+        sha256=hash_examples(examples),
         order_sha256=hashlib.sha256(canonical(rows)).hexdigest(),
         left_out=len(examples) - len(tokenised),
         cut=sum(example["input_ids"][-1] != tokenizer.eos_token_id for example in tokenised),

@@ -9,6 +9,7 @@ import hashlib
 import os
 import subprocess
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -129,8 +130,9 @@ def git_state() -> tuple[str | None, bool | None]:
     return commit, bool(status) if status is not None else None
 
 
+@lru_cache(maxsize=1)
 def code_sha256() -> str:
-    """One hash of the modules that measure."""
+    """One hash of the modules that measure, as they are at the first call: call it at the start."""
     files = [HERE / f"{name}.py" for name in MEASURING]
     return hashlib.sha256(canonical([[path.name, file_sha256(path)] for path in files])).hexdigest()
 

@@ -13,15 +13,16 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import computed_field
 
-from studylib.data import read_examples
+from studylib.data import hash_examples, read_examples
 from studylib.errors import StudyError
 from studylib.files import disk_full, explain_write_error
-from studylib.profile import Frozen, ModelRef, Profile, RunSpec
+from studylib.profile import DataSettings, Frozen, ModelRef, Profile, RunSpec
 from studylib.questions import check_questions
 from studylib.records import RECORD, Record, find_changes, read_records
 from studylib.sources import ask_model, model_folder
@@ -79,6 +80,7 @@ def plan_study(profile: Profile, results: Path, reference: Sequence[Record] = ()
         folder = results / "runs" / spec.run_id
         if spec.run_id in records:
             refuse_other_settings(spec, records[spec.run_id], folder)
+            refuse_changed_data(spec, records[spec.run_id], folder)
             state: State = "done"
         else:
             state = "to resume" if (folder / "work" / "session.json").is_file() else "to do"
@@ -112,6 +114,23 @@ def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:
             f"({'; '.join(changes[:3])})",
             "Move the folder away, or choose another one: --results FOLDER (RESULTS= with make).",
         )
+
+
+def refuse_changed_data(spec: RunSpec, record: Record, folder: Path) -> None:
+    """A data file that was edited since is another study, under the same name."""
+    recorded = record.fingerprint.get("data.sha256")
+    path = Path(spec.data.source).expanduser()
+    if recorded and path.is_file() and hash_data_file(spec.data) != recorded:
+        raise StudyError(
+            f"{folder / RECORD}",
+            f"it was made with other examples than {spec.data.source} has now",
+            "Move the folder away, or choose another one: --results FOLDER (RESULTS= with make).",
+        )
+
+
+@lru_cache(maxsize=8)
+def hash_data_file(data: DataSettings) -> str:
+    return hash_examples(read_examples(data))
 
 
 def record_seconds(record: Record) -> float:

@@ -22,7 +22,7 @@ import torch
 
 from studylib.data import TrainingData, prepare_data
 from studylib.devices import refuse_busy_devices
-from studylib.environment import describe_environment, fingerprint, now
+from studylib.environment import code_sha256, describe_environment, fingerprint, now
 from studylib.errors import StudyError
 from studylib.evaluate import Answers, evaluate_model
 from studylib.meter import Meter
@@ -71,6 +71,7 @@ class Run:
             raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
         self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
         self.work = folder / "work"
+        code_sha256()  # what runs now, whatever is edited while it runs
         self.status = "complete"
         self.reason: str | None = None
         self.data: TrainingData | None = None

@@ -47,6 +47,7 @@ def run_sweep(
     earlier: a sweep of the same settings whose points are kept instead of made again.
     """
     started_at = now()
+    code_sha256()  # what runs now, whatever is edited while it runs
     asked = validation_settings(spec.evaluate, limit)
     points = list(earlier.points) if earlier else []
     data: TrainingData | None = None

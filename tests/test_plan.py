@@ -12,9 +12,16 @@ from record_factory import Factory, make_spec
 
 from studylib import plan as planning
 from studylib.almanac import ladder_folder
+from studylib.data import hash_examples, read_examples
 from studylib.errors import StudyError
-from studylib.plan import check_inputs, check_writable, plan_study
-from studylib.profile import build_profile
+from studylib.plan import (
+    check_inputs,
+    check_writable,
+    hash_data_file,
+    plan_study,
+    refuse_changed_data,
+)
+from studylib.profile import DataSettings, build_profile
 from studylib.records import read_records
 
 CONTENT = {
@@ -166,3 +173,18 @@ def test_disk_with_less_room_than_a_checkpoint_takes_counts_as_full(tmp_path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4096))
     with pytest.raises(StudyError, match="the disk is full"):
         check_writable(tmp_path)
+
+
+def test_edited_data_file_is_another_study_and_says_so(tmp_path):
+    path = tmp_path / "data.json"
+    examples = [{"instruction": "a", "input": "", "output": "b"}]
+    path.write_text(json.dumps(examples))
+    data = DataSettings(source=str(path))
+    spec = make_spec("full").model_copy(update={"data": data})
+    made = {"data.sha256": hash_examples(read_examples(data))}
+    record = Factory(tmp_path / "results").add(spec, fingerprint=made)
+    refuse_changed_data(spec, record, tmp_path)
+    path.write_text(json.dumps([*examples, *examples]))
+    hash_data_file.cache_clear()
+    with pytest.raises(StudyError, match="other examples"):
+        refuse_changed_data(spec, record, tmp_path)
