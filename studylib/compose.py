@@ -38,6 +38,7 @@ def compose(
     for summary in studies:
         lines += [*name_study(summary, studies), tell(summary, len(studies) > 1), ""]
         lines += [note, ""] if (note := notes.not_run_note(summary)) else []
+    lines += [serve_tables.brief([r for s in studies for r in s.study.serves]), ""]
     lines += [brief(book), ""] if book is not None else []
     lines += [tally_findings(findings), ""]
     for summary in studies:
@@ -248,7 +249,8 @@ def claims_section(findings: list[Finding]) -> list[str]:
         "Each claim of the article beside what was found, by a rule that was written down before "
         "any run (in the appendix). Counted is exact arithmetic on the model's shape, measured "
         "is a record, forecast is traced without the device.", "",
-        tables.claims_table(findings).markdown(), "",
+        tables.verdicts_table(findings).markdown(), "",
+        "### Each finding", "", tables.claims_table(findings).markdown(), "",
     ]  # fmt: skip
 
 

@@ -20,15 +20,7 @@ HERE = Path(__file__).parent
 REPORT = "REPORT.md"
 Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
-CODE = (
-    "appendix.py", "capacity.py", "catalog.py", "cells.py", "claim_sources.py", "claims.py",
-    "claims.yaml", "comparable.py", "compose.py", "costs.py", "counts.py", "curves.py",
-    "exports.py", "figures.py", "footprint.py", "forecast_book.py", "forecast_tables.py",
-    "gpus.csv", "metrics.py", "notes.py", "panels.py", "prices.csv", "profile.py", "prose.py",
-    "records.py", "report.py", "resources.py", "serve_figures.py", "serve_records.py",
-    "serve_tables.py", "serving.py", "settings.py", "shapes.json", "stats.py", "study.py",
-    "summary.py", "tables.py", "tuning.py", "verdicts.py",
-)  # fmt: skip
+CODE = ("*.py", "*.yaml", "*.csv", "*.json")  # whatever changes, the report is made again
 TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json", "serve/*/serve.json")
 
 
@@ -37,7 +29,8 @@ def hash_inputs(folders: Iterable[Path], *others: object) -> str:
 
     others: anything whose text says what it is (planned runs, failures, forecasts).
     """
-    marks = [[name, file_sha256(HERE / name)] for name in CODE]
+    code = sorted(path for pattern in CODE for path in HERE.glob(pattern))
+    marks = [[path.name, file_sha256(path)] for path in code]
     for folder in folders:
         found = sorted(path for name in TABLES for path in folder.glob(name))
         marks.append([str(folder.resolve())])

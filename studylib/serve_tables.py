@@ -143,14 +143,16 @@ def swap_table(records: Sequence[ServeRecord]) -> Table:
         if worst is not None:
             proof = (
                 f"{'**yes**' if swap.proven else '**NO**'}: {count_of(len(required), 'check')}, "
-                f"largest difference {worst.difference:.1e} of {worst.tolerance:.0e} allowed; two adapters "
-                f"are {swap.contrast:.2g} apart"
+                f"largest difference {worst.difference:.1e} of {worst.tolerance:.0e} "
+                f"allowed; two adapters are {swap.contrast:.2g} apart"
             )
-        times = (swap.switch_seconds, swap.load_adapter_seconds, swap.merge_seconds,
-                 swap.unmerge_seconds, swap.load_model_seconds)  # fmt: skip
+        times = (swap.switch_seconds, swap.load_adapter_seconds, swap.merge_seconds)
+        unmerge, load = swap.unmerge_seconds, swap.load_model_seconds
         rows.append((
             model_name(record), record.spec.method.label, str(swap.adapters),
-            *(MISSING if t is None else milliseconds(t.p50) for t in times), proof,
+            *(milliseconds(t.p50) for t in times),
+            "not needed" if unmerge is None else milliseconds(unmerge.p50),
+            MISSING if load is None else milliseconds(load.p50), proof,
         ))  # fmt: skip
     return Table(header, tuple(rows))
 
@@ -260,6 +262,26 @@ def assumption_sentence() -> str:
         f"requests under way), rented {HOURS_A_MONTH:.0f} hours a month at prices.csv ({price}); "
         f"{DTYPE} weights, r={RANK} on all linear layers. Storage is not priced."
     )
+
+
+def brief(records: Sequence[ServeRecord]) -> str:
+    """What the first screen says of serving: overheads at the smallest batch, and bytes counted."""
+    parts = []
+    for record in records:
+        for variant in ("dynamic", "merged"):
+            rows = [r for r in record.measures.overheads(variant) if r.against == "base"]
+            ratio = rows[0].between_tokens_ratio if rows else None
+            if ratio is not None and record.spec.method.name == "lora":
+                parts.append(f"{record.spec.method.label} {variant} at {model_name(record)} "
+                             f"{overhead_text(ratio)}")  # fmt: skip
+    whole, *others = (row for row in count_footprint(find_shape(SHAPE), RANK, DTYPE))
+    sizes = [row.size_bytes for row in others if row.what.startswith("adapter")]
+    text = (
+        f"**To serve one more variant** of a 13B model takes {byte_size(min(sizes))} to "
+        f"{byte_size(max(sizes))} as an adapter and {byte_size(whole.size_bytes)} as a checkpoint "
+        "(counted)."
+    )
+    return text + (f" Added between tokens, measured: {'; '.join(parts)}." if parts else "")
 
 
 def setting_sentence(records: Sequence[ServeRecord]) -> str:

@@ -221,6 +221,23 @@ def claims_table(findings: Iterable[Finding]) -> Table:
     return Table(header, tuple(rows))
 
 
+def verdicts_table(findings: Iterable[Finding]) -> Table:
+    """One row a part of a claim: how often which verdict, and how the figures were got."""
+    parts: dict[tuple[str, str, str], list[Finding]] = {}
+    for f in findings:
+        parts.setdefault((f.claim, f.topic, f.article), []).append(f)
+    rows = []
+    for (claim, topic, article), found in parts.items():
+        verdicts = [f.verdict for f in found]
+        judged = {f.verdict for f in found if f.decided_by}
+        words = [(f"**{v}**" if v in judged else v)
+                 + (f" ({verdicts.count(v)} of {len(found)})" if len(found) > 1 else "")
+                 for v in dict.fromkeys(verdicts)]  # fmt: skip
+        got = dict.fromkeys(f.how.split()[0].rstrip(":") for f in found if f.decided_by)
+        rows.append((f"**{claim}** {topic}", article, ", ".join(got) or "—", ", ".join(words)))
+    return Table(("Claim", "Article", "Got", "Verdict"), tuple(rows))
+
+
 def rules_table(findings: Iterable[Finding]) -> Table:
     """The rule of each part of a claim, once."""
     rows = dict.fromkeys((f.claim, f.article, f.rule) for f in findings)

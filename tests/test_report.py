@@ -315,13 +315,13 @@ class TestWholeReference:
 
     def test_the_first_screen_is_short(self, root: Path) -> None:
         answer = section((root / "REPORT.md").read_text(), "The answer")
-        assert len(answer.split()) < 340
+        assert len(answer.split()) < 400
         assert "Adapters stop being enough" in answer
         assert "For the article's 13B model" in answer
 
     def test_no_claim_of_the_article_is_left_open(self, root: Path) -> None:
         part = section((root / "REPORT.md").read_text(), "Claimed and measured")
-        unjudged = [line for line in part.splitlines() if "not measured yet" in line]
+        unjudged = [line for line in part.splitlines() if "| needs " in line]
         assert len(unjudged) == 2  # LoRA and QLoRA were not run on the language track here
         assert "forecast:" in part
 

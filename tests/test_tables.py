@@ -8,6 +8,7 @@ import pytest
 from record_factory import GPU, Factory, make_spec
 
 from studylib import exports, tables
+from studylib.claims import evaluate_claims
 from studylib.study import read_study
 from studylib.summary import Summary, summarise
 
@@ -148,3 +149,11 @@ def test_the_articles_margins_are_for_the_track_that_it_speaks_of(tmp_path: Path
         factory.add(make_spec(method, track="language"))
     comparisons = summarise(read_study(factory.folder)).comparisons
     assert column(tables.gap_table(comparisons), "Equivalent within") == ["no margin claimed"]
+
+
+def test_each_part_of_a_claim_has_one_row_with_its_verdicts(summary: Summary) -> None:
+    findings = evaluate_claims([summary])
+    rows = {(row[0][:6], row[1]): row[2:] for row in tables.verdicts_table(findings).rows}
+    assert rows["**C1**", "about 0.2 %"] == ("counted", "**reproduced**")
+    assert rows["**C4**", "LoRA 0.2 to 0.8 pp behind"] == ("measured", "**differs** (2 of 2)")
+    assert rows["**C2**", "about 18 GB"] == ("—", "not measured yet")
