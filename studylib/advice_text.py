@@ -5,18 +5,18 @@ Not covered: the sentences themselves (studylib.advice_words).
 
 from __future__ import annotations
 
-from studylib.advice_words import why_not
+from studylib.advice_words import times_a_year, why_not
 from studylib.advise import Advice
 from studylib.case import CHANGE_WORDS, Case
 from studylib.rank_methods import Sentence
-from studylib.turning_points import capital, name_option
+from studylib.turning_points import capital, money, name_option
 
 
 def format_advice(case: Case, advice: Advice) -> str:
     """Advice for people: answer, ranking with reasons, what is missing, what would change it."""
     lines = [describe_case(case), "", advice.answer.text, "", "Ranking, dollars a year:"]
     for rank, option in enumerate(advice.ranking, 1):
-        usd = "no price" if option.usd_per_year is None else f"${option.usd_per_year:,.0f}"
+        usd = "no price" if option.usd_per_year is None else f"{money(option.usd_per_year)}"
         state = "fits" if option.fits else "; ".join(why_not(case, option))
         lines.append(f"{rank}. {capital(name_option(option, case))}: {usd}, {state}")
         lines += [f"   - {reason.text} [{tell(reason)}]" for reason in option.reasons]
@@ -35,9 +35,11 @@ def describe_case(case: Case) -> str:
     cards = f"{case.gpus} × {case.gpu}" if case.gpu else "any card on offer"
     return (
         f"{case.model}, {CHANGE_WORDS[case.change]}, {case.tokens:,} tokens × {case.epochs:g} "
-        f"epochs, {case.variants:,} variants trained {case.trainings_per_year:g} times a year, on "
-        f"{cards}. Assumed: all variants ready {case.serving_hours_per_year:,.0f} h a year, a card "
-        "at least, beyond it by share of memory (a fifth kept free for requests); storage at "
+        f"epochs, {case.variants:,} variants trained {times_a_year(case)}, on {cards}. Assumed: "
+        "bf16 weights with AdamW, one row of 2,048 tokens a card with checkpointing, adapters of "
+        "rank 16 on all linear layers; all variants ready "
+        f"{case.serving_hours_per_year:,.0f} h a year on a card at least, beyond it by share of "
+        "memory (a fifth kept free for requests); storage at "
         f"${case.usd_per_gb_month:g} a GB and month."
     )
 

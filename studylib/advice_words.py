@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from studylib.case import CHANGE_WORDS, Case, Evidence, Span
 from studylib.metrics import byte_size
-from studylib.rank_methods import SAME, Option, Sentence
-from studylib.turning_points import capital, name_option
+from studylib.rank_methods import Distance, Option, Sentence
+from studylib.turning_points import capital, money, name_option
 from studylib.yearly_cost import allowed_jobs
 
 
@@ -41,23 +41,44 @@ def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
         return Sentence(text=f"Nothing fits: {words}.", evidence=every)
     assert best.cost is not None
     text = (
-        f"{capital(name_option(best, case))} on {cards_words(best)}: about ${best.usd:,.0f} a year"
+        f"{capital(name_option(best, case))} on {cards_words(best)}: about {money(best.usd)} a year"
         f" ({money_range(best.cost.usd)})"
     )
     ids = list(best.evidence)
     if len(options) > 1 and options[1].fits:
         second = options[1]
         ids += second.evidence
-        text += f", ${second.usd - best.usd:,.0f} less than {name_option(second, case)}"
+        text += f", {money(second.usd - best.usd)} less than {name_option(second, case)}"
+        if too_close(best, second):
+            text += " (less than the forecast of their hours can tell apart)"
     text += "."
+    if (best.model, best.method) != (case.model, "full"):
+        text += f" {capital(loss_words(best))}."
     cheaper = [o for o in options if not o.fits and o.usd < best.usd]
     for option in cheaper:
         ids += option.evidence
         text += (
-            f" {capital(name_option(option, case))} would cost ${option.usd:,.0f}, but "
+            f" {capital(name_option(option, case))} would cost {money(option.usd)}, but "
             f"{' and '.join(why_not(case, option))}."
         )
     return Sentence(text=text, evidence=tuple(dict.fromkeys(ids)))
+
+
+def too_close(one: Option, other: Option) -> bool:
+    """Whether the dollars between two options are within what their hours are uncertain by."""
+    assert one.cost is not None and other.cost is not None
+    spans = (one.cost.training_usd, other.cost.training_usd)
+    unsure = max(((s.high or 0) - (s.low or 0)) / 2 for s in spans)
+    return abs(other.usd - one.usd) < unsure
+
+
+def loss_words(option: Option) -> str:
+    """What the answer costs in points, or that nothing tells."""
+    if not option.accuracy_loss.known:
+        return "how many points it loses against full fine-tuning was never measured"
+    lost = span_words(option.accuracy_loss)
+    far = ", as measured" if option.distance.near else ", by a record from elsewhere"
+    return f"it loses {lost} pp against full fine-tuning{far}"
 
 
 def fail_words(case: Case, options: tuple[Option, ...]) -> list[str]:
@@ -72,7 +93,9 @@ def why_not(case: Case, option: Option) -> list[str]:
     elif option.cost is None:
         words.append("its card has no price")
     elif not option.fits_budget:
-        words.append(f"${option.usd:,.0f} a year is beyond the budget of ${case.budget_usd:,.0f}")
+        words.append(
+            f"{money(option.usd)} a year is beyond the budget of {money(case.budget_usd or 0)}"
+        )
     if not option.keeps_margin:
         margin = case.max_accuracy_loss_pp
         words.append(
@@ -91,8 +114,14 @@ def cards_words(option: Option) -> str:
     return f"{job.gpus} × {job.gpu}" if job.gpus > 1 else job.gpu
 
 
+def times_a_year(case: Case) -> str:
+    count = case.trainings_per_year
+    return "once a year" if count == 1 else f"{count:g} times a year"
+
+
 def money_range(usd: Span) -> str:
-    return f"${usd.low or 0:,.0f} to ${usd.high or 0:,.0f}"
+    low, high = money(usd.low or 0), money(usd.high or 0)
+    return "by all offers" if low == high else f"{low} to {high}"
 
 
 def explain_memory(case: Case, evidence: Evidence, option: Option) -> Sentence:
@@ -118,9 +147,9 @@ def explain_cost(case: Case, option: Option) -> list[Sentence]:
         return []
     hours = cost.hours
     training = (
-        f"Training: {case.variants:,} variants × {case.trainings_per_year:g} a year × "
+        f"Training: {case.variants:,} variants, each {times_a_year(case)}, "
         f"{hours.mid or 0:,.2f} h ({hours.low or 0:,.2f} to {hours.high or 0:,.2f}, forecast) on "
-        f"{cards_words(option)} = ${cost.training_usd.mid or 0:,.0f} "
+        f"{cards_words(option)} = {money(cost.training_usd.mid or 0)} "
         f"({money_range(cost.training_usd)})."
     )
     ways = {
@@ -131,8 +160,8 @@ def explain_cost(case: Case, option: Option) -> list[Sentence]:
     where = f" on {cost.serving_gpu}" if cost.serving_gpu else ""
     serving = (
         f"Serving{where}, {ways[cost.way]}, all variants ready for "
-        f"{case.serving_hours_per_year:,.0f} h = ${cost.serving_usd.mid or 0:,.0f} "
-        f"({money_range(cost.serving_usd)}); storage ${cost.storage_usd:,.2f}."
+        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid or 0)} "
+        f"({money_range(cost.serving_usd)}); storage {money(cost.storage_usd)}."
     )
     prices = [i for i in cost.ids if i.startswith("price:")]
     counts = [i for i in cost.ids if i.startswith("count:")]
@@ -158,11 +187,11 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
         f"({piece.questions:,} questions, {seeds_words(piece.seeds)})."
     )
     said = [Sentence(text=text, evidence=piece.ids)]
-    if option.distance > SAME:
+    if not option.distance.near:
         text = (
-            f"That is 10^{option.distance:.1f} away from this case (parameters, tokens and kind of "
-            f"change together), so the interval is taken wider: {loss.low:.1f} to {loss.high:.1f} "
-            "pp. A rule of caution, not a measurement."
+            f"This case is elsewhere ({distance_words(option.distance)}), so the interval is taken "
+            f"wider, {minus(f'{loss.low:.1f} to {loss.high:.1f}')} pp: a rule of caution, not a "
+            "measurement."
         )
         said.append(Sentence(text=text, evidence=piece.ids))
     kept = piece.kept_pp
@@ -176,8 +205,27 @@ def seeds_words(seeds: int) -> str:
     return "1 seed" if seeds == 1 else f"{seeds} seeds"
 
 
+def distance_words(distance: Distance) -> str:
+    """What differs by how much: parameters × 9,000, tokens × 400, another kind of change."""
+    ratios = {
+        "parameters": distance.params_ratio,
+        "trained tokens": distance.tokens_ratio,
+        "facts": distance.facts_ratio,
+    }
+    words = [
+        f"{name} differ {times:,.{0 if times >= 10 else 1}f} times"
+        for name, times in ratios.items()
+        if times >= 1.05
+    ]
+    return ", ".join([*words, *(["another kind of change"] if distance.other_kind else [])])
+
+
+def minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
 def span_words(span: Span) -> str:
-    return f"{span.mid:.1f} ({span.low:.1f} to {span.high:.1f})".replace("-", "−")
+    return minus(f"{span.mid:.1f} ({span.low:.1f} to {span.high:.1f})")
 
 
 def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sentence]:
@@ -195,7 +243,7 @@ def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sent
         return [Sentence(text=text, evidence=(cost.job.id,))]
     text = (
         f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time on "
-        f"{timed.model} ({timed.device}); for this case {overhead.low:.0f} to "
-        f"{overhead.high:.0f} % is assumed."
+        f"{timed.model} ({timed.device}); for this case "
+        f"{minus(f'{overhead.low:.0f} to {overhead.high:.0f}')} % is assumed."
     )
     return [Sentence(text=text, evidence=(timed.id,))]

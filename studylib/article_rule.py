@@ -16,6 +16,7 @@ import pandas as pd
 
 from studylib.case import METHOD_LABELS, Case, Change, Evidence
 from studylib.rank_methods import ArticleSays, Option, rank_options
+from studylib.turning_points import money
 
 LAST_POINTS_PP = 1.0
 PEFT = ("lora", "qlora")
@@ -72,7 +73,7 @@ def cost_words(difference: float | None) -> str:
     if difference is None:
         return "; the rule's choice fits no allowed card"
     more = "more" if difference >= 0 else "less"
-    return f"; the rule's choice costs ${abs(difference):,.0f} a year {more}"
+    return f"; the rule's choice costs {money(abs(difference))} a year {more}"
 
 
 GRID_KEYS = ("gpu", "gpus", "change", "tokens", "variants", "retrains_per_year",

@@ -45,7 +45,7 @@ def foresee_jobs(
 ) -> Forecasts:
     """Forecasts, sizes, and what could not be forecast.
 
-    Of each card the fewest of 1, 2, 4, 8 ... that hold the job, else as many as are allowed.
+    Of each card 1, 2, 4, 8 and the most allowed, up to the first number that holds the job.
     """
     jobs: list[JobForecast] = []
     sizes: list[Sizes] = []
@@ -59,34 +59,39 @@ def foresee_jobs(
                 command = f"study forecast --model {model} --method {method}"
                 failed.append(LeftOut(what=f"{method} of {model}", why=str(error), command=command))
                 continue
-            jobs += [foresee_card(settings, trace, card, most_cards) for card in chosen]
+            counts = sorted({n for n in COUNTS if n <= most_cards} | {most_cards})
+            peaks = {n: peak_on(settings, trace, n) for n in counts}
+            jobs += [j for card in chosen for j in foresee_card(settings, trace, card, peaks)]
             sizes.append(count_sizes(settings, trace))
     return jobs, sizes, failed
 
 
 def foresee_card(
-    settings: ForecastSettings, trace: Trace, card: Gpu, most_cards: int
-) -> JobForecast:
-    counts = sorted({n for n in COUNTS if n <= most_cards} | {most_cards})
-    for gpus in counts:
-        peak = peak_on(settings, trace, gpus)
-        if peak <= card.usable_bytes:
-            break
+    settings: ForecastSettings, trace: Trace, card: Gpu, peaks: dict[int, int]
+) -> list[JobForecast]:
+    """One forecast for each number of cards, up to the first that holds the job."""
     dtype = "bf16" if settings.step.half else "fp32"
     step = forecast_seconds(ideal_seconds(trace.operators, card, dtype), ASSUMED)  # type: ignore
-    tokens = settings.micro_batch * settings.seq_len * gpus
-    return JobForecast(
-        id=f"forecast:{settings.model}/{settings.method}/{gpus}x{card.name}",
-        model=settings.model,
-        method=settings.method,
-        gpu=card.name,
-        gpus=gpus,
-        peak_bytes=peak,
-        usable_bytes=card.usable_bytes,
-        seconds_per_token=Span(
-            low=step.low / tokens, mid=step.mid / tokens, high=step.high / tokens
-        ),
-    )
+    found = []
+    for gpus, peak in peaks.items():
+        tokens = settings.micro_batch * settings.seq_len * gpus
+        found.append(
+            JobForecast(
+                id=f"forecast:{settings.model}/{settings.method}/{gpus}x{card.name}",
+                model=settings.model,
+                method=settings.method,
+                gpu=card.name,
+                gpus=gpus,
+                peak_bytes=peak,
+                usable_bytes=card.usable_bytes,
+                seconds_per_token=Span(
+                    low=step.low / tokens, mid=step.mid / tokens, high=step.high / tokens
+                ),
+            )
+        )
+        if found[-1].fits:
+            break
+    return found
 
 
 def peak_on(settings: ForecastSettings, trace: Trace, gpus: int) -> int:

@@ -9,7 +9,6 @@ follows from them (studylib.advise).
 
 from __future__ import annotations
 
-import math
 import re
 from functools import cached_property
 from typing import Literal
@@ -239,6 +238,6 @@ class Evidence(Frozen):
         return {key: tuple(made) for key, made in found.items()}
 
 
-def tenfolds(one: float, other: float) -> float:
-    """How many factors of ten lie between two positive figures."""
-    return abs(math.log10(one / other))
+def ratio(one: float, other: float) -> float:
+    """How many times the larger of two positive figures is the smaller one."""
+    return max(one, other) / min(one, other)

@@ -31,13 +31,13 @@ REFERENCE_NAME = "reference"
 
 def result_folders(roots: Iterable[Path]) -> list[tuple[str, Path]]:
     """(name, folder) of every folder with runs or servings below the roots, each once."""
-    found: dict[Path, str] = {}
+    found: dict[Path, tuple[str, Path]] = {}
     for root in roots:
         for folder in sorted(root.glob("*")) if root.is_dir() else []:
             if any(folder.glob("runs/*/record.json")) or any(folder.glob("serve/*/serve.json")):
                 prefix = f"{REFERENCE_NAME}/" if root.name == REFERENCE_NAME else ""
-                found.setdefault(folder.resolve(), f"{prefix}{folder.name}")
-    return [(name, folder) for folder, name in found.items()]
+                found.setdefault(folder.resolve(), (f"{prefix}{folder.name}", folder))
+    return list(found.values())
 
 
 @dataclass

@@ -62,3 +62,23 @@ def advise_case(results: Path, prices: Path | None = None, **given: object) -> t
     case = build_case(**given)
     case = case.model_copy(update={"model": normal_model(case.model)})
     return case, advise(case, gather_evidence(case, results, prices=prices))
+
+
+def open_case(
+    model: str,
+    change: str,
+    tokens: int,
+    variants: int,
+    retrains_per_year: float,
+    cards: str | None,
+    budget_usd: float | None,
+    max_latency_overhead: float | None,
+    max_accuracy_loss: float | None,
+) -> Case:
+    """A case from a notebook's parameters; StudyError names what is wrong."""
+    case = build_case(
+        model=model, change=change, tokens=tokens, variants=variants,
+        retrains_per_year=retrains_per_year, gpu=cards, budget_usd=budget_usd,
+        max_latency_overhead_percent=max_latency_overhead, max_accuracy_loss_pp=max_accuracy_loss,
+    )  # fmt: skip
+    return case.model_copy(update={"model": normal_model(case.model)})

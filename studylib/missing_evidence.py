@@ -5,9 +5,10 @@ Not covered: what is known (studylib.evidence).
 
 from __future__ import annotations
 
+from studylib.advice_words import distance_words
 from studylib.case import CHANGE_WORDS, METHOD_LABELS, Case, Evidence
-from studylib.rank_methods import SAME, Missing, Option
-from studylib.turning_points import capital, name_option
+from studylib.rank_methods import Missing, Option
+from studylib.turning_points import capital, money, name_option
 
 
 def name_missing(
@@ -40,18 +41,30 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
     for option in options:
         if (option.model, option.method) == (case.model, "full"):
             continue
-        if option.measured is not None and option.distance <= SAME:
+        if option.measured is not None and option.distance.near:
             continue
         methods = "full" if option.method == "full" else f"full,{option.method}"
         models = case.model if option.model == case.model else f"{case.model},{option.model}"
-        away = f"; the nearest record is 10^{option.distance:.1f} away" if option.measured else ""
+        away = (
+            f"; the nearest record is elsewhere: {distance_words(option.distance)}"
+            if option.measured
+            else ""
+        )
         what = (
             f"The points that {name_option(option, case)} loses on {CHANGE_WORDS[case.change]} at "
-            f"this size and amount of data{away}."
+            f"this size and amount of data{away}.{worth_words(options[0], option)}"
         )
-        ids = option.measured.ids if option.measured else option.evidence[:1]
+        ids = tuple(dict.fromkeys([*option.evidence, *options[0].evidence]))
         found.append(Missing(what=what, command=run_command(models, methods), evidence=ids))
     return found
+
+
+def worth_words(best: Option, option: Option) -> str:
+    """What proof that an option keeps the margin would save in a year, if that is all it lacks."""
+    lacks = option.fits_memory and option.fits_budget and option.keeps_latency
+    if option.keeps_margin or not lacks or not best.fits or option.usd >= best.usd:
+        return ""
+    return f" If it keeps the margin, the year costs {money(best.usd - option.usd)} less."
 
 
 def run_command(models: str, methods: str) -> str:
@@ -73,7 +86,11 @@ def missing_latency(case: Case, options: tuple[Option, ...]) -> list[Missing]:
     found = []
     for option in options:
         timed = option.timed
-        if option.method == "full" or (timed is not None and timed.model == case.model):
+        asked = case.max_latency_overhead_percent is not None
+        apart = option.cost is not None and option.cost.way == "apart"
+        if option.method == "full" or not (asked or apart):
+            continue
+        if timed is not None and timed.model == case.model:
             continue
         where = f"; the nearest record is of {timed.model}" if timed else ""
         what = (

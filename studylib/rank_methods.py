@@ -16,6 +16,8 @@ Not covered: gathering the evidence (studylib.evidence, studylib.card_forecasts)
 
 from __future__ import annotations
 
+import math
+
 from pydantic import Field
 
 from studylib.case import (
@@ -27,7 +29,7 @@ from studylib.case import (
     Evidence,
     LatencyEvidence,
     Span,
-    tenfolds,
+    ratio,
 )
 from studylib.settings import Frozen
 from studylib.yearly_cost import Way, YearlyCost, allowed_jobs, cost_year
@@ -42,6 +44,28 @@ class Sentence(Frozen):
 
     text: str
     evidence: tuple[str, ...]
+
+
+class Distance(Frozen):
+    """How far the case is from where something was measured, as ratios of 1 or more."""
+
+    params_ratio: float = 1.0
+    tokens_ratio: float = 1.0
+    facts_ratio: float = 1.0
+    other_kind: bool = False
+
+    @property
+    def tenfolds(self) -> float:
+        """Factors of ten, another kind of change counted as one."""
+        ratios = (self.params_ratio, self.tokens_ratio, self.facts_ratio)
+        return sum(math.log10(ratio) for ratio in ratios) + OTHER_KIND * self.other_kind
+
+    @property
+    def near(self) -> bool:
+        return self.tenfolds <= SAME
+
+
+HERE = Distance()
 
 
 class Option(Frozen):
@@ -63,7 +87,7 @@ class Option(Frozen):
     keeps_margin: bool = Field(default=True, exclude=True)
     keeps_latency: bool = Field(default=True, exclude=True)
     measured: AccuracyEvidence | None = Field(default=None, exclude=True)
-    distance: float = Field(default=0.0, exclude=True)
+    distance: Distance = Field(default=HERE, exclude=True)
     timed: LatencyEvidence | None = Field(default=None, exclude=True)
     reasons: tuple[Sentence, ...] = Field(default=(), exclude=True)
 
@@ -168,14 +192,14 @@ def shown(figure: Span, limit: float | None) -> bool:
 
 def nearest_accuracy(
     case: Case, evidence: Evidence, model: str, method: str, way: Way
-) -> tuple[AccuracyEvidence | None, float]:
-    """The measured gap nearest to the case, and how many factors of ten away it is.
+) -> tuple[AccuracyEvidence | None, Distance]:
+    """The measured gap nearest to the case, and how far away it is.
 
     A smaller model's loss counts for that very pair only; a new language is told by a new language
     only, and tells nothing about other changes.
     """
     if (model, method) == (case.model, "full"):
-        return None, 0.0
+        return None, HERE
     other_model = model != case.model
     found = []
     for piece in evidence.accuracy:
@@ -186,28 +210,30 @@ def nearest_accuracy(
         if "language" in (piece.change, case.change) and piece.change != case.change:
             continue
         away = distance_of(case, evidence, model, piece)
-        found.append((piece.merged != (way == "merged"), away, piece))
+        found.append((piece.merged != (way == "merged"), away.tenfolds, piece, away))
     if not found:
-        return None, 0.0
-    _, away, piece = min(found, key=lambda entry: (entry[0], entry[1], entry[2].ids))
+        return None, HERE
+    _, _, piece, away = min(found, key=lambda entry: (*entry[:2], entry[2].ids))
     return piece, away
 
 
-def distance_of(case: Case, evidence: Evidence, model: str, piece: AccuracyEvidence) -> float:
-    """Factors of ten in parameters, trained tokens and facts, and one for another kind."""
+def distance_of(case: Case, evidence: Evidence, model: str, piece: AccuracyEvidence) -> Distance:
+    """In parameters, trained tokens, facts where both are known, and kind of change."""
     sizes = evidence.sizes_of.get((model, "full"))
-    away = tenfolds(sizes.params, piece.params) if sizes else 0.0
-    away += tenfolds(case.trained_tokens, max(piece.tokens, 1))
-    if case.facts and piece.facts:
-        away += tenfolds(case.facts, piece.facts)
-    return away + OTHER_KIND * (piece.change != case.change)
+    facts = ratio(case.facts, piece.facts) if case.facts and piece.facts else 1.0
+    return Distance(
+        params_ratio=ratio(sizes.params, piece.params) if sizes else 1.0,
+        tokens_ratio=ratio(case.trained_tokens, max(piece.tokens, 1)),
+        facts_ratio=facts,
+        other_kind=piece.change != case.change,
+    )
 
 
-def widen(piece: AccuracyEvidence | None, distance: float) -> Span:
+def widen(piece: AccuracyEvidence | None, distance: Distance) -> Span:
     """The measured points, the interval wider by its half for every factor of ten away."""
     if piece is None:
         return UNKNOWN
-    return widen_span(piece.loss_pp, distance, 100.0)
+    return widen_span(piece.loss_pp, distance.tenfolds, 100.0)
 
 
 def widen_span(span: Span, distance: float, bound: float) -> Span:
@@ -235,7 +261,7 @@ def latency_distance(case: Case, evidence: Evidence, row: LatencyEvidence) -> fl
     elif sizes is None or row.params is None:
         away = OTHER_KIND
     else:
-        away = tenfolds(sizes.params, row.params)
+        away = math.log10(ratio(sizes.params, row.params))
     return away + OTHER_KIND * row.device.upper().startswith("CPU")
 
 

@@ -26,6 +26,12 @@ def name_option(option: Option | None, case: Case) -> str:
     return label if option.model == case.model else f"{label} of {option.model}"
 
 
+def money(usd: float) -> str:
+    """Whole dollars, with cents below a hundred."""
+    text = f"${abs(usd):,.0f}" if abs(usd) >= 100 else f"${abs(usd):,.2f}"
+    return f"−{text}" if usd < 0 else text
+
+
 def best_of(case: Case, evidence: Evidence) -> Option | None:
     first = rank_options(case, evidence)[0]
     return first if first.fits else None
@@ -59,7 +65,8 @@ def flip_variants(case: Case, evidence: Evidence, best: Option | None) -> list[F
         if edge is None:
             continue
         other = ask(edge)
-        words = f"From {edge:,} variants on" if step > 0 else f"With {edge:,} variants or fewer"
+        fewer = "one variant" if edge == 1 else f"{edge:,} variants or fewer"
+        words = f"From {edge:,} variants on" if step > 0 else f"With {fewer}"
         ids = (*(best.evidence if best else ()), *(other.evidence if other else ()))
         found.append(
             Flip(
@@ -113,7 +120,7 @@ def flip_price(case: Case, options: tuple[Option, ...]) -> list[Flip]:
     if one.job.gpu == other.job.gpu:
         text = (
             f"{names[0]} and {names[1]} train on the same card ({one.job.gpu}), so that its price "
-            f"moves both: the difference is ${other.mid - one.mid:,.0f} a year now."
+            f"moves both: the difference is {money(other.mid - one.mid)} a year now."
         )
         return [Flip(what="price ratio", value=None, sentence=capital(text), evidence=ids)]
     if training <= 0:
@@ -143,7 +150,7 @@ def flip_margin(case: Case, options: tuple[Option, ...]) -> list[Flip]:
                 continue
             text = (
                 f"With a margin of {high:.1f} pp or more {name_option(option, case)} would do, for "
-                f"${option.usd:,.0f} a year."
+                f"{money(option.usd)} a year."
             )
             found.append(Flip(what="accuracy margin", value=high, sentence=text,
                               evidence=option.evidence))  # fmt: skip
@@ -176,5 +183,5 @@ def flip_budget(case: Case, options: tuple[Option, ...]) -> list[Flip]:
     if not lacking:
         return []
     option = min(lacking, key=lambda o: o.usd)
-    text = f"From ${option.usd:,.0f} a year on {name_option(option, case)} would fit the budget."
+    text = f"From {money(option.usd)} a year on {name_option(option, case)} would fit the budget."
     return [Flip(what="budget", value=option.usd, sentence=text, evidence=option.evidence)]

@@ -11,7 +11,7 @@ import typer
 from record_factory import Factory, make_spec
 from typer.testing import CliRunner
 
-from studylib import cli_advise, gather
+from studylib import choose_views, cli_advise, gather
 from studylib.advice_text import format_advice
 from studylib.advise import advise
 from studylib.article_rule import compare_with_article, grid_cases, tabulate_disagreement
@@ -31,6 +31,7 @@ from studylib.catalog import find_gpu
 from studylib.errors import StudyError
 from studylib.evidence import read_roots
 from studylib.forecast import ForecastSettings, forecast
+from studylib.places import NOTEBOOKS
 from studylib.rank_methods import rank_options
 
 BIG, SMALL = "shape:llama-2-13b", "shape:llama-2-7b"
@@ -243,7 +244,8 @@ def test_a_smaller_model_counts_only_where_its_loss_was_measured():
 
 def test_what_was_never_measured_is_said_with_the_command_that_measures_it():
     bare = make_evidence(accuracy=(), latency=())
-    advice = advise(make_case(change="language", max_accuracy_loss_pp=50), bare)
+    asked = {"max_accuracy_loss_pp": 50, "max_latency_overhead_percent": 5}
+    advice = advise(make_case(change="language", **asked), bare)
     lora = option(advice, "lora")
     assert lora.accuracy_loss == Span() and not lora.fits
     whole = " ".join(m.what + m.command for m in advice.missing_evidence)
@@ -418,7 +420,11 @@ def test_text_for_people_has_the_answer_the_assumptions_and_every_reason():
     case = make_case(variants=20)
     advice = advise(case, EVIDENCE)
     text = format_advice(case, advice)
-    assert advice.answer.text in text and "all variants ready 8,760 h" in text
+    assert (
+        advice.answer.text in text
+        and "all variants ready 8,760 h" in text
+        and "by all offers" not in advice.answer.text
+    )
     for row in advice.ranking:
         assert all(reason.text in text for reason in row.reasons)
 
@@ -530,3 +536,55 @@ def test_the_command_answers_in_json(tmp_path, monkeypatch):
 def test_a_case_is_frozen_and_refuses_unknown_keys():
     with pytest.raises(ValueError, match="extra"):
         Case(model=BIG, change="task", tokens=1, colour="red")
+
+
+# What the notebook shows --------------------------------------------------------------------------
+
+
+def test_a_menu_changes_the_answer_and_none_reads_any():
+    case = make_case(variants=50)
+    show = choose_views.choose(case, EVIDENCE)
+    loose = show("task", 50, "any", "any").data
+    strict = show("task", 50, 0.2, "8xa100-80gb").data
+    assert loose.startswith(("**LoRA on", "**QLoRA on"))
+    assert strict.startswith("**Full fine-tuning on 2 × a100-80gb")
+    assert choose_views.offer(None, [None, 1.0]) == ["any", 1.0]
+
+
+def test_lines_of_dollars_have_a_name_each_and_a_caption_of_this_case():
+    case = make_case(variants=50)
+    figure = choose_views.plot_variants(case, EVIDENCE)
+    names = [text.get_text() for text in figure.axes[0].texts]
+    others = ["full fine-tuning", "full fine-tuning,\nllama-2-7b"]
+    assert sorted(names) == ["LoRA", "QLoRA", *others]
+    assert "50 variants" in choose_views.caption_variants(case)
+
+
+def test_the_caption_of_the_grid_counts_its_rows():
+    case = make_case()
+    grid = choose_views.compare_rule(case, EVIDENCE)
+    text = choose_views.caption_rule(grid)
+    assert f"{(~grid['agree']).sum():,} of {len(grid):,} cases" in text
+    assert len(choose_views.tabulate_evidence(EVIDENCE)) == 6
+    assert "study reproduce" in choose_views.list_changes(advise(case, make_evidence(accuracy=())))
+    assert "forecast:" in choose_views.list_reasons(case, advise(case, EVIDENCE))
+
+
+def test_notebook_runs_from_a_fresh_kernel_for_the_case_of_its_parameters(tmp_path):
+    import nbformat
+    import papermill
+
+    papermill.execute_notebook(
+        NOTEBOOKS / "30_choose.ipynb", tmp_path / "out.ipynb", cwd=tmp_path, progress_bar=False,
+        parameters={"MODEL": "ladder:0.4m", "CHANGE": "knowledge", "CARDS": "rtx4090-24gb",
+                    "RESULTS": str(tmp_path)},
+    )  # fmt: skip
+    made = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    texts = [
+        output["data"].get("text/markdown", "")
+        for cell in made.cells
+        for output in cell.get("outputs", [])
+        if "data" in output
+    ]
+    assert any("ladder:0.4m, new knowledge" in text for text in texts)
+    assert any("The two differ in" in text for text in texts)
