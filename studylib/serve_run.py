@@ -332,7 +332,7 @@ class ServeRun:
         self.found["mixed"] = (row,)
 
     def swap(self) -> None:
-        """Switch, load, merge and unmerge, with proof that the answers are right; the last stage."""
+        """Switch, load, merge and unmerge, with proof of the answers; the last stage."""
         if self.spec.engine == "transformers":
             self.stage("swap", self._swap)
 
