@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from studylib.profile import MethodSettings, ModelRef
 from studylib.records import canonical
 from studylib.sources import folder_sha256, model_folder
 
+# transformers 5 warns of names that it will change in 6; the ranges of this study end before.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -10,6 +10,7 @@ Not covered: which runs there are and in what order (studylib.runner).
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -81,6 +82,7 @@ class Run:
         self.evaluate_block: EvaluateBlock | None = None
         self.serve_block: ServeBlock | None = None
         self._lock = lock_folder(self.work)
+        import_libraries()
         refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
         self.meter = Meter(devices=None if torch.cuda.is_available() else [])
         self.meter.__enter__()
@@ -302,6 +304,12 @@ class Run:
             tokens_per_second=row["tokens"] / row["step_seconds"],
             peak_bytes=peak,
         )
+
+
+def import_libraries() -> None:
+    """What the stages need, so that the load stage measures loading and not Python's imports."""
+    for name in ("peft", "transformers.trainer", "lm_eval.evaluator", "studylib.prefix_lm"):
+        importlib.import_module(name)
 
 
 def lock_folder(work: Path) -> Any:

@@ -85,7 +85,7 @@ def build_trainer(
 ) -> Any:
     """A Trainer that takes the rows in their order and saves a checkpoint every so many steps."""
     from torch.utils.data import SequentialSampler
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     class OrderedTrainer(Trainer):
         """The order is the data's (equal for all methods), not the sampler's."""
@@ -94,6 +94,10 @@ def build_trainer(
             return SequentialSampler(data.rows)
 
     recipe = spec.train
+    checkpointing: dict[str, Any] = {}
+    if recipe.checkpointing:
+        checkpointing["gradient_checkpointing"] = True
+        checkpointing["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
@@ -108,8 +112,7 @@ def build_trainer(
         max_grad_norm=recipe.max_grad_norm,
         optim="adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
         bf16=recipe.dtype == "bf16",
-        gradient_checkpointing=recipe.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.checkpointing else None,
+        **checkpointing,
         save_strategy="steps" if checkpoints else "no",
         save_steps=recipe.checkpoint_every,
         save_total_limit=2,
@@ -125,13 +128,15 @@ def build_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
     )
-    return OrderedTrainer(
+    trainer = OrderedTrainer(
         model=model,
         args=arguments,
         train_dataset=data.rows,
         data_collator=PackedCollator(),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
+    return trainer
 
 
 def build_callback(

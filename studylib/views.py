@@ -125,6 +125,8 @@ def plot_memory(samples: pd.DataFrame) -> Figure:
     for (stage, part), color in zip(samples.groupby("stage", sort=False), STAGES * 3, strict=False):
         gigabytes = part[column].astype(float) / 1e9
         axes.plot(part["t_seconds"], gigabytes, color=color, linewidth=1.8)
+        if len(part) < 0.03 * len(samples):
+            continue  # too short for a label of its own
         peak = gigabytes.idxmax()
         axes.annotate(
             f"{stage}\n{gigabytes[peak]:.2f} GB",
