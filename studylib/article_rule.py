@@ -14,6 +14,7 @@ from itertools import product
 
 import pandas as pd
 
+from studylib.advice_words import too_close
 from studylib.case import METHOD_LABELS, Case, Change, Evidence
 from studylib.rank_methods import ArticleSays, Option, rank_options
 from studylib.turning_points import money
@@ -108,7 +109,8 @@ def compare_with_article(cases: Iterable[Case], evidence: Evidence) -> pd.DataFr
     """One row a case: both choices, whether they agree, dollars and points between them.
 
     usd_more and points_more: what the article's choice costs and loses beyond ours; null where
-    either is unknown. article_fits: whether its choice keeps all that the case asks for.
+    either is unknown. article_fits: whether its choice keeps all that the case asks for. close: the
+    dollars between them are within what the forecast hours are uncertain by.
     """
     rows = []
     for case in cases:
@@ -124,6 +126,7 @@ def compare_with_article(cases: Iterable[Case], evidence: Evidence) -> pd.DataFr
                 "article": f"{method}, {case.model}",
                 "agree": ours is not None and ours == theirs,
                 "article_fits": theirs.fits,
+                "close": ours is not None and theirs.fits and too_close(ours, theirs),
                 "usd_more": difference_of(theirs.usd_per_year, ours.usd_per_year if ours else None),
                 "points_more": difference_of(
                     theirs.accuracy_loss.mid, ours.accuracy_loss.mid if ours else None

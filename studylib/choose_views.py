@@ -217,7 +217,8 @@ def caption_rule(grid: pd.DataFrame) -> str:
     apart = grid[~grid["agree"]]
     nothing = int((grid["ours"] == "nothing fits").sum())
     fails = apart[~apart["article_fits"] & (apart["ours"] != "nothing fits")]
-    dearer = apart[apart["article_fits"]]["usd_more"].dropna()
+    both = apart[apart["article_fits"]]
+    dearer, close = both["usd_more"].dropna(), int(both["close"].sum())
     text = (
         f"The two differ in {len(apart):,} of {len(grid):,} cases. In {nothing:,} of them nothing "
         f"is shown to fit; in {len(fails):,} the article's choice is not shown to fit and another "
@@ -226,7 +227,8 @@ def caption_rule(grid: pd.DataFrame) -> str:
     if len(dearer):
         text += (
             f"; in {len(dearer):,} both fit and the article's choice costs ${dearer.median():,.0f} "
-            f"a year more in the middle of them (${dearer.min():,.0f} to ${dearer.max():,.0f})"
+            f"a year more in the middle of them (${dearer.min():,.0f} to ${dearer.max():,.0f}), which "
+            f"in {close:,} of these is less than the forecast hours are uncertain by"
         )
     return dollar_signs(f"{text}.")
 
