@@ -227,8 +227,8 @@ def caption_rule(grid: pd.DataFrame) -> str:
     if len(dearer):
         text += (
             f"; in {len(dearer):,} both fit and the article's choice costs ${dearer.median():,.0f} "
-            f"a year more in the middle of them (${dearer.min():,.0f} to ${dearer.max():,.0f}), which "
-            f"in {close:,} of these is less than the forecast hours are uncertain by"
+            f"a year more in the middle of them (${dearer.min():,.0f} to ${dearer.max():,.0f}), "
+            f"which in {close:,} of these is less than the forecast hours are uncertain by"
         )
     return dollar_signs(f"{text}.")
 
