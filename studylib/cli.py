@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from studylib.cli_advise import advise, diff
 from studylib.cli_article import forecast_article
 from studylib.cli_evaluate import evaluate
 from studylib.cli_forecast import forecast, prices
@@ -222,7 +223,7 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
-for command in (evaluate, forecast, forecast_article, prices, serve, tune):
+for command in (advise, diff, evaluate, forecast, forecast_article, prices, serve, tune):
     app.command()(command)
 
 

@@ -23,6 +23,7 @@ from studylib.profile import RunSpec
 from studylib.records import explain_write_error, write_atomically
 
 REFERENCE = Path("results") / "reference"
+README = "README.md"
 
 
 def build_report(
@@ -106,7 +107,18 @@ def compose_reference(root: Path) -> Files:
     folders.sort(key=lambda folder: (folder.name != "cpu", folder.name))
     studies = [summarise(read_study(f, (REFERENCE / f.name).as_posix())) for f in folders]
     book = read_book(root / REFERENCE / FORECASTS)
-    return compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+    files = compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+    return files | fill_readme(root, files[REPORT].decode())
+
+
+def fill_readme(root: Path, report: str) -> Files:
+    """The README, where there is one, with the report's findings on its first screen."""
+    from studylib.readme import fill_findings
+
+    path = root / README
+    if not path.is_file():
+        return {}
+    return {README: fill_findings(path.read_text(encoding="utf-8"), report).encode()}
 
 
 def has_runs(folder: Path) -> bool:
