@@ -1,0 +1,53 @@
+"""What the planning notebook shows is what the forecasts say."""
+
+from __future__ import annotations
+
+import builtins
+
+import pytest
+
+from studylib import explore
+from studylib.catalog import find_gpu
+
+MODEL = "shape:smollm2-135m"
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    return {m: explore.foresee(MODEL, m, "a100-80gb", 1, 512) for m in ("full", "qlora")}
+
+
+def test_bars_add_up_to_the_peak_and_the_card_is_drawn(jobs):
+    axes = explore.plot_parts(list(jobs.values()), "rtx4090-24gb").axes[0]
+    for row, made in enumerate(jobs.values()):
+        bars = [bar for bar in axes.patches if round(bar.get_y() + bar.get_height() / 2) == row]
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(made.peak_bytes / 1e9)
+    [card] = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert card.get_xdata()[0] == pytest.approx(find_gpu("rtx4090-24gb").usable_bytes / 1e9)
+
+
+def test_tables_name_what_fits_and_what_it_costs(jobs):
+    fits = explore.tabulate_fits([MODEL], ["full"], ["rtx4090-24gb", "a100-80gb"], 1, 512)
+    row = fits.loc[(MODEL, "full")]
+    left = jobs["full"].fits["a100-80gb"].headroom_bytes / 1e9
+    assert float(row["a100-80gb"]) == pytest.approx(left, abs=0.06)
+    costs = explore.tabulate_costs([MODEL], ["full"], "a100-80gb", 1, 512)
+    assert f"{jobs['full'].jobs['packed'].hours.mid:.1f}" in costs.loc[(MODEL, "full"), "hours"]
+
+
+def test_break_even_is_the_ratio_of_hours(jobs):
+    small = explore.foresee(MODEL, "qlora", "rtx4090-24gb", 1, 512)
+    ratio = small.jobs["packed"].hours.mid / jobs["full"].jobs["packed"].hours.mid
+    assert f"{ratio:.2f} times" in explore.break_even(small, jobs["full"])
+
+
+def test_without_widgets_the_first_choices_are_shown(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *words, **keys):
+        if name == "ipywidgets":
+            raise ImportError(name)
+        return real(name, *words, **keys)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert explore.explore(lambda a, b: (a, b), a=[1, 2], b=["x", "y"]) == (1, "x")
