@@ -39,7 +39,7 @@ doctor: ## what this machine has, and which profile fits
 	@$(PY) -m studylib doctor
 
 lab: ## open the notebooks in JupyterLab on 127.0.0.1
-	@$(PY) -m jupyterlab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks
+	@$(PY) -m jupyterlab --ip=127.0.0.1 --allow-root --notebook-dir=notebooks
 
 ladder: ## rebuild the bundled models from their seed
 	@$(PY) -m studylib.ladder
