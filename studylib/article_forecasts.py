@@ -29,6 +29,7 @@ from studylib.forecast_book import (
 from studylib.places import REFERENCE
 from studylib.published import Published, compare, load_published
 from studylib.records import canonical
+from studylib.roofline import Range
 
 HERE = Path(__file__).parent
 MODULES = (
@@ -92,8 +93,8 @@ def describe_job(case: Case, made: Forecast) -> JobForecast:
         JobRow(
             form=form,  # type: ignore[arg-type]
             tokens=made.jobs[form].tokens,
-            hours=Span(**made.jobs[form].hours.model_dump()),
-            usd=None if (usd := made.jobs[form].usd) is None else Span(**usd.model_dump()),
+            hours=rounded(made.jobs[form].hours),
+            usd=None if (usd := made.jobs[form].usd) is None else rounded(usd),
         )
         for form in STANDARD_TOKENS
     ]
@@ -109,6 +110,11 @@ def describe_job(case: Case, made: Forecast) -> JobForecast:
         smallest_gpu=made.smallest_gpu,
         jobs=tuple(jobs),
     )
+
+
+def rounded(values: Range) -> Span:
+    """Six figures: a sum of many operators' seconds depends on their order beyond that."""
+    return Span(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
 
 
 def smallest_card(gigabytes: int) -> str:

@@ -220,7 +220,8 @@ def serve_section(studies: list[Summary], pictures: list[str]) -> list[str]:
         lines += ["Measured bytes of these models:", ""]
         lines += [serve_tables.measured_variants_table(records).markdown(), ""]
     lines += picture_lines(pictures, ("serve-monthly",))
-    lines += [serve_tables.assumption_sentence(), ""]
+    counted = f"{serve_tables.assumption_sentence()} {serve_tables.break_even_sentence()}"
+    lines += [counted, ""]
     lines += [serve_tables.counted_variants_table().markdown(), ""]
     left_out = serve_tables.skipped_lines(records)
     return lines + (["### Not measured in serving", "", *left_out, ""] if left_out else [])

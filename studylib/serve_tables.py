@@ -18,6 +18,7 @@ from studylib.footprint import (
     RESERVE_SHARE,
     count_cards,
     count_footprint,
+    find_break_even,
     monthly_usd,
     shape_ways,
 )
@@ -262,6 +263,23 @@ def assumption_sentence() -> str:
         f"requests under way), rented {HOURS_A_MONTH:.0f} hours a month at prices.csv ({price}); "
         f"{DTYPE} weights, r={RANK} on all linear layers. Storage is not priced."
     )
+
+
+def break_even_sentence() -> str:
+    """From how many variants on adapters take less than checkpoints, by bytes and by cards."""
+    whole, *ways = shape_ways(find_shape(SHAPE), RANK, DTYPE)
+    card = find_gpu(CARD)
+    parts = []
+    for kept in ways:
+        even = find_break_even(kept, whole)
+        cheaper = next(
+            (n for n in range(1, COUNTS[-1] + 1)
+             if count_cards(kept, n, card) < count_cards(whole, n, card)), None)  # fmt: skip
+        parts.append(
+            f"{kept.way} from {even.memory_variants or 'no number of'} variants on by bytes and "
+            f"from {cheaper or 'no number'} on by cards"
+        )
+    return f"Adapters take less than checkpoints: {join_words(parts)}."
 
 
 def brief(records: Sequence[ServeRecord]) -> str:
