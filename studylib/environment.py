@@ -105,7 +105,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it) of this code, or nulls outside git."""
+    """(commit, whether the code that measures differs from it), or nulls outside git."""
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*words: str) -> str | None:
@@ -126,7 +126,7 @@ def git_state() -> tuple[str | None, bool | None]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return None, None
-    status = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    status = git("status", "--porcelain", "--", *(f"{name}.py" for name in MEASURING))
     return commit, bool(status) if status is not None else None
 
 
@@ -154,8 +154,10 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
         "evaluate.precision": "float32 log-softmax",
     }
     if items is not None:
-        marks["evaluate.items_sha256"] = hash_column(items, ["task", "item"])
-        marks["evaluate.prompt"] = hash_column(items, ["task", "prompt_sha256"])
+        # A quantized run asks everything twice, of other weights: what was asked is the same.
+        asked_once = items[items["weights"] == items["weights"].iloc[0]]
+        marks["evaluate.items_sha256"] = hash_column(asked_once, ["task", "item"])
+        marks["evaluate.prompt"] = hash_column(asked_once, ["task", "prompt_sha256"])
         marks["evaluate.weights"] = run.weights_scored
     if data is not None:
         marks |= {

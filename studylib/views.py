@@ -150,9 +150,14 @@ def tabulate_subjects(items: pd.DataFrame | None) -> pd.DataFrame | str:
     """Right answers in per cent and number of questions, by task and subject."""
     if items is None:
         return "No questions were asked."
-    table = items.groupby(["task", "subject"])["correct"].agg(["mean", "size"])
+    table = once(items).groupby(["task", "subject"])["correct"].agg(["mean", "size"])
     table["mean"] = (100 * table["mean"]).round(1)
     return table.rename(columns={"mean": "right (%)", "size": "questions"})
+
+
+def once(items: pd.DataFrame) -> pd.DataFrame:
+    """The items as the run's own weights answered them: a quantized run also has merged ones."""
+    return items[items["weights"] == items["weights"].iloc[0]]
 
 
 def compare_items(
@@ -164,6 +169,7 @@ def compare_items(
     if before is None:
         return "The untrained model's run is not there to compare with."
     keys = ["task", "item"]
+    after = once(after)
     after = after[after["task"] == "questions"]
     both = after.merge(before[[*keys, "chosen", "correct"]], on=keys, suffixes=("", "_before"))
     both = both.drop_duplicates("item")

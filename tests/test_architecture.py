@@ -28,7 +28,8 @@ FLOORS = {
         hot_swap mixed_batch engines serve_run card_forecasts""",
     "runner": "progress runner publish doctor",
     "report": """study comparable costs resources summary cells panels curves claims figures tables
-        exports appendix notes prose compose made_from report readme claim_sources views serve_views capacity
+        exports appendix notes prose compose made_from report readme claim_sources views
+        serve_views capacity
         forecast_tables serve_tables serve_figures evidence rank_methods turning_points
         advice_words missing_evidence article_rule advise advice_text choose_views
         compare_studies move_words""",

@@ -19,7 +19,7 @@ from studylib.profile import (
     TrainSettings,
     parse_method,
 )
-from studylib.records import check_files, read_record
+from studylib.records import check_files, find_mismatches, read_record
 from studylib.run import Run
 
 
@@ -69,6 +69,14 @@ def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
     if method != "base":
         assert record.train.steps == 6 and record.train.resumed_at_steps == ()
         assert record.fingerprint["data.tokens_seen"] == record.train.tokens_seen
+
+
+def test_runs_of_all_methods_share_what_a_table_must_share(model, tmp_path):
+    records = [
+        complete(Run(make_spec(model, method), tmp_path / method))
+        for method in ("base", "full", "lora", "qlora")
+    ]
+    assert find_mismatches(records) == {}
 
 
 def test_run_killed_after_training_keeps_the_training(model, tmp_path):

@@ -46,9 +46,10 @@ def test_memory_of_a_resumed_run_follows_on_from_its_first_process():
     assert "host memory" in axes.get_title(loc="left").lower()
 
 
-def item(name: str, chosen: int, task="questions"):
+def item(name: str, chosen: int, task="questions", weights="own"):
     return {"task": task, "item": name, "question": name, "choices": ["a", "b", "c", "d"],
-            "answer": 1, "chosen": chosen, "correct": chosen == 1, "subject": "s"}  # fmt: skip
+            "answer": 1, "chosen": chosen, "correct": chosen == 1, "subject": "s",
+            "weights": weights}  # fmt: skip
 
 
 def test_changed_answers_come_first_before_and_after():
@@ -66,6 +67,7 @@ def test_changed_answers_come_first_before_and_after():
 
 
 def test_subject_table_counts_by_task():
-    table = views.tabulate_subjects(pd.DataFrame([item("x", 1), item("y", 0)]))
+    merged = item("x", 0, weights="merged")
+    table = views.tabulate_subjects(pd.DataFrame([item("x", 1), item("y", 0), merged]))
     assert table.loc[("questions", "s"), "right (%)"] == 50.0
     assert table.loc[("questions", "s"), "questions"] == 2
