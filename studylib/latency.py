@@ -316,3 +316,25 @@ def whole_seconds(series: Series, new_tokens: int) -> list[float]:
         first + (new_tokens - 1) * step
         for first, step in zip(series.first, series.medians, strict=False)
     ]
+
+
+def time_case(
+    pairs: list[tuple[Served, Served]],
+    prompt: torch.Tensor,
+    new_tokens: int,
+    rounds: int,
+    budget_seconds: float,
+) -> list[LatencyRow]:
+    """Each base's row over all its pairs, then the row of each variant with its ratio.
+
+    pairs: (base, variant); budget_seconds is for each pair.
+    """
+    bases: dict[str, tuple[Served, Series]] = {}
+    rows = []
+    for base, other in pairs:
+        ours, theirs = time_pair(base, other, prompt, new_tokens, rounds, budget_seconds)
+        pool = bases.setdefault(base.name, (base, Series()))[1]
+        pool.first.extend(ours.first)
+        pool.rounds.extend(ours.rounds)
+        rows.append(latency_row(other, theirs, prompt, new_tokens, (base.name, ours)))
+    return [*(latency_row(b, s, prompt, new_tokens) for b, s in bases.values()), *rows]

@@ -4,7 +4,7 @@ Files are written and measured where they are small enough, else their size is t
 tensors ("counted"; a file's header is a few kilobytes more). Memory is the sum of the tensors as
 loaded: weights, buffers and quantization constants, tied ones once.
 
-Not covered: what follows for N variants (studylib.footprint), latency (studylib.latency).
+Not covered: the arithmetic of N variants (studylib.footprint), latency (studylib.latency).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.footprint import Kept, find_break_even, tabulate_variants
 from studylib.methods import DTYPES
 from studylib.profile import MethodSettings
-from studylib.serving import FootprintRow
+from studylib.serving import FootprintRow, ServeSpec
 from studylib.variants import tensor_bytes
 
 
@@ -85,3 +86,54 @@ def adapter_rows(model: nn.Module, name: str = "default") -> list[FootprintRow]:
 
 def nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def measure_variants(
+    spec: ServeSpec, base: Any, four_bit: Any, dynamic: Any, merged: Any
+) -> tuple[dict[str, Any], str | None]:
+    """The footprint fields of ServeMeasures, and a note on adapters that are loaded together.
+
+    A model that a method has not is None; `dynamic` holds all adapters, the first of which counts.
+    """
+    limit = spec.settings.write_limit_bytes
+    whole = model_row("checkpoint", base, spec.dtype, limit)
+    rows, note = [whole], None
+    ways = [Kept("checkpoints", 0, 0, whole.disk_bytes, whole.memory_bytes)]
+    if dynamic is not None:
+        under = whole
+        if four_bit is not None:
+            under = model_row("4-bit base", four_bit, "nf4", limit)
+            rows.append(under)
+        adapters = adapter_rows(dynamic)
+        rows += [*adapters, model_row("merged model", merged, spec.dtype, limit)]
+        ways += [adapter_way(adapter, under) for adapter in adapters]
+        note = note_sum(spec, dynamic, under, adapters)
+    found = {
+        "footprint": tuple(rows),
+        "variants": tabulate_variants(ways, spec.settings.variants),
+        "break_even": tuple(find_break_even(way, ways[0]) for way in ways[1:]),
+    }
+    return found, note
+
+
+def adapter_way(adapter: FootprintRow, base: FootprintRow) -> Kept:
+    """Adapters of one dtype on one base."""
+    return Kept(
+        f"{adapter.dtype} adapters on one {base.what}",
+        base.disk_bytes,
+        base.memory_bytes,
+        adapter.disk_bytes,
+        adapter.memory_bytes,
+    )
+
+
+def note_sum(
+    spec: ServeSpec, dynamic: nn.Module, base: FootprintRow, adapters: list[FootprintRow]
+) -> str:
+    """Adapters loaded together on one base beside the table's arithmetic."""
+    one = next(row for row in adapters if row.dtype == spec.adapter_dtype)
+    count = spec.settings.adapters
+    return (
+        f"{count} adapters loaded on one base take {tensor_bytes(dynamic):,} bytes; base and "
+        f"{count} times one adapter are {base.memory_bytes + count * one.memory_bytes:,}"
+    )

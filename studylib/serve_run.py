@@ -12,6 +12,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,19 +23,17 @@ from studylib.devices import refuse_busy_devices
 from studylib.engines import lora_requests, measure_vllm, missing_reason, open_vllm, unfit_reason
 from studylib.environment import code_sha256, describe_environment, device_name
 from studylib.errors import StudyError
-from studylib.footprint import Kept, find_break_even, tabulate_variants
 from studylib.hot_swap import measure_swap, time_loads
-from studylib.latency import Series, Served, latency_row, make_prompt, time_pair
+from studylib.latency import Served, make_prompt, time_case
 from studylib.meter import Meter
 from studylib.mixed_batch import measure_mixed
 from studylib.models import load_model
 from studylib.profile import MethodSettings, read_profile
 from studylib.records import canonical, write_atomically
 from studylib.run import first_line, is_out_of_memory, lock_folder, now
-from studylib.serve import adapter_rows, model_row
+from studylib.serve import measure_variants
 from studylib.serve_records import SERVE_RECORD, ServeRecord, write_serve_record
 from studylib.serving import (
-    FootprintRow,
     LatencyRow,
     ServeMeasures,
     ServeSpec,
@@ -49,7 +48,6 @@ from studylib.variants import (
     plain_copy,
     save_adapter,
     share_weights,
-    tensor_bytes,
 )
 
 BASE = MethodSettings(name="base")
@@ -63,17 +61,6 @@ def open_serving(profile: str, run_id: str, results: str, concurrent_runs: int =
     """The serving run of a profile, in results/PROFILE/serve/RUN_ID; refuses a finished one."""
     spec = find_spec(read_profile(profile), run_id)
     return ServeRun(spec, Path(results) / spec.profile / "serve" / run_id, concurrent_runs)
-
-
-def adapter_way(adapter: FootprintRow, base: FootprintRow) -> Kept:
-    """Adapters of one dtype on one base."""
-    return Kept(
-        f"{adapter.dtype} adapters on one {base.what}",
-        base.disk_bytes,
-        base.memory_bytes,
-        adapter.disk_bytes,
-        adapter.memory_bytes,
-    )
 
 
 class ServeRun:
@@ -111,17 +98,18 @@ class ServeRun:
     def describe(self) -> str:
         """What is being asked, as Markdown."""
         spec, asked = self.spec, self.spec.settings
-        batches, prompts = (
-            ", ".join(map(str, values)) for values in (asked.batch_sizes, asked.prompt_tokens)
+        batches, prompts, decoding = (
+            ", ".join(map(str, values))
+            for values in (asked.batch_sizes, asked.prompt_tokens, asked.decoding)
         )
-        return "  \n".join(
-            [
-                f"**{spec.serve_id}** of profile {spec.profile}, in {spec.dtype}, by {spec.engine}",
-                f"batches of {batches}, prompts of {prompts} tokens, {asked.new_tokens} new ones, "
-                f"{' and '.join(asked.decoding)} decoding",
-                f"{asked.adapters} adapters at once" if spec.method.kind.adapter else "no adapter",
-            ]
-        )
+        lines = [
+            f"**{spec.serve_id}** of profile {spec.profile}, in {spec.dtype}, by {spec.engine}",
+            f"batches of {batches}, prompts of {prompts} tokens, {asked.new_tokens} new ones",
+            f"decoding: {decoding}",
+        ]
+        if spec.method.kind.adapter:
+            lines.append(f"{asked.adapters} adapters at once")
+        return "  \n".join(lines)
 
     def summary(self) -> str:
         """How the run ended and what it says of the claims, as Markdown."""
@@ -160,7 +148,8 @@ class ServeRun:
         spec = self.spec
         loaded = load_model(spec.model_ref, BASE, spec.dtype)
         self.model_sha256, self.tokenizer = loaded.sha256, loaded.tokenizer
-        self.base: Any = loaded.model.requires_grad_(False).eval()
+        base: Any = loaded.model.requires_grad_(False).eval()
+        self.base, self.config = base, base.config.get_text_config(decoder=True)
         self.four_bit: Any = None
         self.dynamic: Any = None
         self.merged: Any = None
@@ -182,44 +171,20 @@ class ServeRun:
         }
         self.merged = merge_adapter(self.base, self.folders["default"], self.four_bit)
 
-    def _load_own(self) -> nn.Module:
-        """The base as the method has it: 4-bit for a quantized method."""
-        return load_model(self.spec.model_ref, self.spec.method, self.spec.dtype).model
-
-    def _load_plain(self) -> nn.Module:
-        return load_model(self.spec.model_ref, BASE, self.spec.dtype).model
+    def _load_own(self, method: MethodSettings | None = None) -> nn.Module:
+        """The base anew, as the run's own method has it: 4-bit for a quantized one."""
+        return load_model(self.spec.model_ref, method or self.spec.method, self.spec.dtype).model
 
     def footprint(self) -> None:
         """Bytes of everything that a variant needs, and of N variants."""
         self.stage("footprint", self._footprint)
 
     def _footprint(self) -> None:
-        limit = self.spec.settings.write_limit_bytes
-        whole = model_row("checkpoint", self.base, self.spec.dtype, limit)
-        rows = [whole]
-        ways = [Kept("checkpoints", 0, 0, whole.disk_bytes, whole.memory_bytes)]
-        if self.dynamic is not None and self.merged is not None:
-            base = whole
-            if self.four_bit is not None:
-                base = model_row("4-bit base", self.four_bit, "nf4", limit)
-                rows.append(base)
-            adapters = adapter_rows(self.dynamic)
-            rows += [*adapters, model_row("merged model", self.merged, self.spec.dtype, limit)]
-            ways += [adapter_way(adapter, base) for adapter in adapters]
-            self._check_sum(base, adapters)
-        self.found["footprint"] = tuple(rows)
-        self.found["variants"] = tabulate_variants(ways, self.spec.settings.variants)
-        self.found["break_even"] = tuple(find_break_even(way, ways[0]) for way in ways[1:])
-
-    def _check_sum(self, base: FootprintRow, adapters: list[FootprintRow]) -> None:
-        """Adapters loaded together against the table's arithmetic."""
-        loaded = tensor_bytes(self.dynamic)
-        one = next(row for row in adapters if row.dtype == self.spec.adapter_dtype)
-        count = len(self.names)
-        self.notes.append(
-            f"{count} adapters loaded on one base take {loaded:,} bytes; base and {count} times "
-            f"one adapter are {base.memory_bytes + count * one.memory_bytes:,}"
+        found, note = measure_variants(
+            self.spec, self.base, self.four_bit, self.dynamic, self.merged
         )
+        self.found |= found
+        self.notes += [note] if note else []
 
     def latency(self) -> None:
         """Time to first token and between tokens, each variant in turn with its base."""
@@ -240,7 +205,7 @@ class ServeRun:
 
     @property
     def longest(self) -> int:
-        return self.base.config.max_position_embeddings
+        return self.config.max_position_embeddings
 
     def cases(self) -> list[tuple[int, int]]:
         """(batch, prompt tokens) that fit into the model's positions; others are skipped."""
@@ -257,45 +222,27 @@ class ServeRun:
         return cases
 
     def _latency(self) -> None:
-        asked, rows = self.spec.settings, []
-        cases = self.cases()
+        asked, cases = self.spec.settings, self.cases()
+        rows: list[LatencyRow] = []
         for decoding in asked.decoding:
             pairs = self.pairs(decoding)
             share = asked.budget_seconds / max(1, len(asked.decoding) * len(pairs) * len(cases))
             for case in cases:
+                prompt = make_prompt(self.config.vocab_size, *case)
                 try:
-                    rows += self._time_case(pairs, case, share)
+                    rows += time_case(pairs, prompt, asked.new_tokens, asked.rounds, share)
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
                     self.skip("batch of {}, prompt of {} tokens".format(*case), "out of memory")
         self.found["latency"] = tuple(rows)
 
-    def _time_case(
-        self, pairs: list[tuple[Served, Served]], case: tuple[int, int], budget_seconds: float
-    ) -> list[LatencyRow]:
-        """The row of each variant with its ratio, and of each base over all its pairs."""
-        asked = self.spec.settings
-        prompt = make_prompt(self.base.config.vocab_size, *case)
-        bases: dict[str, tuple[Served, Series]] = {}
-        rows = []
-        for base, other in pairs:
-            ours, theirs = time_pair(
-                base, other, prompt, asked.new_tokens, asked.rounds, budget_seconds
-            )
-            pool = bases.setdefault(base.name, (base, Series()))[1]
-            pool.first.extend(ours.first)
-            pool.rounds.extend(ours.rounds)
-            rows.append(latency_row(other, theirs, prompt, asked.new_tokens, (base.name, ours)))
-        alone = [latency_row(b, s, prompt, asked.new_tokens) for b, s in bases.values()]
-        return [*alone, *rows]
-
     def _vllm(self) -> None:
         unfit = unfit_reason(self.spec)
         if unfit:
             self.skip("latency", unfit)
             return
-        vocabulary, longest = self.base.config.vocab_size, self.longest
+        vocabulary, longest = self.config.vocab_size, self.longest
         folders = self.folders if self.dynamic is not None else {}
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             self.base.save_pretrained(folder)
@@ -337,8 +284,8 @@ class ServeRun:
             self.stage("swap", self._swap)
 
     def _swap(self) -> None:
-        vocabulary, has_adapter = self.base.config.vocab_size, self.dynamic is not None
-        plain = self._load_plain if self.four_bit is not None else None
+        vocabulary, has_adapter = self.config.vocab_size, self.dynamic is not None
+        plain = partial(self._load_own, BASE) if self.four_bit is not None else None
         self.base = self.four_bit = self.dynamic = self.merged = None  # room for fresh loads
         from_disk = self.spec.model_ref.kind != "shape"
         if not from_disk:

@@ -7,13 +7,20 @@ import json
 import nbformat
 import pytest
 
-from studylib import serve_views as views
 from studylib.cli_serve import serve_one
 from studylib.errors import StudyError
+from studylib.latency import time_case
 from studylib.profile import read_profile
 from studylib.runner import NOTEBOOKS
 from studylib.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
 from studylib.serve_run import CPU_NOTE, ServeRun
+from studylib.serve_views import (
+    list_skipped,
+    tabulate_checks,
+    tabulate_latency,
+    tabulate_mixed,
+    tabulate_swap,
+)
 from studylib.serving import ServeSettings, find_spec, serve_specs
 
 FAST = ServeSettings(
@@ -90,14 +97,12 @@ def test_changed_record_is_refused(tmp_path):
 
 
 def test_running_out_of_memory_in_one_case_is_a_reason_and_the_others_go_on(tmp_path, monkeypatch):
-    timed = ServeRun._time_case
-
-    def fail_for_two(self, pairs, case, budget_seconds):
-        if case[0] == 2:
+    def fail_for_two(pairs, prompt, *rest):
+        if len(prompt) == 2:
             raise MemoryError
-        return timed(self, pairs, case, budget_seconds)
+        return time_case(pairs, prompt, *rest)
 
-    monkeypatch.setattr(ServeRun, "_time_case", fail_for_two)
+    monkeypatch.setattr("studylib.serve_run.time_case", fail_for_two)
     run = serve(tmp_path, "base", prompt_tokens=(16,))
     assert {row.batch for row in run.measures.latency} == {1}
     assert [(s.what, s.reason) for s in run.measures.skipped] == [
@@ -129,11 +134,11 @@ def test_notebook_serves_through_papermill_and_keeps_what_is_finished(tmp_path):
 
 def test_views_say_a_word_where_there_is_no_figure(tmp_path):
     run = serve(tmp_path, "base")
-    assert isinstance(views.tabulate_swap(run.measures.swap), str)
-    assert isinstance(views.tabulate_mixed(run.measures), str)
-    assert isinstance(views.tabulate_checks(run.measures), str)
-    assert "512 positions" in views.list_skipped(run.measures)
-    assert len(views.tabulate_latency(run.measures)) == 4
+    assert isinstance(tabulate_swap(run.measures.swap), str)
+    assert isinstance(tabulate_mixed(run.measures), str)
+    assert isinstance(tabulate_checks(run.measures), str)
+    assert "512 positions" in list_skipped(run.measures)
+    assert len(tabulate_latency(run.measures)) == 4
     run.finish()
 
 
@@ -142,7 +147,8 @@ def test_notebook_is_kept_clean():
     cells = notebook.cells
     assert cells[0].source.splitlines()[0].startswith("# ")
     assert cells[0].source.splitlines()[0].endswith("?")
-    assert len(cells[0].source.splitlines()) == 4 and len(cells) <= 15
+    assert all(f"\n{word}: " in cells[0].source for word in ("Needs", "Makes", "Takes"))
+    assert len(cells) <= 15
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert all(len(cell.source.splitlines()) <= 12 for cell in code)
