@@ -60,7 +60,7 @@ def serve_one(
 ) -> Path:
     """Execute one serving run's notebook and return its record's path; a finished one is kept."""
     from studylib.plan import check_writable
-    from studylib.runner import RunFailed, absolute_if_file, run_notebook
+    from studylib.runner import RunFailed, run_notebook
     from studylib.serve_records import SERVE_RECORD
 
     folder = results / profile_name / "serve" / serve_id
@@ -68,9 +68,9 @@ def serve_one(
         return folder / SERVE_RECORD
     check_writable(folder)
     parameters = {
-        "PROFILE": absolute_if_file(profile),
+        "PROFILE": profile,
         "RUN_ID": serve_id,
-        "RESULTS": str(results.resolve()),
+        "RESULTS": str(results),
         "CONCURRENT_RUNS": concurrent_runs,
     }
     run_notebook(SERVE_NOTEBOOK, folder / "executed.ipynb", parameters)

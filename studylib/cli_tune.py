@@ -77,12 +77,12 @@ def sweep_all(profile: Any, name: str, results: Path, folder: Path, extend: int)
 
     from studylib.plan import check_inputs, check_writable
     from studylib.progress import Progress
-    from studylib.runner import Outcome, Task, absolute_if_file, run_batch
+    from studylib.runner import Outcome, Task, run_batch
     from studylib.tuning import read_sweep, sweep_name
 
     check_inputs(profile)
     check_writable(folder)
-    place = ("--profile", absolute_if_file(name), "--results", str(results))
+    place = ("--profile", name, "--results", str(results))
     tasks = []
     for spec, rates in profile.sweeps():
         sweep_id = sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)

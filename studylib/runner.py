@@ -257,9 +257,11 @@ def run_notebook(name: str, output: Path, parameters: dict[str, Any]) -> None:
     source = NOTEBOOKS / name
     check_parameters(source, parameters)
     try:
+        # Paths relative to where the command was given: the executed copy holds them, and it is
+        # meant to be shown to others.
         papermill.execute_notebook(
-            source,
-            output,
+            os.path.relpath(source),
+            os.path.relpath(output),
             parameters,
             kernel_name="python3",
             progress_bar=False,
@@ -300,19 +302,15 @@ def run_one(spec: RunSpec, profile: str, results: Path, concurrent_runs: int = 1
         )
     check_writable(folder)
     parameters = {
-        "PROFILE": absolute_if_file(profile),
+        "PROFILE": profile,
         "RUN_ID": spec.run_id,
-        "RESULTS": str(results.resolve()),
+        "RESULTS": str(results),
         "CONCURRENT_RUNS": concurrent_runs,
     }
     run_notebook("10_run.ipynb", folder / "executed.ipynb", parameters)
     if not (folder / RECORD).is_file():
         raise RunFailed("the notebook ended without a record")
     return folder / RECORD
-
-
-def absolute_if_file(profile: str) -> str:
-    return str(Path(profile).expanduser().resolve()) if "/" in profile else profile
 
 
 def follow_parent() -> None:
