@@ -28,8 +28,8 @@ from studylib.forecast_book import (
 )
 from studylib.places import REFERENCE
 from studylib.published import Published, compare, load_published
-from studylib.records import canonical
 from studylib.roofline import Range
+from studylib.sealed import canonical
 
 HERE = Path(__file__).parent
 MODULES = (

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from studylib.devices import describe_devices
 from studylib.host import host_description
-from studylib.records import Environment, Scalar, canonical, file_sha256
+from studylib.records import Environment, Scalar, file_sha256
+from studylib.sealed import canonical
 
 if TYPE_CHECKING:
     from studylib.run import Run

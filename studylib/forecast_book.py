@@ -9,15 +9,10 @@ Not covered: tracing (studylib.forecast).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from studylib.errors import StudyError
-from studylib.files import write_atomically
-from studylib.records import digest_of
+from studylib.sealed import read_sealed, write_sealed
 from studylib.settings import Frozen
 
 FORECASTS = "forecasts.json"
@@ -142,31 +137,12 @@ class ForecastBook(Frozen):
 
 def write_book(path: Path, book: ForecastBook) -> Path:
     """Seal the book with its digest and write it over an earlier one."""
-    content = book.model_dump(mode="json")
-    content["digest"] = digest_of(content)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (text + "\n").encode())
-    return path
+    return write_sealed(path, book, over=True)
 
 
 def read_book(path: Path) -> ForecastBook | None:
     """The book in a file; None where there is none. StudyError: it cannot be trusted."""
-    remedy = "Restore it, or make it again: make forecasts."
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_bytes())
-        digest = digest_of(content)
-    except (ValueError, AttributeError):
-        raise StudyError(path, "the forecasts are truncated or not JSON", remedy) from None
-    if content.get("schema_version") != BOOK_VERSION:
-        raise StudyError(path, f"this code reads schema version {BOOK_VERSION}", remedy)
-    if content.get("digest") != digest:
-        raise StudyError(path, "the forecasts were changed after they were written", remedy)
-    try:
-        return ForecastBook.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise StudyError(path, f"{where}: {fault['msg']}", remedy) from None
+    remedy = "Restore it, or make it again: make forecasts."
+    return read_sealed(path, ForecastBook, BOOK_VERSION, "the book of forecasts", remedy)

@@ -14,7 +14,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from studylib.records import canonical, file_sha256, write_atomically
+from studylib.records import file_sha256, write_atomically
+from studylib.sealed import canonical
 
 HERE = Path(__file__).parent
 REPORT = "REPORT.md"

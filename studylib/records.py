@@ -9,18 +9,15 @@ Not covered: how the figures are measured (meter, train, evaluate, serve).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
-
-from pydantic import ValidationError
 
 from studylib.errors import StudyError
 from studylib.files import explain_write_error, file_sha256, write_atomically
 from studylib.measure import StageMeasure
 from studylib.profile import Frozen, RunSpec
+from studylib.sealed import canonical, read_sealed, write_sealed
 
 __all__ = [
     "RECORD",
@@ -163,58 +160,15 @@ class Record(Frozen):
         return self.status == "complete"
 
 
-def canonical(content: Any) -> bytes:
-    """The same bytes for the same content: sorted keys, no spaces, no NaN or infinity."""
-    return json.dumps(
-        content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False
-    ).encode()
-
-
-def digest_of(content: dict[str, Any]) -> str:
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return hashlib.sha256(canonical(rest)).hexdigest()
-
-
 def write_record(folder: Path, record: Record) -> Path:
     """Seal the record with its digest and write FOLDER/record.json. Never over another one."""
-    path = folder / RECORD
-    if path.exists():
-        raise StudyError(path, "a record is never overwritten", "Move it away first.")
-    content = record.model_dump(mode="json")
-    content["digest"] = digest_of(content)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
-    return path
+    return write_sealed(folder / RECORD, record)
 
 
 def read_record(path: Path) -> Record:
     """The record in FOLDER/record.json, or one message on what is wrong with it."""
     remedy = "Restore it, or move its folder away and run again."
-    try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError
-        digest = digest_of(content)
-    except OSError as error:
-        rule = f"the record cannot be read ({error.strerror or error})"
-        raise StudyError(path, rule, remedy) from None
-    except ValueError:  # also what JSON does not allow in a number or a text, such as NaN
-        raise StudyError(path, "the record is truncated or not JSON", remedy) from None
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise StudyError(
-            path,
-            f"the record has schema version {version}, this code reads {SCHEMA_VERSION}",
-            "Read it with the version of the study that wrote it, or move it away and run again.",
-        )
-    if content.get("digest") != digest:
-        raise StudyError(path, "the record was changed after it was written", remedy)
-    try:
-        return Record.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise StudyError(path, f"{where}: {fault['msg']}", remedy) from None
+    return read_sealed(path, Record, SCHEMA_VERSION, "the record", remedy)
 
 
 def check_files(folder: Path, record: Record) -> None:

@@ -7,16 +7,13 @@ Not covered: what is in the measures (studylib.serving).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationError
-
-from studylib.errors import StudyError
 from studylib.measure import StageMeasure
 from studylib.profile import Frozen
-from studylib.records import Environment, Scalar, digest_of, write_atomically
+from studylib.records import Environment, Scalar
+from studylib.sealed import read_sealed, write_sealed
 from studylib.serving import ServeMeasures, ServeSpec
 
 SERVE_RECORD = "serve.json"
@@ -40,37 +37,13 @@ class ServeRecord(Frozen):
 
 def write_serve_record(folder: Path, record: ServeRecord) -> Path:
     """Seal and write FOLDER/serve.json. Never over another one."""
-    path = folder / SERVE_RECORD
-    if path.exists():
-        raise StudyError(path, "a record is never overwritten", "Move it away first.")
-    content = record.model_dump(mode="json")
-    content["digest"] = digest_of(content)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
-    return path
+    return write_sealed(folder / SERVE_RECORD, record)
 
 
 def read_serve_record(path: Path) -> ServeRecord:
     """The record in a file, or one message on what is wrong with it."""
     remedy = "Restore it, or move its folder away and serve again."
-    try:
-        content: Any = json.loads(path.read_bytes())
-        digest = digest_of(content)
-    except OSError as error:
-        raise StudyError(path, f"it cannot be read ({error.strerror})", remedy) from None
-    except (ValueError, AttributeError):
-        raise StudyError(path, "the record is truncated or not JSON", remedy) from None
-    if content.get("schema_version") != SERVE_SCHEMA_VERSION:
-        rule = f"this code reads schema version {SERVE_SCHEMA_VERSION}"
-        raise StudyError(path, rule, remedy)
-    if content.get("digest") != digest:
-        raise StudyError(path, "the record was changed after it was written", remedy)
-    try:
-        return ServeRecord.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"]))
-        raise StudyError(path, f"{where}: {fault['msg']}", remedy) from None
+    return read_sealed(path, ServeRecord, SERVE_SCHEMA_VERSION, "the record", remedy)
 
 
 def read_serve_records(folder: Path) -> list[ServeRecord]:

@@ -29,8 +29,9 @@ from studylib.meter import Meter
 from studylib.mixed_batch import measure_mixed
 from studylib.models import load_model
 from studylib.profile import MethodSettings, read_profile
-from studylib.records import canonical, write_atomically
+from studylib.records import write_atomically
 from studylib.run import first_line, is_out_of_memory, lock_folder, now
+from studylib.sealed import canonical
 from studylib.serve import measure_variants
 from studylib.serve_records import SERVE_RECORD, ServeRecord, write_serve_record
 from studylib.serving import (

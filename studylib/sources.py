@@ -17,7 +17,8 @@ from studylib.errors import StudyError
 from studylib.files import read_text
 from studylib.hub import HUB_TIMEOUT_SECONDS, ask_again, check_contents, hub_errors, resolve_dataset
 from studylib.profile import ModelRef
-from studylib.records import canonical, file_sha256
+from studylib.records import file_sha256
+from studylib.sealed import canonical
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")

@@ -8,23 +8,15 @@ Not covered: running a sweep (studylib.tune).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from studylib.errors import StudyError
 from studylib.places import REFERENCE
 from studylib.profile import Profile, read_profile
-from studylib.records import (
-    SCHEMA_VERSION,
-    Environment,
-    Scalar,
-    digest_of,
-    write_atomically,
-)
+from studylib.records import SCHEMA_VERSION, Environment, Scalar
+from studylib.sealed import read_sealed, write_sealed
 from studylib.settings import Frozen, TunedRate
 
 
@@ -87,26 +79,13 @@ def sweep_name(model_slug: str, method_slug: str, track: str) -> str:
 
 def write_sweep(folder: Path, record: TuneRecord) -> Path:
     """Seal and write FOLDER/SWEEP_ID.json; an extended sweep takes its shorter one's place."""
-    path = folder / f"{record.sweep_id}.json"
-    content = record.model_dump(mode="json")
-    content["digest"] = digest_of(content)
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (text + "\n").encode())
-    return path
+    return write_sealed(folder / f"{record.sweep_id}.json", record, over=True)
 
 
 def read_sweep(path: Path) -> TuneRecord:
     """The sweep in a file, or one message on what is wrong with it."""
     remedy = "Restore it, or move it away and tune again."
-    try:
-        content = json.loads(path.read_bytes())
-        if content.get("digest") != digest_of(content):
-            raise StudyError(path, "the sweep was changed after it was written", remedy)
-        return TuneRecord.model_validate(content)
-    except (ValueError, AttributeError, ValidationError) as error:
-        fault = "truncated, not JSON, or of another version"
-        raise StudyError(path, f"the sweep is {fault}", remedy) from error
+    return read_sealed(path, TuneRecord, SCHEMA_VERSION, "the sweep", remedy)
 
 
 def read_sweeps(folder: Path) -> list[TuneRecord]:

@@ -17,8 +17,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "studylib"
 
 FLOORS = {
-    "words": """__init__ errors files places settings serve_settings spec profile measure records
-        metrics stats verdicts almanac token_tree tuning serving serve_records forecast_book""",
+    "words": """__init__ errors files sealed places settings serve_settings spec profile measure
+        records metrics stats verdicts almanac token_tree tuning serving serve_records
+        forecast_book""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
         questions plan footprint case yearly_cost""",
     "machinery": """allocator tally meter live kernels optimizers step skeleton methods models

@@ -77,7 +77,7 @@ def test_what_was_written_is_read_and_a_changed_file_is_named(tmp_path: Path) ->
     content = json.loads(before)
     content["jobs"][0]["peak_bytes"] = 1
     path.write_text(json.dumps(content))
-    with pytest.raises(StudyError, match="changed after they were written"):
+    with pytest.raises(StudyError, match="changed after it was written"):
         read_book(path)
     path.write_text("{")
     with pytest.raises(StudyError, match="truncated"):

@@ -13,13 +13,13 @@ from studylib.errors import StudyError
 from studylib.files import read_text, write_atomically
 from studylib.records import (
     RECORD,
-    digest_of,
     find_changes,
     find_mismatches,
     read_record,
     read_records,
     write_record,
 )
+from studylib.sealed import digest_of
 
 
 @pytest.fixture

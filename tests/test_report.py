@@ -15,8 +15,8 @@ from test_forecast_book import make_book
 
 from studylib.errors import StudyError
 from studylib.forecast_book import write_book
-from studylib.records import digest_of
 from studylib.report import build_reference_report, build_report, check_reference_report
+from studylib.sealed import digest_of
 from studylib.study import Study, read_study
 from studylib.summary import summarise
 
