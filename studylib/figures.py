@@ -63,14 +63,17 @@ def draw_all(summary: Summary) -> dict[str, Figure]:
 def draw_accuracy_memory(comparisons: Sequence[Comparison]) -> Figure | None:
     """Accuracy against the peak memory of training, one panel a size."""
     kind = comparisons[0].memory_kind
+    peaks = [row.memory.get((kind, "train")) for c in comparisons for row in c.rows]
+    small = all(peak.value < 1e8 for peak in peaks if peak)
+    unit, size = ("MB", 1e6) if small else ("GB", 1e9)
 
     def memory(row: Row) -> tuple[float, float, float] | None:
         spread = row.memory.get((kind, "train"))
         if spread is None:
             return None
-        return (spread.value / 1e9, spread.low / 1e9, spread.high / 1e9)
+        return (spread.value / size, spread.low / size, spread.high / size)
 
-    return draw_pareto(comparisons, memory, f"← peak memory of training, {MEMORY[kind]} (GB)")
+    return draw_pareto(comparisons, memory, f"← peak memory of training, {MEMORY[kind]} ({unit})")
 
 
 def draw_accuracy_cost(comparisons: Sequence[Comparison]) -> Figure | None:

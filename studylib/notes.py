@@ -40,6 +40,12 @@ def machine_line(summary: Summary) -> str:
 def memory_note(comparisons: Sequence[Comparison]) -> str:
     kind = comparisons[0].memory_kind
     text = f"Train peak is {MEMORY[kind]}, the largest over seeds."
+    if kind == "live_tensor_peak_bytes":
+        text += (
+            " There was no card to read: every operator of one training step was watched and the"
+            " bytes of the tensors alive were counted; the process's own memory, Python included,"
+            " stands in *Memory by stage*."
+        )
     if kind == "host_peak_bytes":
         text += (
             " There was no card to read: it is the whole process's memory, Python and its libraries"

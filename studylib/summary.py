@@ -116,7 +116,7 @@ class Comparison:
     @cached_property
     def memory_kind(self) -> str:
         """The measure that all complete runs have and that is nearest to what one rents."""
-        for kind in ("nvml_peak_bytes", "torch_peak_reserved_bytes"):
+        for kind in ("nvml_peak_bytes", "torch_peak_reserved_bytes", "live_tensor_peak_bytes"):
             trained = [r for r in self.rows if r.complete and r.method.kind.trains]
             if trained and all((kind, "train") in row.memory for row in trained):
                 return kind

@@ -59,3 +59,26 @@ def test_untuned_rates_are_a_limit(tmp_path: Path) -> None:
     factory.add(spec)
     found = notes.limits([summarise(read_study(factory.folder))])
     assert any("not tuned" in limit for limit in found)
+
+
+def test_live_tensors_stand_for_memory_where_there_is_no_card(tmp_path):
+    from studylib.measure import StageMeasure
+    from studylib.summary import Comparison
+
+    class Counted(Factory):
+        def train(self, spec):
+            block = super().train(spec)
+            measure = StageMeasure(
+                wall_seconds=1.0,
+                host_peak_bytes=10**9,
+                host_peak_source="kernel",
+                live_tensor_peak_bytes=2 * 10**7,
+            )
+            return block.model_copy(update={"measure": measure})
+
+    factory = Counted(tmp_path / "cpu")
+    factory.study(models=("ladder:0.4m",), seeds=(0,))
+    [comparison] = summarise(read_study(factory.folder)).comparisons
+    assert isinstance(comparison, Comparison)
+    assert comparison.memory_kind == "live_tensor_peak_bytes"
+    assert "tensors alive were counted" in notes.memory_note([comparison])
