@@ -61,7 +61,7 @@ def advise_case(results: Path, prices: Path | None = None, **given: object) -> t
     """The case that the options state, and the advice on it."""
     case = build_case(**given)
     case = case.model_copy(update={"model": normal_model(case.model)})
-    return case, advise(case, gather_evidence(case, results, prices=prices))
+    return case, advise(case, gather_evidence(case, results, REFERENCE, prices))
 
 
 def open_case(

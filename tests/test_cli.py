@@ -242,11 +242,15 @@ def test_values_of_set_are_read_as_yaml(text, value):
 
 
 def make(*words, **environ):
-    """make with this Python first on the path, as in an active environment."""
+    """make with this Python first on the path, as in an active environment.
+
+    The tests themselves may run under make, whose marks would make this one an inner make.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    outer = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     return subprocess.run(
         ["make", *words],
-        cwd=ROOT, env={**os.environ, "PATH": path, **environ}, capture_output=True, text=True,
+        cwd=ROOT, env={**outer, "PATH": path, **environ}, capture_output=True, text=True,
         timeout=120, check=False,
     )  # fmt: skip
 
