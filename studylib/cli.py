@@ -68,6 +68,7 @@ def plan(
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
     from studylib.plan import check_inputs, plan_study
+    from studylib.prospects import foresee
     from studylib.runner import reference_records
 
     chosen = resolve_profile(
@@ -75,12 +76,7 @@ def plan(
     )
     check_inputs(chosen, fetch=False)
     made = plan_study(chosen, results / chosen.name, reference_records(chosen.name))
-    specs = [chosen.run(run.run_id) for run in made.left]
-    prospects = {}
-    if any(spec.model_ref.kind != "ladder" for spec in specs):
-        from studylib.prospects import foresee
-
-        prospects = foresee(specs)
+    prospects = foresee([chosen.run(run.run_id) for run in made.left])
     if as_json:
         content = made.model_dump(mode="json")
         for row in content["runs"]:

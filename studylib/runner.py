@@ -28,6 +28,7 @@ from studylib.places import NOTEBOOKS, REFERENCE, ROOT
 from studylib.plan import Plan, check_inputs, check_writable, plan_study
 from studylib.profile import Hardware, Profile, RunSpec
 from studylib.progress import Progress
+from studylib.prospects import foresee, record_misfit
 from studylib.records import RECORD, Record, read_records, write_atomically
 from studylib.serve_records import SERVE_RECORD
 from studylib.serving import serve_specs
@@ -104,10 +105,6 @@ def skip_misfits(
 ) -> None:
     """Record the runs that cannot fit, by forecast, instead of starting them."""
     specs = [profile.run(run.run_id) for run in plan.left]
-    if all(spec.model_ref.kind == "ladder" for spec in specs):
-        return
-    from studylib.prospects import foresee, record_misfit
-
     for run_id, prospect in foresee(specs).items():
         if not prospect.fits:
             record_misfit(profile.run(run_id), prospect, results / "runs" / run_id)

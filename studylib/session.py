@@ -1,6 +1,6 @@
 """What a run has done so far, kept beside it so that a killed run loses nothing it finished.
 
-results/PROFILE/runs/RUN_ID/work/ holds Trainer's checkpoints, the trained weights, session.json
+The folder `work` in the run's own holds Trainer's checkpoints, the trained weights, session.json
 (measures and per-step figures) and the samples of each process. It goes when the record is written.
 
 Not covered: the stages themselves (studylib.run).
