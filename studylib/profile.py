@@ -102,6 +102,18 @@ class Profile(Frozen):
                 parse_method(method, self.lora)
             for key in track.train.learning_rates:
                 self._check_rate_key(key)
+            for model in track.seeds_of:
+                if model not in track.models:
+                    raise StudyError(
+                        f"seeds_of.{model}",
+                        f"track {track.name} has no such model",
+                        nearest(model, list(track.models)),
+                    )
+        for name in self.hardware.gpus_of:
+            if name not in METHODS:
+                raise StudyError(
+                    f"hardware.gpus_of.{name}", "this is not a method", nearest(name, list(METHODS))
+                )
         runs = [run.run_id for run in self.runs()]
         if len(set(runs)) != len(runs):
             twice = sorted({r for r in runs if runs.count(r) > 1})
@@ -131,7 +143,11 @@ class Profile(Frozen):
             trained = [m for m in methods if m.kind.trains]
             grid = [(model, base, 0) for model in track.models]
             grid += [
-                (m, method, s) for s in track.seeds for m in track.models for method in trained
+                (m, method, s)
+                for s in track.all_seeds
+                for m in track.models
+                if s in track.seeds_for(m)
+                for method in trained
             ]
             runs += [self._run(track, model, method, seed) for model, method, seed in grid]
         return runs
@@ -183,7 +199,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-TRACK_DEFAULTS = ("models", "methods", "seeds", "data", "train", "evaluate", "tune")
+TRACK_DEFAULTS = ("models", "methods", "seeds", "seeds_of", "data", "train", "evaluate", "tune")
 
 
 def is_file_name(name: str) -> bool:
@@ -223,6 +239,9 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
 def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`changes` over the profile and over what its tracks state themselves."""
     content = merge(content, changes)
+    if {"models", "seeds"} & changes.keys() and "seeds_of" not in changes:
+        for part in (content, *check_tracks(content.get("tracks") or [])):
+            part.pop("seeds_of", None)  # seeds that are asked for go to all models
     if "tracks" not in changes and content.get("tracks"):
         inherited = {key: changes[key] for key in TRACK_DEFAULTS if key in changes}
         content["tracks"] = [merge(track, inherited) for track in check_tracks(content["tracks"])]

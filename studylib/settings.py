@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -157,7 +157,12 @@ class DataSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens."""
+    """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens.
+
+    master_weights: where all weights are trained in bf16, keep them in fp32 and multiply in bf16.
+    attention, loss, optimizer, compile, tf32: switches for speed and memory on a card. loss:
+    chunked and liger never hold the logits of all tokens (liger needs its package).
+    """
 
     steps: int = Field(ge=1, le=10_000_000)
     seq_len: int = Field(ge=8)
@@ -168,6 +173,12 @@ class TrainSettings(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     dtype: Literal["fp32", "bf16"] = "fp32"
+    master_weights: bool = False
+    attention: Literal["sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
+    loss: Literal["full", "chunked", "liger"] = "full"
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    compile: bool = False
+    tf32: bool = False
     checkpointing: bool = False
     checkpoint_every: int = Field(default=100, ge=1)
     learning_rates: dict[str, float] = {}
@@ -241,10 +252,17 @@ class TunedRate(Settings):
 
 
 class Hardware(Settings):
-    """How runs share the machine, and what an hour of it costs if no offer names this device."""
+    """How runs share the machine, and what an hour of it costs if no offer names this device.
+
+    gpus: cards of a run, 0 without any; gpus_of: METHOD -> cards, where a method needs others.
+    sharding: how a training on several cards divides the model: fsdp (FSDP2), zero3 (DeepSpeed),
+    or none (each card holds all of it).
+    """
 
     jobs: int = Field(default=1, ge=1, le=64)
     threads: int | None = Field(default=None, ge=1)
-    gpus: int = Field(default=1, ge=0)
+    gpus: int = Field(default=1, ge=0, le=64)
+    gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
+    sharding: Literal["none", "fsdp", "zero3"] = "fsdp"
     usd_per_hour: float | None = Field(default=None, ge=0)
     usd_note: str = ""

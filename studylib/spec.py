@@ -28,6 +28,7 @@ class Track(Frozen):
     """One data set with its questions, asked of some models by some methods.
 
     tune: the sweep for its learning rates. rates_from: a track whose sweep serves this one too.
+    seeds_of: MODEL -> seeds, for models that get others than `seeds` (large ones, say, get one).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9.]*(-[a-z0-9.]+)*$")
@@ -38,6 +39,7 @@ class Track(Frozen):
     models: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[Seed, ...]
+    seeds_of: dict[str, tuple[Seed, ...]] = {}
     tune: TuneSettings | None = None
     rates_from: str | None = None
 
@@ -49,6 +51,14 @@ class Track(Frozen):
         if len(set(values)) != len(values):
             raise ValueError(f"an entry stands twice in {list(values)}")
         return values
+
+    def seeds_for(self, model: str) -> tuple[int, ...]:
+        return self.seeds_of.get(model, self.seeds)
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Every seed that some model of the track gets, in order."""
+        return tuple(sorted({seed for model in self.models for seed in self.seeds_for(model)}))
 
 
 class RunSpec(Frozen):
@@ -69,6 +79,13 @@ class RunSpec(Frozen):
     @property
     def model_ref(self) -> ModelRef:
         return ModelRef.parse(self.model)
+
+    @property
+    def gpus(self) -> int:
+        """Cards of this run; an untrained model takes one at most."""
+        if not self.method.kind.trains:
+            return min(self.hardware.gpus, 1)
+        return self.hardware.gpus_of.get(self.method.name, self.hardware.gpus)
 
     @property
     def run_id(self) -> str:
