@@ -102,13 +102,12 @@ class Profile(Frozen):
                 parse_method(method, self.lora)
             for key in track.train.learning_rates:
                 self._check_rate_key(key)
-            for model in track.seeds_of:
-                if model not in track.models:
-                    raise StudyError(
-                        f"seeds_of.{model}",
-                        f"track {track.name} has no such model",
-                        nearest(model, list(track.models)),
-                    )
+        models = {model: None for track in self.tracks for model in track.models}
+        for model in {model for track in self.tracks for model in track.seeds_of}:
+            if model not in models:
+                raise StudyError(
+                    f"seeds_of.{model}", "no track has this model", nearest(model, list(models))
+                )
         for name in self.hardware.gpus_of:
             if name not in METHODS:
                 raise StudyError(

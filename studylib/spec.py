@@ -39,7 +39,7 @@ class Track(Frozen):
     models: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: tuple[Seed, ...]
-    seeds_of: dict[str, tuple[Seed, ...]] = {}
+    seeds_of: dict[str, tuple[Seed, ...]] = Field(default_factory=dict)
     tune: TuneSettings | None = None
     rates_from: str | None = None
 
