@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import statistics
 from collections.abc import Iterable
 from functools import lru_cache
@@ -29,9 +30,13 @@ GIB = 1024**3
 
 
 class Shape(Frozen):
-    """The numbers that fix a model's architecture, and the parameter total to check them by."""
+    """The numbers that fix a model's architecture, and the parameter total to check them by.
+
+    hub: the repository whose model this is, for forecasts where that cannot be asked.
+    """
 
     name: str
+    hub: str | None = None
     family: Literal["llama", "qwen2", "qwen3", "olmo2", "gpt_neox"]
     hidden_size: int
     num_hidden_layers: int
@@ -110,6 +115,12 @@ def find_shape(name: str) -> Shape:
     return shapes[name.lower()]
 
 
+def shape_of_hub(name: str) -> Shape | None:
+    """The shape of a hub's model, ORGANISATION/NAME, where the catalog has it."""
+    shapes = load_shapes().values()
+    return next((s for s in shapes if s.hub and s.hub.lower() == name.lower()), None)
+
+
 @lru_cache(maxsize=1)
 def load_gpus() -> dict[str, Gpu]:
     """Every card of gpus.csv by name, in the order of the memory that is usable."""
@@ -124,6 +135,34 @@ def find_gpu(name: str) -> Gpu:
     if name.lower() not in gpus:
         raise StudyError(name, "this card is not in the catalog", nearest(name, list(gpus)))
     return gpus[name.lower()]
+
+
+def match_gpu(device: str) -> Gpu | None:
+    """The catalog's card for a device name as torch gives it, or None.
+
+    The model word must be the same ("A10" is not "A100"); memory and PCIe choose among its kinds.
+    """
+    words = set(re.findall(r"[A-Z0-9]+", device.upper()))
+    if words & {"NVL", "MIG"}:  # another memory, or a slice: no offer is for it
+        return None
+    found = []
+    for gpu in load_gpus().values():
+        model, memory, *rest = [*gpu.name.upper().split("-"), ""]
+        model = model.removeprefix("RTX")
+        if model not in words:
+            continue
+        sizes = {word for word in words if re.fullmatch(r"\d+GB", word)}
+        if sizes and memory not in sizes and len(kinds_of(model)) > 1:
+            continue
+        found.append((("PCIE" in rest) == ("PCIE" in words), gpu))
+    exact = [gpu for fits, gpu in found if fits]
+    candidates = exact or [gpu for _, gpu in found]
+    return candidates[0] if candidates else None
+
+
+def kinds_of(model: str) -> list[str]:
+    """The names of all cards of a model word such as A100."""
+    return [n for n in load_gpus() if n.upper().removeprefix("RTX").split("-")[0] == model]
 
 
 def read_offers(path: Path) -> list[Offer]:

@@ -9,11 +9,10 @@ Not covered: storage, network, taxes, and the hours that people spend.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from studylib.catalog import Gpu, Offer, load_gpus, load_prices, price_range
+from studylib.catalog import Offer, load_prices, match_gpu, price_range
 from studylib.records import Record
 
 
@@ -29,33 +28,6 @@ class Price:
     @property
     def single(self) -> bool:
         return self.cheapest == self.dearest
-
-
-def match_gpu(device: str) -> Gpu | None:
-    """The catalog's card for a device name as torch gives it, or None.
-
-    The model word must be the same ("A10" is not "A100"); memory and PCIe choose among its kinds.
-    """
-    words = set(re.findall(r"[A-Z0-9]+", device.upper()))
-    if words & {"NVL", "MIG"}:  # another memory, or a slice: no offer is for it
-        return None
-    found = []
-    for gpu in load_gpus().values():
-        model, memory, *rest = [*gpu.name.upper().split("-"), ""]
-        model = model.removeprefix("RTX")
-        if model not in words:
-            continue
-        sizes = {word for word in words if re.fullmatch(r"\d+GB", word)}
-        if sizes and memory not in sizes and len(kinds_of(model)) > 1:
-            continue
-        found.append((("PCIE" in rest) == ("PCIE" in words), gpu))
-    exact = [gpu for fits, gpu in found if fits]
-    candidates = exact or [gpu for _, gpu in found]
-    return candidates[0] if candidates else None
-
-
-def kinds_of(model: str) -> list[str]:
-    return [n for n in load_gpus() if n.upper().removeprefix("RTX").split("-")[0] == model]
 
 
 @lru_cache(maxsize=1)

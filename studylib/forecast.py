@@ -27,6 +27,7 @@ from studylib.roofline import (
     calibrate,
     forecast_seconds,
     ideal_seconds,
+    repeat_passes,
 )  # fmt: skip
 from studylib.settings import METHODS, Frozen, MethodSettings, ModelRef, nearest
 from studylib.sharding import GATHERED, card_events
@@ -40,6 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
+TRACED_PASSES = 2  # forward and backward passes that a trace of an accumulated step holds at most
 # The standard job: 52,002 Alpaca examples, 3 epochs, a mean of 127.5 tokens, or 512 when padded.
 STANDARD_EXAMPLES = 52_002 * 3
 STANDARD_TOKENS = {"packed": int(STANDARD_EXAMPLES * 127.5), "padded": STANDARD_EXAMPLES * 512}
@@ -175,7 +177,9 @@ def forecast(
     stage, parts = find_peak(trace, settings, cuda)
     peak = sum(parts.values())
     dtype: Literal["bf16", "fp32"] = "bf16" if settings.step.half else "fp32"
-    seconds = forecast_seconds(ideal_seconds(trace.operators, gpu, dtype), efficiency)
+    passes = settings.accumulation / min(settings.accumulation, TRACED_PASSES)
+    operators = repeat_passes(trace.operators, passes)
+    seconds = forecast_seconds(ideal_seconds(operators, gpu, dtype), efficiency)
     offers = load_prices() if prices is None else prices
     jobs = {form: standard_job(form, settings, seconds, offers, gpu) for form in STANDARD_TOKENS}
     fits = {card.name: fit(peak, card) for card in load_gpus().values()}
@@ -192,9 +196,9 @@ def forecast(
         adapter_bytes=disk["adapter"][settings.adapter] if "adapter" in disk else None,
         checkpoint_bytes=disk["checkpoint"][settings.weights],
         bytes_on_disk=disk,
-        flops_per_step=sum(key[1] * count for key, count in trace.operators.items()),
-        moved_bytes_per_step=sum(key[2] * count for key, count in trace.operators.items()),
-        dequantized_bytes_per_step=trace.dequantized_bytes,
+        flops_per_step=sum(key[1] * count for key, count in operators.items()),
+        moved_bytes_per_step=round(sum(key[2] * count for key, count in operators.items())),
+        dequantized_bytes_per_step=round(trace.dequantized_bytes * passes),
         seconds_per_step=seconds,
         efficiency=efficiency,
         usd=jobs["packed"].usd,
@@ -266,7 +270,8 @@ def standard_job(
 ) -> Job:
     """Steps, hours and dollars of the standard run, its examples packed or padded to 512."""
     tokens = STANDARD_TOKENS[form]
-    steps = -(-tokens // (settings.micro_batch * settings.seq_len * settings.gpus))
+    rows_a_step = settings.micro_batch * settings.accumulation * settings.gpus
+    steps = -(-tokens // (rows_a_step * settings.seq_len))
     hours = {name: steps * seconds / 3600 for name, seconds in step.model_dump().items()}
     price = price_range(gpu.name, offers)
     usd = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from studylib.catalog import Gpu
@@ -47,7 +47,7 @@ ASSUMED = Efficiency(low=0.5, mid=0.75, high=1.0, source="assumption, not measur
 
 
 def ideal_seconds(
-    operators: Counter[tuple[str, float, int]], gpu: Gpu, dtype: Literal["bf16", "fp32"]
+    operators: Mapping[tuple[str, float, int], float], gpu: Gpu, dtype: Literal["bf16", "fp32"]
 ) -> float:
     """Seconds at the datasheet's rates. operators: (stage, flops, bytes) -> how often."""
     rate, bandwidth = gpu.flops_per_second(dtype), gpu.bytes_per_second
@@ -55,6 +55,13 @@ def ideal_seconds(
         count * max(flops / rate, moved / bandwidth, LAUNCH_SECONDS)
         for (_, flops, moved), count in operators.items()
     )
+
+
+def repeat_passes(
+    operators: Counter[tuple[str, float, int]], times: float
+) -> dict[tuple[str, float, int], float]:
+    """The operators of a step with `times` as many passes as were traced, and one update."""
+    return {key: n if key[0] == "optimizer" else n * times for key, n in operators.items()}
 
 
 def forecast_seconds(ideal: float, efficiency: Efficiency) -> Range:

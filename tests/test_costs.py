@@ -3,7 +3,8 @@
 import pytest
 from record_factory import GPU, Factory, make_spec
 
-from studylib.costs import dollars, match_gpu, price_of
+from studylib.catalog import match_gpu
+from studylib.costs import dollars, price_of
 
 
 @pytest.mark.parametrize(

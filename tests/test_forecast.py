@@ -266,3 +266,13 @@ def test_a_folder_s_config_is_enough_no_weights_are_read(tmp_path):
 
     shape_config("smollm2-135m").save_pretrained(tmp_path)
     assert run(model=f"path:{tmp_path}").parts == run().parts
+
+
+def test_a_step_of_eight_passes_takes_eight_times_one_pass_and_one_update():
+    one, eight = (run(accumulation=n) for n in (1, 8))
+    passes = eight.flops_per_step / one.flops_per_step
+    assert passes == pytest.approx(8, rel=0.01)
+    assert 7 < eight.seconds_per_step.mid / one.seconds_per_step.mid <= 8
+    # The job is the same: as many tokens, an eighth of the updates.
+    assert eight.jobs["packed"].steps == -(-one.jobs["packed"].steps // 8)
+    assert eight.jobs["packed"].hours.mid <= one.jobs["packed"].hours.mid
