@@ -37,6 +37,7 @@ from studylib.cli_options import (
     resolve_profile,
     results_name,
 )
+from studylib.cli_report import make_report, report
 from studylib.cli_serve import serve
 from studylib.cli_tune import tune
 from studylib.errors import StudyError
@@ -152,10 +153,8 @@ def reproduce(
     ] = False,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
-    from studylib.places import REFERENCE
     from studylib.plan import check_room
     from studylib.progress import Progress
-    from studylib.report import build_report
     from studylib.runner import reproduce as run_study
 
     chosen = resolve_profile(
@@ -167,38 +166,13 @@ def reproduce(
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
     if outcome.done_before or outcome.finished:
         failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
-        made = build_report(
-            folder, REFERENCE / chosen.name, planned=chosen.runs(), failed=failed or None
-        )
-        print(f"report: {made}")
+        print(f"report: {make_report(folder, failed)}")
     for run_id, failure in outcome.failed.items():
         why = failure.message or f"read {failure.log}"
         print(f"study: {run_id} failed: {why}", file=sys.stderr)
     if outcome.failed:
         check_room(folder)  # a full disk also leaves logs empty
     raise typer.Exit(outcome.exit_code)
-
-
-@app.command()
-def report(
-    profile: ProfileOption = None,
-    results: ResultsOption = DEFAULT_RESULTS,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="Make REPORT.md from the shipped records.")
-    ] = False,
-) -> None:
-    """Write REPORT.md from records alone."""
-    from studylib.places import REFERENCE, ROOT
-    from studylib.report import build_reference_report, build_report
-
-    if reference:
-        print(build_reference_report(ROOT))
-        return
-    name = results_name(profile)
-    folder = results / name
-    if not (folder / "runs").is_dir():
-        raise StudyError(folder, "there are no results", f"Run `make reproduce PROFILE={name}`.")
-    print(build_report(folder, REFERENCE / name))
 
 
 @app.command()
@@ -219,7 +193,7 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
-for command in (advise, diff, evaluate, forecast, forecast_article, prices, serve, tune):
+for command in (advise, diff, evaluate, forecast, forecast_article, prices, report, serve, tune):
     app.command()(command)
 
 

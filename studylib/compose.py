@@ -1,11 +1,15 @@
-"""The order of a report: from summaries to the bytes of REPORT.md, its pictures and csv files.
+"""The order of a report: from summaries to its parts in Markdown, its pictures and csv files.
 
-Nothing is read or written here, and no figure is computed.
+REPORT.md is the parts one after the other; the report notebook, and report.html with it, shows the
+same parts. Nothing is read or written here, and no figure is computed.
 
 Not covered: which records go in and where the files go (studylib.report).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from studylib import appendix, exports, figures, notes, panels, prose, serve_tables, tables
 from studylib.capacity import (
@@ -25,36 +29,59 @@ from studylib.serve_records import ServeRecord
 from studylib.summary import Comparison, Summary
 
 
+@dataclass(frozen=True)
+class Report:
+    """A report's parts, name to Markdown, in their order; and all of its files by relative path.
+
+    parts: answer, results, claims, serving, forecast, beside (the reference), appendix. Pictures
+    and records are named in the Markdown as they lie from the report's folder.
+    """
+
+    parts: Mapping[str, str]
+    files: Files
+
+
 def compose(
     studies: list[Summary],
     findings: list[Finding],
     reference: Summary | None,
     own_folder: str | None = None,
     book: ForecastBook | None = None,
-) -> Files:
-    """All files of a report. own_folder: where figures go if not beside each study's records."""
+) -> Report:
+    """All of a report. own_folder: where figures go if not beside each study's records."""
     files: Files = {}
+    results: list[str] = []
+    for summary in studies:
+        folder = summary.study.link if own_folder is None else own_folder
+        pictures = draw(summary, folder)
+        files |= pictures | csv_files(summary, findings, folder)
+        results += study_section(summary, [*pictures], len(studies) > 1)
+    files |= draw_counted(studies, own_folder)
+    parts = {
+        "answer": answer_section(studies, findings, book),
+        "results": results,
+        "claims": claims_section(findings),
+        "serving": serve_section(studies, [*files]),
+        "forecast": forecast_section(book, [r for s in studies for r in s.study.records]),
+        "beside": reference_section(studies[0], reference) if reference is not None else [],
+        "appendix": appendix_section(studies, findings),
+    }
+    whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
+    texts = {name: "\n".join(lines) for name, lines in parts.items()}
+    return Report(texts, files | {REPORT: whole.encode()})
+
+
+def answer_section(
+    studies: list[Summary], findings: list[Finding], book: ForecastBook | None
+) -> list[str]:
+    """What was found, in a paragraph each: tracks, serving, forecast, the article's claims."""
     lines = ["# PEFT or full fine-tuning? What these runs show", "", "## The answer", ""]
     for summary in studies:
         lines += [*name_study(summary, studies), tell(summary, len(studies) > 1), ""]
         lines += [note, ""] if (note := notes.not_run_note(summary)) else []
     lines += [serve_tables.brief([r for s in studies for r in s.study.serves]), ""]
     lines += [brief(book), ""] if book is not None else []
-    lines += [tally_findings(findings), ""]
-    for summary in studies:
-        folder = summary.study.link if own_folder is None else own_folder
-        pictures = draw(summary, folder)
-        files |= pictures | csv_files(summary, findings, folder)
-        lines += study_section(summary, [*pictures], len(studies) > 1)
-    lines += claims_section(findings)
-    files |= draw_counted(studies, own_folder)
-    lines += serve_section(studies, [*files])
-    lines += forecast_section(book, [r for s in studies for r in s.study.records])
-    if reference is not None:
-        lines += reference_section(studies[0], reference)
-    lines += appendix_section(studies, findings)
-    text = "\n".join(lines).rstrip() + "\n"
-    return files | {REPORT: text.encode()}
+    return [*lines, tally_findings(findings), ""]
 
 
 def tell(summary: Summary, several: bool) -> str:

@@ -1,8 +1,9 @@
 """Whether a report is still what its records give, without making it again.
 
 A hidden file beside the report holds one hash of everything that it was made from (records, their
-tables, the report's code, the plan) and one of each file that was written. If all agree, making the
-report again would write the same bytes, and a second `make reproduce` need not wait for it.
+tables, the report's code, notebook and page template, the plan) and one of each file that was
+written. If all agree, making the report again would write the same bytes, and a second
+`make reproduce` need not wait for it.
 
 Not covered: whether the records themselves can be trusted (studylib.records reads them).
 """
@@ -14,11 +15,14 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from studylib.places import NOTEBOOKS
 from studylib.records import file_sha256, write_atomically
 from studylib.sealed import canonical
 
 HERE = Path(__file__).parent
-REPORT = "REPORT.md"
+REPORT, PAGE = "REPORT.md", "report.html"
+REPORT_NOTEBOOK = "90_report.ipynb"
+PAGE_FOLDER = HERE / "page"  # the page's template, style and script
 Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
 CODE = ("*.py", "*.yaml", "*.csv", "*.json")  # whatever changes, the report is made again
@@ -31,6 +35,7 @@ def hash_inputs(folders: Iterable[Path], *others: object) -> str:
     others: anything whose text says what it is (planned runs, failures, forecasts).
     """
     code = sorted(path for pattern in CODE for path in HERE.glob(pattern))
+    code += [*sorted(PAGE_FOLDER.iterdir()), NOTEBOOKS / REPORT_NOTEBOOK]
     marks = [[path.name, file_sha256(path)] for path in code]
     for folder in folders:
         found = sorted(path for name in TABLES for path in folder.glob(name))
@@ -40,12 +45,14 @@ def hash_inputs(folders: Iterable[Path], *others: object) -> str:
 
 
 def is_fresh(out: Path, inputs: str) -> bool:
-    """Whether the files below `out` were made from these inputs and were not touched since."""
+    """Whether report and page below `out` were made from these inputs and not touched since."""
     try:
         state = json.loads((out / STATE).read_bytes())
         files = state["files"]
-        return state["inputs"] == inputs and all(
-            file_sha256(out / name) == digest for name, digest in files.items()
+        return (
+            state["inputs"] == inputs
+            and PAGE in files
+            and all(file_sha256(out / name) == digest for name, digest in files.items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -54,5 +61,15 @@ def is_fresh(out: Path, inputs: str) -> bool:
 def remember(out: Path, inputs: str, files: Mapping[str, bytes]) -> None:
     """Keep what a report was made from and what was written."""
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    state = {"files": digests, "inputs": inputs}
+    write_state(out, {"files": digests, "inputs": inputs})
+
+
+def remember_page(out: Path, page: bytes) -> None:
+    """Keep that the page was made after the report that `remember` knows."""
+    state = json.loads((out / STATE).read_bytes())
+    state["files"][PAGE] = hashlib.sha256(page).hexdigest()
+    write_state(out, state)
+
+
+def write_state(out: Path, state: dict[str, object]) -> None:
     write_atomically(out / STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")

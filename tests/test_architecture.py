@@ -30,12 +30,13 @@ FLOORS = {
     "runner": "progress runner publish doctor",
     "report": """study comparable costs resources summary cells panels curves claims figures tables
         exports appendix notes prose compose made_from report readme claim_sources views
+        report_views page page_pictures
         serve_views capacity
         forecast_tables serve_tables serve_figures evidence rank_methods turning_points
         advice_words missing_evidence article_rule advise advice_text choose_views
         compare_studies move_words""",
     "doors": """gather cli_options cli_advise cli_article cli_serve cli_evaluate cli_forecast
-        cli_tune cli __main__""",
+        cli_report cli_tune cli __main__""",
 }
 MAY_IMPORT = {
     "words": ["words"],

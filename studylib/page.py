@@ -1,0 +1,148 @@
+"""report.html: the executed report notebook without its code, as one file for a browser.
+
+nbconvert fills a template of the study's own (page/): no script, font, style or picture comes from
+elsewhere, and the same notebook outputs give the same bytes. Only what the notebook shows of the
+report goes in, as Markdown and SVG; its own headings, messages and code do not.
+
+Not covered: what the parts say (studylib.compose), running the notebook (studylib.cli_report).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from html import unescape
+from importlib.metadata import version
+from pathlib import Path
+
+from studylib.made_from import PAGE_FOLDER
+from studylib.page_pictures import inline_picture, palette_css
+
+HEADING = re.compile(r"<h([1-3])>(.*?)</h\1>")
+TABLE = re.compile(r"<table>.*?</table>", re.S)
+ROW = re.compile(r"<tr>(.*?)</tr>", re.S)
+CELL = re.compile(r"<t([hd])>(.*?)</t\1>", re.S)
+TAG = re.compile(r"<[^>]+>")
+FIGURE = re.compile(r"[<±+−-]?\s?\$?\d")
+TOGETHER = re.compile(r" (?=±)|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(?!\w))|(?<=LoRA) (?=r=)")
+GLUE = "\u00a0"  # a space at which no line breaks
+LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
+KEYS = ("Model", "Method", "Variant", "Job (forecast)", "Claim")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page below one heading of the second level; the first has the title too."""
+
+    name: str
+    title: str
+    html: str
+
+
+def export_page(executed: Path) -> bytes:
+    """The page of an executed report notebook."""
+    from nbconvert import TemplateExporter
+
+    exporter = TemplateExporter(
+        template_name=PAGE_FOLDER.name,
+        template_file="index.html.j2",
+        extra_template_basedirs=[str(PAGE_FOLDER.parent)],
+        filters={"glue": glue, "markdown": render_markdown, "picture": inline_picture,
+                 "sections": split_sections},
+    )  # fmt: skip
+    made_by = ", ".join(f"{name} {version(name)}" for name in ("nbconvert", "matplotlib"))
+    page = {
+        "made_by": made_by,
+        "style": (PAGE_FOLDER / "page.css").read_text(encoding="utf-8"),
+        "script": (PAGE_FOLDER / "page.js").read_text(encoding="utf-8"),
+        "light": palette_css(dark=False),
+        "dark": palette_css(dark=True),
+    }
+    html, _ = exporter.from_filename(str(executed), resources={"page": page})
+    return (html.strip() + "\n").encode()
+
+
+def render_markdown(text: str) -> str:
+    """Markdown as nbconvert renders it; HTML in it is shown and not obeyed."""
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(glue(text))
+
+
+def glue(text: str) -> str:
+    """Text in which a figure stays on one line with its unit and interval."""
+    return TOGETHER.sub(GLUE, text)
+
+
+def split_sections(html: str) -> list[Section]:
+    """The sections of a page, headings with names of their own, tables made fit for a phone."""
+    starts = [found.start() for found in HEADING.finditer(html) if found[1] == "2"]
+    pieces = [html[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], len(html)], strict=True)]
+    return [make_section(piece) for piece in pieces]
+
+
+def make_section(html: str) -> Section:
+    title = next(found[2] for found in HEADING.finditer(html) if found[1] == "2")
+    name = slug(title)
+    parts, last, start = [], title, 0
+    for found in [*HEADING.finditer(html), None]:
+        end = found.start() if found else len(html)
+        label = last if last == title else f"{title}: {last}"
+        parts.append(TABLE.sub(partial(format_table, label), html[start:end]))
+        if found:
+            level, last, start = found[1], found[2], found.end()
+            own = {"1": "top", "2": name}.get(level, f"{name}--{slug(last)}")
+            parts.append(f'<h{level} id="{own}">{last}</h{level}>')
+    return Section(name, title, "".join(parts))
+
+
+def slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", plain(title).lower()).strip("-")
+
+
+def plain(html: str) -> str:
+    return unescape(TAG.sub("", html)).strip()
+
+
+def format_table(label: str, found: re.Match[str]) -> str:
+    """A table that scrolls sideways by itself while the column that names its rows stays."""
+    header, *rows = [[text for _, text in CELL.findall(row)] for row in ROW.findall(found[0])]
+    kinds = [column_kind([plain(row[i]) for row in rows]) for i in range(len(header))]
+    kinds[key_column(header)] += " key"
+    head = "".join(f'<th scope="col"{css(k)}>{t}</th>' for k, t in zip(kinds, header, strict=True))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{css(k)}>{t}</td>" for k, t in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {plain(label)}">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def css(kind: str) -> str:
+    return f' class="{kind.strip()}"' if kind.strip() else ""
+
+
+def key_column(header: list[str]) -> int:
+    """The column that names a row best: the last of the leading ones that name it."""
+    leading = [i for i, title in enumerate(header[:3]) if plain(title) in KEYS]
+    return leading[-1] if leading else 0
+
+
+def column_kind(cells: list[str]) -> str:
+    """`n`: figures, set to the right. `w`: long text, wrapped. Nothing: words on one line."""
+    if any(len(cell) > LONGEST_LINE for cell in cells):
+        return "w"
+    figures = sum(bool(FIGURE.match(cell)) and len(cell) <= LONGEST_FIGURE for cell in cells)
+    return "n" if 2 * figures >= len(cells) > 0 and figures else ""
+
+
+def read_tables(html: str) -> Iterator[list[list[str]]]:
+    """The text of a page's tables: for checks that they say what REPORT.md says."""
+    for table in re.findall(r"<table>.*?</table>", html, re.S):
+        yield [[plain(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)]
+               for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)]  # fmt: skip
