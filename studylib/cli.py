@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,8 +34,16 @@ from studylib.cli_options import (
     SetOption,
     StepsOption,
     default_profile,
+    pick_profile,
     resolve_profile,
     results_name,
+)
+from studylib.cli_plan import (
+    DEFAULT_BUDGET_USD,
+    BudgetOption,
+    YesOption,
+    agree_to_spend,
+    plan,
 )
 from studylib.cli_report import make_report, report
 from studylib.cli_serve import serve
@@ -51,69 +59,6 @@ app = typer.Typer(
 
 DEFAULT_RESULTS = Path("results")
 INTERRUPTED = 130  # the exit code after Ctrl-C
-
-
-@app.command()
-def plan(
-    profile: ProfileOption = None,
-    results: ResultsOption = DEFAULT_RESULTS,
-    model: ModelOption = None,
-    data: DataOption = None,
-    mmlu: MmluOption = None,
-    methods: MethodsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    limit: LimitOption = None,
-    changes: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what would run, how long it would take and what it would cost. Starts nothing."""
-    from studylib.plan import check_inputs, plan_study
-    from studylib.prospects import foresee
-    from studylib.runner import reference_records
-
-    chosen = resolve_profile(
-        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes
-    )
-    check_inputs(chosen, fetch=False)
-    made = plan_study(chosen, results / chosen.name, reference_records(chosen.name))
-    prospects = foresee([chosen.run(run.run_id) for run in made.left])
-    if as_json:
-        content = made.model_dump(mode="json")
-        for row in content["runs"]:
-            found = prospects.get(row["run_id"])
-            row["forecast"] = found and {**found.model_dump(mode="json"), "fits": found.fits}
-        print(json.dumps(content, indent=1))
-        return
-    show_plan(made, prospects)
-
-
-def show_plan(made: Any, prospects: dict[str, Any]) -> None:
-    from studylib.progress import spell_seconds
-
-    width = max(len(run.run_id) for run in made.runs)
-    for run in made.runs:
-        usd = "" if run.usd is None else f"  ${run.usd:.4f}"
-        line = f"{run.run_id:{width}}  {run.state:9}  {spell_seconds(run.seconds):>15}{usd}"
-        print(line + describe_prospect(prospects.get(run.run_id)))
-    usd = "cost unknown" if made.left_usd is None else f"${made.left_usd:.2f}"
-    print(
-        f"{len(made.left)} of {len(made.runs)} runs left, {made.jobs} at a time: "
-        f"about {spell_seconds(made.left_seconds)}, {usd}. Results: {made.results}"
-    )
-
-
-def describe_prospect(prospect: Any) -> str:
-    """A run's forecast on its line of the plan: peak, fits or not, and on a card its cost."""
-    if prospect is None:
-        return ""
-    words = "fits" if prospect.fits else f"DOES NOT FIT, needs {prospect.smallest_gpu or 'more'}"
-    text = f"  peak {prospect.peak_bytes / 1e9:.2f} GB (forecast), {words}"
-    if prospect.hours:
-        text += f", {prospect.hours[1]:.2f} h ({prospect.hours[0]:.2f} to {prospect.hours[2]:.2f})"
-    if prospect.usd:
-        text += f", ${prospect.usd[1]:.2f} (${prospect.usd[0]:.2f} to ${prospect.usd[2]:.2f})"
-    return text
 
 
 @app.command()
@@ -151,16 +96,22 @@ def reproduce(
     force: Annotated[
         bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
     ] = False,
+    budget: BudgetOption = DEFAULT_BUDGET_USD,
+    yes: YesOption = False,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
     from studylib.plan import check_room
     from studylib.progress import Progress
     from studylib.runner import reproduce as run_study
 
+    name, why = pick_profile(profile)
     chosen = resolve_profile(
-        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes
     )
     folder = results / chosen.name
+    if why:
+        print(f"profile {name}: {why}")
+    agree_to_spend(chosen, folder, budget, yes, force)
     outcome = run_study(chosen, folder, Progress(), force)
     if outcome.done_before and not outcome.finished and not outcome.failed:
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
@@ -181,7 +132,7 @@ def publish(profile: ProfileOption = None, results: ResultsOption = DEFAULT_RESU
     from studylib.places import REFERENCE
     from studylib.publish import publish_results
 
-    print(publish_results(results / results_name(profile), REFERENCE))
+    print(publish_results(results / results_name(profile, results), REFERENCE))
 
 
 @app.command()
@@ -193,7 +144,18 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
-for command in (advise, diff, evaluate, forecast, forecast_article, prices, report, serve, tune):
+for command in (
+    advise,
+    diff,
+    evaluate,
+    forecast,
+    forecast_article,
+    plan,
+    prices,
+    report,
+    serve,
+    tune,
+):
     app.command()(command)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from studylib.errors import StudyError
 
+FOR_GPUS = ("gpu", "systems")
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="A shipped profile's name or a YAML file.")
 ]
@@ -43,9 +44,18 @@ SetOption = Annotated[
 ]
 
 
+def pick_profile(profile: str | None) -> tuple[str, str]:
+    """(the profile's name, why it was chosen); no reason where it was named."""
+    if profile:
+        return profile, ""
+    from studylib.doctor import own_profile
+
+    return own_profile()
+
+
 def default_profile() -> str:
-    """`cpu`: the default where there is no GPU (profiles for GPUs are chosen by name)."""
-    return "cpu"
+    """The profile that suits this machine, as `study doctor` says."""
+    return pick_profile(None)[0]
 
 
 def resolve_profile(
@@ -97,12 +107,19 @@ def resolve_profile(
     return open_profile(name, results, over)
 
 
-def results_name(profile: str | None) -> str:
-    """The name of a profile's folder of results; a YAML file's profile knows its own."""
+def results_name(profile: str | None, results: Path = Path("results")) -> str:
+    """The name of a profile's folder of results; a YAML file's profile knows its own.
+
+    Without a name: that of the results of a profile for GPUs, where there are some, so that
+    reading them asks no network.
+    """
+    from studylib.doctor import cards_here
     from studylib.profile import is_file_name, read_profile
 
-    name = profile or default_profile()
-    return read_profile(name).name if is_file_name(name) else name
+    if profile is None:
+        found = [name for name in FOR_GPUS if (results / name / "runs").is_dir()]
+        return found[0] if found and cards_here() else default_profile()
+    return read_profile(profile).name if is_file_name(profile) else profile
 
 
 def split(text: str | None) -> list[str] | None:

@@ -35,7 +35,7 @@ def report(
     if reference:
         print(make_report(REFERENCE))
         return
-    name = results_name(profile)
+    name = results_name(profile, results)
     folder = results / name
     if not (folder / "runs").is_dir():
         raise StudyError(folder, "there are no results", f"Run `make reproduce PROFILE={name}`.")

@@ -11,6 +11,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from functools import lru_cache
 from typing import Any
 
 from studylib.devices import describe_devices
@@ -34,7 +35,7 @@ def examine_machine() -> dict[str, Any]:
         "four_bit": four_bit,
         "four_bit_reason": four_bit_reason,
     }
-    findings["profile"], findings["profile_reason"] = choose_profile(devices)
+    findings["profile"], findings["profile_reason"] = choose_profile(devices, (hub, hub_reason))
     return findings
 
 
@@ -75,10 +76,27 @@ def try_four_bit() -> tuple[bool, str]:
     return True, f"NF4 on {device}, largest error {error:.3f} of a maximum of 1"
 
 
-def choose_profile(devices: list[dict[str, Any]]) -> tuple[str, str]:
-    if devices:
-        return "cpu", "there is a GPU: bring your own model with PROFILE=custom; cpu works as well"
-    return "cpu", "there is no GPU"
+def choose_profile(
+    devices: list[dict[str, Any]], hub: tuple[bool, str] | None = None
+) -> tuple[str, str]:
+    """(the profile that suits this machine, why); the hub is asked only where there is a card."""
+    if not any(device["cuda_ordinal"] is not None for device in devices):
+        return "cpu", "there is no GPU"
+    answers, reason = hub or reach_hub()
+    if answers:
+        return "gpu", f"there is a GPU, and the hub answers ({reason})"
+    return "systems", f"there is a GPU, but no hub ({reason}): random weights, nothing to download"
+
+
+@lru_cache(maxsize=1)
+def own_profile() -> tuple[str, str]:
+    """The same for the machine at hand, asked once a process."""
+    return choose_profile(describe_devices()[0])
+
+
+def cards_here() -> int:
+    """How many cards CUDA sees here."""
+    return sum(device["cuda_ordinal"] is not None for device in describe_devices()[0])
 
 
 def format_findings(findings: dict[str, Any]) -> str:

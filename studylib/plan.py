@@ -3,7 +3,7 @@
 Times come from records of the same run, or of the most alike one, on this or the reference
 machine; where there is none the plan says "unknown" and does not guess.
 
-Not covered: starting runs (studylib.runner).
+Not covered: starting runs (studylib.runner), estimates for cards (studylib.prospects).
 """
 
 from __future__ import annotations
@@ -69,12 +69,18 @@ class Plan(Frozen):
         return sum(known) if len(known) == len(self.left) else None
 
 
-def plan_study(profile: Profile, results: Path, reference: Sequence[Record] = ()) -> Plan:
+def plan_study(
+    profile: Profile, results: Path, reference: Sequence[Record] = (), device: str | None = None
+) -> Plan:
     """The plan of a profile whose results go to `results` (the folder results/PROFILE).
 
+    device: take times from records of this device alone; cards differ more than processors.
     Raises StudyError if a record there is damaged or was made with other settings.
     """
     records = {record.run_id: record for record in read_records(results / "runs")}
+    timed = [*records.values(), *reference]
+    if device is not None:
+        timed = [record for record in timed if record.environment.device == device]
     runs = []
     for spec in profile.runs():
         folder = results / "runs" / spec.run_id
@@ -84,7 +90,7 @@ def plan_study(profile: Profile, results: Path, reference: Sequence[Record] = ()
             state: State = "done"
         else:
             state = "to resume" if (folder / "work" / "session.json").is_file() else "to do"
-        seconds, source = expect_seconds(spec, [*records.values(), *reference])
+        seconds, source = expect_seconds(spec, timed)
         rate = profile.hardware.usd_per_hour
         usd = None if seconds is None or rate is None else seconds / 3600 * rate
         runs.append(

@@ -1,148 +1,232 @@
-"""Which runs of a profile fit this machine, by forecast, before any of them is started.
+"""Which runs of a profile fit a machine, and what a study takes there, before it is started.
 
-The bundled models need a few megabytes and are not forecast. Everything else is traced once for
-each model, method and recipe, in the form in which studylib.train runs it here.
+Everything is traced once for each model, method and recipe, in the form in which studylib.train
+runs it there. The bundled models need a few megabytes: whether they fit is not asked.
 
-Not covered: the forecast itself (studylib.forecast), time from records (studylib.plan).
+Not covered: the forecast itself (studylib.forecast, studylib.job_forecast), what loading and
+scoring take (studylib.estimate), time from records (studylib.plan).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from studylib.catalog import find_gpu
 from studylib.environment import describe_environment, device_name, now
 from studylib.errors import StudyError
+from studylib.estimate import (
+    NOTHING,
+    Estimate,
+    RunHours,
+    add,
+    download_hours,
+    exactly,
+    hours,
+    price,
+    scoring_hours,
+    serving_hours,
+    start_hours,
+    times,
+)
+from studylib.job_forecast import (
+    Machine,
+    count_params,
+    job_settings,
+    rented_machine,
+    this_machine,
+    trace_once,
+)
 from studylib.profile import RunSpec
 from studylib.records import Record, write_record
+from studylib.roofline import Range
+from studylib.serving import ServeSpec
 from studylib.settings import Frozen
 
 
 class Prospect(Frozen):
-    """A run's forecast peak against this machine's memory, in bytes, and where it would fit.
+    """A training run's forecast peak against a machine's memory, and where it would fit.
 
-    hours and usd: (low, mid, high) of the whole training on one card of this kind; None on a CPU,
-    where nothing is assumed about speed.
+    peak_bytes: of one card of `gpus`; train_hours: of all steps, None on a CPU or unknown card,
+    where nothing is assumed about speed. total_params: the model's without an adapter.
     """
 
     peak_bytes: int
     available_bytes: int
+    gpus: int
+    cards: int
     smallest_gpu: str | None
-    hours: tuple[float, float, float] | None = None
-    usd: tuple[float, float, float] | None = None
+    total_params: int
+    train_hours: Range | None = None
+
+    @property
+    def lacks_cards(self) -> bool:
+        return 0 < self.cards < self.gpus
+
+    @property
+    def needed_bytes(self) -> int:
+        """On one card; a host without cards holds what all of them would."""
+        return self.peak_bytes if self.cards else self.peak_bytes * max(self.gpus, 1)
 
     @property
     def fits(self) -> bool:
-        return self.peak_bytes <= self.available_bytes
+        return not self.lacks_cards and self.needed_bytes <= self.available_bytes
 
     @property
     def reason(self) -> str:
+        if self.lacks_cards:
+            return f"it asks for {self.gpus} cards, this machine has {self.cards}"
+        which = f" of which {self.gpus} would do" if self.gpus > 1 else " that would do"
         where = (
-            f"the smallest card that would do is {self.smallest_gpu}"
+            f"the smallest card{which} is {self.smallest_gpu}"
             if self.smallest_gpu
-            else ("no single card of the catalog would do")
+            else "no card of the catalog would do"
         )
         return (
-            f"the forecast peak of {self.peak_bytes / 1e9:.1f} GB is more than this machine's "
+            f"the forecast peak of {self.needed_bytes / 1e9:.1f} GB is more than this machine's "
             f"{self.available_bytes / 1e9:.1f} GB; {where}"
         )
 
 
-def foresee(specs: list[RunSpec]) -> dict[str, Prospect]:
-    """Run id -> prospect for every training run of a model that is not bundled.
+def foresee(
+    specs: Sequence[RunSpec],
+    machine: Machine | None = None,
+    bundled: bool = False,
+    say: Callable[[str], Any] = print,
+) -> dict[str, Prospect]:
+    """Run id -> prospect for every training run; of bundled models only where that is asked.
 
     A model that cannot be traced has none: that is said, and its runs are simply started.
     """
     found: dict[str, Prospect] = {}
-    known: dict[tuple[str, str, str], Prospect | None] = {}
+    failed = set()
     for spec in specs:
-        if spec.model_ref.kind == "ladder" or not spec.method.kind.trains:
+        plain = spec.model_ref.kind == "ladder" and spec.gpus <= 1
+        if not spec.method.kind.trains or (plain and not bundled):
             continue
-        key = (spec.model, spec.method.model_dump_json(), spec.train.model_dump_json())
-        if key not in known:
-            try:
-                known[key] = foresee_run(spec)
-            except StudyError as error:
-                print(f"no forecast for {spec.run_id}: {error}")
-                known[key] = None
-        prospect = known[key]
-        if prospect is not None:
-            found[spec.run_id] = prospect
+        machine = machine or this_machine()
+        settings = job_settings(spec, machine)
+        if settings in failed:
+            continue
+        try:
+            found[spec.run_id] = foresee_run(spec, machine)
+        except StudyError as error:
+            say(f"no forecast for {spec.run_id}: {error}")
+            failed.add(settings)
     return found
 
 
-def foresee_run(spec: RunSpec) -> Prospect:
-    """Trace one training step as it would run here; with a card, its hours and dollars too."""
-    import torch
-
-    from studylib.forecast import ForecastSettings, forecast
-
-    on_card = torch.cuda.is_available()
-    recipe, method = spec.train, spec.method
-    settings = ForecastSettings(
-        model=spec.model,
-        method=method.name,
-        rank=method.rank or 1,
-        alpha=method.alpha or 1,
-        targets=method.targets,
-        adapter=method.adapter_dtype,
-        micro_batch=recipe.micro_batch,
-        seq_len=recipe.seq_len,
-        accumulation=recipe.accumulation,
-        packed=True,
-        weights=recipe.dtype,
-        autocast=recipe.dtype == "bf16",
-        optimizer="adamw" if on_card else "adamw-foreach",
-        checkpointing=recipe.checkpointing,
-        gpu=nearest_card(device_name()) if on_card else "a100-80gb",
-        kernels="cuda" if on_card else "cpu",
-    )
-    made = forecast(settings)
-    steps = recipe.steps
-    seconds = made.seconds_per_step
-    hours = tuple(steps * s / 3600 for s in (seconds.low, seconds.mid, seconds.high))
+def foresee_run(spec: RunSpec, machine: Machine | None = None) -> Prospect:
+    """Trace one training step as it would run there; on a known card, the hours of all steps."""
+    machine = machine or this_machine()
+    made = trace_once(job_settings(spec, machine), machine.here)
+    seconds = times(made.seconds_per_step, spec.train.steps)
     return Prospect(
         peak_bytes=made.peak_bytes,
-        available_bytes=available_bytes(),
+        available_bytes=machine.memory_bytes,
+        gpus=spec.gpus,
+        cards=machine.cards,
         smallest_gpu=made.smallest_gpu,
-        hours=hours if on_card else None,  # type: ignore[arg-type]
-        usd=price_hours(hours, settings.gpu) if on_card else None,
+        total_params=made.total_params,
+        train_hours=hours(seconds) if machine.gpu else None,
     )
 
 
-def available_bytes() -> int:
-    """Memory of the first card, or what the host has free."""
-    import psutil
-    import torch
+def estimate_study(
+    specs: Sequence[RunSpec],
+    gpu: str,
+    cards: int,
+    serving: Sequence[ServeSpec] = (),
+    measured: Mapping[str, float] | None = None,
+) -> Estimate:
+    """Hours and dollars of runs and serving runs on `cards` cards of the catalog's `gpu`.
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return psutil.virtual_memory().available
+    measured: run id -> seconds that like runs took there, in place of an estimate. Needs neither
+    the card nor, for the models that the catalog knows, a network. Runs that by forecast do not fit
+    are in `misfits` and in no sum.
+    """
+    return estimate_on(rented_machine(gpu, cards), specs, serving, measured)
 
 
-def nearest_card(device: str) -> str:
-    """The catalog's name of the card that torch names, such as NVIDIA H200 -> h200-141gb."""
-    from studylib.catalog import load_gpus
-    from studylib.settings import nearest
+def estimate_on(
+    machine: Machine,
+    specs: Sequence[RunSpec],
+    serving: Sequence[ServeSpec] = (),
+    measured: Mapping[str, float] | None = None,
+    force: bool = False,
+) -> Estimate:
+    """The same for a machine, this one for instance; its cards may be unknown to the catalog.
 
-    words = device.lower().replace("-", " ").split()
-    names = list(load_gpus())
-    found = [name for name in names if name.split("-")[0] in words]
-    if not found:
-        raise StudyError(
-            device, "the catalog has no such card", f"Add it to gpus.csv. {nearest(device, names)}"
+    force: runs that do not fit are started as well.
+    """
+    prospects = foresee(specs, machine, bundled=True, say=lambda line: None)
+    misfits = {
+        run_id: found.reason for run_id, found in prospects.items() if not (found.fits or force)
+    }
+    left = [spec for spec in specs if spec.run_id not in misfits]
+    params = size_models([*left, *serving], prospects, machine)
+    runs, unknown = {}, []
+    for spec in left:
+        seconds = (measured or {}).get(spec.run_id)
+        made = (
+            estimate_run(spec, prospects, machine, params)
+            if seconds is None
+            else RunHours(gpus=max(spec.gpus, 1), measured=hours(exactly(seconds)))
         )
-    exact = [name for name in found if all(part in device.lower() for part in name.split("-")[1:])]
-    return (exact or found)[0]
+        if made is None:
+            unknown.append(spec.run_id)
+        else:
+            runs[spec.run_id] = made
+    for served in serving:
+        name = f"{served.serve_id} (serving)"
+        if machine.gpu is None or served.model not in params:
+            unknown.append(name)
+        else:
+            runs[name] = RunHours(gpus=1, start=serving_hours(served, params[served.model]))
+    total = add(download_hours(left, params), *(run.total for run in runs.values()))
+    return Estimate(
+        gpu=machine.gpu,
+        cards=machine.cards,
+        hours=total,
+        usd=price(total, machine.gpu, machine.cards),
+        runs=runs,
+        misfits=misfits,
+        unknown=tuple(unknown),
+    )
 
 
-def price_hours(hours: tuple[float, ...], gpu: str) -> tuple[float, float, float] | None:
-    from studylib.catalog import load_prices, price_range
+def size_models(
+    specs: Sequence[RunSpec | ServeSpec], prospects: Mapping[str, Prospect], machine: Machine
+) -> dict[str, int]:
+    """Model -> parameters, from a forecast of it or counted; left out where neither can be."""
+    params = {
+        spec.model: prospects[spec.run_id].total_params
+        for spec in specs
+        if isinstance(spec, RunSpec) and spec.run_id in prospects
+    }
+    for model in {spec.model for spec in specs} - params.keys():
+        with suppress(StudyError):
+            params[model] = count_params(model, machine.here)
+    return params
 
-    offers = price_range(gpu, load_prices())
-    if offers is None:
+
+def estimate_run(
+    spec: RunSpec, prospects: Mapping[str, Prospect], machine: Machine, params: Mapping[str, int]
+) -> RunHours | None:
+    """The parts of a run's hours; None where its training, its size or its card is not known."""
+    found = prospects.get(spec.run_id)
+    trained = found.train_hours if found else None
+    size = params.get(spec.model)
+    if machine.gpu is None or size is None or (spec.method.kind.trains and trained is None):
         return None
-    low, mid, high = hours
-    return (low * offers.cheapest, mid * offers.median, high * offers.dearest)
+    return RunHours(
+        gpus=max(spec.gpus, 1),
+        start=start_hours(spec, size),
+        train=trained or NOTHING,
+        evaluate=scoring_hours(spec, size, find_gpu(machine.gpu)),
+    )
 
 
 def record_misfit(spec: RunSpec, prospect: Prospect, folder: Path) -> None:

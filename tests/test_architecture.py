@@ -21,11 +21,11 @@ FLOORS = {
         records metrics stats verdicts almanac token_tree tuning serving serve_records
         forecast_book""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
-        questions plan footprint case yearly_cost""",
+        questions plan estimate footprint case yearly_cost""",
     "machinery": """allocator tally meter live kernels optimizers step skeleton methods models
         variants tasks session prefix_lm compare_lm ladder forecast_text""",
     "stages": """train evaluate serve environment run tune trace depth sharding forecast fitting
-        published prospects explore article_memory article_forecasts latency
+        published job_forecast prospects explore article_memory article_forecasts latency
         hot_swap mixed_batch engines serve_run card_forecasts""",
     "runner": "progress runner publish doctor",
     "report": """study comparable costs resources summary cells panels curves claims figures tables
@@ -35,7 +35,7 @@ FLOORS = {
         forecast_tables serve_tables serve_figures evidence rank_methods turning_points
         advice_words missing_evidence article_rule advise advice_text choose_views
         compare_studies move_words""",
-    "doors": """gather cli_options cli_advise cli_article cli_serve cli_evaluate cli_forecast
+    "doors": """gather cli_options cli_plan cli_advise cli_article cli_serve cli_evaluate cli_forecast
         cli_report cli_tune cli __main__""",
 }
 MAY_IMPORT = {
