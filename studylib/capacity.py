@@ -190,7 +190,7 @@ def draw_capacity(summary: Summary) -> Figure | None:
                     marker=MARKERS.get(method.name, "o"), markersize=5,
                     linestyle="-" if method.kind.trains else "--",
                 )  # fmt: skip
-                labels.append((xs[-1], ys[-1], label, shade))
+                labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
             facts = sorted({p.facts for points_ in curves.values() for p in points_})
             panel.set_xscale("log")
             panel.xaxis.set_major_locator(FixedLocator(facts))
@@ -198,7 +198,7 @@ def draw_capacity(summary: Summary) -> Figure | None:
             panel.set_xticklabels([f"{n:,}" for n in facts])
             panel.set_xlabel("new facts in the training data")
             panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
-            panel.margins(x=0.08, y=0.08)
+            panel.margins(x=0.08, y=0.12)
             chance = guess_level(curves)
             level = 0 if scaled or chance is None else 100 * chance
             panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
@@ -227,7 +227,7 @@ def line_shade(label: str, curves: dict[str, list[Point]]) -> str:
                     if p[0].row.method.name == method.name})  # fmt: skip
     if len(ranks) < 2:
         return colour(method)
-    return tint(colour(method), 0.6 * (1 - ranks.index(method.rank or 0) / (len(ranks) - 1)))
+    return tint(colour(method), 0.5 * (1 - ranks.index(method.rank or 0) / (len(ranks) - 1)))
 
 
 def guess_level(curves: dict[str, list[Point]]) -> float | None:

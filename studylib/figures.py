@@ -19,7 +19,6 @@ from studylib.capacity import CAPTION, draw_capacity, is_capacity
 from studylib.cells import interval_cell
 from studylib.claims import article_rule
 from studylib.curves import draw_loss, draw_tuning
-from studylib.metrics import points
 from studylib.panels import (
     BAND,
     CLAIM,
@@ -32,6 +31,7 @@ from studylib.panels import (
     label_right,
     new_panels,
     note,
+    sign_ticks,
 )
 from studylib.resources import MEMORY
 from studylib.serve_figures import draw_overhead
@@ -196,7 +196,7 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
     panel.set_xlabel(
         "accuracy less full fine-tuning's (pp, 95 % interval)" + (bands if claimed else "")
     )
-    panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
+    sign_ticks(panel)
     return figure
 
 
@@ -220,7 +220,7 @@ def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
             )  # fmt: skip
             labels.append((x, y, row.method.label, colour(row.method)))
         panel.axhline(0, color=COLOURS["base"], linewidth=1, linestyle="--")
-        note(panel, 0, "nothing forgotten", below=True)
+        note(panel, 0, "nothing forgotten", below=False, right=True)
         panel.margins(x=0.12, y=0.1)
         label_right(panel, labels)
         panel.set_xlabel("gain on the new questions (pp) →")
@@ -254,6 +254,7 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
     panel.axvline(0, color=INK, linewidth=1)
     panel.set_yticks(range(len(names)), names, fontsize=7.5)
     panel.set_ylim(-0.7, len(names) + 0.8 * len(rows))
+    sign_ticks(panel)
     panel.set_xlabel(f"accuracy less full fine-tuning's, {comparison.name} (pp)")
     return figure
 

@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from studylib.metrics import points
 from studylib.profile import MethodSettings
 from studylib.stats import Estimate
 
@@ -103,15 +104,25 @@ def tint(shade: str, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def note(panel: Axes, y: float, text: str, below: bool) -> None:
+def note(panel: Axes, y: float, text: str, below: bool, right: bool = False) -> None:
+    """A word on a level line, at the panel's left or right end."""
     panel.annotate(
-        text, (0, y), xycoords=("axes fraction", "data"), xytext=(3, -2 if below else 2),
-        textcoords="offset points", va="top" if below else "bottom", fontsize=7.5, color=INK,
+        text, (1 if right else 0, y), xycoords=("axes fraction", "data"),
+        xytext=(-3 if right else 3, -2 if below else 2), textcoords="offset points",
+        ha="right" if right else "left", va="top" if below else "bottom", fontsize=7.5, color=INK,
     )  # fmt: skip
 
 
+def sign_ticks(panel: Axes) -> None:
+    """Ticks of an axis of differences: +20, 0, −20."""
+    panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
+
+
 def label_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names beside their points, moved apart where they would lie on each other."""
+    """Names beside their points, moved apart where they would lie on each other.
+
+    The line from name to point is dotted: a drawn one would look like an interval.
+    """
     panel.get_xlim(), panel.get_ylim()  # asking settles limits that are still open
     place = panel.transData + panel.transAxes.inverted()  # a logarithmic axis included
     heights = spread_apart([place.transform((x, y))[1] for x, y, _, _ in labels], 0.07)
@@ -120,8 +131,8 @@ def label_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) ->
         panel.annotate(
             text, (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"), va="center",
             color=shade, fontsize=8.5, fontweight="bold", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.5, "alpha": 0.6,
-                        "shrinkA": 1, "shrinkB": 5},
+            arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.7, "alpha": 0.6,
+                        "linestyle": (0, (1, 2)), "shrinkA": 1, "shrinkB": 5},
         )  # fmt: skip
 
 

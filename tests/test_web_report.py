@@ -1,0 +1,352 @@
+"""report.html says what REPORT.md says, by itself, for eyes, keyboards and screen readers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from record_factory import Factory, make_spec
+
+from studylib import cli_report
+from studylib.cli_report import make_report
+from studylib.errors import StudyError
+from studylib.page import (
+    column_kind,
+    export_page,
+    key_column,
+    read_tables,
+    render_markdown,
+    split_sections,
+)
+from studylib.page_pictures import PALETTE, inline_picture, palette_css
+from studylib.panels import COLOURS
+from studylib.report import find_sources
+from studylib.report_views import spell_dollars, split_pictures
+
+ROOT = Path(__file__).parents[1]
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+NUMBER = re.compile(r"[+−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's results with their report, made as `study report` makes it."""
+    folder = Factory(tmp_path_factory.mktemp("r") / "mine").study(
+        models=("ladder:0.4m",), seeds=(0, 1)
+    )
+    make_report(folder, reference=folder.parent / "none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference's report made anew from a copy of its records."""
+    root = tmp_path_factory.mktemp("root")
+    leave_out = shutil.ignore_patterns("figures", "tables", "executed.ipynb")
+    shutil.copytree(ROOT / "results/reference", root / "results/reference", ignore=leave_out)
+    shutil.copyfile(ROOT / "README.md", root / "README.md")
+    reference = root / "results/reference"
+    make_report(reference, reference=reference)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (ROOT / "report.html").read_text(encoding="utf-8")
+
+
+def made_by(page: str) -> str:
+    return re.findall(r'<meta name="generator" content="(.*?)">', page)[0]
+
+
+def plain(text: str) -> str:
+    return text.replace("\u00a0", " ")
+
+
+def markdown_tables(text: str) -> list[list[list[str]]]:
+    """The cells of REPORT.md's tables without their marks."""
+    found: list[list[list[str]]] = []
+    for block in re.findall(r"(?:^\|.*\n?)+", text, re.M):
+        rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in block.strip().splitlines()]
+        del rows[1]
+        found.append([[unmark(cell) for cell in row] for row in rows])
+    return found
+
+
+def unmark(text: str) -> str:
+    text = re.sub(r"\[([^\]]*)\]\(([^)]*)\)", r"\1", text)
+    return plain(re.sub(r"\*\*|`", "", text).replace("\\|", "|")).strip()
+
+
+def prose_of_report(text: str) -> str:
+    kept = [line for line in text.splitlines() if not line.startswith(("|", "!["))]
+    return unmark("\n".join(kept))
+
+
+class Reader(HTMLParser):
+    """Collects what tests ask of a page, and whether its elements are nested as they should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if not {"table", "style", "script", "title", "nav", "svg"} & set(self.open):
+            self.words.append(data)
+
+
+def read_page(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+def of(reader: Reader, tag: str) -> list[dict[str, str | None]]:
+    return [attrs for name, attrs in reader.found if name == tag]
+
+
+# The same as REPORT.md ----------------------------------------------------------------------------
+
+
+def test_the_shipped_page_is_what_the_records_give(again: Path, page: str) -> None:
+    fresh = (again / "report.html").read_text(encoding="utf-8")
+    if made_by(fresh) == made_by(page):
+        assert fresh == page, "report.html is stale: make report"
+    for name in ("REPORT.md", "README.md"):
+        assert (again / name).read_bytes() == (ROOT / name).read_bytes(), f"{name}: make report"
+
+
+def test_every_table_of_the_report_stands_in_the_page_cell_by_cell(page: str) -> None:
+    report = (ROOT / "REPORT.md").read_text(encoding="utf-8")
+    shown = [[[plain(cell) for cell in row] for row in table] for table in read_tables(page)]
+    assert len(shown) > 20
+    assert shown == markdown_tables(report)
+
+
+def test_words_and_numbers_of_the_text_are_the_reports(page: str) -> None:
+    report = (ROOT / "REPORT.md").read_text(encoding="utf-8")
+    told, shown = prose_of_report(report), plain("".join(read_page(page).words))
+    assert Counter(NUMBER.findall(shown)) == Counter(NUMBER.findall(told))
+    words = re.compile(r"\w+")
+    assert words.findall(shown) == words.findall(re.sub(r"^#+ |^- ", "", told, flags=re.M))
+
+
+def test_a_readers_page_says_what_their_report_says(own: Path) -> None:
+    page = (own / "report.html").read_text(encoding="utf-8")
+    shown = [[[plain(cell) for cell in row] for row in table] for table in read_tables(page)]
+    assert shown == markdown_tables((own / "REPORT.md").read_text(encoding="utf-8"))
+
+
+# By itself ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_fetched_from_elsewhere(page: str) -> None:
+    reader = read_page(page)
+    assert [attrs for attrs in of(reader, "script") if attrs] == []
+    assert [attrs["href"] for attrs in of(reader, "link")] == ["data:,"]
+    assert of(reader, "img") == of(reader, "iframe") == of(reader, "object") == []
+    assert not re.search(r"@import|url\((?!#)|fetch\(|XMLHttp|import\(", page)
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 2_000_000
+
+
+def test_every_link_leads_somewhere(page: str) -> None:
+    reader = read_page(page)
+    ids = [attrs["id"] for _, attrs in reader.found if attrs.get("id")]
+    assert len(ids) == len(set(ids))
+    links = [str(attrs["href"]) for attrs in of(reader, "a")]
+    assert len(links) > 100
+    for link in links:
+        assert link[1:] in ids if link.startswith("#") else (ROOT / link).is_file(), link
+
+
+def test_no_code_no_message_and_no_heading_of_the_notebook(page: str) -> None:
+    assert "compose_report" not in page
+    assert "What did the runs show" not in page
+    assert "report: " not in page
+
+
+# For people ---------------------------------------------------------------------------------------
+
+
+def test_the_first_screen_is_the_answer(page: str) -> None:
+    first = page.partition("<body>")[2].partition("</header>")[0]
+    assert first.strip().startswith('<header class="answer">')
+    assert first.count("<h1") == 1
+    assert first.count("learned more than") >= 2
+    assert re.search(r"findings\): \d+ reproduced", first)
+    assert "<table" not in first and "<svg" not in first
+
+
+def test_pictures_have_a_text_alternative_and_colours_for_light_and_dark(page: str) -> None:
+    pictures = of(read_page(page), "svg")
+    report = (ROOT / "REPORT.md").read_text(encoding="utf-8")
+    assert [p["aria-label"] for p in pictures] == re.findall(r"^!\[(.*?)\]", report, re.M)
+    assert all(p["role"] == "img" for p in pictures)
+    for name, shade in COLOURS.items():
+        assert f"--{name}: {shade};" in page
+        assert f"var(--{name})" in page
+    body = page.partition("<body>")[2]
+    assert not re.search(r"#ffffff|#222222", body)
+    assert "prefers-color-scheme: dark" in page
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio of two colours."""
+
+    def light(shade: str) -> float:
+        parts = [int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+                            for c in parts)  # fmt: skip
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    high, low = sorted((light(one), light(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_words_and_methods_stand_out_from_the_paper(dark: bool) -> None:
+    shades = {name: pair[dark] for name, pair in PALETTE.items()}
+    assert contrast(shades["ink"], shades["paper"]) >= 7
+    for name in COLOURS:
+        assert contrast(shades[name], shades["paper"]) >= 2.9, name
+    assert "--paper" in palette_css(dark)
+
+
+def test_tables_scroll_by_themselves_and_have_a_name(page: str) -> None:
+    regions = [a for a in of(read_page(page), "div") if a.get("role") == "region"]
+    assert len(regions) == page.count("<table>")
+    assert all(a["tabindex"] == "0" and str(a["aria-label"]).startswith("Table: ") for a in regions)
+
+
+# Pieces -------------------------------------------------------------------------------------------
+
+
+def test_html_in_a_records_words_is_shown_and_not_obeyed() -> None:
+    html = render_markdown("| a |\n| --- |\n| <script>alert(1)</script> |\n\n<img src=x>")
+    assert "<script" not in html and "<img" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_dollars_are_no_formula() -> None:
+    text = "$1,234 ($942 to $3,738) by `echo $HOME`, **$5**"
+    assert spell_dollars(text) == "\\$1,234 (\\$942 to \\$3,738) by `echo $HOME`, **\\$5**"
+    assert "$1,234 ($942 to $3,738)" in render_markdown(spell_dollars(text))
+    assert "<strong>$5</strong>" in render_markdown(spell_dollars(text))
+
+
+def test_headings_of_the_same_words_get_names_of_their_own() -> None:
+    sections = split_sections(
+        "<h1>T</h1><h2>One</h2><h3>Accuracy</h3><h2>Two</h2><h3>Accuracy</h3>"
+    )
+    assert [(s.name, s.title) for s in sections] == [("one", "One"), ("two", "Two")]
+    assert '<h3 id="one--accuracy">' in sections[0].html
+    assert '<h3 id="two--accuracy">' in sections[1].html
+
+
+def test_columns_of_figures_are_told_from_words() -> None:
+    assert column_kind(["−20.9 ± 8.2", "reference", "+3.1 ± 2.0"]) == "n"
+    assert column_kind(["$1,234 ($942 to $3,738)", "< 0.001"]) == "n"
+    assert column_kind(["full", "LoRA r=16"]) == ""
+    assert column_kind(["3 seeds of a long, long explanation that goes on and on"]) == "w"
+    assert key_column(["Model", "Method", "Cost"]) == 1
+    assert key_column(["Run", "Status"]) == 0
+
+
+def test_parts_are_split_at_their_pictures() -> None:
+    text = "## A\n\n![One, 95 %](figures/one.svg)\n\n*One, 95 %.*\n\nafter\n"
+    assert list(split_pictures(text)) == ["## A", ("One, 95 %", "figures/one.svg"), "after"]
+
+
+def test_names_within_a_picture_are_its_own() -> None:
+    svg = ('<?xml version="1.0"?>\n<svg width="72pt" viewBox="0 0 72 36"><defs><path id="a" '
+           'd="M 1.23456 2"/></defs><g id="unused"><use xlink:href="#a" '
+           'style="fill: #0072b2"/></g></svg>')  # fmt: skip
+    one, other = inline_picture(svg, 'A "caption"'), inline_picture(svg + " ", "B")
+    assert "fill: var(--full)" in one and 'aria-label="A &quot;caption&quot;"' in one
+    assert "max-width:96px" in one and "unused" not in one and "M 1.23 2" in one
+    (mark,) = re.findall(r'xlink:href="#(.*?)"', one)
+    assert f'id="{mark}"' in one and mark not in other
+
+
+def test_the_page_shows_markdown_and_pictures_alone(tmp_path: Path) -> None:
+    def output(kind: str, data: dict) -> nbformat.NotebookNode:
+        return nbformat.v4.new_output(kind, data=data, metadata={})
+
+    cell = nbformat.v4.new_code_cell("secret = 1", outputs=[
+        output("display_data", {"text/markdown": "# Title\n\n## The answer\n\nshown"}),
+        nbformat.v4.new_output("stream", name="stdout", text="printed"),
+        output("execute_result", {"text/html": "<b>returned</b>"}),
+    ])  # fmt: skip
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("own text"), cell])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    page = export_page(tmp_path / "n.ipynb").decode()
+    assert "shown" in page
+    assert not re.search("secret|printed|returned|own text", page.partition("<body>")[2])
+    cell.id = "another"
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert export_page(tmp_path / "n.ipynb").decode() == page
+
+
+# Making it ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_made_again_while_records_and_files_stay(own: Path, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(cli_report, "make_page", lambda parameters, out: made.append(out) or b"")
+    none = own.parent / "none"
+    assert make_report(own, reference=none) == own / "REPORT.md"
+    assert made == []
+    page = own / "report.html"
+    before = page.read_bytes()
+    page.write_bytes(before + b" ")
+    make_report(own, reference=none)
+    page.write_bytes(before)
+    assert made == [own]
+
+
+def test_the_same_code_makes_the_same_page_in_another_folder(own: Path, tmp_path: Path) -> None:
+    leave_out = shutil.ignore_patterns(".made-from.json", "report.html", "REPORT.md")
+    copy = shutil.copytree(own, tmp_path / "mine", ignore=leave_out)
+    make_report(copy, reference=tmp_path / "none")
+    assert (copy / "report.html").read_bytes() == (own / "report.html").read_bytes()
+
+
+def test_without_own_runs_the_reference_is_shown_and_nothing_written(tmp_path: Path) -> None:
+    reference = tmp_path / "results" / "reference"
+    Factory(reference / "cpu").add(make_spec("base"))
+    sources = find_sources(tmp_path / "results" / "cpu", reference)
+    assert sources.folders == (reference / "cpu",) and sources.shipped
+    assert sources.instead_of == tmp_path / "results" / "cpu"
+    with pytest.raises(StudyError, match="make reproduce"):
+        make_report(tmp_path / "results" / "cpu", reference=reference)
+    with pytest.raises(StudyError, match="make reproduce"):
+        find_sources(tmp_path / "nothing", tmp_path / "none")
+
+
+def test_failures_and_the_plan_beside_the_runs_reach_the_report(tmp_path: Path) -> None:
+    folder = Factory(tmp_path / "part").study(models=("ladder:0.4m",), seeds=(0,))
+    sources = find_sources(folder, tmp_path / "none", {"x": "see its log"})
+    assert sources.planned is None and sources.failed == {"x": "see its log"}
+    shutil.copyfile(ROOT / "results/reference/cpu/profile.yaml", folder / "profile.yaml")
+    planned = find_sources(folder, tmp_path / "none").planned
+    assert planned and {spec.track for spec in planned} >= {"main", "language"}
