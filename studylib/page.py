@@ -26,9 +26,7 @@ ROW = re.compile(r"<tr>(.*?)</tr>", re.S)
 CELL = re.compile(r"<t([hd])>(.*?)</t\1>", re.S)
 TAG = re.compile(r"<[^>]+>")
 FIGURE = re.compile(r"[<±+−-]?\s?\$?\d")
-TOGETHER = re.compile(
-    r" (?=[±↓↑])|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(?!\w))|(?<=LoRA) (?=r=)"
-)
+TOGETHER = re.compile(r" (?=[±↓↑])|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(?!\w))|(?<=LoRA) (?=r=)")
 GLUE = "\u00a0"  # a space at which no line breaks
 LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
 KEYS = ("Model", "Method", "Variant", "Job (forecast)", "Claim")
