@@ -12,7 +12,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mm
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options: PROFILE=cpu|smoke|custom|FILE.yaml RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 EXTEND= SET='train.seq_len=1024 …'"
+	@echo "Options: PROFILE=cpu|smoke|custom|FILE.yaml RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
 
 setup: ## install the packages (the other targets do it too)
 	@$(PY) -c 'import sys; print("ready:", sys.executable)'
@@ -21,7 +21,7 @@ plan: ## what would run, how long, at what cost
 	@$(PY) -m studylib plan $(ASK)
 
 reproduce: ## run all that is not done yet, then write the report
-	@$(PY) -m studylib reproduce $(ASK) $(if $(FORCE),--force)
+	@$(PY) -m studylib reproduce $(ASK) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
 tune: ## choose each method's learning rate on validation questions
 	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend)

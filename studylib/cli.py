@@ -98,10 +98,17 @@ def reproduce(
     ] = False,
     budget: BudgetOption = DEFAULT_BUDGET_USD,
     yes: YesOption = False,
+    executor: Annotated[
+        str, typer.Option(help="local: this machine; ray: a Ray cluster's machines.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="auto or HOST:PORT; else Ray's own, or one for this study.")
+    ] = None,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
     from studylib.plan import check_room
     from studylib.progress import Progress
+    from studylib.runner import open_executor
     from studylib.runner import reproduce as run_study
 
     name, why = pick_profile(profile)
@@ -112,7 +119,8 @@ def reproduce(
     if why:
         print(f"profile {name}: {why}")
     agree_to_spend(chosen, folder, budget, yes, force)
-    outcome = run_study(chosen, folder, Progress(), force)
+    with open_executor(executor, ray_address) as execute:
+        outcome = run_study(chosen, folder, Progress(), force, execute)
     if outcome.done_before and not outcome.finished and not outcome.failed:
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
     if outcome.done_before or outcome.finished:

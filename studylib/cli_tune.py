@@ -75,14 +75,13 @@ def sweep_all(profile: Any, name: str, results: Path, folder: Path, extend: int)
     """Every sweep that is missing or is to be extended; prints what was chosen."""
     import shutil
 
+    from studylib.executor import Outcome, Task, run_batch
     from studylib.plan import check_inputs, check_writable
     from studylib.progress import Progress
-    from studylib.runner import Outcome, Task, run_batch
     from studylib.tuning import read_sweep, sweep_name
 
     check_inputs(profile)
     check_writable(folder)
-    place = ("--profile", name, "--results", str(results))
     tasks = []
     for spec, rates in profile.sweeps():
         sweep_id = sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)
@@ -92,9 +91,8 @@ def sweep_all(profile: Any, name: str, results: Path, folder: Path, extend: int)
             tried = {point.learning_rate for point in record.points}
             if set(rates) <= tried and not (extend and record.at_edge):
                 continue
-        words = ["tune", "--only", sweep_id, "--extend", str(extend), *place]
-        words += ["--jobs", str(profile.hardware.jobs)]
-        tasks.append(Task(sweep_id, tuple(words), folder / "work" / sweep_id, path))
+        words = ("tune", "--only", sweep_id, "--extend", str(extend))
+        tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path, name, results))
     outcome, progress = Outcome(), Progress()
     progress.begin_tasks(f"{profile.name}, tuning", len(tasks), profile.hardware.jobs)
     run_batch(tasks, profile.hardware, progress, outcome)

@@ -39,6 +39,7 @@ PACKAGES = (
     "pyarrow",
 )
 HERE = Path(__file__).parent
+COMMIT_VARIABLE, DIRTY_VARIABLE = "STUDY_GIT_COMMIT", "STUDY_GIT_DIRTY"
 
 # The code whose change can change a measured figure. Report, figures and command line cannot.
 MEASURING = (
@@ -106,7 +107,10 @@ def package_versions() -> dict[str, str]:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """(commit, whether the code that measures differs from it), or nulls outside git."""
+    """(commit, whether the code that measures differs from it), or nulls outside git.
+
+    Code that was sent to another machine without its history is told by whoever sent it.
+    """
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*words: str) -> str | None:
@@ -126,7 +130,8 @@ def git_state() -> tuple[str | None, bool | None]:
 
     commit = git("rev-parse", "HEAD")
     if commit is None:
-        return None, None
+        told = os.environ.get(COMMIT_VARIABLE)
+        return (told, os.environ.get(DIRTY_VARIABLE) == "1") if told else (None, None)
     status = git("status", "--porcelain", "--", *(f"{name}.py" for name in MEASURING))
     return commit, bool(status) if status is not None else None
 

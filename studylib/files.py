@@ -6,6 +6,7 @@ Not covered: what is in the files.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Hashable
@@ -105,3 +106,16 @@ def disk_full(path: Path) -> StudyError:
     return StudyError(
         path, "the disk is full", "Free some space and start again; what is finished is kept."
     )
+
+
+def lock_folder(work: Path) -> Any:
+    """Hold the run for this process until it ends; refuse it while another one holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    lock = (work / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StudyError(
+            work.parent, "another process is working on this run", "Wait for it, or stop it."
+        ) from None
+    return lock

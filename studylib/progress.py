@@ -29,21 +29,32 @@ class Progress:
         self.done = self.total = self.broken = 0
         self.started_at: dict[str, float] = {}
 
-    def begin(self, plan: Plan, serving: int = 0) -> None:
-        expected = None if serving else plan.left_seconds
+    def begin(self, plan: Plan, serving: int = 0, here: bool = True) -> None:
+        """here: on this machine, whose number of runs at a time and pace the plan knows."""
+        expected = plan.left_seconds if here and not serving else None
         every = len(plan.runs) + serving
         left = len(plan.left) + serving
         self.begin_tasks(
-            plan.profile, left, plan.jobs, expected, f" of {every}" if left < every else ""
+            plan.profile,
+            left,
+            plan.jobs if here else None,
+            expected,
+            f" of {every}" if left < every else "",
         )
 
     def begin_tasks(
-        self, name: str, total: int, jobs: int, expected_seconds: float | None = None, of: str = ""
+        self,
+        name: str,
+        total: int,
+        jobs: int | None,
+        expected_seconds: float | None = None,
+        of: str = "",
     ) -> None:
+        """jobs: how many at a time; None where machines take as many as they have room for."""
         self.name, self.total, self.expected_seconds = name, total, expected_seconds
         self.begun = self.last_plain = time.monotonic()
         self.say(
-            f"{name}: {total}{of} runs to do, {jobs} at a time, "
+            f"{name}: {total}{of} runs to do, {jobs or 'as many as there is room for'} at a time, "
             f"about {spell_seconds(expected_seconds)}"
         )
         if self.console.is_terminal:

@@ -9,7 +9,6 @@ Not covered: which runs there are and in what order (studylib.runner).
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import json
 import os
@@ -26,6 +25,7 @@ from studylib.devices import refuse_busy_devices
 from studylib.environment import code_sha256, describe_environment, fingerprint, now
 from studylib.errors import StudyError
 from studylib.evaluate import Answers, evaluate_model
+from studylib.files import lock_folder
 from studylib.meter import Meter
 from studylib.methods import attach, count_parameters
 from studylib.models import load_model, load_trained, merge_into_bf16
@@ -43,6 +43,7 @@ from studylib.records import (
 )
 from studylib.serve import measure_footprint
 from studylib.session import Session
+from studylib.sharing import most_concurrent
 from studylib.train import (
     Diverged,
     StepLog,
@@ -256,7 +257,10 @@ class Run:
             evaluate=self.evaluate_block,
             serve=self.serve_block,
             environment=describe_environment(
-                self.session.started_at or now(), now(), self.concurrent_runs, self.session.number
+                self.session.started_at or now(),
+                now(),
+                most_concurrent(self.work, self.concurrent_runs),
+                self.session.number,
             ),
             fingerprint=fingerprint(self),
             files=files,
@@ -310,19 +314,6 @@ def import_libraries() -> None:
     """What the stages need, so that the load stage measures loading and not Python's imports."""
     for name in ("peft", "transformers.trainer", "lm_eval.evaluator", "studylib.prefix_lm"):
         importlib.import_module(name)
-
-
-def lock_folder(work: Path) -> Any:
-    """Hold the run for this process until it ends; refuse it while another one holds it."""
-    work.mkdir(parents=True, exist_ok=True)
-    lock = (work / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise StudyError(
-            work.parent, "another process is working on this run", "Wait for it, or stop it."
-        ) from None
-    return lock
 
 
 def first_line(error: BaseException) -> str:

@@ -1,71 +1,36 @@
-"""Start the runs of a study: each a notebook in a process of its own, several side by side.
+"""Start the runs of a study: each a notebook in a process of its own, sent where an executor says.
 
 record.json is the only sign that a run succeeded: papermill writes its output notebook also when
-a cell fails, and a killed kernel may end without an exception. A run that fails is reported with
-its log, the others go on.
+a cell fails, and a killed kernel may end without an exception.
 
-Not covered: what happens inside a run (studylib.run), how progress is drawn (studylib.progress).
+Not covered: what happens inside a run (studylib.run), processes and machines (studylib.executor,
+studylib.ray_executor), how progress is drawn (studylib.progress).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from studylib.errors import StudyError
-from studylib.places import NOTEBOOKS, REFERENCE, ROOT
+from studylib.executor import Executor, Outcome, Task, run_batch
+from studylib.places import NOTEBOOKS, REFERENCE
 from studylib.plan import Plan, check_inputs, check_writable, plan_study
-from studylib.profile import Hardware, Profile, RunSpec
+from studylib.profile import ModelRef, Profile, RunSpec
 from studylib.progress import Progress
 from studylib.prospects import foresee, record_misfit
+from studylib.ray_executor import RayExecutor
 from studylib.records import RECORD, Record, read_records, write_atomically
 from studylib.serve_records import SERVE_RECORD
 from studylib.serving import serve_specs
-
-
-@dataclass(frozen=True)
-class Task:
-    """A command `study WORDS…` that leaves `result` if it succeeds; its log goes to `folder`."""
-
-    task_id: str
-    words: tuple[str, ...]
-    folder: Path
-    result: Path
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run without a record: the log to read, and the message if it was bad input."""
-
-    log: Path
-    message: str | None
-
-
-@dataclass
-class Outcome:
-    """What `reproduce` did: run ids by how they ended."""
-
-    done_before: list[str] = field(default_factory=list)
-    finished: list[str] = field(default_factory=list)
-    failed: dict[str, Failure] = field(default_factory=dict)
-
-    @property
-    def exit_code(self) -> int:
-        """2 where every failure was bad input, 1 where one was not, else 0."""
-        if not self.failed:
-            return 0
-        return 2 if all(failure.message for failure in self.failed.values()) else 1
 
 
 def reference_records(profile: str) -> list[Record]:
@@ -74,11 +39,26 @@ def reference_records(profile: str) -> list[Record]:
     return read_records(runs) if runs.is_dir() else []
 
 
-def reproduce(profile: Profile, results: Path, progress: Progress, force: bool = False) -> Outcome:
-    """Run all that is not done yet, `jobs` at a time, the untrained models first.
+def open_executor(name: str, ray_address: str | None = None) -> AbstractContextManager[Executor]:
+    """Where runs go: `local` (this machine) or `ray` (a cluster's machines)."""
+    if name == "local":
+        return nullcontext(run_batch)
+    if name == "ray":
+        return RayExecutor(ray_address)
+    raise StudyError(name, "this is not an executor", "Write local or ray.")
+
+
+def reproduce(
+    profile: Profile,
+    results: Path,
+    progress: Progress,
+    force: bool = False,
+    executor: Executor = run_batch,
+) -> Outcome:
+    """Run all that is not done yet, the untrained models first.
 
     A run that by forecast does not fit this machine is recorded so and not started, unless
-    `force` is given.
+    `force` is given or the runs go to other machines.
     """
     plan = plan_study(profile, results, reference_records(profile.name))
     outcome = Outcome(done_before=[run.run_id for run in plan.runs if run.state == "done"])
@@ -87,15 +67,20 @@ def reproduce(profile: Profile, results: Path, progress: Progress, force: bool =
     check_inputs(profile)
     check_writable(results / "runs")
     file = write_profile(profile, results)
-    if not force:
+    here = executor is run_batch
+    if here and not force:
         skip_misfits(profile, plan, results, outcome, progress)
         plan = plan_study(profile, results, reference_records(profile.name))
     serving = serve_tasks(profile, file, results)
-    progress.begin(plan, len(serving))
-    for batch in order_batches(profile, plan):
-        tasks = [run_task(spec, file, results, profile.hardware.jobs) for spec in batch]
-        run_batch(tasks, profile.hardware, progress, outcome)
-    run_batch(serving, profile.hardware, progress, outcome)
+    progress.begin(plan, len(serving), here)
+    batches = [
+        [run_task(s, file, results) for s in specs] for specs in order_batches(profile, plan)
+    ]
+    batches.append(serving)
+    if not here:  # a base's answers are only shown beside another's: no machine idles for them
+        batches = [[task for batch in batches for task in batch]]
+    for batch in batches:
+        executor(batch, profile.hardware, progress, outcome)
     progress.end(outcome.finished, list(outcome.failed))
     return outcome
 
@@ -122,10 +107,29 @@ def order_batches(profile: Profile, plan: Plan) -> Iterator[list[RunSpec]]:
             yield batch
 
 
-def run_task(spec: RunSpec, file: Path, results: Path, jobs: int) -> Task:
+def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
     folder = results / "runs" / spec.run_id
-    place = ("--profile", str(file), "--results", str(results.parent), "--jobs", str(jobs))
-    return Task(spec.run_id, ("run", spec.run_id, *place), folder, folder / RECORD)
+    asked = spec.evaluate
+    return Task(
+        task_id=spec.run_id,
+        words=("run", spec.run_id),
+        folder=folder,
+        result=folder / RECORD,
+        profile=str(file),
+        results=results.parent,
+        gpus=spec.gpus,
+        needs=(results / "runs" / spec.base_run_id / "items.parquet",),
+        inputs=local_inputs(
+            spec.model_ref, spec.data.source, asked.questions, asked.retention or ""
+        ),
+    )
+
+
+def local_inputs(model: ModelRef, *sources: str) -> tuple[str, ...]:
+    """Which of a run's inputs are files or folders named relative to the working directory."""
+    names = [model.name] if model.kind == "path" else []
+    names += [source for source in sources if source]
+    return tuple(name for name in names if not name.startswith(("/", "~")) and Path(name).exists())
 
 
 def serve_left(profile: Profile, results: Path) -> list[str]:
@@ -137,14 +141,17 @@ def serve_left(profile: Profile, results: Path) -> list[str]:
 
 
 def serve_tasks(profile: Profile, file: Path, results: Path) -> list[Task]:
-    place = ("--profile", str(file), "--results", str(results.parent))
-    jobs = ("--jobs", str(profile.hardware.jobs))
+    specs = {spec.serve_id: spec for spec in serve_specs(profile)} if profile.serve else {}
     return [
         Task(
-            f"{serve_id} (serving)",
-            ("serve", serve_id, *place, *jobs),
-            results / "serve" / serve_id,
-            results / "serve" / serve_id / SERVE_RECORD,
+            task_id=f"{serve_id} (serving)",
+            words=("serve", serve_id),
+            folder=results / "serve" / serve_id,
+            result=results / "serve" / serve_id / SERVE_RECORD,
+            profile=str(file),
+            results=results.parent,
+            gpus=min(profile.hardware.gpus, 1),
+            inputs=local_inputs(specs[serve_id].model_ref),
         )
         for serve_id in serve_left(profile, results)
     ]
@@ -157,78 +164,6 @@ def write_profile(profile: Profile, results: Path) -> Path:
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_atomically(path, text.encode())
     return path
-
-
-def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome: Outcome) -> None:
-    """Run tasks side by side, `jobs` at a time, and sort them by whether their result is there."""
-    waiting = list(tasks)
-    running: dict[str, tuple[Task, subprocess.Popen[bytes]]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < hardware.jobs:
-                task = waiting.pop(0)
-                running[task.task_id] = task, launch(task, hardware)
-                progress.started(task.task_id)
-            time.sleep(0.2)
-            for task_id, (task, process) in list(running.items()):
-                if process.poll() is None:
-                    progress.update(task_id, read_progress(task.folder))
-                    continue
-                del running[task_id]
-                if task.result.is_file():
-                    outcome.finished.append(task_id)
-                    progress.finished(task_id, task.folder)
-                else:
-                    outcome.failed[task_id] = explain_failure(task.folder, process.returncode)
-                    progress.failed(task_id, outcome.failed[task_id].log)
-    finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
-
-
-def explain_failure(folder: Path, exit_code: int) -> Failure:
-    """The run's own last message, where it ended with one."""
-    log = folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    messages = [line.removeprefix("study: ") for line in lines if line.startswith("study: ")]
-    return Failure(log, messages[-1] if messages and exit_code == StudyError.exit_code else None)
-
-
-def launch(task: Task, hardware: Hardware) -> subprocess.Popen[bytes]:
-    """`study WORDS…` in a process of its own, what it prints in the task's log.txt."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    (task.folder / "progress.json").unlink(missing_ok=True)
-    threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
-    environ = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "STUDY_PARENT_PID": str(os.getpid()),
-        "PYTHONPATH": os.pathsep.join(
-            part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part
-        ),
-    }
-    command = [sys.executable, "-m", "studylib", *task.words]
-    with (task.folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env=environ,
-            start_new_session=True,
-        )
-
-
-def read_progress(folder: Path) -> dict[str, Any]:
-    """The run's last word, or nothing: it is only for showing."""
-    try:
-        return json.loads((folder / "progress.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 class Refused(StudyError):

@@ -23,14 +23,14 @@ from studylib.devices import refuse_busy_devices
 from studylib.engines import lora_requests, measure_vllm, missing_reason, open_vllm, unfit_reason
 from studylib.environment import code_sha256, describe_environment, device_name
 from studylib.errors import StudyError
+from studylib.files import lock_folder, write_atomically
 from studylib.hot_swap import measure_swap, time_loads
 from studylib.latency import Served, make_prompt, time_case
 from studylib.meter import Meter
 from studylib.mixed_batch import measure_mixed
 from studylib.models import load_model
 from studylib.profile import MethodSettings, read_profile
-from studylib.records import write_atomically
-from studylib.run import first_line, is_out_of_memory, lock_folder, now
+from studylib.run import first_line, is_out_of_memory, now
 from studylib.sealed import canonical
 from studylib.serve import measure_variants
 from studylib.serve_records import SERVE_RECORD, ServeRecord, write_serve_record
@@ -42,6 +42,7 @@ from studylib.serving import (
     find_spec,
     summarise_seconds,
 )
+from studylib.sharing import most_concurrent
 from studylib.variants import (
     adapter_names,
     add_adapters,
@@ -315,7 +316,9 @@ class ServeRun:
             spec=self.spec,
             measures=self.measures,
             stages=self.meter.stages,
-            environment=describe_environment(self.started_at, now(), self.concurrent_runs, 1),
+            environment=describe_environment(
+                self.started_at, now(), most_concurrent(self.work, self.concurrent_runs), 1
+            ),
             fingerprint=self._fingerprint(),
         )
         path = write_serve_record(self.folder, record)

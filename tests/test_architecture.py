@@ -18,7 +18,7 @@ PACKAGE = ROOT / "studylib"
 
 FLOORS = {
     "words": """__init__ errors files sealed places settings serve_settings spec profile measure
-        records metrics stats verdicts almanac token_tree tuning serving serve_records
+        records metrics sharing stats verdicts almanac token_tree tuning serving serve_records
         forecast_book""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
         questions plan estimate footprint case yearly_cost""",
@@ -27,7 +27,7 @@ FLOORS = {
     "stages": """train evaluate serve environment run tune trace depth sharding forecast fitting
         published job_forecast prospects explore article_memory article_forecasts latency
         hot_swap mixed_batch engines serve_run card_forecasts""",
-    "runner": "progress runner publish doctor",
+    "runner": "progress executor ray_desk ray_worker ray_executor runner publish doctor",
     "report": """study comparable costs resources summary cells panels curves claims figures tables
         exports appendix notes prose compose made_from report readme claim_sources views
         report_views page page_pictures

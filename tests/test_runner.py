@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from studylib import runner
+from studylib import executor, runner
 from studylib.errors import StudyError
 from studylib.profile import read_profile
 from studylib.progress import Progress
@@ -61,7 +61,7 @@ def test_killed_run_resumes_from_its_checkpoint_and_ends_as_an_unbroken_one(tmp_
     run = broken / "killed" / "runs" / "ladder-0.4m--lora-r16--s0"
     base = broken / "killed" / "runs" / "ladder-0.4m--base" / "record.json"
     wait_for(lambda: list((run / "work").glob("checkpoint-[2-9]0/trainer_state.json")))
-    os.kill(runner.read_progress(run)["pid"], signal.SIGKILL)
+    os.kill(executor.read_progress(run)["pid"], signal.SIGKILL)
     out, _ = first.communicate(timeout=120)
     assert first.returncode == 1, out
     assert "FAILED" in out and "log.txt" in out
@@ -94,8 +94,8 @@ def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
     profile = str(write_profile(tmp_path, methods=["full"]))
     first = study("reproduce", "--profile", profile, "--results", str(tmp_path / "r"))
     run = tmp_path / "r" / "killed" / "runs" / "ladder-0.4m--base"
-    wait_for(lambda: runner.read_progress(run).get("pid"))
-    pid = runner.read_progress(run)["pid"]
+    wait_for(lambda: executor.read_progress(run).get("pid"))
+    pid = executor.read_progress(run)["pid"]
     first.kill()
     first.communicate()
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or "zombie" in
