@@ -8,7 +8,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mm
   $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce tune report publish forecasts doctor lab ladder check test clean
+.PHONY: help setup plan reproduce tune report publish forecasts doctor rent lab ladder check test clean
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ publish: ## make results/PROFILE the reference records
 forecasts: ## trace the article's 13B jobs again, without a GPU
 	@$(PY) -m studylib forecast-article
 
+rent: ## GPU=H100:1 runs a study on a rented machine; DRYRUN=1 only shows what it costs
+	@$(PY) -m studylib rent $(ASK) $(call opt,GPU,gpu) $(if $(SPOT),--spot) $(call opt,CLOUD,cloud) $(call opt,BUDGET,budget) $(call opt,MAX,max) $(call opt,PRICES,prices) $(if $(DRYRUN),--dry-run) $(if $(YES),--yes)
+
 doctor: ## what this machine has, and which profile fits
 	@$(PY) -m studylib doctor
 
@@ -51,4 +54,4 @@ test: ## all tests
 	@$(PY) -m pytest
 
 clean: ## remove the virtual environment and caches, never records
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +
+	@rm -rf .venv .venv-sky .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +

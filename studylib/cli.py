@@ -45,6 +45,7 @@ from studylib.cli_plan import (
     agree_to_spend,
     plan,
 )
+from studylib.cli_rent import rent
 from studylib.cli_report import make_report, report
 from studylib.cli_serve import serve
 from studylib.cli_tune import tune
@@ -160,6 +161,7 @@ for command in (
     forecast_article,
     plan,
     prices,
+    rent,
     report,
     serve,
     tune,
