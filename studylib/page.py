@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from html import unescape
+from html import escape, unescape
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +29,7 @@ FIGURE = re.compile(r"[<±+−-]?\s?\$?\d")
 TOGETHER = re.compile(r" (?=[±↓↑])|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(?!\w))|(?<=LoRA) (?=r=)")
 GLUE = "\u00a0"  # a space at which no line breaks
 LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
+TEXT_COLUMNS = 3  # as many of long text cannot stand side by side on a phone
 KEYS = ("Model", "Method", "Variant", "Job (forecast)", "Claim")
 
 
@@ -108,28 +109,42 @@ def plain(html: str) -> str:
 
 
 def format_table(label: str, found: re.Match[str]) -> str:
-    """A table that scrolls sideways by itself while the column that names its rows stays."""
+    """A table that scrolls sideways by itself while the column that names its rows stays.
+
+    One of mostly long text becomes a card a row on a phone. An empty first cell means the same as
+    above, and carries it for where rows stand by themselves.
+    """
     header, *rows = [[text for _, text in CELL.findall(row)] for row in ROW.findall(found[0])]
+    names = [plain(title) for title in header]
     kinds = [column_kind([plain(row[i]) for row in rows]) for i in range(len(header))]
-    kinds[key_column(header)] += " key"
+    cards = kinds.count("w") >= TEXT_COLUMNS
+    kinds = ["" if name == "Records" else kind for kind, name in zip(kinds, names, strict=True)]
+    kinds[key_column(names)] += " key"
     head = "".join(f'<th scope="col"{css(k)}>{t}</th>' for k, t in zip(kinds, header, strict=True))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{css(k)}>{t}</td>" for k, t in zip(kinds, row, strict=True)) + "</tr>"
-        for row in rows
-    )
+    body, above = [], ""
+    for row in rows:
+        marks = [css(kind) for kind in kinds]
+        if cards:
+            marks = [f'{m} data-label="{escape(n)}"' for m, n in zip(marks, names, strict=True)]
+        above = row[0] or above
+        if not row[0]:
+            marks[0] += f' data-above="{escape(plain(above))}"'
+        cells = "".join(f"<td{m}>{text}</td>" for m, text in zip(marks, row, strict=True))
+        body.append(f"<tr>{cells}</tr>")
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {plain(label)}">'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
-    )
+        f"<table{css('cards' if cards else '')}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        + "\n".join(body) + "\n</tbody>\n</table></div>"
+    )  # fmt: skip
 
 
 def css(kind: str) -> str:
     return f' class="{kind.strip()}"' if kind.strip() else ""
 
 
-def key_column(header: list[str]) -> int:
+def key_column(names: list[str]) -> int:
     """The column that names a row best: the last of the leading ones that name it."""
-    leading = [i for i, title in enumerate(header[:3]) if plain(title) in KEYS]
+    leading = [i for i, name in enumerate(names[:3]) if name in KEYS]
     return leading[-1] if leading else 0
 
 
@@ -143,6 +158,6 @@ def column_kind(cells: list[str]) -> str:
 
 def read_tables(html: str) -> Iterator[list[list[str]]]:
     """The text of a page's tables: for checks that they say what REPORT.md says."""
-    for table in re.findall(r"<table>.*?</table>", html, re.S):
+    for table in re.findall(r"<table.*?</table>", html, re.S):
         yield [[plain(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)]
                for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)]  # fmt: skip

@@ -13,6 +13,8 @@ import hashlib
 import re
 from html import escape
 
+from matplotlib.colors import to_rgb
+
 from studylib.panels import BAND, CLAIM, COLOURS, FAINT, INK, tint
 
 PAPER = "#ffffff"
@@ -44,10 +46,26 @@ def inline_picture(svg: str, caption: str) -> str:
     svg = LEFT_OUT.sub("", svg)
     svg = ID.sub(lambda m: f' id="{mark}-{m[1]}"' if m[1] in used else "", svg)
     svg = USE.sub(lambda m: f"{m[1]}{mark}-{m[2]}", svg)
-    svg = COLOUR.sub(lambda m: VARIABLE.get(m[0], m[0]), svg)
+    svg = COLOUR.sub(lambda m: page_colour(m[0]), svg)
     svg = OUTLINE.sub(lambda m: LONG_NUMBER.sub(r"\1", m[0]), svg)
     svg = ROOT.sub(lambda m: root_element(m[1], m[2], caption), svg, count=1)
     return re.sub(r"\s*\n\s*", " ", svg.strip())
+
+
+def page_colour(shade: str) -> str:
+    """A colour of the palette, or a method's paled by the paper, as CSS; else as it is."""
+    if shade in VARIABLE:
+        return VARIABLE[shade]
+    for name, full in COLOURS.items():
+        red, own = to_rgb(shade)[0], to_rgb(full)[0]
+        share = (red - own) / (1 - own)
+        if 0 < share < 1 and is_close(tint(full, share), shade):
+            return f"color-mix(in srgb, var(--{name}) {round(100 * (1 - share))}%, var(--paper))"
+    return shade
+
+
+def is_close(one: str, other: str) -> bool:
+    return all(abs(a - b) < 0.01 for a, b in zip(to_rgb(one), to_rgb(other), strict=True))
 
 
 def root_element(width: str, height: str, caption: str) -> str:

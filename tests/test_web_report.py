@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -234,8 +237,60 @@ def test_words_and_methods_stand_out_from_the_paper(dark: bool) -> None:
 
 def test_tables_scroll_by_themselves_and_have_a_name(page: str) -> None:
     regions = [a for a in of(read_page(page), "div") if a.get("role") == "region"]
-    assert len(regions) == page.count("<table>")
+    assert len(regions) == len(of(read_page(page), "table"))
     assert all(a["tabindex"] == "0" and str(a["aria-label"]).startswith("Table: ") for a in regions)
+
+
+def test_tables_sort_by_figures_with_their_units_and_come_back(page: str, tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("needs chromium")
+    clicks = """<script>
+      const told = [], table = document.querySelector("table");
+      const press = (column) => {
+        const head = table.tHead.rows[0].cells[column];
+        head.querySelector("button").click();
+        told.push([head.getAttribute("aria-sort"),
+                   ...[...table.tBodies[0].rows].map((row) => row.cells[column].textContent)]);
+      };
+      for (const column of [0, 0, 0, 1, 2, 2]) press(column);
+      document.body.textContent = "told:" + JSON.stringify(told) + ":told";
+    </script>"""
+    html = page.partition("<body>")[0] + "<body>" + render_tables(SORTED) + script_of(page)
+    (tmp_path / "page.html").write_text(html + clicks + "</body></html>", encoding="utf-8")
+    shown = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+         "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom",
+         (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    told = json.loads(plain(unescape(shown)).partition("told:")[2].partition(":told")[0])
+    assert told == [
+        ["ascending", "356 kB", "17.3 MB", "1.73 GB", "not trained"],
+        ["descending", "1.73 GB", "17.3 MB", "356 kB", "not trained"],
+        ["none", "17.3 MB", "356 kB", "not trained", "1.73 GB"],
+        ["ascending", "−20.9 ± 8.2", "−1.2 [−3.0, +0.6]", "< 0.001", "+3"],
+        ["ascending", "", "b", "B2", "B10"],
+        ["descending", "B10", "B2", "b", ""],
+    ]
+
+
+SORTED = """| Size | Gap | Name |
+| --- | --- | --- |
+| 17.3 MB | −1.2 [−3.0, +0.6] | B10 |
+| 356 kB | < 0.001 | b |
+| not trained | +3 | B2 |
+| 1.73 GB | −20.9 ± 8.2 |  |"""
+
+
+def render_tables(text: str) -> str:
+    (section,) = split_sections("<h2>T</h2>" + render_markdown(text))
+    return section.html
+
+
+def script_of(page: str) -> str:
+    return "<script>" + page.partition("<script>")[2].partition("</script>")[0] + "</script>"
 
 
 # Pieces -------------------------------------------------------------------------------------------
@@ -261,6 +316,11 @@ def test_headings_of_the_same_words_get_names_of_their_own() -> None:
     assert [(s.name, s.title) for s in sections] == [("one", "One"), ("two", "Two")]
     assert '<h3 id="one--accuracy">' in sections[0].html
     assert '<h3 id="two--accuracy">' in sections[1].html
+
+
+def test_an_empty_first_cell_carries_what_stands_above() -> None:
+    html = render_tables("| Claim | Ours |\n| --- | --- |\n| **C1** & co | 1 |\n|  | 2 |")
+    assert '<td class="key" data-above="C1 &amp; co"></td>' in html
 
 
 def test_columns_of_figures_are_told_from_words() -> None:

@@ -5,7 +5,10 @@
   const SCALE = { kb: 1e3, mb: 1e6, gb: 1e9, tb: 1e12, k: 1e3, m: 1e6, b: 1e9 };
   const FIGURE = /^[^\p{L}\d]*?([+−-]?)\$?(\d[\d,]*(?:\.\d+)?(?:e[+−-]?\d+)?)\s?([kMGT]?B|[kM])?(?![\p{L}\d])/u;
 
-  const text = (row, column) => row.cells[column].textContent.trim();
+  const text = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.above ?? cell.textContent.trim();
+  };
 
   function figure(words) {
     const found = FIGURE.exec(words);
@@ -25,24 +28,9 @@
     return a.place - b.place;
   }
 
-  // An empty first cell means the same as above: it says so while the rows stand otherwise.
-  function repeatNames(rows, sorted) {
-    let last = null;
-    for (const row of rows) {
-      const cell = row.cells[0];
-      if (cell.dataset.empty === undefined) cell.dataset.empty = String(cell.textContent.trim() === "");
-      if (cell.dataset.empty === "true") {
-        cell.replaceChildren(...(sorted && last ? [...last.cloneNode(true).childNodes] : []));
-        cell.classList.toggle("repeated", sorted);
-      } else {
-        last = cell;
-      }
-    }
-  }
-
   function order(table, rows, column, state) {
     const body = table.tBodies[0];
-    repeatNames(rows, state !== "none");
+    table.classList.toggle("sorted", state !== "none");
     const numeric = rows.filter((row) => figure(text(row, column)) !== null).length * 2 >= rows.length;
     const keyed = rows.map((row, place) => {
       const words = text(row, column);
