@@ -27,6 +27,7 @@ CELL = re.compile(r"<t([hd])>(.*?)</t\1>", re.S)
 TAG = re.compile(r"<[^>]+>")
 FIGURE = re.compile(r"[<±+−-]?\s?\$?\d")
 TOGETHER = re.compile(r" (?=[±↓↑])|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(?!\w))|(?<=LoRA) (?=r=)")
+BREAK = re.compile(r" (?![(\[])(?![^<]*>)")  # in a cell of figures, but before a bracket
 GLUE = "\u00a0"  # a space at which no line breaks
 LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
 TEXT_COLUMNS = 3  # as many of long text cannot stand side by side on a phone
@@ -129,7 +130,9 @@ def format_table(label: str, found: re.Match[str]) -> str:
         above = row[0] or above
         if not row[0]:
             marks[0] += f' data-above="{escape(plain(above))}"'
-        cells = "".join(f"<td{m}>{text}</td>" for m, text in zip(marks, row, strict=True))
+        texts = [BREAK.sub(GLUE, t) if "n" in k.split() else t
+                 for k, t in zip(kinds, row, strict=True)]  # fmt: skip
+        cells = "".join(f"<td{m}>{text}</td>" for m, text in zip(marks, texts, strict=True))
         body.append(f"<tr>{cells}</tr>")
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {plain(label)}">'

@@ -30,6 +30,7 @@ from studylib.page_pictures import PALETTE, inline_picture, palette_css
 from studylib.panels import COLOURS
 from studylib.report import find_sources
 from studylib.report_views import spell_dollars, split_pictures
+from studylib.runner import run_notebook
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -397,6 +398,12 @@ def test_without_own_runs_the_reference_is_shown_and_nothing_written(tmp_path: P
     sources = find_sources(tmp_path / "results" / "cpu", reference)
     assert sources.folders == (reference / "cpu",) and sources.shipped
     assert sources.instead_of == tmp_path / "results" / "cpu"
+    executed = tmp_path / "executed.ipynb"
+    folders = {"RESULTS": str(tmp_path / "results" / "cpu"), "REFERENCE": str(reference)}
+    run_notebook("90_report.ipynb", executed, folders)
+    text = executed.read_text(encoding="utf-8")
+    assert "No run of yours lies in" in text and "## The answer" in text
+    assert not (tmp_path / "REPORT.md").exists()
     with pytest.raises(StudyError, match="make reproduce"):
         make_report(tmp_path / "results" / "cpu", reference=reference)
     with pytest.raises(StudyError, match="make reproduce"):
