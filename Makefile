@@ -21,7 +21,7 @@ plan: ## what would run, how long, at what cost
 	@$(PY) -m studylib plan $(ASK)
 
 reproduce: ## run all that is not done yet, then write the report
-	@$(PY) -m studylib reproduce $(ASK) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
+	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
 tune: ## choose each method's learning rate on validation questions
 	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend)

@@ -29,10 +29,10 @@ from studylib.cli_options import (
     StepsOption,
     resolve_profile,
 )
+from studylib.cli_plan import DEFAULT_BUDGET_USD, BudgetOption, YesOption, parse_budget
 from studylib.errors import StudyError
 
 DEFAULT_RESULTS = Path("results")
-DEFAULT_BUDGET_USD = 10.0
 
 
 def rent(
@@ -53,9 +53,7 @@ def rent(
     cloud: Annotated[
         str | None, typer.Option("--cloud", help="lambda, runpod, aws/us-east-1, …")
     ] = None,
-    budget: Annotated[
-        float, typer.Option(help="Dollars that the study may cost without a second thought.")
-    ] = DEFAULT_BUDGET_USD,
+    budget: BudgetOption = DEFAULT_BUDGET_USD,
     usd_cap: Annotated[
         float | None, typer.Option("--max", help="Dollars an hour that the machine may cost.")
     ] = None,
@@ -63,7 +61,7 @@ def rent(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and the task; start nothing.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Run a study on a rented machine: results come home, the machine is taken down, always."""
     from studylib.catalog import load_prices
@@ -78,21 +76,25 @@ def rent(
         to_yaml,
     )
 
-    if not budget > 0 or budget == float("inf"):
-        raise StudyError(f"BUDGET={budget:g}", "these are dollars", "Write BUDGET=10.")
+    allowed = parse_budget(budget)
+    if not allowed:
+        raise StudyError(f"BUDGET={budget}", "a rented machine costs money", "Write BUDGET=10.")
     rental, offers = make_rental(gpus, load_prices(prices), spot, cloud, usd_cap)
     chosen = resolve_profile(
         profile, results, model, data, mmlu, methods, seeds, steps, limit, changes
     )
     options = make_variables(
         PROFILE=profile, MODEL=model, DATA=data, MMLU=mmlu, METHODS=methods, SEEDS=seeds,
-        STEPS=steps, LIMIT=limit, SET=" ".join(changes or []), BUDGET=f"{budget:g}", YES="1",
+        STEPS=steps, LIMIT=limit, SET=" ".join(changes or []), BUDGET=f"{allowed:g}", YES="1",
     )  # fmt: skip
     check_travels(options, ROOT)
-    made = estimate(chosen, rental.gpu, rental.cards)
-    bill = make_bill(made, rental, offers, budget)
-    token = bool(os.environ.get("HF_TOKEN"))
     home = results / chosen.name
+    made = estimate(chosen, home, rental.gpu, rental.cards)
+    if not (made.runs or made.misfits or made.unknown):
+        print(f"{chosen.name}: all runs are done, there is nothing to rent for")
+        return
+    bill = make_bill(made, rental, offers, allowed)
+    token = bool(os.environ.get("HF_TOKEN"))
     task = build_task(rental, chosen, options, ROOT, home, disk_gb(chosen), token)
     print(describe(chosen, rental, offers, made, bill, task, home, token))
     if dry_run:
@@ -100,7 +102,7 @@ def rent(
         return
     check_tools()
     if not yes:
-        ask(bill, budget)
+        ask(bill, allowed)
     order = {
         "name": task["name"], "task": task, "folder": chosen.name, "home": str(home.resolve()),
         "most_hours": bill.most_hours, "spot": spot,
@@ -195,9 +197,9 @@ def ask(bill: Any, budget: float) -> None:
         cost, rule = "unknown dollars", "no forecast says what this costs"
     else:
         cost, rule = f"about ${bill.usd.mid:.2f}", "this costs money"
-        if bill.usd.mid > budget:
-            cost += f", more than the budget of ${budget:g}"
-            rule = f"this is more than the budget of ${budget:g}"
+        if bill.usd.high > budget:
+            rule = f"this may be more than the budget of ${budget:g}"
+            cost += f", {rule.removeprefix('this ')}"
     if not sys.stdin.isatty():
         raise StudyError(cost.partition(",")[0], rule, "Say YES=1 to rent it, or DRYRUN=1 to look.")
     print(f"Rent it for {cost} (at most ${bill.most_usd:.2f})? [y/N] ", end="", flush=True)

@@ -23,6 +23,7 @@ from studylib.estimate import Estimate
 from studylib.profile import Profile, is_file_name
 from studylib.renting import with_results
 from studylib.roofline import Range
+from studylib.serving import serve_specs
 from studylib.settings import Frozen, ModelRef, nearest
 
 # SkyPilot's names of the catalog's cards; PCIe kinds and those that nobody rents out have none.
@@ -47,18 +48,17 @@ IDLE_MINUTES = (
     10  # after the job: SkyPilot's own takedown, should nobody here be left to ask for it
 )
 SETUP_HOURS = 0.5  # on top of the slowest forecast: provisioning and packages
-PYTHON = """\
-ready() { for p in python3.12 python3.11 python3.13 python3; do
-  "$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \\
-    && return 0
-done; return 1; }
-if ! command -v make >/dev/null; then
-  SUDO=$(command -v sudo || true); $SUDO apt-get update -qq; $SUDO apt-get install -y -qq make
+# gcc and a Python with its headers are for Triton, which builds kernels when they are first used.
+TOOLS = """\
+NEEDED=; command -v make >/dev/null || NEEDED=make
+command -v cc >/dev/null || NEEDED="$NEEDED gcc libc6-dev"
+if [ -n "$NEEDED" ]; then
+  SUDO=$(command -v sudo || true)
+  $SUDO apt-get update -qq && $SUDO apt-get install -y -qq $NEEDED
 fi
-if ! ready; then  # images older than Ubuntu 24.04
-  command -v uv >/dev/null || python3 -m pip install --quiet --user uv
-  uv python install 3.12
-fi
+command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+uv python install 3.12
+[ -e "$HOME/.local/bin/python3.12" ] || ln -s "$(uv python find 3.12)" "$HOME/.local/bin/python3.12"
 """
 PREAMBLE = 'set -e\nexport PATH="$HOME/.local/bin:$PATH"\n'
 
@@ -136,13 +136,22 @@ def make_rental(
     return rental, prices
 
 
-def estimate(profile: Profile, gpu: Gpu, cards: int) -> Estimate:
-    """Hours of a profile on a machine of these cards, by forecast alone. Imports torch."""
-    from studylib.prospects import estimate_study
-    from studylib.serving import serve_specs
+def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> Estimate:
+    """Hours of what is left of a profile on these cards, by forecast alone. Imports torch.
 
-    serving = serve_specs(profile) if profile.serve else []
-    return estimate_study(profile.runs(), gpu.name, cards, serving)
+    home: where its results lie here; StudyError if what is there does not belong to it.
+    """
+    from studylib.plan import plan_study
+    from studylib.prospects import estimate_study
+    from studylib.runner import serve_left
+
+    waiting = set(serve_left(profile, home))
+    return estimate_study(
+        [profile.run(run.run_id) for run in plan_study(profile, home).left],
+        gpu.name,
+        cards,
+        [spec for spec in serve_specs(profile) if spec.serve_id in waiting] if waiting else [],
+    )
 
 
 def make_bill(made: Estimate, rental: Rental, prices: PriceRange | None, budget_usd: float) -> Bill:
@@ -225,7 +234,7 @@ def build_task(
         "name": machine_name(profile, rental),
         "workdir": str(checkout),
         "resources": resources,
-        "setup": f"{PREAMBLE}{PYTHON}mkdir -p results/{profile.name}\nmake setup\n",
+        "setup": f"{PREAMBLE}{TOOLS}mkdir -p results/{profile.name}\nmake setup\n",
         "run": f"{PREAMBLE}make reproduce {words}\n",
     }
     if token:

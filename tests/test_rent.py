@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,6 +20,7 @@ from studylib.catalog import load_prices
 from studylib.errors import StudyError
 from studylib.estimate import Estimate, RunHours, exactly
 from studylib.profile import read_profile
+from studylib.prospects import record_misfit
 from studylib.renting import Clock, DownFailed, JobState, LaunchFailed, Limits, SyncFailed
 
 ROOT = Path(__file__).parents[1]
@@ -100,36 +103,54 @@ def test_options_reach_make_whatever_is_in_them(tmp_path):
     ]  # fmt: skip
 
 
+def test_makes_reproduce_hands_on_everything_that_is_sent(tmp_path):
+    options = {
+        "PROFILE": "smoke", "MODEL": "hub:a/b", "DATA": "hub:c/d", "MMLU": "hub", "METHODS": "lora",
+        "SEEDS": "1,2", "STEPS": "3", "LIMIT": "4", "SET": "a=1 b=2", "BUDGET": "5", "YES": "1",
+    }  # fmt: skip
+    line = make_task(tmp_path, **options)["run"].splitlines()[-1]
+    command = line.replace("make reproduce", f"make -n -s -C '{ROOT}' reproduce")
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout)[3:] == shlex.split(
+        "reproduce --profile smoke --model hub:a/b --data hub:c/d --mmlu hub --methods lora "
+        "--seeds 1,2 --steps 3 --limit 4 --set a=1 --set b=2 --budget 5 --yes"
+    )
+
+
 def run_setup(task, folder, programs):
-    """Run a task's setup where only the given programs are beside the shell's own."""
-    bin_folder = folder / "bin"
+    """Run a task's setup where only the given programs are beside the shell's own; what they say.
+
+    Each program writes its name and arguments down; uv "installs" a python3.12.
+    """
+    bin_folder, own = folder / "bin", folder / ".local" / "bin"
     bin_folder.mkdir()
-    for name, script in programs.items():
-        (bin_folder / name).write_text(f"#!/bin/bash\n{script}\n")
+    own.mkdir(parents=True)
+    for name in programs:
+        script = f"#!/bin/bash\necho {name} $* >> '{folder}/said'\n"
+        if name == "uv":
+            script += 'if [ "$2" = find ]; then echo /the/python; fi\n'
+        (bin_folder / name).write_text(script)
         (bin_folder / name).chmod(0o755)
-    for name in ("mkdir", "bash"):
+    for name in ("mkdir", "bash", "ln"):
         (bin_folder / name).symlink_to(shutil.which(name))
     environment = {"PATH": str(bin_folder), "HOME": str(folder)}
     subprocess.run(
         [shutil.which("bash"), "-c", task["setup"]], cwd=folder, env=environment, check=True
     )
-    said = folder / "said"
-    return said.read_text().splitlines() if said.is_file() else []
+    return (folder / "said").read_text().splitlines()
 
 
-def test_setup_is_the_readmes_command_on_a_machine_that_has_python(tmp_path):
-    said = run_setup(
-        make_task(tmp_path), tmp_path, {"make": "echo make $* >> said", "python3.12": "exit 0"}
-    )
-    assert said == ["make setup"] and (tmp_path / "results" / "smoke").is_dir()
+def test_setup_is_the_readmes_command_with_a_python_that_can_build_kernels(tmp_path):
+    said = run_setup(make_task(tmp_path), tmp_path, ["make", "cc", "uv"])
+    assert said == ["uv python install 3.12", "uv python find 3.12", "make setup"]
+    assert os.readlink(tmp_path / ".local/bin/python3.12") == "/the/python"  # noqa: PTH115
+    assert (tmp_path / "results" / "smoke").is_dir()
 
 
-def test_setup_fetches_python_on_an_older_image(tmp_path):
-    programs = {
-        "make": "echo make $* >> said", "python3": "exit 1", "uv": "echo uv $* >> said"
-    }  # fmt: skip
+def test_setup_installs_what_a_bare_image_lacks(tmp_path):
+    programs = ["make", "uv", "sudo"]
     said = run_setup(make_task(tmp_path), tmp_path, programs)
-    assert said == ["uv python install 3.12", "make setup"]
+    assert said[:2] == ["sudo apt-get update -qq", "sudo apt-get install -y -qq gcc libc6-dev"]
 
 
 # The command
@@ -140,7 +161,7 @@ def study(monkeypatch, capsys, tmp_path):
     """Call `study rent` in a checkout of its own without a terminal; gives (code, out, err)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: PTH123, SIM115
-    monkeypatch.setattr(rental, "estimate", lambda profile, gpu, cards: make_estimate(2.0))
+    monkeypatch.setattr(rental, "estimate", lambda *asked: make_estimate(2.0))
     monkeypatch.setattr(cli_rent, "check_tools", lambda: None)
     sent = []
     monkeypatch.setattr(os, "execve", lambda *words: sent.append(words))
@@ -172,9 +193,9 @@ def study(monkeypatch, capsys, tmp_path):
         (["--gpu", "H100", "--profile", "nope"], "nope: this is not a shipped profile"),
         (["--gpu", "H100", "--cloud", "lamda"], "SkyPilot has no such provider. Did you mean lam"),
         (["--gpu", "H100", "--max", "0"], "MAX=0: these are dollars an hour"),
-        (["--gpu", "H100", "--budget", "0"], "BUDGET=0: these are dollars"),
-        (["--gpu", "H100", "--budget", "nan"], "BUDGET=nan: these are dollars"),
-        (["--gpu", "H100", "--profile", "smoke", "--budget", "1"], "more than the budget of $1"),
+        (["--gpu", "H100", "--budget", "0"], "BUDGET=0: a rented machine costs money"),
+        (["--gpu", "H100", "--budget", "nan"], "BUDGET=nan: a budget is dollars"),
+        (["--gpu", "H100", "--profile", "smoke", "--budget", "1"], "may be more than the budget"),
         (["--gpu", "H100", "--profile", "smoke"], "this costs money. Say YES=1"),
         (["--gpu", "H100", "--profile", "smoke", "--data", "../x.json"], "gets this checkout"),
         (["--gpu", "H100", "--profile", "smoke", "--mmlu", "/data"], "gets this checkout"),
@@ -224,7 +245,9 @@ def test_at_a_terminal_only_a_y_rents(study, monkeypatch, answer, sent):
     monkeypatch.setattr(sys, "stdin", Terminal())
     code, out, _ = study("--gpu", "H100", "--profile", "smoke", "--budget", "1")
     assert code == 0 and len(study.sent) == sent
-    assert "more than the budget of $1" in out and ("Nothing was started" in out) != bool(sent)
+    assert "may be more than the budget of $1" in out and ("Nothing was started" in out) != bool(
+        sent
+    )
 
 
 def test_missing_rsync_is_said_before_anything_costs_money(monkeypatch):
@@ -233,9 +256,20 @@ def test_missing_rsync_is_said_before_anything_costs_money(monkeypatch):
         cli_rent.check_tools()
 
 
-def test_real_estimate_needs_neither_card_nor_network():
-    made = rental.estimate(read_profile("smoke"), rental.find_gpu("h100-80gb"), 1)
+def test_real_estimate_is_of_what_is_left_and_needs_neither_card_nor_network(tmp_path):
+    gpu, profile = rental.find_gpu("h100-80gb"), read_profile("smoke")
+    made = rental.estimate(profile, tmp_path, gpu, 1)
     assert made.runs and made.hours.low < made.hours.mid < made.hours.high < 2
+    done = profile.runs()[-1]
+    record_misfit(done, SimpleNamespace(reason="too large"), tmp_path / "runs" / done.run_id)
+    left = rental.estimate(profile, tmp_path, gpu, 1)
+    assert set(made.runs) - set(left.runs) == {done.run_id}
+
+
+def test_finished_study_rents_nothing(study, monkeypatch):
+    monkeypatch.setattr(rental, "estimate", lambda *asked: make_estimate(0.0, runs=0))
+    code, out, _ = study("--gpu", "H100", "--profile", "smoke", "--yes")
+    assert code == 0 and "nothing to rent for" in out and study.sent == []
 
 
 # A machine's life
