@@ -1,4 +1,4 @@
-"""Scenes that SkyPilot's own Python plays for test_rent_sky.py: `sky_scene.py parse|exclude|play`.
+"""Scenes that SkyPilot's own Python plays for test_rent_sky.py, which names one of them.
 
 Each prints one line of JSON at its end. Calls of SkyPilot are checked against the signatures of the
 installed version; nothing is sent anywhere.
@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
@@ -52,8 +53,10 @@ def exclude() -> list[str]:
 class Cloud:
     """Spot machines in a folder: the first is taken away while it works, the second finishes."""
 
-    def __init__(self, remote: Path):
-        self.remote, self.tasks, self.calls, self.answers = remote, [], [], []
+    def __init__(self, remote: Path, first: list | None = None):
+        running = {1: sky.JobStatus.RUNNING}
+        self.remote, self.tasks, self.calls = remote, [], []
+        self.answers = first or [running, running, None, None]
         self.up = False
         for name in ("launch", "down", "status", "job_status", "tail_logs", "get", "api_cancel"):
             self.replace(name, getattr(self, name))
@@ -77,12 +80,10 @@ class Cloud:
         results.mkdir(parents=True)
         for target, source in (task.file_mounts or {}).items():
             shutil.copytree(source, self.remote / target.removeprefix("~/"), dirs_exist_ok=True)
-        running = {1: sky.JobStatus.RUNNING}
         if len(self.tasks) == 1:
             work = results / "runs" / "a" / "work"
             work.mkdir(parents=True)
             (work / "checkpoint").write_text("step 50")
-            self.answers = [running, running, None, None]
         else:
             self.resumed = (results / "runs" / "a" / "work" / "checkpoint").read_text()
             (results / "runs" / "a" / "record.json").write_text("{}")
@@ -91,6 +92,9 @@ class Cloud:
 
     def job_status(self, cluster_name, job_ids):
         answer = self.answers.pop(0)
+        if isinstance(answer, signal.Signals):
+            os.kill(os.getpid(), answer)
+            return {1: sky.JobStatus.RUNNING}
         if answer is None:
             if self.up:
                 shutil.rmtree(self.remote / "sky_workdir")
@@ -136,5 +140,17 @@ def play() -> dict:
     }
 
 
+def hang_up() -> dict:
+    """The terminal is closed while the study runs."""
+    order = json.load(sys.stdin)
+    cloud = Cloud(Path(os.environ["REMOTE"]), [signal.SIGHUP])
+    sky_machine.SkyMachine.sky_command = lambda *words: None
+    code = sky_machine.main({**order, "folder": "smoke", "most_hours": 1.0, "spot": False})
+    home = Path(order["home"])
+    found = sorted(str(p.relative_to(home)) for p in home.rglob("*") if p.is_file())
+    return {"code": code, "up": cloud.up, "home": found}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"parse": parse, "exclude": exclude, "play": play}[sys.argv[1]]()))
+    scenes = {"parse": parse, "exclude": exclude, "play": play, "hang_up": hang_up}
+    print(json.dumps(scenes[sys.argv[1]]()))

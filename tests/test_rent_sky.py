@@ -82,9 +82,11 @@ def test_checkout_travels_without_environments_and_other_results(sky, tmp_path):
     assert sorted(left_out) == sorted(f"{name}/" for name in stays)
 
 
-def test_spot_rental_resumes_on_a_second_machine_and_no_token_shows(sky, tmp_path):
-    remote, tools = tmp_path / "remote", tmp_path / "tools"
-    remote.mkdir()
+@pytest.fixture
+def remote(tmp_path):
+    """Environment of a scene whose machine is a folder here, reached by a shell that is no ssh."""
+    folder, tools = tmp_path / "remote", tmp_path / "tools"
+    folder.mkdir()
     tools.mkdir()
     programs = {"shell": LOCAL_SHELL}
     if shutil.which("rsync") is None:
@@ -92,13 +94,22 @@ def test_spot_rental_resumes_on_a_second_machine_and_no_token_shows(sky, tmp_pat
     for name, script in programs.items():
         (tools / name).write_text(script)
         (tools / name).chmod(0o755)
-    home = tmp_path / "results" / "smoke"
-    order = {"name": "study-smoke", "task": make_task(tmp_path, spot=True), "home": str(home)}
     path = f"{tools}:{os.environ['PATH']}"
-    played, output = sky(
-        "play", json.dumps(order),
-        HF_TOKEN=TOKEN, REMOTE=str(remote), PATH=path, RSYNC_RSH=str(tools / "shell"),
-    )  # fmt: skip
+    return {"REMOTE": str(folder), "PATH": path, "RSYNC_RSH": str(tools / "shell")}
+
+
+def make_order(tmp_path):
+    home = tmp_path / "results" / "smoke"
+    return json.dumps({"name": "study-smoke", "task": make_task(tmp_path), "home": str(home)})
+
+
+def test_closed_terminal_brings_results_home_and_takes_the_machine_down(sky, tmp_path, remote):
+    left, output = sky("hang_up", make_order(tmp_path), HF_TOKEN=TOKEN, **remote)
+    assert left == {"code": 130, "up": False, "home": ["runs/a/work/checkpoint"]}, output
+
+
+def test_spot_rental_resumes_on_a_second_machine_and_no_token_shows(sky, tmp_path, remote):
+    played, output = sky("play", make_order(tmp_path), HF_TOKEN=TOKEN, **remote)
     assert played["code"] == 0 and played["resumed"] == "step 50" and not played["up"]
     assert played["calls"].count("launch") == 2 and played["calls"].count("down") == 1
     assert played["calls"].count("sky status study-smoke") == 2
