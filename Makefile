@@ -41,8 +41,8 @@ rent: ## GPU=H100:1 runs a study on a rented machine; DRYRUN=1 only shows what i
 doctor: ## what this machine has, and which profile fits
 	@$(PY) -m studylib doctor
 
-lab: ## open the notebooks in JupyterLab on 127.0.0.1
-	@$(PY) -m jupyterlab --ip=127.0.0.1 --allow-root --notebook-dir=notebooks
+lab: ## open the notebooks' start page in JupyterLab on 127.0.0.1
+	@$(PY) -m jupyterlab --config=tools/lab/config.py
 
 ladder: ## rebuild the bundled models from their seed
 	@$(PY) -m studylib.ladder
