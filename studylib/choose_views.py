@@ -7,6 +7,7 @@ Not covered: the advice itself (studylib.advise) and its text for a terminal (st
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,16 +21,19 @@ from studylib.advice_text import describe_case
 from studylib.advice_words import why_not
 from studylib.advise import Advice, advise
 from studylib.article_rule import compare_with_article, grid_cases, tabulate_disagreement
-from studylib.case import METHOD_LABELS, Case, Evidence, Span, parse_cards
-from studylib.cells import Table
+from studylib.case import CHANGE_WORDS, METHOD_LABELS, Case, Evidence, Span, parse_cards
+from studylib.cells import GLUE, Table
 from studylib.metrics import MISSING
 from studylib.panels import COLOURS
 from studylib.rank_methods import Option, rank_options
+from studylib.settings import METHODS
 from studylib.turning_points import MOST_VARIANTS, capital, name_option
 
 ANY = "any"
 LABEL_GAP = 0.07  # of the axes' height
 GRID_CARDS = ((1, "rtx4090-24gb"), (8, "a100-80gb"))
+CODE_OR_DOLLAR = re.compile(r"`[^`]*`|\$")
+MEASURED = {"points": "points behind full", "latency": "latency overhead (%)"}
 
 
 def change_case(case: Case, **changes: Any) -> Case:
@@ -46,10 +50,10 @@ def change_case(case: Case, **changes: Any) -> Case:
 def choose(case: Case, evidence: Evidence) -> Callable[..., Any]:
     """A function of four menus that shows the answer and the ranking of the changed case."""
 
-    def show(change: str, variants: int, accuracy_margin: Any, cards: Any) -> Any:
+    def show(change: str, variants: int, margin_pp: Any, cards: Any) -> Any:
         return show_choice(
             case, evidence, change=change, variants=variants,
-            max_accuracy_loss_pp=None if accuracy_margin == ANY else accuracy_margin,
+            max_accuracy_loss_pp=None if margin_pp == ANY else margin_pp,
             cards=None if cards == ANY else cards,
         )  # fmt: skip
 
@@ -75,8 +79,14 @@ def show_choice(case: Case, evidence: Evidence, **changes: Any) -> Any:
 
 
 def dollar_signs(text: str) -> str:
-    """Dollars that a notebook does not take for the marks of a formula."""
-    return text.replace("$", "\\$")
+    """Dollars that a notebook does not take for the marks of a formula.
+
+    JupyterLab looks for formulas before and after Markdown is rendered: an entity passes the
+    first look, an element of its own the second.
+    """
+    return CODE_OR_DOLLAR.sub(
+        lambda found: "<span>&#36;</span>" if found[0] == "$" else found[0], text
+    )
 
 
 def tabulate_ranking(case: Case, advice: Advice) -> Table:
@@ -100,7 +110,7 @@ def tabulate_ranking(case: Case, advice: Advice) -> Table:
 
 
 def usd_words(usd: Span) -> str:
-    return f"{usd.mid or 0:,.0f} ({usd.low or 0:,.0f} to {usd.high or 0:,.0f})"
+    return f"{usd.mid or 0:,.0f} ({usd.low or 0:,.0f} to {usd.high or 0:,.0f})".replace(" ", GLUE)
 
 
 def span_cell(span: Span, digits: int) -> str:
@@ -109,16 +119,29 @@ def span_cell(span: Span, digits: int) -> str:
         return MISSING
     if span.low == span.high == 0:
         return "0"
-    text = f"{span.mid:.{digits}f} ({span.low:.{digits}f} to {span.high:.{digits}f})"
-    return text.replace("-", "−")
+    low, mid, high = (figure_words(x, digits) for x in (span.low, span.mid, span.high))
+    return f"{mid} ({low} to {high})".replace(" ", GLUE)
+
+
+def figure_words(value: float | None, digits: int) -> str:
+    """A figure with a true minus and no negative nought; a dash where there is none."""
+    if value is None or pd.isna(value):
+        return "—"
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
 
 
 def list_reasons(case: Case, advice: Advice) -> str:
-    """Every reason of every option with its ids, as Markdown."""
+    """Every reason of every option, and below them the ids that they rest on, as Markdown."""
+    notes: dict[str, int] = {}
     lines = []
     for option in advice.ranking:
         lines.append(f"- {capital(name_option(option, case))}")
-        lines += [f"    - {r.text} `{', '.join(r.evidence[:2])}`" for r in option.reasons]
+        for reason in option.reasons:
+            numbers = sorted(notes.setdefault(i, len(notes) + 1) for i in reason.evidence)
+            marks = f" <sup>{', '.join(map(str, numbers))}</sup>" if numbers else ""
+            lines.append(f"    - {reason.text}{marks}")
+    lines += ["", "What they rest on:", ""]
+    lines += [f"{number}. `{i}`" for i, number in notes.items()]
     return dollar_signs("\n".join(lines))
 
 
@@ -131,31 +154,43 @@ def list_changes(advice: Advice) -> str:
 
 
 def tabulate_evidence(evidence: Evidence) -> pd.DataFrame:
-    """The measured gaps and overheads that the advice may use."""
-    gaps = [
+    """The measured gaps and overheads that the advice may use, each with the runs it is from."""
+    rows = [
         {
-            "measured": f"points behind full of {a.against}",
-            "model": a.model,
-            "method": f"{a.method}, merged" if a.merged else a.method,
-            "change": a.change,
+            "measured": MEASURED["points"],
+            "model": a.model if a.against == a.model else f"{a.model} against {a.against}",
+            "method": method_words(a.method) + (", merged" if a.merged else ""),
+            "on": CHANGE_WORDS[a.change] + ("" if a.facts is None else f", {a.facts:,} facts"),
             "value": span_cell(a.loss_pp, 1),
+            "from": run_words(a.ids),
             "records": len(a.ids),
         }
         for a in evidence.accuracy
     ]
-    times = [
+    rows += [
         {
-            "measured": f"latency overhead (%), {row.device}",
+            "measured": MEASURED["latency"],
             "model": row.model,
-            "method": row.method,
-            "change": "—",
+            "method": method_words(row.method),
+            "on": row.device,
             "value": span_cell(row.overhead_percent, 1),
+            "from": run_words((row.id,)),
             "records": 1,
         }
         for row in evidence.latency
     ]
-    columns = ["measured", "model", "method", "change", "value", "records"]
-    return pd.DataFrame(gaps + times, columns=columns)
+    columns = ["measured", "model", "method", "on", "value", "from", "records"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
+
+
+def method_words(method: str) -> str:
+    return METHOD_LABELS.get(method) or METHODS[method].label
+
+
+def run_words(ids: Sequence[str]) -> str:
+    """The study and the run of the first record, without its seed."""
+    study, _, run = ids[0].removeprefix("record:").replace("/serve/", "/runs/").partition("/runs/")
+    return f"{study.rpartition('/')[2]}: {re.sub(r'--s[0-9]+$', '', run)}"
 
 
 def plot_variants(case: Case, evidence: Evidence, most: int = 1000) -> Figure:
@@ -234,4 +269,18 @@ def caption_rule(grid: pd.DataFrame) -> str:
 
 
 def show_disagreement(grid: pd.DataFrame) -> pd.DataFrame:
-    return tabulate_disagreement(grid).round(2).set_index(["article", "ours"])
+    """By both choices, in words and whole dollars: cases, dollars and points between them."""
+    table = tabulate_disagreement(grid)
+    words = {**METHOD_LABELS, "nothing fits": "nothing fits"}
+    shown = pd.DataFrame(
+        {
+            "the article says": table["article"].map(words),
+            "the evidence says": table["ours"].map(words),
+            "cases": [f"{n:,}" for n in table["cases"]],
+            "its choice is not shown to fit": [f"{n:,}" for n in table["article_does_not_fit"]],
+            "$ a year more, median": [figure_words(x, 0) for x in table["usd_more_median"]],
+            "$ a year more, most": [figure_words(x, 0) for x in table["usd_more_most"]],
+            "points lost more, median": [figure_words(x, 1) for x in table["points_more_median"]],
+        }
+    )
+    return shown.set_index(["the article says", "the evidence says"])

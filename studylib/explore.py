@@ -1,11 +1,14 @@
 """What the planning notebook shows: memory by part against a card, what fits where, break-even.
 
+Menus over any of it are made here too, for the other notebooks as well.
+
 Not covered: the forecast itself (studylib.forecast), the reader's profile (studylib.plan).
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -15,8 +18,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from studylib.case import METHOD_LABELS
 from studylib.catalog import find_gpu
 from studylib.forecast import Forecast, ForecastSettings, forecast
+from studylib.plan import Plan, PlannedRun
 
 # transformers 5 warns of names that it will change in 6; bitsandbytes of kernels for other CPUs.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -36,6 +41,9 @@ COLOURS = {
     "allocator": "#cccccc",
     "cuda_context": "#444444",
 }
+PART_WORDS = {"cuda_context": "CUDA context"}
+UNKNOWN = "unknown"
+FEW = 5  # choices that stand side by side; more go into a menu
 
 
 @lru_cache(maxsize=256)
@@ -66,13 +74,17 @@ def foresee(
 def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
     """One stacked bar of the peak's parts a forecast, in GB, with the card's usable memory."""
     card = find_gpu(gpu)
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.7 * len(forecasts)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.6 * len(forecasts)), layout="constrained")
     used: set[str] = set()
     for row, made in enumerate(forecasts):
         left = 0.0
         for part, size in made.parts.items():
             width = size / 1e9
-            label = part.replace("_", " ") if part not in used and width > 0 else None
+            label = (
+                PART_WORDS.get(part, part.replace("_", " "))
+                if part not in used and width > 0
+                else None
+            )
             used |= {part} if label else set()
             axes.barh(
                 row,
@@ -90,16 +102,19 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
     axes.axvline(usable, color="#222222", linestyle="--", linewidth=1)
     axes.annotate(
         f"{gpu}: {usable:.1f} GB usable",
-        (usable, -0.62),
+        (usable, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(0, 3),
+        textcoords="offset points",
         fontsize=8,
         ha="center",
         annotation_clip=False,
     )
-    axes.set_yticks(range(len(forecasts)), [describe_job(made) for made in forecasts])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(forecasts)), [describe_job(made) for made in forecasts], fontsize=9)
+    axes.set_ylim(len(forecasts) - 0.5, -0.5)
     axes.set_xlabel("GB at the peak of a training step (forecast)")
     axes.margins(x=0.12)
-    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.28), frameon=False)
+    figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)  # a cell shows the figure that it ends with, once
     return figure
@@ -107,7 +122,14 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
 
 def describe_job(made: Forecast) -> str:
     job = made.settings
-    return f"{job.model.partition(':')[2]}\n{job.method}, {job.micro_batch} × {job.seq_len}"
+    return (
+        f"{label_method(job.method)}\n{job.model.partition(':')[2]}, "
+        f"{job.micro_batch} × {job.seq_len:,} tokens"
+    )
+
+
+def label_method(method: str) -> str:
+    return METHOD_LABELS.get(method, method)
 
 
 def tabulate_fits(
@@ -129,7 +151,7 @@ def tabulate_fits(
             rows.append(
                 {
                     "model": model,
-                    "method": method,
+                    "method": label_method(method),
                     "peak GB": made.peak_bytes / 1e9,
                     **fits,
                     "smallest card": made.smallest_gpu or "none",
@@ -150,7 +172,7 @@ def tabulate_costs(
             rows.append(
                 {
                     "model": model,
-                    "method": method,
+                    "method": label_method(method),
                     "hours": f"{job.hours.mid:.1f} ({job.hours.low:.1f} to {job.hours.high:.1f})",
                     "dollars": f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
                     if usd
@@ -164,20 +186,21 @@ def break_even(small: Forecast, big: Forecast) -> str:
     """At which ratio of hourly prices the job on the small card costs what the big one does."""
     ratio = small.jobs["packed"].hours.mid / big.jobs["packed"].hours.mid
     s, b = small.settings, big.settings
+    names = label_method(s.method), label_method(b.method)
     lines = [
-        f"{s.method} on {s.gpu} takes {ratio:.2f} times the hours of {b.method} on {b.gpu}: it is "
+        f"{names[0]} on {s.gpu} takes {ratio:.2f} times the hours of {names[1]} on {b.gpu}: it is "
         f"the cheaper one where an hour of {b.gpu} costs more than {ratio:.2f} times an hour of "
         f"{s.gpu}."
     ]
     costs = small.jobs["packed"].usd, big.jobs["packed"].usd
     if costs[0] and costs[1]:
-        cheaper = s.method if costs[0].mid < costs[1].mid else b.method
+        cheaper = names[0] if costs[0].mid < costs[1].mid else names[1]
         lines.append(
-            f"At the median offers: ${costs[0].mid:.0f} against ${costs[1].mid:.0f}, so "
+            f"At the median offers: {costs[0].mid:.0f} against {costs[1].mid:.0f} dollars, so "
             f"{cheaper} is cheaper there."
         )
     lines += [
-        f"It does not fit {f.settings.gpu}: {f.settings.method}."
+        f"It does not fit {f.settings.gpu}: {label_method(f.settings.method)}."
         for f in (small, big)
         if not f.fits[f.settings.gpu].fits
     ]
@@ -199,8 +222,56 @@ def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:
         import ipywidgets
     except ImportError:
         return show(**{name: values[0] for name, values in options.items()})
-    menus = {
-        name: ipywidgets.Dropdown(options=list(values), description=name.replace("_", " "))
-        for name, values in options.items()
-    }
-    return ipywidgets.interactive(show, **menus)
+    from IPython.display import display
+
+    menus = {name: make_menu(list(values)) for name, values in options.items()}
+    wide = ipywidgets.Layout(width="9em")
+    rows = [
+        ipywidgets.HBox([ipywidgets.Label(name.replace("_", " "), layout=wide), menu])
+        for name, menu in menus.items()
+    ]
+    answer = ipywidgets.interactive_output(lambda **chosen: display(show(**chosen)), menus)
+    return ipywidgets.VBox([*rows, answer])
+
+
+def make_menu(values: list[Any]) -> Any:
+    """A slider over numbers in order, buttons for a few choices, a menu for many; the first set."""
+    import ipywidgets
+
+    if len(values) > 2 and all(isinstance(value, int | float) for value in values):
+        steps = [(f"{value:,}", value) for value in sorted(values)]
+        return ipywidgets.SelectionSlider(options=steps, value=values[0])
+    labels = [(label_method(str(value)), value) for value in values]
+    if len(values) > FEW:
+        return ipywidgets.Dropdown(options=labels, value=values[0])
+    fitting = {"button_width": "max-content"}
+    return ipywidgets.ToggleButtons(options=labels, value=values[0], style=fitting)
+
+
+def summarise_plan(plan: Plan) -> pd.DataFrame:
+    """One row a model and method: its runs over the seeds, and what those left take."""
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in plan.runs:
+        groups.setdefault(re.sub(r"--s\d+$", "", run.run_id), []).append(run)
+    rows = []
+    for name, runs in groups.items():
+        left = [run for run in runs if run.state != "done"]
+        rows.append(
+            {
+                "runs": name,
+                "all": len(runs),
+                "left": len(left),
+                "seconds of those left": add_up([run.seconds for run in left], 0),
+                "dollars of those left": add_up([run.usd for run in left], 4),
+                "known from": "; ".join(dict.fromkeys(run.seconds_source for run in left)) or "—",
+            }
+        )
+    return pd.DataFrame(rows).set_index("runs")
+
+
+def add_up(figures: Sequence[float | None], digits: int) -> str:
+    """The sum in words; unknown where one of them is."""
+    known = [figure for figure in figures if figure is not None]
+    if len(known) < len(figures):
+        return UNKNOWN
+    return f"{sum(known):,.{digits}f}" if known else "0"

@@ -560,6 +560,36 @@ def test_lines_of_dollars_have_a_name_each_and_a_caption_of_this_case():
     assert "50 variants" in choose_views.caption_variants(case)
 
 
+def test_dollars_begin_no_formula_and_code_stays_as_it_is():
+    shown = choose_views.dollar_signs("$5 or `$HOME`")
+    assert shown == "<span>&#36;</span>5 or `$HOME`"
+
+
+def test_a_reason_carries_the_numbers_of_all_ids_that_are_listed_below():
+    case = make_case()
+    advice = advise(case, EVIDENCE)
+    text = choose_views.list_reasons(case, advice)
+    listed = {
+        line.partition("`")[2].rstrip("`"): line.partition(".")[0]
+        for line in text.partition("What they rest on:")[2].splitlines()
+        if "`" in line
+    }
+    used = {i for option in advice.ranking for reason in option.reasons for i in reason.evidence}
+    assert set(listed) == used
+    first = advice.ranking[0].reasons[0]
+    marks = ", ".join(sorted((listed[i] for i in first.evidence), key=int))
+    assert f"{choose_views.dollar_signs(first.text)} <sup>{marks}</sup>" in text
+
+
+def test_tables_of_the_notebook_show_no_raw_figure_and_no_raw_name():
+    shown = choose_views.show_disagreement(choose_views.compare_rule(make_case(), EVIDENCE))
+    words = shown.reset_index().astype(str).to_numpy().ravel()
+    assert not any("nan" in word or "_" in word for word in words)
+    assert choose_views.figure_words(-0.04, 1) == "0.0"
+    assert choose_views.figure_words(-1234.5, 0) == "−1,234"
+    assert choose_views.figure_words(None, 1) == "—"
+
+
 def test_the_caption_of_the_grid_counts_its_rows():
     case = make_case()
     grid = choose_views.compare_rule(case, EVIDENCE)
