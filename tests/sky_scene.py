@@ -22,6 +22,8 @@ from sky.data.storage_utils import get_excluded_files
 from studylib.renting import Limits, carry_through
 from tools import sky_machine
 
+TOKEN = os.environ.get("HF_TOKEN")
+
 
 def parse() -> dict:
     """What SkyPilot reads in the task given on stdin, and which providers it has packages for."""
@@ -75,6 +77,7 @@ class Cloud:
 
     def launch(self, task, cluster_name):
         self.tasks.append(task)
+        self.inherited = os.environ.get("HF_TOKEN")
         self.up = True
         results = self.remote / "sky_workdir" / "results" / "smoke"
         results.mkdir(parents=True)
@@ -109,7 +112,7 @@ class Cloud:
         self.up = False
 
     def tail_logs(self, cluster_name, job_id, follow, tail, output_stream):
-        output_stream.write(f"the log shows {os.environ['HF_TOKEN']}\n")
+        output_stream.write(f"the log shows {TOKEN}\n")
         return 0
 
     def api_cancel(self, request_ids, silent):
@@ -121,10 +124,10 @@ class Cloud:
 
 def play() -> dict:
     """A spot rental from its launch to its end; the order comes on stdin, the cloud in REMOTE."""
-    order, token = json.load(sys.stdin), os.environ["HF_TOKEN"]
+    order = json.load(sys.stdin)
     cloud = Cloud(Path(os.environ["REMOTE"]))
     home = Path(order["home"])
-    machine = sky_machine.SkyMachine(order["name"], order["task"], "smoke", home, token)
+    machine = sky_machine.SkyMachine(order["name"], order["task"], "smoke", home, TOKEN)
     machine.sky_command = lambda *words: cloud.calls.append("sky " + " ".join(words))
     limits = Limits(1.0, spot=True, poll_seconds=0, sync_seconds=0, relaunch_wait_seconds=0)
     code = carry_through(machine, limits)
@@ -133,7 +136,7 @@ def play() -> dict:
         "calls": cloud.calls,
         "up": cloud.up,
         "resumed": cloud.resumed,
-        "secrets": [t.secrets["HF_TOKEN"].get_secret_value() == token for t in cloud.tasks],
+        "secrets": [t.secrets["HF_TOKEN"].get_secret_value() == TOKEN for t in cloud.tasks],
         "shown": [t.to_yaml_config(use_user_specified_yaml=True) for t in cloud.tasks],
         "envs": [t.envs for t in cloud.tasks],
         "home": sorted(str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()),
@@ -148,7 +151,7 @@ def hang_up() -> dict:
     code = sky_machine.main({**order, "folder": "smoke", "most_hours": 1.0, "spot": False})
     home = Path(order["home"])
     found = sorted(str(p.relative_to(home)) for p in home.rglob("*") if p.is_file())
-    return {"code": code, "up": cloud.up, "home": found}
+    return {"code": code, "up": cloud.up, "home": found, "inherited": cloud.inherited}
 
 
 if __name__ == "__main__":

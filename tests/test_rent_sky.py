@@ -105,7 +105,9 @@ def make_order(tmp_path):
 
 def test_closed_terminal_brings_results_home_and_takes_the_machine_down(sky, tmp_path, remote):
     left, output = sky("hang_up", make_order(tmp_path), HF_TOKEN=TOKEN, **remote)
-    assert left == {"code": 130, "up": False, "home": ["runs/a/work/checkpoint"]}, output
+    assert left["code"] == 130 and left["up"] is False
+    assert left["home"] == ["runs/a/work/checkpoint"], output
+    assert left["inherited"] is None, "SkyPilot's server would keep the token"
 
 
 def test_spot_rental_resumes_on_a_second_machine_and_no_token_shows(sky, tmp_path, remote):

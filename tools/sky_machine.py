@@ -170,13 +170,9 @@ def interrupt(signum: int, frame: object) -> None:
 def main(order: dict) -> int:
     for name in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal too leaves no machine behind
         signal.signal(name, interrupt)
-    machine = SkyMachine(
-        order["name"],
-        order["task"],
-        order["folder"],
-        Path(order["home"]),
-        os.environ.get("HF_TOKEN") or None,
-    )
+    # Taken out of the environment, so that SkyPilot's own server, which stays, does not inherit it.
+    token = os.environ.pop("HF_TOKEN", None) or None
+    machine = SkyMachine(order["name"], order["task"], order["folder"], Path(order["home"]), token)
     return carry_through(machine, Limits(order["most_hours"], order["spot"]))
 
 
