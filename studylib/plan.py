@@ -22,10 +22,12 @@ from pydantic import computed_field
 from studylib.data import hash_examples, read_examples
 from studylib.errors import StudyError
 from studylib.files import disk_full, explain_write_error
+from studylib.hub import hub_errors, resolve_dataset
+from studylib.pins import apply_pins, unpinned
 from studylib.profile import DataSettings, Frozen, ModelRef, Profile, RunSpec
 from studylib.questions import check_questions
 from studylib.records import RECORD, Record, find_changes, read_records
-from studylib.sources import ask_model, model_folder
+from studylib.sources import ask_model, model_folder, resolve_model
 
 SMALLEST_ROOM_BYTES = 16_000_000
 State = Literal["done", "to resume", "to do"]
@@ -171,6 +173,23 @@ def check_inputs(profile: Profile, fetch: bool = True) -> None:
                 check_questions(source, track.evaluate.shots)
         for model in track.models:
             check_model(ModelRef.parse(model), fetch)
+
+
+def pin_sources(profile: Profile) -> Profile:
+    """The profile with the commit of every hub source that names no revision, as it is now."""
+    pins = {}
+    for source in unpinned(profile):
+        ref = ModelRef.parse(source)
+        models = {model for track in profile.tracks for model in track.models}
+        commit = resolve_model(ref) if source in models else resolve_data(source)
+        if commit:
+            pins[source] = f"{source}@{commit}"
+    return apply_pins(profile, pins)
+
+
+def resolve_data(source: str) -> str | None:
+    with hub_errors(source, "give DATA as a file"):
+        return resolve_dataset(source.removeprefix("hub:"), None)
 
 
 def check_model(ref: ModelRef, fetch: bool) -> None:

@@ -23,7 +23,7 @@ import yaml
 from studylib.errors import StudyError
 from studylib.executor import Executor, Outcome, Task, run_batch
 from studylib.places import NOTEBOOKS, REFERENCE
-from studylib.plan import Plan, check_inputs, check_writable, plan_study
+from studylib.plan import Plan, check_inputs, check_writable, pin_sources, plan_study
 from studylib.profile import ModelRef, Profile, RunSpec
 from studylib.progress import Progress
 from studylib.prospects import foresee, record_misfit
@@ -64,6 +64,7 @@ def reproduce(
     outcome = Outcome(done_before=[run.run_id for run in plan.runs if run.state == "done"])
     if not plan.left and not serve_left(profile, results):
         return outcome
+    profile = pin_sources(profile)
     check_inputs(profile)
     check_writable(results / "runs")
     file = write_profile(profile, results)

@@ -168,6 +168,25 @@ def ask_hub_for(ref: ModelRef) -> None:
         )
 
 
+def resolve_model(ref: ModelRef) -> str | None:
+    """The commit that a hub model's revision stands for; of its snapshot here without a hub."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    with hub_errors(ref):
+        try:
+            return ask_again(
+                lambda: HfApi().model_info(
+                    ref.name, revision=ref.revision, timeout=HUB_TIMEOUT_SECONDS
+                )
+            ).sha
+        except (HTTPError, OfflineModeIsEnabled) as error:
+            try:
+                return find_snapshot(ref).name
+            except LocalEntryNotFoundError:
+                raise error from None
+
+
 def ask_model(ref: ModelRef) -> None:
     """Raise unless the hub gives this model to us, or its cache here has it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from studylib.errors import StudyError
+from studylib.pins import apply_pins, read_pins
 from studylib.places import REFERENCE
 from studylib.profile import Profile, read_profile
 from studylib.records import SCHEMA_VERSION, Environment, Scalar
@@ -108,16 +109,18 @@ def tuned_rates(sweeps: Iterable[TuneRecord], origin: str) -> dict[str, TunedRat
 def open_profile(name: str, results: Path, changes: dict[str, Any] | None = None) -> Profile:
     """A profile with the rates of the nearest sweeps: the reader's own before the shipped ones,
     a changed profile's before those of the one it comes from. A rate that the profile states
-    itself, or a resolved profile's, is not replaced."""
+    itself, or a resolved profile's, is not replaced. Hub sources have the commits that an earlier
+    start of the study found."""
     profile = read_profile(name, changes)
+    pins = read_pins(results / profile.name)
     if profile.tuned:
-        return profile
+        return apply_pins(profile, pins)
     tuned: dict[str, TunedRate] = {}
     for origin in dict.fromkeys((profile.origin or profile.name, profile.name)):
         for place, words in ((REFERENCE, "results/reference"), (results, "results")):
             folder = place / origin / "tune"
             tuned |= tuned_rates(read_sweeps(folder), f"{words}/{origin}/tune")
-    return profile.model_copy(update={"tuned": tuned})
+    return apply_pins(profile.model_copy(update={"tuned": tuned}), pins)
 
 
 def next_rate(rates: Iterable[float], best: float) -> float:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "studylib"
 
 FLOORS = {
     "words": """__init__ errors files sealed places settings serve_settings spec profile measure
-        records metrics sharing stats verdicts almanac token_tree tuning serving serve_records
+        records metrics sharing stats verdicts almanac token_tree pins tuning serving serve_records
         forecast_book""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
         questions plan estimate footprint case yearly_cost renting""",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -411,19 +412,70 @@ def test_hub_that_is_away_is_one_message_within_seconds(tmp_path):
 def test_whole_study_runs_from_a_hub_and_keeps_the_commit_and_not_the_token(hub, tmp_path):
     repository = hub.repositories["models", "study/ladder"]
     repository.token, repository.gated = TOKEN, True
+    data = hub.repositories["datasets", "study/data"]
     env = environ(hub.url, tmp_path / "home", HF_TOKEN=TOKEN)
     small = ["--set", "evaluate.shots=1", "--set", "train.seq_len=128"]
     small += ["--set", "hardware.threads=1", "--force"]
-    done = study("reproduce", *custom(tmp_path), *small, env=env, cwd=tmp_path)
+    words = [word.removesuffix("@v1") for word in custom(tmp_path)]
+    done = study("reproduce", *words, *small, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(path.read_bytes()) for path in tmp_path.rglob("record.json")]
     assert len(records) == 2
     for record in records:
         assert record["status"] == "complete"
         assert record["load"]["model_revision"] == repository.commit
+        assert record["run"]["model"] == f"hub:study/ladder@{repository.commit}"
+        assert record["run"]["data"]["source"] == f"hub:study/data@{data.commit}"
         assert record["fingerprint"]["model.sha256"] == f"commit {repository.commit}"
     assert all(had for _, _, had in hub.asked("study/ladder/resolve/"))
     assert not any(had for _, _, had in hub.asked("/large/"))
     assert TOKEN not in done.stdout + done.stderr
     for path in (tmp_path / "results").rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_model_without_a_revision_keeps_its_first_commit_when_the_branch_moves_on(
+    hub, here, monkeypatch
+):
+    from studylib import runner
+    from studylib.progress import Progress
+    from studylib.tuning import open_profile
+
+    asked = {"models": ["hub:study/ladder"], "methods": ["base"], "data": {"source": "almanac:new"},
+             "evaluate": {"questions": "almanac:new", "shots": 0, "scoring": "text"}}  # fmt: skip
+    first = hub.repositories["models", "study/ladder"]
+
+    def start():
+        """The study as a command opens it, started without its runs; the models that they get."""
+        profile = open_profile("custom", here / "results", asked)
+        folder = here / "results" / profile.name
+        runner.reproduce(profile, folder, Progress(), executor=lambda *_: None)
+        file = str(folder / "profile.yaml")
+        return {run.model for name in (file, "custom") for run in open_profile(
+            name, here / "results", None if name == file else asked).runs()}  # fmt: skip
+
+    assert start() == {f"hub:study/ladder@{first.commit}"}
+    config = json.loads(LADDER["config.json"]) | {"bos_token_id": 1}
+    moved = hub.add("study/ladder", {**LADDER, "config.json": json.dumps(config).encode()})
+    assert moved.commit != first.commit
+    assert start() == {f"hub:study/ladder@{first.commit}"}
+    use_hub(monkeypatch, closed_port(), here)
+    assert start() == {f"hub:study/ladder@{first.commit}"}
+    shutil.rmtree(here / "results")  # another study begins where the branch is now
+    use_hub(monkeypatch, hub.url, here)
+    assert start() == {f"hub:study/ladder@{moved.commit}"}
+
+
+def test_plan_of_a_gated_model_says_what_to_do_and_starts_nothing(hub, tmp_path):
+    hub.add("study/gated", LADDER, token=TOKEN, gated=True)
+    words = custom(tmp_path)
+    words[words.index("hub:study/ladder@v1")] = "hub:study/gated"
+    words += ["--set", "evaluate.shots=1"]
+    for command in ("plan", "reproduce"):
+        done = study(command, *words, env=environ(hub.url, tmp_path / "home"), cwd=tmp_path)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.count("study: ") == 1 and "Traceback" not in done.stderr
+        assert done.stderr.startswith("study: hub:study/gated")
+        assert "the hub gives this to registered readers only" in done.stderr
+        assert "licence" in done.stderr and "HF_TOKEN" in done.stderr
+    assert not (tmp_path / "results").exists()
