@@ -13,6 +13,7 @@ import copy
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,8 +159,14 @@ class Blotted(io.TextIOBase):
 
 
 def describe(error: Exception) -> str:
-    """An error's first two lines; SkyPilot's may be a page."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """An error's first two lines, without colours; SkyPilot's may be a page."""
+    if isinstance(error, sky.exceptions.NoCloudAccessError):
+        return (
+            "SkyPilot has no key of a provider. `.venv-sky/bin/sky check` says how to give it one; "
+            "then name the provider: CLOUD=lambda"
+        )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
     return " ".join([type(error).__name__ + ":", *lines[:2]])
 
 
