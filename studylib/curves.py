@@ -88,5 +88,8 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
         panel.margins(x=0.1, y=0.12)
         label_right(panel, labels)
         panel.set_xlabel("learning rate")
-    panels[0].set_ylabel("validation accuracy (%) ↑")
+    scored = [p for c in shown for s in c.sweeps for p in s.points if p.accuracy is not None]
+    counts = sorted({p.questions for p in scored}) or [0]
+    asked = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1])))
+    panels[0].set_ylabel(f"validation accuracy (%, {asked} questions) ↑")
     return figure

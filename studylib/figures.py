@@ -19,6 +19,7 @@ from studylib.capacity import CAPTION, draw_capacity, is_capacity
 from studylib.cells import interval_cell
 from studylib.claims import article_rule
 from studylib.curves import draw_loss, draw_tuning
+from studylib.notes import count_of
 from studylib.panels import (
     BAND,
     CLAIM,
@@ -255,7 +256,9 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
     panel.set_yticks(range(len(names)), names, fontsize=7.5)
     panel.set_ylim(-0.7, len(names) + 0.8 * len(rows))
     sign_ticks(panel)
-    panel.set_xlabel(f"accuracy less full fine-tuning's, {comparison.name} (pp)")
+    panel.set_xlabel(
+        f"accuracy less full fine-tuning's, {comparison.name} (pp; {asked_each(rows[0])})"
+    )
     return figure
 
 
@@ -264,6 +267,14 @@ def subject_gaps(row: Row, full: Row | None) -> dict[str, float]:
     assert full is not None
     ours, theirs = (subject_shares(side) for side in (row, full))
     return {name: ours[name] - theirs[name] for name in ours}
+
+
+def asked_each(row: Row) -> str:
+    """How many questions a point of a subject rests on: without that, its scatter misleads."""
+    scores = [r.evaluate.score("questions") for r in row.complete if r.evaluate]
+    counts = [asked for s in scores if s for asked, _ in s.by_subject.values()]
+    each = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    return f"{each} questions a subject × {count_of(len(row.complete), 'seed')}"
 
 
 def subject_shares(row: Row) -> dict[str, float]:

@@ -10,7 +10,6 @@ Not covered: what the parts say (studylib.compose), running the notebook (studyl
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from html import escape, unescape
@@ -20,6 +19,7 @@ from pathlib import Path
 from studylib.made_from import PAGE_FOLDER
 from studylib.page_pictures import inline_picture, palette_css
 
+MAKERS = ("nbconvert", "mistune", "matplotlib")  # on whose versions the bytes depend
 HEADING = re.compile(r"<h([1-3])>(.*?)</h\1>")
 TABLE = re.compile(r"<table>.*?</table>", re.S)
 ROW = re.compile(r"<tr>(.*?)</tr>", re.S)
@@ -54,7 +54,7 @@ def export_page(executed: Path) -> bytes:
         filters={"glue": glue, "markdown": render_markdown, "picture": inline_picture,
                  "sections": split_sections},
     )  # fmt: skip
-    made_by = ", ".join(f"{name} {version(name)}" for name in ("nbconvert", "matplotlib"))
+    made_by = ", ".join(f"{name} {version(name)}" for name in MAKERS)
     page = {
         "made_by": made_by,
         "style": (PAGE_FOLDER / "page.css").read_text(encoding="utf-8"),
@@ -119,7 +119,8 @@ def format_table(label: str, found: re.Match[str]) -> str:
     names = [plain(title) for title in header]
     kinds = [column_kind([plain(row[i]) for row in rows]) for i in range(len(header))]
     cards = kinds.count("w") >= TEXT_COLUMNS
-    kinds = ["" if name == "Records" else kind for kind, name in zip(kinds, names, strict=True)]
+    kinds = ["" if (kind, name) == ("n", "Records") else kind
+             for kind, name in zip(kinds, names, strict=True)]  # fmt: skip
     kinds[key_column(names)] += " key"
     head = "".join(f'<th scope="col"{css(k)}>{t}</th>' for k, t in zip(kinds, header, strict=True))
     body, above = [], ""
@@ -157,10 +158,3 @@ def column_kind(cells: list[str]) -> str:
         return "w"
     figures = sum(bool(FIGURE.match(cell)) and len(cell) <= LONGEST_FIGURE for cell in cells)
     return "n" if 2 * figures >= len(cells) > 0 and figures else ""
-
-
-def read_tables(html: str) -> Iterator[list[list[str]]]:
-    """The text of a page's tables: for checks that they say what REPORT.md says."""
-    for table in re.findall(r"<table.*?</table>", html, re.S):
-        yield [[plain(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S)]
-               for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)]  # fmt: skip

@@ -56,6 +56,18 @@ def test_axes_name_unit_and_direction(summary: Summary) -> None:
     assert panel.get_xlabel() == "← peak memory of training, host memory (GB)"
 
 
+def test_points_of_subjects_name_what_they_rest_on(summary: Summary) -> None:
+    panel = figures.draw_all(summary)["main-subjects"].axes[0]
+    assert re.search(r"\(pp; \d+ questions a subject × 3 seeds\)$", panel.get_xlabel())
+
+
+def test_lines_from_names_to_points_are_no_intervals(summary: Summary) -> None:
+    panel = figures.draw_all(summary)["main-accuracy-memory"].axes[0]
+    leaders = [t.arrow_patch for t in panel.texts if t.arrow_patch is not None]
+    assert len(leaders) == 3
+    assert all(leader.get_linestyle() not in ("-", "solid") for leader in leaders)
+
+
 def test_labels_are_moved_apart_and_stay_in_order() -> None:
     placed = panels.spread_apart([5.0, 5.1, 1.0, 5.05], 1.0)
     order = sorted(range(4), key=lambda i: placed[i])
