@@ -21,13 +21,29 @@ from studylib.sources import ask_dataset
 
 Question = dict[str, Any]
 MMLU_HUB = "cais/mmlu"  # where lm-eval's task `mmlu` takes its questions from
+MMLU_REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"
+MMLU_SUBJECTS = """
+    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology
+    college_chemistry college_computer_science college_mathematics college_medicine
+    college_physics computer_security conceptual_physics econometrics electrical_engineering
+    elementary_mathematics formal_logic global_facts high_school_biology high_school_chemistry
+    high_school_computer_science high_school_european_history high_school_geography
+    high_school_government_and_politics high_school_macroeconomics high_school_mathematics
+    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
+    high_school_us_history high_school_world_history human_aging human_sexuality
+    international_law jurisprudence logical_fallacies machine_learning management marketing
+    medical_genetics miscellaneous moral_disputes moral_scenarios nutrition philosophy
+    prehistory professional_accounting professional_law professional_medicine
+    professional_psychology public_relations security_studies sociology us_foreign_policy
+    virology world_religions
+""".split()  # noqa: SIM905 - a list would be 57 lines
 QUESTIONS_REMEDY = "MMLU is hub, or a folder with test.jsonl and dev.jsonl."
 
 
 def check_questions(source: str, shots: int) -> None:
     """Read what a run would read of its questions; of the hub's, only whether they are there."""
     if source == "hub":
-        ask_dataset(MMLU_HUB, "abstract_algebra", "MMLU=hub", "give MMLU as a folder")
+        ask_dataset(MMLU_HUB, MMLU_SUBJECTS[0], "MMLU=hub", "give MMLU as a folder", MMLU_REVISION)
     elif source.startswith("tasks:"):
         return  # lm-eval finds and reads them when the run begins
     elif source.startswith("almanac:"):

@@ -202,13 +202,17 @@ def ask_model(ref: ModelRef) -> None:
             ask_again(lambda: get_hf_file_metadata(url, timeout=HUB_TIMEOUT_SECONDS))
 
 
-def ask_dataset(name: str, config: str | None, ref: object, instead: str) -> None:
+def ask_dataset(name: str, config: str, ref: object, instead: str, revision: str) -> None:
     """Raise unless the hub, or its cache here, has this data set. Downloads no rows."""
+    from huggingface_hub import constants
+
     with hub_errors(ref, instead):
-        if resolve_dataset(name, None) is None:
+        if constants.HF_HUB_OFFLINE:  # set by the reader, or by hub_errors where no hub answers
             from datasets import load_dataset_builder
 
-            load_dataset_builder(name, config)
+            load_dataset_builder(name, config, revision=revision)
+        else:
+            resolve_dataset(name, revision)
 
 
 def folder_sha256(folder: Path) -> str:

@@ -17,7 +17,14 @@ from studylib.almanac import build_almanac, questions
 from studylib.data import parse_almanac
 from studylib.errors import StudyError
 from studylib.profile import EvaluateSettings, nearest
-from studylib.questions import Question, group_by_subject, read_question_folder, read_validation
+from studylib.questions import (
+    MMLU_REVISION,
+    MMLU_SUBJECTS,
+    Question,
+    group_by_subject,
+    read_question_folder,
+    read_validation,
+)
 
 LETTERS = ["A", "B", "C", "D"]
 
@@ -100,19 +107,24 @@ MMLU_DESCRIPTION = "The following are multiple choice questions (with answers) a
 
 
 def hub_tasks(settings: EvaluateSettings) -> dict[str, Any]:
-    """lm-eval's own `mmlu`, from the hub."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    """The subjects of lm-eval's own `mmlu`, from one commit of the hub's questions."""
+    from lm_eval.tasks import get_task_dict
 
     from studylib.sources import hub_errors
 
+    # As members of a group: lm-eval lays a member's keys over the task of that name.
+    members = [
+        {"task": f"mmlu_{subject}", "dataset_kwargs": {"revision": MMLU_REVISION}}
+        for subject in MMLU_SUBJECTS
+    ]
     with hub_errors("MMLU=hub", "give MMLU as a folder"):
-        nested = get_task_dict(["mmlu"], TaskManager())
+        nested = get_task_dict([{"group": "subjects", "task": members}], task_manager(None))
     tasks = {}
     for name, task in flatten_tasks(nested).items():
         task.set_config(key="num_fewshot", value=settings.shots)
         if settings.part == "validation":
             task.set_config(key="test_split", value="validation")
-        tasks[name.removeprefix("mmlu_")] = task
+        tasks[name.rpartition("::")[2].removeprefix("mmlu_")] = task
     return dict(sorted(tasks.items()))
 
 

@@ -21,7 +21,7 @@ from studylib import hub as hub_module
 from studylib.almanac import ladder_folder
 from studylib.errors import StudyError
 from studylib.profile import ModelRef
-from studylib.questions import check_questions
+from studylib.questions import MMLU_REVISION, check_questions
 from studylib.sources import ask_model, fetch_model
 
 ROOT = Path(__file__).parents[1]
@@ -354,7 +354,7 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
 
 
 def test_questions_of_a_hub_are_found_without_their_rows(hub, here, monkeypatch):
-    hub.add("cais/mmlu", {"test.jsonl": b"{}"}, kind="datasets")
+    hub.add("cais/mmlu", {"test.jsonl": b"{}"}, kind="datasets", names={MMLU_REVISION})
     check_questions("hub", shots=5)
     assert not hub.asked("GET .*/resolve/")
     hub.repositories.clear()

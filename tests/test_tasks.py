@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from studylib.errors import StudyError
 from studylib.profile import EvaluateSettings
 from studylib.questions import (
     MMLU_HUB,
+    MMLU_REVISION,
+    MMLU_SUBJECTS,
     check_questions,
     question_id,
     read_question_folder,
@@ -149,6 +152,32 @@ def test_prompts_are_byte_for_byte_those_of_lm_evals_mmlu(folder):
         + "".join(shots)
         + "What is 2?\nA. 2\nB. b\nC. c\nD. d\nAnswer:"
     )
+
+
+def test_hubs_questions_are_lm_evals_subjects_at_one_commit(monkeypatch):
+    import lm_eval
+    from lm_eval.api import task as lm_eval_task
+
+    from studylib import sources
+
+    asked = []
+
+    def load(path, name, revision):
+        from datasets import Dataset
+
+        asked.append((path, name, revision))
+        docs = [question(name, i=i) for i in range(5)]
+        return {part: Dataset.from_list(docs) for part in ("test", "dev", "validation")}
+
+    monkeypatch.setattr(lm_eval_task.datasets, "load_dataset", load)
+    monkeypatch.setattr(sources, "hub_errors", lambda *_: nullcontext())
+    tasks = build_tasks("hub", EvaluateSettings(questions="hub", shots=5))
+    folder = Path(lm_eval.__file__).parent / "tasks" / "mmlu" / "default"
+    subjects = sorted(path.stem.removeprefix("mmlu_") for path in folder.glob("mmlu_*.yaml"))
+    assert list(tasks) == subjects == sorted(MMLU_SUBJECTS) and len(subjects) == 57
+    assert sorted(asked) == [(MMLU_HUB, subject, MMLU_REVISION) for subject in subjects]
+    assert tasks["anatomy"].config.num_fewshot == 5
+    assert tasks["anatomy"].fewshot_context(question("anatomy", i=7), 5).count("Answer:") == 6
 
 
 def test_descriptions_of_all_subjects_are_lm_evals(shared):
