@@ -196,7 +196,7 @@ def ask(bill: Any, budget: float) -> None:
     if bill.usd is None:
         cost, rule = "unknown dollars", "no forecast says what this costs"
     else:
-        cost, rule = f"about ${bill.usd.mid:.2f}", "this costs money"
+        cost, rule = f"${bill.usd.mid:.2f} (up to ${bill.usd.high:.2f})", "this costs money"
         if bill.usd.high > budget:
             rule = f"this may be more than the budget of ${budget:g}"
             cost += f", {rule.removeprefix('this ')}"
