@@ -14,6 +14,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 MOST_LOSSES = 3  # of one run; a machine that kills its workers would be tried for ever
 SENT_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 END_SECONDS = 20.0
+ANSWER_SECONDS = 10.0
 Resources = Mapping[str, float]
 
 
@@ -52,6 +54,10 @@ class RayExecutor:
                 "the study is started on a machine of the cluster and not through Ray's client",
                 "Start it there with --ray-address auto, or give HOST:6379.",
             )
+        # Read when ray is imported. Without the second, Ray prints a lost machine's own log between
+        # the lines of this study, which says in one line what was lost.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         self.address = address
         self.desk: Any = None
         self.code: Path | None = None
@@ -86,34 +92,9 @@ class RayExecutor:
         losses = dict.fromkeys(cpus, 0)
         try:
             for task in tasks:
-                folder = place_of(task)
-                busy = self._ask(
-                    "expect",
-                    task.task_id,
-                    str(task.folder.absolute()),
-                    task.result.name,
-                    folder,
-                    files_to_send(task),
-                )
-                if busy:
-                    outcome.failed[task.task_id] = Failure(task.folder / "log.txt", busy)
-                    progress.started(task.task_id)
-                    progress.failed(task.task_id, task.folder / "log.txt")
-                    continue
-                words = words_there(task)
-                self._submit(
-                    task,
-                    Order(
-                        task_id=task.task_id,
-                        attempt=1,
-                        words=words,
-                        folder=folder,
-                        result=task.result.name,
-                        cpus=cpus[task.task_id],
-                        gpus=task.gpus,
-                        environ=environ,
-                    ),
-                )
+                order = make_order(task, cpus[task.task_id], environ)
+                if self._expect(task, order.folder, progress, outcome):
+                    self._submit(task, order)
             while self.running:
                 done, _ = ray.wait(list(self.running), timeout=0.5)
                 show(self._ask("look"), progress)
@@ -128,7 +109,7 @@ class RayExecutor:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        refuse_silent(self.address)
         self.code = pack_code(Path(tempfile.mkdtemp(prefix="study-code-")))
         try:
             ray.init(
@@ -138,12 +119,7 @@ class RayExecutor:
                 log_to_driver=False,
             )
         except (ConnectionError, RuntimeError) as error:  # nobody there; another version of Ray
-            raise StudyError(
-                self.address or "Ray",
-                f"the cluster does not take this study ({str(error).splitlines()[0]})",
-                "Start Ray with `ray start --head` and `ray start --address HOST:6379`, the same "
-                "versions of Python and Ray everywhere.",
-            ) from None
+            raise not_taken(self.address or "Ray", str(error).splitlines()[0]) from None
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         total = ray.cluster_resources()
@@ -157,6 +133,17 @@ class RayExecutor:
         import ray
 
         return ray.get(getattr(self.desk, method).remote(*args))
+
+    def _expect(self, task: Task, place: str, progress: Any, outcome: Outcome) -> bool:
+        """Tell the desk of a task; False where another process here is working on it."""
+        files = files_to_send(task)
+        folder, log = str(task.folder.absolute()), task.folder / "log.txt"
+        busy = self._ask("expect", task.task_id, folder, task.result.name, place, files)
+        if busy:
+            outcome.failed[task.task_id] = Failure(log, busy)
+            progress.started(task.task_id)
+            progress.failed(task.task_id, log)
+        return not busy
 
     def _submit(self, task: Task, order: Order) -> None:
         import ray
@@ -207,6 +194,26 @@ class RayExecutor:
         self.running.clear()
 
 
+def refuse_silent(address: str | None) -> None:
+    """Raise where nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise not_taken(str(address), error.strerror or str(error)) from None
+
+
+def not_taken(address: str, reason: str) -> StudyError:
+    return StudyError(
+        address,
+        f"no Ray cluster takes this study there ({reason})",
+        "Start Ray with `ray start --head`, and on other machines `ray start --address HOST:6379`, "
+        "with the same versions of Python and Ray everywhere.",
+    )
+
+
 def show(said: dict[str, dict[str, Any]], progress: Any) -> None:
     """Draw what the runs that have a machine last said."""
     for name, figures in said.items():
@@ -235,6 +242,20 @@ def refuse_unfit(task: Task, cpus: int, machines: Sequence[Resources]) -> None:
         f"{present}",
         "Add such a machine with `ray start --address HOST:6379`, or change hardware.threads and "
         "hardware.gpus in the profile.",
+    )
+
+
+def make_order(task: Task, cpus: int, environ: Mapping[str, str]) -> Order:
+    """The first attempt at a task, in a worker's words."""
+    return Order(
+        task_id=task.task_id,
+        attempt=1,
+        words=words_there(task),
+        folder=place_of(task),
+        result=task.result.name,
+        cpus=cpus,
+        gpus=task.gpus,
+        environ=environ,
     )
 
 
