@@ -24,6 +24,7 @@ from studylib.article_rule import compare_with_article, grid_cases, tabulate_dis
 from studylib.case import CHANGE_WORDS, METHOD_LABELS, Case, Evidence, Span, parse_cards
 from studylib.cells import GLUE, Table
 from studylib.metrics import MISSING
+from studylib.notebook_text import dollar_signs
 from studylib.panels import COLOURS
 from studylib.rank_methods import Option, rank_options
 from studylib.settings import METHODS
@@ -32,7 +33,6 @@ from studylib.turning_points import MOST_VARIANTS, capital, name_option
 ANY = "any"
 LABEL_GAP = 0.07  # of the axes' height
 GRID_CARDS = ((1, "rtx4090-24gb"), (8, "a100-80gb"))
-CODE_OR_DOLLAR = re.compile(r"`[^`]*`|\$")
 MEASURED = {"points": "points behind full", "latency": "latency overhead (%)"}
 
 
@@ -75,17 +75,6 @@ def show_choice(case: Case, evidence: Evidence, **changes: Any) -> Any:
         f"**{dollar_signs(advice.answer.text)}**\n\n"
         f"{dollar_signs(tabulate_ranking(changed, advice).markdown())}\n\n"
         f"{dollar_signs(advice.article_says.sentence)}"
-    )
-
-
-def dollar_signs(text: str) -> str:
-    """Dollars that a notebook does not take for the marks of a formula.
-
-    JupyterLab looks for formulas before and after Markdown is rendered: an entity passes the
-    first look, an element of its own the second.
-    """
-    return CODE_OR_DOLLAR.sub(
-        lambda found: "<span>&#36;</span>" if found[0] == "$" else found[0], text
     )
 
 

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from studylib.made_from import PAGE_FOLDER
+from studylib.notebook_text import DOLLAR
 from studylib.page_pictures import inline_picture, palette_css
 
 MAKERS = ("nbconvert", "mistune", "matplotlib")  # on whose versions the bytes depend
@@ -67,11 +68,11 @@ def export_page(executed: Path) -> bytes:
 
 
 def render_markdown(text: str) -> str:
-    """Markdown as nbconvert renders it; HTML in it is shown and not obeyed."""
+    """Markdown as nbconvert renders it; HTML in it, but for dollars, is shown and not obeyed."""
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
-    return MarkdownWithMath(renderer=renderer).render(glue(text))
+    return MarkdownWithMath(renderer=renderer).render(glue(text.replace(DOLLAR, r"\$")))
 
 
 def glue(text: str) -> str:

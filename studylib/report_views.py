@@ -13,10 +13,10 @@ from pathlib import Path
 
 from studylib.compose import Report
 from studylib.made_from import Files
+from studylib.notebook_text import dollar_signs
 from studylib.report import Sources
 
 PICTURE = re.compile(r"^!\[(?P<caption>.*)\]\((?P<path>.*)\)\n\n\*.*\*$", re.M)
-CODE_OR_DOLLAR = re.compile(r"`[^`]*`|\$")
 SVG, MARKDOWN = "image/svg+xml", "text/markdown"
 CAPTION = "caption"  # the metadata under which a picture and its caption carry the words
 
@@ -46,7 +46,7 @@ def show_part(report: Report, *names: str) -> None:
 def show_markdown(text: str, metadata: dict[str, str] | None = None) -> None:
     from IPython.display import display
 
-    display({MARKDOWN: spell_dollars(text), "text/plain": text},
+    display({MARKDOWN: dollar_signs(text), "text/plain": text},
             metadata={MARKDOWN: metadata or {}}, raw=True)  # fmt: skip
 
 
@@ -64,8 +64,3 @@ def split_pictures(text: str) -> Iterator[str | tuple[str, str]]:
 
 def read_picture(files: Files, path: str) -> str:
     return files[Path(path).as_posix()].decode()
-
-
-def spell_dollars(text: str) -> str:
-    """Dollars as notebooks read them: bare ones would begin a formula."""
-    return CODE_OR_DOLLAR.sub(lambda found: "\\$" if found[0] == "$" else found[0], text)

@@ -30,7 +30,7 @@ FLOORS = {
     "runner": "progress executor ray_desk ray_worker ray_executor runner publish rental doctor",
     "report": """study comparable costs resources summary cells panels curves claims figures tables
         exports appendix notes prose compose made_from report readme claim_sources views
-        report_views page page_pictures
+        notebook_text report_views page page_pictures
         serve_views capacity
         forecast_tables serve_tables serve_figures evidence rank_methods turning_points
         advice_words missing_evidence article_rule advise advice_text choose_views

@@ -18,6 +18,7 @@ from record_factory import Factory, make_spec
 from studylib import cli_report
 from studylib.cli_report import make_report
 from studylib.errors import StudyError
+from studylib.notebook_text import DOLLAR, dollar_signs
 from studylib.page import (
     column_kind,
     export_page,
@@ -28,7 +29,7 @@ from studylib.page import (
 from studylib.page_pictures import PALETTE, inline_picture, palette_css
 from studylib.panels import COLOURS
 from studylib.report import find_sources
-from studylib.report_views import spell_dollars, split_pictures
+from studylib.report_views import split_pictures
 from studylib.runner import run_notebook
 
 ROOT = Path(__file__).parents[1]
@@ -316,9 +317,11 @@ def test_html_in_a_records_words_is_shown_and_not_obeyed() -> None:
 
 def test_dollars_are_no_formula() -> None:
     text = "$1,234 ($942 to $3,738) by `echo $HOME`, **$5**"
-    assert spell_dollars(text) == "\\$1,234 (\\$942 to \\$3,738) by `echo $HOME`, **\\$5**"
-    assert "$1,234 ($942 to $3,738)" in render_markdown(spell_dollars(text))
-    assert "<strong>$5</strong>" in render_markdown(spell_dollars(text))
+    assert dollar_signs(text) == (
+        f"{DOLLAR}1,234 ({DOLLAR}942 to {DOLLAR}3,738) by `echo $HOME`, **{DOLLAR}5**"
+    )
+    assert "$1,234 ($942 to $3,738)" in render_markdown(dollar_signs(text))
+    assert "<strong>$5</strong>" in render_markdown(dollar_signs(text))
 
 
 def test_headings_of_the_same_words_get_names_of_their_own() -> None:
