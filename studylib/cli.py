@@ -21,6 +21,7 @@ from studylib.cli_advise import advise, diff
 from studylib.cli_article import forecast_article
 from studylib.cli_evaluate import evaluate
 from studylib.cli_forecast import forecast, prices
+from studylib.cli_gpu_check import gpu_check
 from studylib.cli_options import (
     DataOption,
     JsonOption,
@@ -159,6 +160,7 @@ for command in (
     evaluate,
     forecast,
     forecast_article,
+    gpu_check,
     plan,
     prices,
     rent,
