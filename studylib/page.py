@@ -32,7 +32,7 @@ BREAK = re.compile(r" (?![(\[])(?![^<]*>)")  # in a cell of figures, but before 
 GLUE = "\u00a0"  # a space at which no line breaks
 LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
 TEXT_COLUMNS = 3  # as many of long text cannot stand side by side on a phone
-KEYS = ("Model", "Method", "Variant", "Job (forecast)", "Claim")
+KEYS = ("Model", "Method", "Variant", "What is kept", "Way", "Track")
 
 
 @dataclass(frozen=True)
