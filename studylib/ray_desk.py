@@ -145,6 +145,7 @@ class Desk:
         left = [path for name, path in lying.items() if name not in wanted]
         for path in sorted(left, key=lambda p: p.name not in MARKERS):
             path.unlink()
+        shutil.rmtree(entry.work / INCOMING, ignore_errors=True)  # what was broken off before
         remove_empty_folders(entry.work)
         return True
 

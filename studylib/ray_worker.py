@@ -10,8 +10,10 @@ Not covered: where things end up (studylib.ray_desk), retries (studylib.ray_exec
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -34,6 +36,8 @@ LOOK_EVERY_SECONDS = 0.3
 LARGEST_STATE_BYTES = 50e9  # a larger one would reach the desk after its successor was saved
 HOME = Path("1/2/3/4")  # so deep that inputs named ../../data lie in the temporary folder too
 NOT_SENT = ("log.txt", "progress.json")  # these are sent while the run runs
+PREFIX = "study-run-"
+YOUNG_SECONDS = 60.0
 STALE = -1  # the exit code of a worker that was given up
 
 # The desk's methods by name: ask("begin", …).
@@ -82,7 +86,12 @@ def carry_out(order: Order, ask: Ask, threads: int) -> int:
         )
         ask("report", order.task_id, order.attempt, {}, f"study: {error}\n".encode())
         return StudyError.exit_code
-    with tempfile.TemporaryDirectory(prefix="study-", ignore_cleanup_errors=True) as name:
+    clear_abandoned(Path(tempfile.gettempdir()))
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as name,
+        (Path(name) / "held").open("w") as held,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
         home = Path(name) / HOME
         files = ask("begin", order.task_id, order.attempt, machine_name())
         if files is None:
@@ -90,6 +99,19 @@ def carry_out(order: Order, ask: Ask, threads: int) -> int:
         for file, size in files:
             fetch(order, ask, file, size, home)
         return watch(order, Courier(order, ask, home / order.folder), threads, home)
+
+
+def clear_abandoned(temporary: Path) -> None:
+    """Remove the folders of workers that were killed: their checkpoints would fill the disk."""
+    for folder in temporary.glob(f"{PREFIX}*"):
+        try:
+            if time.time() - folder.stat().st_mtime < YOUNG_SECONDS:
+                continue  # perhaps made this instant and not yet held
+            with (folder / "held").open("r") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held, gone meanwhile, or another user's
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def watch(order: Order, courier: Courier, threads: int, home: Path) -> int:

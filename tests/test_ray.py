@@ -380,6 +380,19 @@ def test_worker_that_is_stopped_ends_its_run(monkeypatch, tmp_path, end):
     assert not (tmp_path / "home/a/record.json").exists()
 
 
+def test_folders_of_killed_workers_are_cleared_away_and_no_others(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr(ray_worker, "YOUNG_SECONDS", -1.0)
+    for name in ("study-run-dead", "study-run-alive", "another"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "held").touch()
+    with (tmp_path / "study-run-alive" / "held").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ray_worker.clear_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "study-run-alive"]
+
+
 def test_machine_without_the_packages_says_what_to_do(monkeypatch, tmp_path):
     desk = open_desk(tmp_path)
     monkeypatch.setattr(ray_worker, "version", no_package)
