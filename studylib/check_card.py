@@ -73,6 +73,8 @@ def check_nvml(device: torch.device, nvml: Any = None) -> Found:
         cards, reason = list_cards(library, [ordinal(device)])
         if not cards:
             return Found(figures=(), fault=reason)
+        if device.type == "cuda":
+            torch.zeros(1, device=device)  # a process without a context is not in NVML's list
         reader = CardReader(library, cards[0], Family())
         reading = reader.read()
         joules, no_energy = reader.energy_joules()
@@ -132,8 +134,10 @@ def check_memory(
     allocated, reserved = held.torch_peak_allocated_bytes, held.torch_peak_reserved_bytes
     earlier = before.torch_peak_reserved_bytes
     if None in (seen, start, allocated, reserved, earlier):
-        why = {**before.unavailable, **held.unavailable}
-        return Found(figures=(), fault="; ".join(f"{k}: {v}" for k, v in why.items()))
+        lacking = {**before.unavailable, **held.unavailable}
+        names = ("nvml_peak_bytes", "torch_peak_allocated_bytes", "torch_peak_reserved_bytes")
+        why = dict.fromkeys(lacking[name] for name in names if name in lacking)
+        return Found(figures=(), fault="; ".join(why) or "a peak is missing")
     assert allocated is not None and reserved is not None and earlier is not None
     grown, growth = seen - start, reserved - earlier
     figures = [
@@ -227,7 +231,7 @@ def require_card() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", 0)
     devices, reason = describe_devices()
-    if devices:
+    if reason is None:
         reason = f"NVML lists {devices[0]['name']}, but torch {torch.__version__} cannot use it"
     raise StudyError(
         "gpu-check",

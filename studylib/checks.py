@@ -48,7 +48,8 @@ class Figure(Frozen):
             case "ratio":
                 return f"{self.value:.1f} ×"
             case _:
-                return f"{self.value:.3g}"
+                whole = float(self.value).is_integer() or abs(self.value) >= 100
+                return f"{self.value:,.0f}" if whole else f"{self.value:.3g}"
 
 
 class Found(Frozen):

@@ -20,6 +20,9 @@ def gpu_check(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
     from studylib.devices import refuse_busy_devices
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars would run through the table
+    # Of several cards the first is checked: transformers would train on all that it sees.
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = shown.partition(",")[0]
     from studylib.check_card import require_card
 
     device = require_card()

@@ -160,7 +160,7 @@ def test_a_meter_without_nvml_fails_with_its_reason(monkeypatch):
     cuda = FakeCuda(FakeCard())
     monkeypatch.setattr(allocator, "_live_cuda", lambda: cuda)
     found = check_memory(CPU, FakeNvml(init_error=refuse("DRIVER_NOT_LOADED")), cuda.take)
-    assert "Driver Not Loaded" in found.fault
+    assert found.fault == "no NVML device: Driver Not Loaded"
 
 
 # Versions, arithmetic, compiler
@@ -462,6 +462,12 @@ def test_what_is_not_a_number_is_a_word_in_the_record():
     assert "error: not a number" in format_result(result)
 
 
+def test_counts_are_whole_and_errors_keep_three_digits():
+    values = (2278, 0, 123456.7, 0.0016789)
+    texts = [Figure(what="", value=value).text for value in values]
+    assert texts == ["2,278", "0", "123,457", "0.00168"]
+
+
 def test_on_a_card_everything_is_checked_each_attention_that_is_present_too(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     names = [check.name for check in list_checks(torch.device("cuda", 0))]
@@ -477,6 +483,7 @@ def test_on_a_card_everything_is_checked_each_attention_that_is_present_too(monk
 
 
 def call(monkeypatch, *words) -> int:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     monkeypatch.setattr(sys, "argv", ["study", "gpu-check", *words])
     try:
         cli.main()
@@ -492,6 +499,19 @@ def test_without_a_card_there_is_one_message_and_exit_2(monkeypatch, capsys, tmp
     assert out == "" and len(err.splitlines()) == 1
     assert "there is no CUDA card here" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_that_torch_cannot_use_is_named(monkeypatch):
+    found = [{"name": "NVIDIA A100", "cuda_ordinal": 0}], None
+    monkeypatch.setattr(check_card, "describe_devices", lambda: found)
+    with pytest.raises(StudyError, match=r"NVML lists NVIDIA A100, but torch .* cannot use it"):
+        check_card.require_card()
+
+
+def test_of_several_cards_the_first_is_checked_and_no_other_is_trained_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    call(monkeypatch)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize(("check", "code"), [(passing, 0), (raising(OSError("why")), 1)])
