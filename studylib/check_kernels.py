@@ -27,7 +27,7 @@ TOLERANCE = {torch.bfloat16: BF16_EPSILON, torch.float32: BF16_EPSILON / 64}
 # Half of NF4's widest gap between levels (0.30 of a block's maximum) and the rounding of that
 # maximum to 8 bits (double quantization).
 DEQUANTIZED_TOLERANCE = 0.17
-WIDTHS = (1024, 1056)  # in, out: the latter no multiple of 64
+WIDTHS = (512, 544)  # in, out: the latter no multiple of 64
 # One row is decoded by a kernel of its own; beyond about 1,536 rows the weight is unpacked first.
 ROWS = (1, 7, 256, 1600)
 FOUR_BIT_RULE = (
