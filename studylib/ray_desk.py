@@ -38,6 +38,7 @@ class Entry:
     machine: str | None = None
     sharing: int = 1
     progress: dict[str, Any] = field(default_factory=dict)
+    got_on: bool = False
     lock: Any = None
 
     @property
@@ -147,6 +148,7 @@ class Desk:
             path.unlink()
         shutil.rmtree(entry.work / INCOMING, ignore_errors=True)  # what was broken off before
         remove_empty_folders(entry.work)
+        entry.got_on = True
         return True
 
     def deliver(self, task_id: str, attempt: int, names: Iterable[str]) -> bool:
@@ -165,16 +167,17 @@ class Desk:
             shutil.rmtree(entry.work)
         return True
 
-    def leave(self, task_id: str) -> int:
+    def leave(self, task_id: str) -> tuple[int, bool]:
         """A worker has ended or is lost: whatever this attempt still sends is refused.
 
-        Returns the number of the next attempt.
+        Returns the number of the next attempt, and whether this one brought the run on.
         """
         entry = self.entries[task_id]
-        entry.machine, entry.progress = None, {}
+        got_on = entry.got_on
+        entry.machine, entry.progress, entry.got_on = None, {}, False
         entry.attempt += 1
         shutil.rmtree(entry.work / INCOMING, ignore_errors=True)
-        return entry.attempt
+        return entry.attempt, got_on
 
     def close(self, task_id: str) -> None:
         """The run is over for this study: let others work on it."""

@@ -31,7 +31,9 @@ from studylib.ray_worker import HOME, Order, work_on_ray
 if TYPE_CHECKING:
     from studylib.settings import Hardware
 
-MOST_LOSSES = 3  # of one run; a machine that kills its workers would be tried for ever
+# One after the other, without a state that came back: a run that kills its workers, as by using
+# up a machine's memory, would be tried for ever; one on machines that come and go gets on.
+MOST_LOSSES = 3
 SENT_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 END_SECONDS = 20.0
 ANSWER_SECONDS = 10.0
@@ -162,18 +164,18 @@ class RayExecutor:
         from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
 
         task, order = self.running.pop(ref)
-        name, exit_code, again = task.task_id, 1, False
+        name, exit_code, lost = task.task_id, 1, False
         try:
             exit_code = ray.get(ref)
         except (RayTaskError, RuntimeEnvSetupError) as error:
             self._ask("note", name, f"{error}\n".encode())
         except RayError as error:
-            losses[name] += 1
-            again = losses[name] <= MOST_LOSSES and not task.result.is_file()
+            lost = True
             reason = str(error).strip().splitlines()[0]
             self._ask("note", name, f"its worker was lost ({reason})\n".encode())
-        attempt = self._ask("leave", name)
-        if again:
+        attempt, got_on = self._ask("leave", name)
+        losses[name] = 0 if got_on else losses[name] + 1
+        if lost and losses[name] <= MOST_LOSSES and not task.result.is_file():
             progress.say(f"  {name}: its worker was lost, it is sent again")
             progress.update(name, {"doing": "waiting for another machine"})
             self._submit(task, replace(order, attempt=attempt))

@@ -65,10 +65,10 @@ def reproduce(
     if not plan.left and not serve_left(profile, results):
         return outcome
     profile = pin_sources(profile)
-    check_inputs(profile)
+    here = executor is run_batch
+    check_inputs(profile, fetch=here)
     check_writable(results / "runs")
     file = write_profile(profile, results)
-    here = executor is run_batch
     if here and not force:
         skip_misfits(profile, plan, results, outcome, progress)
         plan = plan_study(profile, results, reference_records(profile.name))

@@ -219,11 +219,10 @@ def test_state_arrives_whole_and_older_checkpoints_go(tmp_path):
     assert courier.send_state() and below(arrived) == below(work)
     assert not (arrived / "checkpoint-10").exists()
 
-    other = Courier(order_for(attempt=desk.leave("a")), ask_of(desk), tmp_path / "elsewhere" / "a")
-    home = tmp_path / "elsewhere"
+    assert desk.leave("a") == (2, True)
     for name, size in desk.begin("a", 2, "another machine"):
-        ray_worker.fetch(other.order, other.ask, name, size, home)
-    assert below(home / "results/p/runs/a/work") == below(work)
+        ray_worker.fetch(order_for(attempt=2), ask_of(desk), name, size, tmp_path / "elsewhere")
+    assert below(tmp_path / "elsewhere/results/p/runs/a/work") == below(work)
 
 
 def test_state_that_is_being_written_is_not_sent(tmp_path):
@@ -269,7 +268,7 @@ def test_worker_that_was_given_up_delivers_nothing(tmp_path):
     desk = open_desk(tmp_path)
     assert desk.begin("a", 1, "m") == []
     assert desk.write("a", 1, "record.json", 0, b"first")
-    assert desk.leave("a") == 2
+    assert desk.leave("a") == (2, False)
     assert desk.begin("a", 1, "m") is None
     assert desk.report("a", 1, {}, b"late") is None
     assert not desk.write("a", 1, "record.json", 0, b"late")
@@ -468,7 +467,8 @@ def test_what_cannot_be_reached_is_refused_in_one_message(monkeypatch):
 
 def test_study_sends_everything_at_once_and_forecasts_nothing_for_other_machines(tmp_path):
     """The machine at hand says nothing of those that the runs go to."""
-    profile = read_profile("smoke", {"serve": {}, "hardware": {"gpus": 2}})
+    changes = {"serve": {}, "hardware": {"gpus": 2}, "train": {"accumulation": 2}}
+    profile = read_profile("smoke", {**changes, "methods": ["full", "lora"]})
     sent = []
 
     def execute(tasks, hardware, progress, outcome: Outcome):
@@ -478,9 +478,9 @@ def test_study_sends_everything_at_once_and_forecasts_nothing_for_other_machines
 
     runner.reproduce(profile, tmp_path / profile.name, Progress(), executor=execute)
     (tasks,) = sent
-    assert [task.words[0] for task in tasks[:4]] == ["run"] * 4
-    assert tasks[0].task_id == "ladder-0.4m--base" and tasks[-1].words[0] == "serve"
-    assert [task.gpus for task in tasks[:2]] == [1, 2]
+    assert [task.words[0] for task in tasks[:4]] == ["run", "run", "run", "serve"]
+    assert [task.gpus for task in tasks[:4]] == [1, 2, 2, 1]
+    assert tasks[0].task_id == "ladder-0.4m--base"
 
 
 def test_code_without_its_history_has_the_commit_that_its_sender_told(monkeypatch, tmp_path):
