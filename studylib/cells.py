@@ -55,10 +55,16 @@ def accuracy_cell(row: Row) -> str:
     """Accuracy ± half of its interval (items × seeds)."""
     estimate = row.accuracy
     if estimate is None:
-        return row.status or MISSING
+        return row.status or why_unasked(row)
     count = f"{estimate.items:,}"
     count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
     return f"{interval_cell(estimate, signed=False)} (n={count})"
+
+
+def why_unasked(row: Row) -> str:
+    """The words that whole runs without answers left: random weights are not asked."""
+    blocks = [record.evaluate for record in row.complete if record.evaluate]
+    return next((block.reason for block in blocks if block.reason), MISSING)
 
 
 def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:

@@ -196,4 +196,5 @@ def quantize_linears(model: nn.Module, compute_dtype: torch.dtype) -> None:
         layer.bias = linear.bias
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # so that peft knows its layers
     keep_unpacked(model)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studylib.cells import interval_cell
+from studylib.cells import interval_cell, why_unasked
 from studylib.metrics import METRICS, percent, plain_number, points
 from studylib.notes import count_of, join_words
 from studylib.resources import MEMORY
@@ -139,7 +139,11 @@ def parameter_count(count: float) -> str:
 
 
 def at_chance(comparison: Comparison) -> str:
-    chance = next(row.chance.chance for row in comparison.rows if row.chance)
+    asked = [row for row in comparison.rows if row.chance and row.accuracy]
+    if not asked:
+        why = why_unasked(next(row for row in comparison.rows if row.complete))
+        return f"accuracy: {why}. What each method takes is measured all the same."
+    chance = next(row.chance.chance for row in asked if row.chance)
     base = ", the untouched model's included" if comparison.row("base") else ""
     items = max(row.accuracy.items for row in comparison.rows if row.accuracy)
     return (

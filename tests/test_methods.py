@@ -153,3 +153,13 @@ def test_every_method_of_the_table_attaches(tiny_folder):
         trainable, total = count_parameters(load(tiny_folder, name))
         assert (trainable > 0) == METHODS[name].trains
         assert trainable <= total
+
+
+def test_adapters_on_a_4_bit_shape_are_those_of_4_bit_layers():
+    """Else merging such an adapter in place fails, and training would not be QLoRA's."""
+    method = MethodSettings(name="qlora", rank=2, alpha=4)
+    loaded = load_model(ModelRef.parse("shape:Pythia-70M"), method, "fp32")
+    model = attach(loaded.model, method)
+    adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert len(adapted) == 24
+    assert {type(module).__name__ for module in adapted} == {"Linear4bit"}

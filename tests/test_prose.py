@@ -82,3 +82,26 @@ def test_live_tensors_stand_for_memory_where_there_is_no_card(tmp_path):
     assert isinstance(comparison, Comparison)
     assert comparison.memory_kind == "live_tensor_peak_bytes"
     assert "tensors alive were counted" in notes.memory_note([comparison])
+
+
+def test_random_weights_are_said_not_to_be_asked_in_the_answer_and_the_table(tmp_path) -> None:
+    from studylib.records import RECORD, EvaluateBlock, write_record
+
+    factory = Factory(tmp_path / "s", items=32)
+    words = "not measured: random weights"
+    for method in METHODS:
+        record = factory.add(make_spec(method, retention=False))
+        folder = factory.folder / "runs" / record.run_id
+        (folder / "items.parquet").unlink()
+        (folder / RECORD).unlink()
+        assert record.evaluate is not None
+        block = EvaluateBlock(measure=record.evaluate.measure, scores=(), reason=words)
+        files = {name: sha for name, sha in record.files.items() if name != "items.parquet"}
+        write_record(folder, record.model_copy(update={"evaluate": block, "files": files}))
+    summary = summarise(read_study(factory.folder))
+    answer = prose.answer(summary)
+    assert f"accuracy: {words}" in answer and "memory" in answer
+    table = tables.headline_table(summary.comparisons)
+    index = next(i for i, name in enumerate(table.header) if name.startswith("Accuracy"))
+    assert {row[index] for row in table.rows} == {words}
+    assert notes.limits([summary])
