@@ -138,7 +138,7 @@ def list_changes(advice: Advice) -> str:
     """What would change the answer, then what nothing tells, with the commands, as Markdown."""
     lines = [f"- {flip.sentence}" for flip in advice.changes_if]
     lines += ["", "Nothing here tells:", ""]
-    lines += [f"- {gap.what} `{gap.command}`" for gap in advice.missing_evidence]
+    lines += [f"- {gap.what}  \n  `{gap.command}`" for gap in advice.missing_evidence]
     return dollar_signs("\n".join(lines))
 
 

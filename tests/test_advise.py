@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import time
 
 import pytest
@@ -558,6 +559,21 @@ def test_lines_of_dollars_have_a_name_each_and_a_caption_of_this_case():
     others = ["full fine-tuning", "full fine-tuning,\nllama-2-7b"]
     assert sorted(names) == ["LoRA", "QLoRA", *others]
     assert "50 variants" in choose_views.caption_variants(case)
+
+
+def test_without_widgets_the_notebook_shows_the_answer_of_its_own_case(monkeypatch):
+    from studylib import explore
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # importing it fails
+    case = make_case(variants=50)
+    shown = explore.explore(
+        choose_views.choose(case, EVIDENCE),
+        change=choose_views.offer(case.change, ["knowledge"]),
+        variants=choose_views.offer(case.variants, [1, 500]),
+        margin_pp=choose_views.offer(None, [1.0]),
+        cards=choose_views.offer(None, ["a100-80gb"]),
+    )
+    assert advise(case, EVIDENCE).answer.text.split("$")[0] in shown.data
 
 
 def test_dollars_begin_no_formula_and_code_stays_as_it_is():

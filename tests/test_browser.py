@@ -35,7 +35,7 @@ FLAGS = [
                  "disable-background-networking", "disable-component-update")
 ]  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-TALL = {"width": 1280, "height": 5000}  # JupyterLab draws only the cells that are in view
+TALL = {"width": 1280, "height": 6600}  # JupyterLab draws only the cells that are in view
 START_SECONDS, RUN_SECONDS = 60, 100
 OPEN = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 LAST_PROMPT = f"{OPEN} .jp-Cell.jp-mod-active .jp-InputArea-prompt"
