@@ -247,7 +247,11 @@ class TrainingData:
 
     @property
     def tokens_seen(self) -> int:
-        return sum(len(e["input_ids"]) for row in self.rows for e in row)
+        return sum(self.lengths())
+
+    def lengths(self) -> list[int]:
+        """Tokens of every packed example."""
+        return [len(e["input_ids"]) for row in self.rows for e in row]
 
     @property
     def answer_tokens_seen(self) -> int:

@@ -21,6 +21,7 @@ from studylib.sealed import canonical
 
 if TYPE_CHECKING:
     from studylib.run import Run
+    from studylib.settings import TrainSettings
 
 PACKAGES = (
     "torch",
@@ -44,8 +45,11 @@ COMMIT_VARIABLE, DIRTY_VARIABLE = "STUDY_GIT_COMMIT", "STUDY_GIT_DIRTY"
 # The code whose change can change a measured figure. Report, figures and command line cannot.
 MEASURING = (
     "almanac",
+    "chunked_loss",
     "data",
+    "distributed",
     "evaluate",
+    "flops",
     "meter",
     "methods",
     "models",
@@ -53,9 +57,12 @@ MEASURING = (
     "prefix_lm",
     "run",
     "serve",
+    "step_clock",
     "tasks",
     "token_tree",
     "train",
+    "train_worker",
+    "weights",
 )
 
 
@@ -143,6 +150,13 @@ def code_sha256() -> str:
     return hashlib.sha256(canonical([[path.name, file_sha256(path)] for path in files])).hexdigest()
 
 
+def spell_switches(recipe: TrainSettings) -> str:
+    """What a recipe chose for speed and memory, in one line."""
+    words = [recipe.attention, f"{recipe.loss} loss", recipe.optimizer]
+    flags = ("master_weights", "compile", "tf32", "checkpointing")
+    return ", ".join([*words, *(name for name in flags if getattr(recipe, name))])
+
+
 def fingerprint(run: Run) -> dict[str, Scalar]:
     """What identifies a run's data, questions, recipe, model, code and device, one level deep."""
     from studylib.evaluate import hash_column
@@ -179,5 +193,8 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
             "recipe.weight_decay": recipe.weight_decay,
             "recipe.max_grad_norm": recipe.max_grad_norm,
             "recipe.dtype": recipe.dtype,
+            "recipe.switches": spell_switches(recipe),
+            "recipe.cards": spec.gpus,
+            "recipe.sharding": spec.hardware.sharding if spec.gpus > 1 else "none",
         }
     return marks

@@ -12,3 +12,8 @@ class StudyError(Exception):
     def __init__(self, value: object, rule: str, remedy: str):
         self.value, self.rule, self.remedy = str(value), rule, remedy
         super().__init__(f"{self.value}: {rule}. {remedy}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its name where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

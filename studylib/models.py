@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 
 from studylib.almanac import ladder_folder, ladder_names
-from studylib.errors import StudyError
+from studylib.errors import StudyError, first_line
 from studylib.methods import DTYPES, keep_unpacked, quantization_config
 from studylib.profile import MethodSettings, ModelRef
 from studylib.records import canonical
@@ -44,20 +45,40 @@ class Loaded:
 
 
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The card of this process (one of several has its number in LOCAL_RANK), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
 
 
-def load_model(ref: ModelRef, method: MethodSettings, dtype: str, seed: int = 0) -> Loaded:
+def load_model(
+    ref: ModelRef,
+    method: MethodSettings,
+    dtype: str,
+    seed: int = 0,
+    attention: str = "sdpa",
+    device: torch.device | None = None,
+) -> Loaded:
     """Load weights in `dtype` (fp32, bf16), or in 4 bits computing in `dtype`, on the device."""
+    device = device or default_device()
     if ref.kind == "shape":
-        return load_shape(ref, method, dtype, seed)
+        return load_shape(ref, method, dtype, seed, attention, device)
     folder, revision = model_folder(ref)
     sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
-    model = open_weights(folder, method, dtype, ref)
+    model = open_weights(folder, method, dtype, ref, attention, device)
     return Loaded(model, load_tokenizer(folder), sha256, revision)
 
 
-def open_weights(folder: Path, method: MethodSettings, dtype: str, ref: ModelRef) -> nn.Module:
+def open_weights(
+    folder: Path,
+    method: MethodSettings,
+    dtype: str,
+    ref: ModelRef,
+    attention: str,
+    device: torch.device,
+) -> nn.Module:
+    """A checkpoint's model. Towards the meta device: with no weights, as FSDP's other ranks."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -69,17 +90,20 @@ def open_weights(folder: Path, method: MethodSettings, dtype: str, ref: ModelRef
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch_dtype,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
             use_safetensors=True,
-            device_map={"": default_device()},
+            device_map={"": device},
             trust_remote_code=False,
             **extra,
         )
+    except ImportError as error:
+        raise StudyError(
+            f"train.attention = {attention}", first_line(error), "Install it, or use sdpa."
+        ) from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StudyError(
             ref,
-            f"the checkpoint cannot be loaded ({first})",
+            f"the checkpoint cannot be loaded ({first_line(error)})",
             "It must be a causal language model that transformers knows.",
         ) from error
     keep_unpacked(model)
@@ -148,7 +172,14 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def load_shape(ref: ModelRef, method: MethodSettings, dtype: str, seed: int) -> Loaded:
+def load_shape(
+    ref: ModelRef,
+    method: MethodSettings,
+    dtype: str,
+    seed: int,
+    attention: str,
+    device: torch.device,
+) -> Loaded:
     """Random weights of a published shape, seeded. Its text is spelled by the ladder's tokenizer:
     lengths in tokens are not the model's own, but every position costs what it would."""
     from transformers import AutoModelForCausalLM
@@ -157,9 +188,9 @@ def load_shape(ref: ModelRef, method: MethodSettings, dtype: str, seed: int) -> 
 
     config = shape_config(ref.name)
     torch.manual_seed(seed)
-    with torch.device(default_device()):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[dtype], attn_implementation="sdpa"
+            config, dtype=DTYPES[dtype], attn_implementation=attention
         )
     if method.kind.quantized:
         quantize_linears(model, DTYPES[dtype])

@@ -113,6 +113,8 @@ class Profile(Frozen):
                 raise StudyError(
                     f"hardware.gpus_of.{name}", "this is not a method", nearest(name, list(METHODS))
                 )
+        for run in self.runs():
+            check_cards(run)
         runs = [run.run_id for run in self.runs()]
         if len(set(runs)) != len(runs):
             twice = sorted({r for r in runs if runs.count(r) > 1})
@@ -187,6 +189,22 @@ class Profile(Frozen):
                 nearest(run_id, list(runs)) + f" `study plan --profile {self.name}` lists them.",
             )
         return runs[run_id]
+
+
+def check_cards(run: RunSpec) -> None:
+    """Raise where a run cannot be trained on as many cards as its profile gives it."""
+    if run.gpus > 1 and run.train.accumulation % run.gpus:
+        raise StudyError(
+            f"train.accumulation = {run.train.accumulation}, {run.gpus} cards",
+            "the cards share the rows of every update, so accumulation is a multiple of them",
+            f"Write accumulation: {run.gpus * max(1, round(run.train.accumulation / run.gpus))}.",
+        )
+    if run.gpus > 1 and run.method.kind.quantized and run.hardware.sharding != "none":
+        raise StudyError(
+            f"{run.method.name} on {run.gpus} cards",
+            "4-bit weights are not divided over cards",
+            f"Write hardware.gpus_of: {{{run.method.name}: 1}}, or sharding: none.",
+        )
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

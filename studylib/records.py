@@ -58,7 +58,12 @@ class LoadBlock(Frozen):
 
 
 class TrainBlock(Frozen):
-    """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints."""
+    """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints.
+
+    optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
+    data need (studylib.flops); recomputed_ is what checkpointing does again. peak_flops_per_second:
+    the datasheet's, of all cards of the run; null where the catalog has no such device.
+    """
 
     measure: StageMeasure
     steps: int
@@ -71,9 +76,22 @@ class TrainBlock(Frozen):
     clean_step_seconds: float | None
     clean_steps: int
     tokens_per_second: float | None
+    optimizer_share: float | None = None
+    data_share: float | None = None
+    model_flops_per_token: float | None = None
+    recomputed_flops_per_token: float | None = None
+    peak_flops_per_second: float | None = None
     first_loss: float | None
     last_loss: float | None
     resumed_at_steps: tuple[int, ...] = ()
+
+    @property
+    def model_flops_utilisation(self) -> float | None:
+        """Share of the cards' datasheet arithmetic that the model's own took, 0 to 1."""
+        rate, flops = self.tokens_per_second, self.model_flops_per_token
+        if rate is None or flops is None or self.peak_flops_per_second is None:
+            return None
+        return rate * flops / self.peak_flops_per_second
 
 
 class Score(Frozen):
@@ -225,6 +243,7 @@ SHARED_FIELDS = (
     "recipe.batch_tokens",
     "recipe.schedule",
     "recipe.dtype",
+    "recipe.switches",
     "model.sha256",
     "code.sha256",
     "device.name",

@@ -20,15 +20,24 @@ from typing import Any
 import pandas as pd
 import torch
 
+from studylib.catalog import match_gpu
 from studylib.data import TrainingData, prepare_data
 from studylib.devices import refuse_busy_devices
-from studylib.environment import code_sha256, describe_environment, fingerprint, now
-from studylib.errors import StudyError
+from studylib.distributed import check_machine, train_on_cards
+from studylib.environment import (
+    code_sha256,
+    describe_environment,
+    device_name,
+    fingerprint,
+    now,
+)
+from studylib.errors import StudyError, first_line
 from studylib.evaluate import Answers, evaluate_model
 from studylib.files import lock_folder
+from studylib.flops import count_token_flops
 from studylib.meter import Meter
-from studylib.methods import attach, count_parameters
-from studylib.models import load_model, load_trained, merge_into_bf16
+from studylib.methods import count_parameters
+from studylib.models import load_model, merge_into_bf16
 from studylib.profile import MethodSettings, RunSpec
 from studylib.records import (
     RECORD,
@@ -38,25 +47,26 @@ from studylib.records import (
     ServeBlock,
     TrainBlock,
     file_sha256,
-    write_atomically,
     write_record,
 )
 from studylib.serve import measure_footprint
 from studylib.session import Session
 from studylib.sharing import most_concurrent
 from studylib.train import (
+    OUT_OF_MEMORY,
     Diverged,
     StepLog,
     checkpoint_step,
+    is_out_of_memory,
     newest_checkpoint,
     summarise,
     train_model,
 )
 from studylib.tuning import open_profile
+from studylib.weights import bring_in, find_trained, keep, settle
 
 BASE = MethodSettings(name="base")
 MERGED = "4-bit base and adapter merged into bf16"
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
 def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
@@ -71,6 +81,7 @@ class Run:
     def __init__(self, spec: RunSpec, folder: Path, concurrent_runs: int = 1):
         if (folder / RECORD).exists():
             raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
+        check_machine(spec)
         self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
         self.work = folder / "work"
         code_sha256()  # what runs now, whatever is edited while it runs
@@ -111,12 +122,7 @@ class Run:
         self.show("loading")
         try:
             with self.meter.stage("load"):
-                trained = self.trained_folder
-                self.loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
-                if trained is None:
-                    self.model = attach(self.loaded.model, spec.method, spec.seed)
-                else:
-                    self.model = load_trained(self.loaded.model, spec.method, trained)
+                self.loaded, self.model = bring_in(spec, self.trained_folder)
                 if spec.method.kind.trains:
                     self.data = prepare_data(
                         spec.data, spec.train, self.loaded.tokenizer, spec.seed
@@ -131,14 +137,17 @@ class Run:
             trainable_params=trainable if spec.method.kind.trains else 0,
             model_sha256=self.loaded.sha256,
             model_revision=self.loaded.revision,
-            weights_dtype="nf4" if spec.method.kind.quantized else spec.train.dtype,
+            weights_dtype="nf4" if spec.method.kind.quantized else spec.weights_dtype,
         )
+        if self.data is not None:
+            self.flops = count_token_flops(
+                self.model, self.data.lengths(), spec.train.checkpointing
+            )
 
     @property
     def trained_folder(self) -> Path | None:
         """Where an earlier process left the trained weights, whole, or None."""
-        folder = self.work / "trained"
-        return folder if (folder / "whole").is_file() else None
+        return find_trained(self.work)
 
     def train(self) -> None:
         """Train from the newest checkpoint, or take what an earlier process had trained."""
@@ -154,15 +163,20 @@ class Run:
                 if not is_out_of_memory(error):
                     raise
                 self.give_up("out of memory", f"while training: {first_line(error)}")
-            if self.ok:
-                self._keep_trained()
+            if self.ok and self.spec.gpus > 1:
+                keep(self.work, None)
+                with self.meter.stage("load"):
+                    self.loaded, self.model = bring_in(self.spec, self.trained_folder)
+            elif self.ok:
+                keep(self.work, self.model)
             self.session.save()
         assert self.data is not None
         measure = self.session.stages().get("train")
         if measure is None:
             return
         live_peak = self.session.notes.get("live_tensor_peak_bytes")
-        measure = measure.model_copy(update={"live_tensor_peak_bytes": live_peak})
+        peaks = {"live_tensor_peak_bytes": live_peak, **self.session.notes.get("worker_peaks", {})}
+        measure = measure.model_copy(update=peaks)
         self.train_block = TrainBlock(
             measure=measure,
             steps=len(self.log.rows),
@@ -173,6 +187,9 @@ class Run:
             examples_left_out=self.data.left_out,
             examples_cut=self.data.cut,
             resumed_at_steps=tuple(self.session.resumed_at_steps),
+            model_flops_per_token=self.flops.model,
+            recomputed_flops_per_token=self.flops.recomputed,
+            peak_flops_per_second=peak_flops(self.spec),
             **summarise(self.log),  # type: ignore[arg-type]
         )
 
@@ -186,17 +203,15 @@ class Run:
         if self.session.number > 1:
             checkpoint = newest_checkpoint(self.work, len(self.log.rows))
             self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
-        train_model(self.model, self.data, self.spec, self.work, self.log, self.show_step, on_save)
-        self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
-
-    def _keep_trained(self) -> None:
-        """Write the trained weights; the marker comes last, so that half a folder never counts."""
-        folder = self.work / "trained"
-        shutil.rmtree(folder, ignore_errors=True)
-        self.model.save_pretrained(folder)  # type: ignore[operator]
-        write_atomically(folder / "whole", b"")
-        for checkpoint in self.work.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        follow = (self.log, self.show_step, on_save)
+        if self.spec.gpus > 1:
+            del self.model, self.loaded.model
+            peaks = train_on_cards(self.spec, self.work, self.spec.gpus, *follow)
+            self.session.notes["worker_peaks"] = peaks
+        else:
+            train_model(self.model, self.data, self.spec, self.work, *follow)
+            settle(self.spec, self.loaded.model, self.model)
+            self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
 
     def evaluate(self) -> None:
         """Ask the questions, and those about what the base knew before."""
@@ -310,17 +325,14 @@ class Run:
         )
 
 
+def peak_flops(spec: RunSpec) -> float | None:
+    """The datasheet's arithmetic of the run's cards by second; None for a device not in it."""
+    gpu = match_gpu(device_name()) if torch.cuda.is_available() else None
+    dtype: Any = spec.train.dtype
+    return gpu.flops_per_second(dtype) * max(spec.gpus, 1) if gpu else None
+
+
 def import_libraries() -> None:
     """What the stages need, so that the load stage measures loading and not Python's imports."""
     for name in ("peft", "transformers.trainer", "lm_eval.evaluator", "studylib.prefix_lm"):
         importlib.import_module(name)
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Also torch's CPU allocator, which raises a plain RuntimeError."""
-    return isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error)

@@ -21,8 +21,8 @@ from torch import nn
 
 from studylib.devices import refuse_busy_devices
 from studylib.engines import lora_requests, measure_vllm, missing_reason, open_vllm, unfit_reason
-from studylib.environment import code_sha256, describe_environment, device_name
-from studylib.errors import StudyError
+from studylib.environment import code_sha256, describe_environment, device_name, now
+from studylib.errors import StudyError, first_line
 from studylib.files import lock_folder, write_atomically
 from studylib.hot_swap import measure_swap, time_loads
 from studylib.latency import Served, make_prompt, time_case
@@ -30,7 +30,6 @@ from studylib.meter import Meter
 from studylib.mixed_batch import measure_mixed
 from studylib.models import load_model
 from studylib.profile import MethodSettings, read_profile
-from studylib.run import first_line, is_out_of_memory, now
 from studylib.sealed import canonical
 from studylib.serve import measure_variants
 from studylib.serve_records import SERVE_RECORD, ServeRecord, write_serve_record
@@ -43,6 +42,7 @@ from studylib.serving import (
     summarise_seconds,
 )
 from studylib.sharing import most_concurrent
+from studylib.train import is_out_of_memory
 from studylib.variants import (
     adapter_names,
     add_adapters,

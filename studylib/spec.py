@@ -88,6 +88,12 @@ class RunSpec(Frozen):
         return self.hardware.gpus_of.get(self.method.name, self.hardware.gpus)
 
     @property
+    def weights_dtype(self) -> str:
+        """In which precision weights are loaded and trained; quantized ones compute in it."""
+        master = self.train.master_weights and self.method.kind.trains
+        return "fp32" if master and not self.method.kind.adapter else self.train.dtype
+
+    @property
     def run_id(self) -> str:
         parts = [self.model_ref.slug, self.method.slug]
         if self.track != "main":

@@ -15,11 +15,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from studylib.chunked_loss import install_chunked_loss
 from studylib.kernels import cuda_autocast
 from studylib.optimizers import Optimizer, make_optimizer
 from studylib.settings import Frozen, MethodSettings
-
-CHUNK_TOKENS = 1024  # rows of logits at a time where the loss is chunked
 
 
 class StepSettings(Frozen):
@@ -67,6 +66,8 @@ def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
     """One step, recorded, after an update that makes the states. Returns paged states' bytes."""
     if settings.checkpointing:
         enable_checkpointing(model)
+    if settings.loss == "chunked":
+        install_chunked_loss(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
@@ -125,34 +126,13 @@ def forward_backward(
     cuda = settings.mixed and settings.kernels == "cuda"
     with cuda_autocast(model) if cuda else nullcontext():
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
-            loss = chunked_loss(model, batch) if settings.loss == "chunked" else None
-            outputs = model(**batch, use_cache=False) if loss is None else None
-        if outputs is not None:
-            if settings.mixed:  # accelerate hands back every output in fp32
-                outputs.logits = outputs.logits.float()
-            loss = outputs.loss
-            del outputs
+            outputs = model(**batch, use_cache=False)
+        if settings.mixed and outputs.logits is not None:
+            outputs.logits = outputs.logits.float()  # accelerate hands back every output in fp32
+        loss = outputs.loss
+        del outputs
         live.enter("loss", -1, "logits_and_loss")
-        loss.backward()  # type: ignore[union-attr]
-
-
-def chunked_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy over slices of tokens, whose logits are made again in the backward."""
-    from torch.utils.checkpoint import checkpoint
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    body, head = getattr(base, base.base_model_prefix), base.get_output_embeddings()
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    hidden = body(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
-    labels = nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:].flatten()
-
-    def slice_loss(rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(head(rows).float(), targets, reduction="sum")
-
-    slices = zip(hidden.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), strict=True)
-    losses = [checkpoint(slice_loss, *s, use_reentrant=False, preserve_rng_state=False)
-              for s in slices]  # fmt: skip
-    return torch.stack(losses).sum() / labels.numel()
+        loss.backward()
 
 
 def evaluate_once(model: nn.Module, settings: StepSettings, live: Watcher) -> None:

@@ -7,8 +7,8 @@ Not covered: what differs between methods (studylib.methods), what a run does be
 from __future__ import annotations
 
 import math
+import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.chunked_loss import install_chunked_loss
 from studylib.data import Row, TrainingData
 from studylib.live import LiveBytes
 from studylib.profile import RunSpec
+from studylib.step_clock import StepClock
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+# transformers' names of the profile's optimizers; PyTorch's own AdamW has one by device.
+OPTIMIZERS = {"adamw": None, "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
 LIVE_STEP = 2  # the warm-up step whose live tensors are counted: the optimizer's states exist
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's CPU allocator, which raises a plain RuntimeError."""
+    return isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error)
 
 
 class Diverged(Exception):
@@ -81,9 +91,13 @@ def build_trainer(
     spec: RunSpec,
     folder: Path,
     callbacks: list[Any],
+    clock: StepClock,
     checkpoints: bool = True,
 ) -> Any:
-    """A Trainer that takes the rows in their order and saves a checkpoint every so many steps."""
+    """A Trainer that takes the rows in their order and saves a checkpoint every so many steps.
+
+    In one of several processes it takes its share of every step's rows.
+    """
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -93,16 +107,29 @@ def build_trainer(
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(data.rows)
 
-    recipe = spec.train
-    checkpointing: dict[str, Any] = {}
-    if recipe.checkpointing:
-        checkpointing["gradient_checkpointing"] = True
-        checkpointing["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+        def get_batch_samples(self, *words: Any, **options: Any) -> Any:
+            clock.start()
+            fetched = super().get_batch_samples(*words, **options)
+            clock.fetched()
+            return fetched
+
+    recipe, on_card = spec.train, torch.cuda.is_available()
+    switches: dict[str, Any] = {}
+    if recipe.checkpointing and not sharded():  # sharding wraps its layers for that itself
+        switches["gradient_checkpointing"] = True
+        switches["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if on_card:
+        switches["tf32"] = recipe.tf32
+    if processes() > 1:
+        switches["ddp_backend"] = "nccl" if on_card else "gloo"
+        switches["ddp_find_unused_parameters"] = False
+    if recipe.loss == "chunked":
+        install_chunked_loss(model)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
         per_device_train_batch_size=recipe.micro_batch,
-        gradient_accumulation_steps=recipe.accumulation,
+        gradient_accumulation_steps=recipe.accumulation // processes(),
         learning_rate=spec.learning_rate,
         lr_scheduler_type=recipe.schedule
         if recipe.schedule != "constant"
@@ -110,9 +137,11 @@ def build_trainer(
         warmup_steps=math.ceil(recipe.warmup_share * recipe.steps),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        optim="adamw_torch_fused" if torch.cuda.is_available() else "adamw_torch",
-        bf16=recipe.dtype == "bf16",
-        **checkpointing,
+        optim=OPTIMIZERS[recipe.optimizer] or ("adamw_torch_fused" if on_card else "adamw_torch"),
+        bf16=multiplies_mixed(spec),
+        torch_compile=recipe.compile,
+        use_liger_kernel=recipe.loss == "liger",
+        **switches,
         save_strategy="steps" if checkpoints else "no",
         save_steps=recipe.checkpoint_every,
         save_total_limit=2,
@@ -125,8 +154,8 @@ def build_trainer(
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=on_card,
+        use_cpu=not on_card,
     )
     trainer = OrderedTrainer(
         model=model,
@@ -140,7 +169,11 @@ def build_trainer(
 
 
 def build_callback(
-    log: StepLog, data: TrainingData, spec: RunSpec, on_step: Callable[[dict[str, Any]], None]
+    log: StepLog,
+    data: TrainingData,
+    spec: RunSpec,
+    on_step: Callable[[dict[str, Any]], None],
+    clock: StepClock,
 ) -> Any:
     """Times steps, keeps losses, stops at a loss that is not finite, and tells `on_step`."""
     from transformers import TrainerCallback
@@ -148,7 +181,7 @@ def build_callback(
     rows_a_step = spec.train.accumulation * spec.train.micro_batch
     tokens = [sum(len(e["input_ids"]) for e in row) for row in data.rows]
 
-    live, on_card = LiveStep(log), torch.cuda.is_available()
+    live, counts_live = LiveStep(log), not torch.cuda.is_available() and processes() == 1
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -156,14 +189,17 @@ def build_callback(
             log.rows[:] = [row for row in log.rows if row["step"] <= state.global_step]
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step - self.session_start == LIVE_STEP - 1 and not on_card:
+            if state.global_step - self.session_start == LIVE_STEP - 1 and counts_live:
                 live.begin(kwargs["model"], kwargs["optimizer"])
-            synchronise()
-            self.begun = time.perf_counter()
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.optimizer_begins()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.optimizer_ends()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            synchronise()
-            self.seconds = time.perf_counter() - self.begun
+            clock.stop()
             live.end()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -177,7 +213,9 @@ def build_callback(
                 "loss": float(logs["loss"]),
                 "learning_rate": float(logs["learning_rate"]),
                 "grad_norm": float(logs.get("grad_norm", math.nan)),
-                "step_seconds": self.seconds,
+                "step_seconds": clock.step_seconds,
+                "data_seconds": clock.data_seconds,
+                "optimizer_seconds": clock.optimizer_seconds,
                 "tokens": sum(seen),
             }
             if not math.isfinite(row["loss"]):
@@ -188,9 +226,25 @@ def build_callback(
     return Watch()
 
 
-def synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def processes() -> int:
+    """How many processes train this run together, one a card."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharded() -> bool:
+    """Whether the launcher divides the model over the processes (studylib.distributed)."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() == "true" for name in names)
+
+
+def multiplies_mixed(spec: RunSpec) -> bool:
+    """Whether matrices are multiplied in bf16 by autocast, or by FSDP's mixed precision.
+
+    FSDP keeps trained weights in fp32 under it; without master weights it must not be asked for.
+    """
+    if spec.train.dtype != "bf16":
+        return False
+    return not sharded() or spec.method.kind.adapter or spec.train.master_weights
 
 
 def train_model(
@@ -202,10 +256,10 @@ def train_model(
     on_step: Callable[[dict[str, Any]], None] = lambda row: None,
     on_save: Callable[[int], None] = lambda step: None,
     checkpoints: bool = True,
-) -> int:
+) -> Any:
     """Train in place, from the newest whole checkpoint in `folder` if there is one.
 
-    Returns the step at which it went on (0: from the beginning). Raises Diverged.
+    Returns the Trainer, for what only it can do (gathering shards). Raises Diverged.
     """
     from transformers import TrainerCallback
 
@@ -213,15 +267,16 @@ def train_model(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             on_save(state.global_step)
 
-    watch = build_callback(log, data, spec, on_step)
-    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], checkpoints)
+    clock = StepClock()
+    watch = build_callback(log, data, spec, on_step, clock)
+    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], clock, checkpoints)
     checkpoint = newest_checkpoint(folder, len(log.rows))
     # With a cache, transformers takes restarting positions for one sequence, and packed examples
     # would attend to each other.
     model.config.use_cache = False  # type: ignore[union-attr]
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return checkpoint_step(checkpoint)
+    return trainer
 
 
 def checkpoint_step(checkpoint: Path | None) -> int:
@@ -240,12 +295,19 @@ def newest_checkpoint(folder: Path, logged_steps: int) -> Path | None:
 
 
 def summarise(log: StepLog) -> dict[str, float | int | None]:
-    """Clean step time (median), clean tokens/s, first loss and the mean of the last tenth."""
+    """Clean step time (median), clean tokens/s, first loss and the mean of the last tenth, and the
+    shares of the optimizer and of fetching rows in the clean steps' seconds."""
     rows = log.rows
     clean = [row for row in rows if row["step_in_session"] > WARMUP_STEPS]
     seconds = [row["step_seconds"] for row in clean]
     tail = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
+
+    def share(part: str) -> float | None:
+        return sum(row[part] for row in clean) / sum(seconds) if seconds else None
+
     return {
+        "optimizer_share": share("optimizer_seconds"),
+        "data_share": share("data_seconds"),
         "clean_step_seconds": statistics.median(seconds) if seconds else None,
         "clean_steps": len(seconds),
         "tokens_per_second": sum(r["tokens"] for r in clean) / sum(seconds) if seconds else None,

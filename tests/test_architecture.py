@@ -22,9 +22,9 @@ FLOORS = {
         forecast_book checks""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
         questions plan estimate footprint case yearly_cost renting""",
-    "machinery": """allocator tally meter live kernels optimizers chunked_loss step skeleton methods models
+    "machinery": """allocator tally meter live kernels optimizers chunked_loss step_clock flops step skeleton methods models
         variants tasks session prefix_lm compare_lm ladder forecast_text""",
-    "stages": """train evaluate serve environment run tune trace depth sharding forecast fitting
+    "stages": """train weights distributed train_worker evaluate serve environment run tune trace depth sharding forecast fitting
         published job_forecast prospects explore article_memory article_forecasts latency
         hot_swap mixed_batch engines serve_run card_forecasts
         check_card check_kernels check_packing check_study gpu_check""",

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from studylib import chunked_loss, weights
 from studylib.data import IGNORED, TrainingData, prepare_data
 from studylib.methods import attach
 from studylib.models import load_model
@@ -140,7 +141,7 @@ def test_resumed_training_ends_with_the_weights_of_an_unbroken_one(tiny_folder, 
     spec = make_spec(tiny_folder, method)
     model, data = prepare(spec)
     unbroken = StepLog()
-    assert train_model(model, data, spec, tmp_path / "whole", unbroken) == 0
+    train_model(model, data, spec, tmp_path / "whole", unbroken)
     expected = state_of(model)
 
     model, data = prepare(spec)
@@ -148,7 +149,8 @@ def test_resumed_training_ends_with_the_weights_of_an_unbroken_one(tiny_folder, 
     with pytest.raises(Killed):
         train_model(model, data, spec, tmp_path / "killed", log, on_step=kill)
     model, data = prepare(spec)
-    assert train_model(model, data, spec, tmp_path / "killed", log) == 4
+    train_model(model, data, spec, tmp_path / "killed", log)
+    assert log.rows[4]["step_in_session"] == 1  # it went on after step 4
     resumed = state_of(model)
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
     assert [row["loss"] for row in log.rows] == [row["loss"] for row in unbroken.rows]
@@ -211,7 +213,8 @@ def test_live_tensors_of_a_real_step_are_what_the_forecast_says(tmp_path, method
 
 def test_clean_step_time_leaves_out_each_sessions_first_steps():
     rows = [
-        {"step": s, "step_in_session": n, "step_seconds": t, "tokens": 100, "loss": 1.0}
+        {"step": s, "step_in_session": n, "step_seconds": t, "tokens": 100, "loss": 1.0,
+         "optimizer_seconds": 0.5, "data_seconds": 0.1 * n}
         for s, n, t in ((1, 1, 9.0), (2, 2, 9.0), (3, 3, 9.0), (4, 4, 1.0), (5, 1, 9.0),
                         (6, 2, 9.0), (7, 3, 9.0), (8, 4, 3.0))
     ]  # fmt: skip
@@ -219,6 +222,79 @@ def test_clean_step_time_leaves_out_each_sessions_first_steps():
     assert figures["clean_step_seconds"] == 2.0
     assert figures["clean_steps"] == 2
     assert figures["tokens_per_second"] == 50.0
+    assert figures["optimizer_share"] == 0.25
+    assert figures["data_share"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_chunked_loss_trains_to_the_same_weights(tiny_folder, tmp_path, monkeypatch, method):
+    """Slices of 7 tokens: no slice ends where an example does."""
+    monkeypatch.setattr(chunked_loss, "CHUNK_TOKENS", 7)
+    states, losses = [], []
+    for loss in ("full", "chunked"):
+        spec = make_spec(tiny_folder, method, loss=loss, steps=3)
+        model, data = prepare(spec)
+        log = StepLog()
+        train_model(model, data, spec, tmp_path / loss, log, checkpoints=False)
+        states.append(state_of(model))
+        losses.append([row["loss"] for row in log.rows])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for name in states[0]:
+        assert torch.allclose(states[0][name], states[1][name], atol=2e-5), name
+
+
+def test_chunked_loss_never_holds_all_logits(tmp_path):
+    """The ladder's 4,000 words over 1,024 tokens: the peak falls by a good part of them."""
+    peaks = {}
+    for loss in ("full", "chunked"):
+        spec = make_spec("x", seq_len=1024, accumulation=1, steps=2, loss=loss)
+        spec = spec.model_copy(
+            update={"model": "ladder:0.4m", "data": DATA.model_copy(update={"facts": None})}
+        )
+        model, data = prepare(spec)
+        log = StepLog()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunked_loss, "CHUNK_TOKENS", 128)
+            train_model(model, data, spec, tmp_path / loss, log, checkpoints=False)
+        peaks[loss] = log.live_tensor_peak_bytes
+        tokens = sum(len(e["input_ids"]) for e in data.rows[1])
+    logits_bytes = 4 * tokens * model.config.vocab_size
+    assert peaks["full"] - peaks["chunked"] > logits_bytes
+
+
+def test_evaluation_after_chunked_training_still_gets_logits(tiny_folder, tmp_path):
+    spec = make_spec(tiny_folder, loss="chunked", steps=1)
+    model, data = prepare(spec)
+    train_model(model, data, spec, tmp_path, StepLog(), checkpoints=False)
+    model.eval()
+    ids = torch.tensor([data.rows[0][0]["input_ids"]])
+    assert model(input_ids=ids).logits.shape[:2] == ids.shape
+
+
+def test_master_weights_are_trained_in_fp32_and_kept_in_bf16(tiny_folder, tmp_path):
+    spec = make_spec(tiny_folder, dtype="bf16", master_weights=True, steps=2)
+    assert spec.weights_dtype == "fp32"
+    assert make_spec(tiny_folder, "lora", dtype="bf16", master_weights=True).weights_dtype == "bf16"
+    loaded, model = weights.bring_in(spec, None)
+    data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
+    train_model(model, data, spec, tmp_path, StepLog(), checkpoints=False)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    weights.settle(spec, loaded.model, model)
+    weights.keep(tmp_path, model)
+    _, again = weights.bring_in(spec, weights.find_trained(tmp_path))
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "paged-adamw-8bit"])
+def test_optimizers_in_8_bits_lower_the_loss(tiny_folder, tmp_path, optimizer):
+    spec = make_spec(tiny_folder, rate=5e-3, steps=12, optimizer=optimizer)
+    model, data = prepare(spec)
+    log = StepLog()
+    train_model(model, data, spec, tmp_path, log, checkpoints=False)
+    assert summarise(log)["last_loss"] < 0.9 * summarise(log)["first_loss"]
 
 
 def test_examples_that_do_not_fit_are_counted(tiny_folder):

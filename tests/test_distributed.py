@@ -1,0 +1,161 @@
+"""Several processes give the training of one; what is divided is divided; a fault is told once."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from studylib import distributed
+from studylib.distributed import (
+    WorkerFailed,
+    check_machine,
+    launch_config,
+    read_results,
+    train_on_cards,
+)
+from studylib.errors import StudyError
+from studylib.profile import (
+    DataSettings,
+    EvaluateSettings,
+    Hardware,
+    LoraSettings,
+    RunSpec,
+    TrainSettings,
+    parse_method,
+)
+from studylib.train import Diverged, StepLog, train_model
+from studylib.weights import TRAINED, bring_in
+
+LOSS_TOLERANCE = 2e-4  # relative: two processes add the same numbers in another order
+
+
+def make_spec(method="full", gpus=1, sharding="fsdp", rate=1e-3, **train):
+    recipe = {"steps": 6, "seq_len": 96, "accumulation": 2, "checkpoint_every": 2, **train}
+    return RunSpec(
+        profile="test", track="main", model="ladder:0.4m", seed=0, learning_rate=rate,
+        method=parse_method(method, LoraSettings(rank=4)), learning_rate_source="test",
+        data=DataSettings(source="almanac:new", template="plain", facts=40),
+        train=TrainSettings(**recipe), hardware=Hardware(gpus=gpus, sharding=sharding),
+        evaluate=EvaluateSettings(questions="almanac:new"),
+    )  # fmt: skip
+
+
+def train_alone(spec, folder):
+    loaded, model = bring_in(spec, None)
+    from studylib.data import prepare_data
+
+    log = StepLog()
+    data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
+    train_model(model, data, spec, folder, log, checkpoints=False)
+    return log, model
+
+
+@pytest.mark.parametrize(("method", "loss"), [("full", "chunked"), ("lora", "full")])
+def test_two_processes_give_the_loss_curve_and_the_weights_of_one(tmp_path, method, loss):
+    spec = make_spec(method, loss=loss)
+    alone, model = train_alone(spec, tmp_path / "alone")
+    log, saved, together = StepLog(), [], tmp_path / "together"
+    together.mkdir()
+    train_on_cards(spec, together, 2, log, on_save=saved.append)
+    assert saved == [2, 4, 6]
+    assert [row["step"] for row in log.rows] == [1, 2, 3, 4, 5, 6]
+    expected = [row["loss"] for row in alone.rows]
+    assert [row["loss"] for row in log.rows] == pytest.approx(expected, rel=LOSS_TOLERANCE)
+    assert [row["tokens"] for row in log.rows] == [row["tokens"] for row in alone.rows]
+    _, trained = bring_in(spec, together / TRAINED)
+    pairs = zip(model.parameters(), trained.parameters(), strict=True)
+    assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs)
+
+
+def test_a_broken_training_goes_on_from_its_checkpoint(tmp_path):
+    """Stopped after step 4 by its parent; then two processes finish what two have begun."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(row):
+        if row["step"] == 5:
+            raise Stop
+
+    spec = make_spec()
+    unbroken = train_alone(spec, tmp_path / "alone")[0]
+    log = StepLog()
+    with pytest.raises(Stop):
+        train_on_cards(spec, tmp_path, 2, log, on_step=stop)
+    train_on_cards(spec, tmp_path, 2, log)
+    assert [row["step"] for row in log.rows] == [1, 2, 3, 4, 5, 6]
+    assert log.rows[4]["step_in_session"] == 1
+    expected = [row["loss"] for row in unbroken.rows]
+    assert [row["loss"] for row in log.rows] == pytest.approx(expected, rel=LOSS_TOLERANCE)
+
+
+def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(tmp_path):
+    from studylib.almanac import ladder_folder
+
+    broken = tmp_path / "broken"
+    shutil.copytree(ladder_folder("0.4m"), broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], math.nan)
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    spec = make_spec().model_copy(update={"model": f"path:{broken}"})
+    with pytest.raises(Diverged, match="nan at step 1"):
+        train_on_cards(spec, tmp_path, 2, StepLog())
+
+
+def test_what_the_processes_leave_is_summed_or_raised(tmp_path):
+    def leave(rank, **result):
+        content = {
+            "status": "complete", "reason": None,
+            "torch_peak_allocated_bytes": 10, "torch_peak_reserved_bytes": 20, **result,
+        }  # fmt: skip
+        (tmp_path / f"worker-{rank}.json").write_text(json.dumps(content))
+
+    (tmp_path / distributed.LOG).write_text("Traceback\nZeroDivisionError: division by zero")
+    leave(0)
+    with pytest.raises(WorkerFailed, match=r"1 of 2 processes.*\n.*\nZeroDivisionError"):
+        read_results(tmp_path, 2)
+    leave(1)
+    assert read_results(tmp_path, 2) == {
+        "torch_peak_allocated_bytes": 20, "torch_peak_reserved_bytes": 40,
+    }  # fmt: skip
+    leave(1, status="out of memory", reason="process 1: tried to allocate 2 GiB")
+    with pytest.raises(torch.OutOfMemoryError, match="process 1"):
+        read_results(tmp_path, 2)
+
+
+def test_launch_follows_the_profile_alone():
+    sharded = make_spec(gpus=2, dtype="bf16", checkpointing=True)
+    config = launch_config(sharded, 2)
+    assert config["distributed_type"] == "FSDP"
+    assert config["fsdp_config"]["fsdp_version"] == 2
+    assert config["fsdp_config"]["fsdp_state_dict_type"] == "SHARDED_STATE_DICT"
+    assert config["fsdp_config"]["fsdp_activation_checkpointing"]
+    # accelerate keeps trained weights in fp32 under mixed precision: master weights, when asked.
+    assert config["mixed_precision"] == "no"
+    mastered = make_spec(gpus=2, dtype="bf16", master_weights=True)
+    assert launch_config(mastered, 2)["mixed_precision"] == "bf16"
+    assert launch_config(make_spec("lora", gpus=2, dtype="bf16"), 2)["mixed_precision"] == "bf16"
+    zero = launch_config(make_spec(gpus=2, sharding="zero3", accumulation=8), 2)
+    assert zero["deepspeed_config"]["zero_stage"] == 3
+    assert zero["deepspeed_config"]["gradient_accumulation_steps"] == 4
+    assert launch_config(make_spec(gpus=2, sharding="none"), 2)["distributed_type"] == "MULTI_GPU"
+
+
+def test_launchers_own_reader_takes_the_configuration(tmp_path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    for sharding in ("fsdp", "zero3", "none"):
+        path = tmp_path / f"{sharding}.yaml"
+        path.write_text(json.dumps(launch_config(make_spec(gpus=2, sharding=sharding), 2)))
+        assert load_config_from_file(str(path)).num_processes == 2
+
+
+def test_cards_that_are_not_here_are_refused():
+    with pytest.raises(StudyError, match="this machine has"):
+        check_machine(make_spec(gpus=512 if torch.cuda.is_available() else 2))
+    check_machine(make_spec(gpus=1))
