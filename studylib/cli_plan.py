@@ -192,6 +192,8 @@ def agree_to_spend(profile: Any, folder: Path, budget: str, yes: bool, force: bo
     Without cards only a cost that is known and beyond the budget is asked about. StudyError where
     nobody can be asked or the answer is no; nothing is started then.
     """
+    from studylib.plan import check_inputs
+
     allowed = parse_budget(budget)
     made, estimate = look_ahead(profile, folder, force)
     if estimate is None:
@@ -199,6 +201,7 @@ def agree_to_spend(profile: Any, folder: Path, budget: str, yes: bool, force: bo
     else:
         if not estimate.runs and not estimate.unknown:
             return
+        check_inputs(profile, fetch=False)  # nobody should agree to what cannot start
         cost = estimate.usd.high if estimate.known else None
         words = spell_estimate(estimate)
         print(f"{profile.name}: {words}")

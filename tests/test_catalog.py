@@ -45,6 +45,17 @@ def test_shapes_and_prices_equal_their_sources():
     assert sorted(rows) == sorted(ours)
 
 
+def test_models_of_the_shipped_profiles_have_their_published_shapes():
+    from studylib.catalog import shape_of_hub
+    from studylib.profile import read_profile
+
+    for name in ("gpu", "article"):
+        for run in read_profile(name).runs():
+            shape = shape_of_hub(run.model_ref.name)
+            assert shape is not None and shape.total_params > 10**9
+    assert shape_of_hub("org/none") is None
+
+
 def test_unknown_names_get_the_nearest():
     with pytest.raises(StudyError, match="llama-2-13b"):
         find_shape("llama2-13b")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib import cli, cli_options, plan, runner
+from studylib import cli, cli_options, doctor, plan, runner
 from studylib.errors import StudyError
-from studylib.runner import Failure, Outcome
+from studylib.executor import Failure, Outcome
 
 ROOT = Path(__file__).parents[1]
 GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
@@ -26,6 +26,8 @@ def study(monkeypatch, capsys, tmp_path):
     """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(doctor, "describe_devices", lambda: ([], "no card in a test"))
+    doctor.own_profile.cache_clear()
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])

@@ -86,6 +86,15 @@ def test_times_come_from_like_runs_and_are_unknown_where_there_is_none(results):
     assert lora.seconds is None and lora.usd is None and "unknown" in lora.seconds_source
 
 
+def test_times_of_another_card_say_nothing_of_this_one(results):
+    [device] = {record.environment.device for record in read_records(results / "runs")}
+    here, elsewhere = (
+        {run.run_id: run.seconds for run in plan_study(profile_with(), results, (), name).runs}
+        for name in (device, "NVIDIA H100 80GB HBM3")
+    )
+    assert here["ladder-0.4m--full--s1"] and not any(elsewhere.values())
+
+
 def test_totals_are_unknown_where_a_part_is_and_shared_by_the_jobs_where_none_is(results):
     unknown = plan_study(profile_with(), results)
     assert unknown.left_seconds is None and unknown.left_usd is None

@@ -1,0 +1,156 @@
+"""On a machine with cards a plan has hours and dollars, and more than the budget is asked for."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from studylib import cli, cli_options, doctor, environment, prospects, runner
+from studylib.executor import Outcome
+from studylib.job_forecast import Machine
+
+DEVICE = "NVIDIA H100 80GB HBM3"
+CARD = {"cuda_ordinal": 0, "name": DEVICE}
+SMALL = ("--profile", "systems", "--model", "shape:Pythia-70M", "--methods", "lora")
+SMALL = (*SMALL, "--set", "train.seq_len=32")
+# One lora run, its base, and two serving runs: minutes of a card, and cents to a few dollars.
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What `reproduce` would run; nothing is."""
+    calls = []
+
+    def run(profile, *_, **__):
+        calls.append(profile.name)
+        return Outcome()
+
+    monkeypatch.setattr(runner, "reproduce", run)
+    return calls
+
+
+@pytest.fixture
+def study(monkeypatch, capsys, tmp_path):
+    """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "describe_devices", lambda: ([], "no card in a test"))
+    doctor.own_profile.cache_clear()
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    yield call
+    doctor.own_profile.cache_clear()
+
+
+@pytest.fixture
+def card(study, monkeypatch):
+    """A machine with one H100, as far as plans ask."""
+    monkeypatch.setattr(doctor, "describe_devices", lambda: ([CARD], None))
+    monkeypatch.setattr(environment, "device_name", lambda: DEVICE)
+    machine = Machine(gpu="h100-80gb", cards=1, memory_bytes=85 * 10**9)
+    monkeypatch.setattr(prospects, "this_machine", lambda: machine)
+    return machine
+
+
+def test_plan_on_a_card_has_hours_and_dollars_before_anything_was_measured(study, card):
+    code, out, err = study("plan", *SMALL)
+    assert code == 0, err
+    assert "2 of 2 runs left, about " in out and "on 1 × h100-80gb, $" in out
+    assert "at the cheapest offer" in out and "assumed" in out and "unknown" not in out
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "(forecast), fits" in lines["pythia-70m--lora-r16--s0"]
+    assert all(" h (" in lines[f"pythia-70m--{m}"] for m in ("base", "lora-r16"))
+    read = json.loads(study("plan", *SMALL, "--json")[1])["estimate"]
+    total = read["hours"]["mid"]
+    assert total == pytest.approx(sum(run["mid"] for run in read["run_hours"].values()))
+    assert read["usd"]["low"] < read["usd"]["mid"] < read["usd"]["high"]
+
+
+def test_more_than_the_budget_is_one_message_and_starts_nothing(study, card, started, tmp_path):
+    code, out, err = study("reproduce", *SMALL, "--budget", "0.01")
+    assert code == 2 and started == [] and list(tmp_path.iterdir()) == []
+    assert err.startswith("study: about ") and err.count("\n") == 1
+    assert "budget of $0.01" in err and "YES=1" in err and "BUDGET=" in err
+    assert "hours" in out and "$" in out
+    for words in (("--budget", "1000"), ("--budget", "0", "--yes")):
+        assert study("reproduce", *SMALL, *words)[0] == 0
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(("answer", "starts"), [("y", 1), ("Y ", 1), ("", 0), ("n", 0)])
+def test_at_a_terminal_a_y_starts_it(study, card, started, monkeypatch, answer, starts):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    code, _, err = study("reproduce", *SMALL, "--budget", "0.01")
+    assert len(started) == starts and code == (0 if starts else 2)
+    assert ("Nothing was started" in err) != bool(starts)
+
+
+def test_unknown_cost_on_a_card_asks_as_well(study, card, started, monkeypatch):
+    strange = card.model_copy(update={"gpu": None})
+    monkeypatch.setattr(prospects, "this_machine", lambda: strange)
+    code, _, err = study("reproduce", *SMALL, "--budget", "1000")
+    assert code == 2 and started == [] and "cost unknown" in err and "nobody knows" in err
+
+
+def test_without_a_card_nothing_is_asked(study, started):
+    assert study("reproduce", "--profile", "smoke")[0] == 0 and len(started) == 1
+    assert study("reproduce", *SMALL)[0] == 0 and len(started) == 2
+
+
+@pytest.mark.parametrize("budget", ["-1", "ten", "nan", "inf", ""])
+def test_budget_that_is_none_is_refused(study, started, budget):
+    code, out, err = study("reproduce", "--profile", "smoke", f"--budget={budget}")
+    assert code == 2 and out == "" and started == []
+    assert err == f"study: BUDGET={budget}: a budget is dollars, 0 or more. Write BUDGET=25.\n"
+
+
+@pytest.mark.parametrize(
+    ("devices", "answers", "profile"),
+    [
+        ([], None, "cpu"),
+        ([CARD | {"cuda_ordinal": None}], None, "cpu"),
+        ([CARD], True, "gpu"),
+        ([CARD], False, "systems"),
+    ],
+)
+def test_profile_follows_the_card_and_the_hub_and_doctor_says_the_same(
+    study, monkeypatch, devices, answers, profile
+):
+    asked = []
+
+    def reach():
+        asked.append(1)
+        return bool(answers), "so it was"
+
+    monkeypatch.setattr(doctor, "describe_devices", lambda: (devices, "no reason"))
+    monkeypatch.setattr(doctor, "reach_hub", reach)
+    assert cli_options.default_profile() == cli_options.default_profile() == profile
+    assert len(asked) == (answers is not None)  # without a card no network is waited for
+    found = doctor.examine_machine()
+    assert found["profile"] == profile and found["profile_reason"]
+    assert cli_options.pick_profile(None)[1] == found["profile_reason"]
+    assert cli_options.pick_profile("smoke") == ("smoke", "")
+
+
+def test_study_without_a_name_says_which_profile_it_takes_and_why(study, started):
+    code, out, _ = study("reproduce")
+    assert code == 0 and out.startswith("profile cpu: there is no GPU\n")
+    assert "profile" not in study("plan", "--profile", "smoke")[1]
+
+
+def test_reading_results_on_a_card_asks_no_network(study, card, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "reach_hub", lambda: pytest.fail("it asked"))
+    (tmp_path / "results" / "systems" / "runs").mkdir(parents=True)
+    assert cli_options.results_name(None) == "systems"
+    assert cli_options.results_name(None, tmp_path / "results") == "systems"
