@@ -11,6 +11,8 @@ Not covered: where things end up (studylib.ray_desk), retries (studylib.ray_exec
 from __future__ import annotations
 
 import fcntl
+import io
+import json
 import os
 import re
 import shutil
@@ -23,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from studylib.errors import StudyError
 from studylib.executor import launch, read_progress
@@ -145,18 +147,21 @@ def fetch(order: Order, ask: Ask, name: str, size: int, home: Path) -> None:
 
 @dataclass
 class Courier:
-    """Carries a run's files to the desk. sent: the state that lies there; passed_over: the last
-    one that was too large."""
+    """Carries a run's files to the desk. sent: the large files of the state that lies there;
+    seen: the session.json that was last dealt with."""
 
     order: Order
     ask: Ask
     folder: Path
     sent: dict[str, Stamp] = field(default_factory=dict)
-    passed_over: dict[str, Stamp] | None = None
+    seen: Stamp | None = None
     log_sent: int = 0
+    warned: bool = False
 
     def __post_init__(self) -> None:
-        self.sent = snapshot(self.folder / "work") or {}
+        state = read_state(self.folder / "work")
+        if state is not None:
+            self.sent, self.seen = state.large, stamp(self.folder / "work" / "session.json")
 
     def report(self) -> bool:
         """Send progress and log, note how many share the machine; False: given up, stop."""
@@ -177,27 +182,29 @@ class Courier:
         return True
 
     def send_state(self) -> bool:
-        """Send the run's state if it saved a new one; a state that changes meanwhile waits.
-
-        False: given up, stop.
-        """
+        """Send the run's state if it has saved a new one. False: given up, stop."""
         work = self.folder / "work"
-        state = snapshot(work)
-        if state is None or state in (self.sent, self.passed_over):
+        if not (work / "session.json").is_file():
             return True
-        new = [name for name, stamp in state.items() if self.sent.get(name) != stamp]
-        if not self._is_room(sum(state[name][0] for name in new)):
-            self.passed_over = state
+        saved = stamp(work / "session.json")
+        if saved == self.seen:
+            return True
+        state = read_state(work)
+        if state is None:
+            return True
+        new = [name for name, found in state.large.items() if self.sent.get(name) != found]
+        if not self._is_room(sum(state.large[name][0] for name in new)):
+            self.seen = saved
             return True
         try:
-            if not all(self._send(work, f"work/{name}", work / name) for name in new):
+            if not all(self._send(f"work/{name}", (work / name).open("rb")) for name in new):
                 return False
-        except FileNotFoundError:  # the trainer cleared an older checkpoint away
+        except FileNotFoundError:  # the trainer has cleared it away: there is a later one
             return True
-        if snapshot(work) != state:
-            return True
-        self.sent = state
-        return bool(self._ask("keep", list(state)))
+        if not all(self._send(f"work/{n}", io.BytesIO(text)) for n, text in state.small.items()):
+            return False
+        self.sent, self.seen = state.large, saved
+        return bool(self._ask("keep", [*state.large, *state.small]))
 
     def send_result(self) -> None:
         """Send everything but the working files; the desk puts it in place, the result last."""
@@ -207,11 +214,11 @@ class Courier:
             if path.is_file()
         ]
         names = [n for n in names if not n.startswith(("work/", ".")) and n not in NOT_SENT]
-        if all(self._send(self.folder, name, self.folder / name) for name in names):
+        if all(self._send(name, (self.folder / name).open("rb")) for name in names):
             self._ask("deliver", names)
 
-    def _send(self, root: Path, name: str, path: Path) -> bool:
-        with path.open("rb") as file:
+    def _send(self, name: str, file: BinaryIO) -> bool:
+        with file:
             while True:
                 offset = file.tell()
                 part = file.read(PART_BYTES)
@@ -225,7 +232,8 @@ class Courier:
     def _is_room(self, size: int) -> bool:
         if size <= LARGEST_STATE_BYTES and 2 * size < self.ask("room", self.order.task_id):
             return True
-        if self.passed_over is None:
+        if not self.warned:
+            self.warned = True
             words = f"its checkpoints of {size / 1e9:.1f} GB are too large to be sent home"
             self.ask("note", self.order.task_id, f"{words}: a lost machine loses them\n".encode())
         return False
@@ -234,28 +242,51 @@ class Courier:
         return self.ask(method, self.order.task_id, self.order.attempt, *args)
 
 
-def snapshot(work: Path) -> dict[str, Stamp] | None:
-    """The files that a run could go on from, name -> (bytes, time); None where there is no state.
+@dataclass(frozen=True)
+class State:
+    """What a run could go on from: small files read at one instant, and large ones that, once
+    whole, are never changed."""
 
-    session.json is written after the checkpoint and the samples that belong to it: a sample file
-    younger than it is being written, and a checkpoint without its marker is too.
+    small: dict[str, bytes]
+    large: dict[str, Stamp]
+
+
+def read_state(work: Path) -> State | None:
+    """The last state that a run has saved; None where there is none, or it is being written.
+
+    session.json is written after the checkpoint and the samples that belong to it. Of the
+    checkpoints only the one that the run would itself go on from is taken: the newest whole one
+    that is not ahead of the steps in session.json.
     """
+    session = work / "session.json"
     try:
-        session = (work / "session.json").stat()
-        paths = [work / "session.json", *work.glob("samples-*.parquet"), *work.glob(SHARING)]
-        for folder in [*work.glob("checkpoint-*"), work / "trained"]:
-            marker = "whole" if folder.name == "trained" else "trainer_state.json"
-            if (folder / marker).is_file():
-                paths += [path for path in folder.rglob("*") if path.is_file()]
-        state = {}
-        for path in sorted(paths):
-            found = path.stat()
-            if path.name.startswith("samples-") and found.st_mtime_ns > session.st_mtime_ns:
-                return None
-            state[path.relative_to(work).as_posix()] = (found.st_size, found.st_mtime_ns)
+        saved = stamp(session)
+        names = [SHARING, *(path.name for path in work.glob("samples-*.parquet"))]
+        paths = [session, *(work / name for name in names if (work / name).is_file())]
+        small = {path.name: path.read_bytes() for path in paths}
+        if stamp(session) != saved or any(
+            stamp(path)[1] > saved[1] for path in paths if path.suffix == ".parquet"
+        ):
+            return None
+        steps = len(json.loads(small[session.name])["steps"])
+        found = [path.parent for path in work.glob("checkpoint-*/trainer_state.json")]
+        found = [folder for folder in found if step_of(folder) <= steps]
+        folders = sorted(found, key=step_of)[-1:]
+        if (work / "trained" / "whole").is_file():
+            folders.append(work / "trained")
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        return State(small, {path.relative_to(work).as_posix(): stamp(path) for path in files})
     except FileNotFoundError:  # not saved yet, or the trainer cleared an older checkpoint away
         return None
-    return state
+
+
+def stamp(path: Path) -> Stamp:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def machine_name() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from studylib.errors import StudyError
 from studylib.executor import Outcome, Task
 from studylib.profile import read_profile
 from studylib.ray_desk import Desk
-from studylib.ray_worker import Courier, Order, snapshot
+from studylib.ray_worker import Courier, Order, read_state
 from studylib.records import read_record, read_records
 from studylib.settings import Hardware
 from studylib.sharing import leave_word, most_concurrent
@@ -51,9 +52,9 @@ def write_profile(folder: Path, **changes) -> Path:
         "models": ["ladder:0.4m"], "methods": ["full", "lora"],
         "hardware": {"jobs": 1, "threads": 1, "gpus": 0},
         "data": {"source": "almanac:new", "template": "plain", "facts": 64},
-        "train": {"steps": 80, "seq_len": 128, "checkpoint_every": 10,
+        "train": {"steps": 100, "seq_len": 128, "checkpoint_every": 10,
                   "learning_rates": {"full": 1e-3, "lora": 5e-3}},
-        "evaluate": {"questions": "almanac:new", "scoring": "text", "shots": 0, "limit": 4},
+        "evaluate": {"questions": "almanac:new", "scoring": "text", "shots": 0, "limit": 2},
         **changes,
     }  # fmt: skip
     path = folder / "sent.yaml"
@@ -164,7 +165,7 @@ def test_run_of_a_lost_machine_goes_on_elsewhere_and_ends_as_an_unbroken_one(clu
         assert sorted(path.name for path in (runs / name).iterdir()) == [
             "executed.ipynb", "items.parquet", "log.txt", "record.json", "steps.parquet",
             "trace.parquet"]  # fmt: skip
-        assert record.train.steps == 80
+        assert record.train.steps == 100
         assert record.environment.concurrent_runs == 2  # both nodes are this one machine
         assert record.environment.git_commit == environment.git_state()[0]
     resumed, other = records.pop(victim), next(iter(records.values()))
@@ -199,7 +200,7 @@ def save_state(work: Path, step: int, whole: bool = True) -> None:
     (work / "samples-1.parquet").write_bytes(os.urandom(50))
     if whole:
         (checkpoint / "trainer_state.json").write_text("{}")
-    (work / "session.json").write_text(str(step))
+    (work / "session.json").write_text(json.dumps({"steps": [0] * step}))
 
 
 def below(folder: Path) -> dict[str, bytes]:
@@ -225,32 +226,57 @@ def test_state_arrives_whole_and_older_checkpoints_go(tmp_path):
     assert below(tmp_path / "elsewhere/results/p/runs/a/work") == below(work)
 
 
-def test_state_that_is_being_written_is_not_sent(tmp_path):
-    assert snapshot(tmp_path) is None
+def test_state_that_is_being_written_is_not_taken(tmp_path):
+    assert read_state(tmp_path) is None
     save_state(tmp_path, 10)
     save_state(tmp_path, 20, whole=False)
-    assert not any("checkpoint-20" in name for name in snapshot(tmp_path))
+    assert {name.split("/")[0] for name in read_state(tmp_path).large} == {"checkpoint-10"}
     time.sleep(0.01)
     (tmp_path / "samples-1.parquet").write_bytes(b"half")
-    assert snapshot(tmp_path) is None
+    assert read_state(tmp_path) is None
 
 
-def test_state_that_changes_while_it_is_sent_waits(tmp_path):
+def test_checkpoint_that_is_ahead_of_the_steps_is_not_taken(tmp_path):
+    save_state(tmp_path, 20)
+    save_state(tmp_path, 10)
+    assert {name.split("/")[0] for name in read_state(tmp_path).large} == {"checkpoint-10"}
+
+
+def test_run_that_saves_while_its_state_is_sent_sends_the_one_that_was_read(tmp_path):
+    """Else a run that saves more often than a state takes to be sent would send none."""
     desk = open_desk(tmp_path / "home")
     work = tmp_path / "there" / "work"
 
     def ask(method, *args):
-        if method == "write" and "model" in args[2]:
-            (work / "session.json").write_text("later")
+        if method == "write" and "model" in args[2] and not (work / "checkpoint-20").exists():
+            save_state(work, 20)
+        return getattr(desk, method)(*args)
+
+    courier = Courier(order_for(), ask, tmp_path / "there")
+    save_state(work, 10)
+    first = below(work)
+    assert courier.send_state() and below(tmp_path / "home/a/work") == first
+    shutil.rmtree(work / "checkpoint-10")
+    assert courier.send_state() and below(tmp_path / "home/a/work") == below(work)
+
+
+def test_checkpoint_that_is_cleared_away_while_it_is_sent_leaves_the_earlier_state(tmp_path):
+    desk = open_desk(tmp_path / "home")
+    work = tmp_path / "there" / "work"
+
+    def ask(method, *args):
+        if method == "write" and "checkpoint-20" in args[2]:
+            shutil.rmtree(work / "checkpoint-20", ignore_errors=True)
         return getattr(desk, method)(*args)
 
     courier = Courier(order_for(), ask, tmp_path / "there")
     save_state(work, 10)
     assert courier.send_state()
-    assert not (tmp_path / "home/a/work/session.json").exists()
-    courier.ask = ask_of(desk)
+    first = below(work)
+    save_state(work, 20)
     assert courier.send_state()
-    assert below(tmp_path / "home/a/work") == below(work)
+    arrived = below(tmp_path / "home/a/work")
+    assert {n: c for n, c in arrived.items() if not n.startswith(".incoming")} == first
 
 
 def test_state_that_is_too_large_stays_and_the_log_says_so(tmp_path, monkeypatch):
