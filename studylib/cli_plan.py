@@ -82,15 +82,19 @@ def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, An
     from studylib.serving import serve_specs
 
     reference = reference_records(profile.name)
-    if not cards_here():
+    machine = None
+    if cards_here():  # asked first: without a card nothing here needs torch
+        from studylib.prospects import estimate_on, this_machine
+
+        machine = this_machine()
+    if machine is None or not machine.cards:
         return plan_study(profile, folder, reference), None
     from studylib.environment import device_name
-    from studylib.prospects import estimate_on, this_machine
 
     made = plan_study(profile, folder, reference, device_name())
     waiting = set(serve_left(profile, folder))
     estimate = estimate_on(
-        this_machine(),
+        machine,
         [profile.run(run.run_id) for run in made.left],
         [spec for spec in serve_specs(profile) if spec.serve_id in waiting],
         {run.run_id: run.seconds for run in made.left if run.seconds is not None},
