@@ -187,6 +187,8 @@ def load_shape(
     from studylib.skeleton import shape_config
 
     config = shape_config(ref.name)
+    # Before the dtype enters it: methods of one study may need the same weights in others.
+    sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
@@ -194,7 +196,6 @@ def load_shape(
         )
     if method.kind.quantized:
         quantize_linears(model, DTYPES[dtype])
-    sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
     return Loaded(model, tokenizer, sha256, None, random_weights=True)
 

@@ -163,3 +163,9 @@ def test_adapters_on_a_4_bit_shape_are_those_of_4_bit_layers():
     adapted = [module for module in model.modules() if hasattr(module, "lora_A")]
     assert len(adapted) == 24
     assert {type(module).__name__ for module in adapted} == {"Linear4bit"}
+
+
+def test_a_shape_is_the_same_model_in_every_dtype_so_that_its_methods_are_compared():
+    base, ref = MethodSettings(name="base"), ModelRef.parse("shape:Pythia-70M")
+    full, half = (load_model(ref, base, dtype, seed=0).sha256 for dtype in ("fp32", "bf16"))
+    assert full == half != load_model(ref, base, "bf16", seed=1).sha256
