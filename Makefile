@@ -25,7 +25,7 @@ reproduce: ## run all that is not done yet, then write the report
 	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
 tune: ## choose each method's learning rate on validation questions
-	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend)
+	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
 
 report: ## rebuild REPORT.md from the reference records
 	@$(PY) -m studylib report --reference

@@ -209,6 +209,34 @@ def agree_to_spend(profile: Any, folder: Path, budget: str, yes: bool, force: bo
         cost = estimate.usd.high if estimate.known else None
         words = spell_estimate(estimate)
         print(f"{profile.name}: {words}")
+    ask(words, cost, allowed, yes)
+
+
+def agree_to_sweep(sweeps: Any, budget: str, yes: bool) -> None:
+    """The same before sweeps of learning rates: (spec, rates) each; on cards only."""
+    from studylib.doctor import cards_here
+
+    allowed = parse_budget(budget)
+    if not sweeps or not cards_here():
+        return
+    from studylib.estimate import add, price, times
+    from studylib.prospects import estimate_on, this_machine
+
+    machine = this_machine()
+    if not machine.cards:
+        return
+    estimate = estimate_on(machine, [spec for spec, _ in sweeps])
+    rates = {spec.run_id: len(rates) for spec, rates in sweeps}
+    hours = add(*(times(run.total, rates[name]) for name, run in estimate.runs.items()))
+    usd = price(hours, machine.gpu, machine.cards)
+    made = estimate.model_copy(update={"hours": hours, "usd": usd})
+    words = spell_estimate(made)
+    print(f"sweeps: {len(sweeps)}, trainings: {sum(rates.values())}, {words}")
+    ask(words, made.usd.high if made.known and made.usd else None, allowed, yes)
+
+
+def ask(words: str, cost: float | None, allowed: float, yes: bool) -> None:
+    """Go on if it costs no more than is allowed or if somebody agrees; else StudyError."""
     if yes or (cost is not None and cost <= allowed):
         return
     if sys.stdin.isatty() and input("Start it? [y/N] ").strip().lower() in ("y", "yes"):

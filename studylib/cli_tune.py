@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from studylib.cli_options import ProfileOption, ResultsOption, resolve_profile
+from studylib.cli_plan import DEFAULT_BUDGET_USD, BudgetOption, YesOption, agree_to_sweep
 from studylib.errors import StudyError
 from studylib.settings import nearest
 
@@ -26,8 +27,11 @@ def tune(
     ] = 0,
     only: Annotated[str | None, typer.Option(help="One sweep, in this process.")] = None,
     jobs: Annotated[int, typer.Option(help="Sweeps that share the machine.")] = 1,
+    budget: BudgetOption = DEFAULT_BUDGET_USD,
+    yes: YesOption = False,
 ) -> None:
     """Choose each method's learning rate on questions that no result asks."""
+    from studylib.plan import check_inputs, check_writable
     from studylib.runner import follow_parent
 
     chosen = resolve_profile(profile, results)
@@ -43,7 +47,11 @@ def tune(
         follow_parent()
         sweep_one(chosen, only, folder, extend, jobs)
         return
-    raise typer.Exit(sweep_all(chosen, profile or chosen.name, results, folder, extend))
+    check_inputs(chosen)
+    waiting = [(spec, rates) for spec, rates in sweeps if is_left(spec, rates, folder, extend)]
+    agree_to_sweep(waiting, budget, yes)
+    check_writable(folder)
+    raise typer.Exit(sweep_all(chosen, profile or chosen.name, results, folder, extend, waiting))
 
 
 def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int, jobs: int) -> None:
@@ -71,26 +79,32 @@ def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int, jobs: int)
     print(write_sweep(folder, record))
 
 
-def sweep_all(profile: Any, name: str, results: Path, folder: Path, extend: int) -> int:
-    """Every sweep that is missing or is to be extended; prints what was chosen."""
+def is_left(spec: Any, rates: Any, folder: Path, extend: int) -> bool:
+    """Whether a sweep is missing, lacks a rate, or is to be extended beyond its edge."""
+    from studylib.tuning import read_sweep, sweep_name
+
+    path = folder / f"{sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)}.json"
+    if not path.is_file():
+        return True
+    record = read_sweep(path)
+    tried = {point.learning_rate for point in record.points}
+    return not set(rates) <= tried or bool(extend and record.at_edge)
+
+
+def sweep_all(
+    profile: Any, name: str, results: Path, folder: Path, extend: int, waiting: list[Any]
+) -> int:
+    """Sweep what is waiting; prints what was chosen."""
     import shutil
 
     from studylib.executor import Outcome, Task, run_batch
-    from studylib.plan import check_inputs, check_writable
     from studylib.progress import Progress
-    from studylib.tuning import read_sweep, sweep_name
+    from studylib.tuning import sweep_name
 
-    check_inputs(profile)
-    check_writable(folder)
     tasks = []
-    for spec, rates in profile.sweeps():
+    for spec, _ in waiting:
         sweep_id = sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)
         path = folder / f"{sweep_id}.json"
-        if path.is_file():
-            record = read_sweep(path)
-            tried = {point.learning_rate for point in record.points}
-            if set(rates) <= tried and not (extend and record.at_edge):
-                continue
         words = ("tune", "--only", sweep_id, "--extend", str(extend))
         tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path, name, results))
     outcome, progress = Outcome(), Progress()

@@ -41,7 +41,7 @@ def price_of(record: Record, offers: tuple[Offer, ...] | None = None) -> Price |
     gpu = match_gpu(record.environment.device)
     prices = price_range(gpu.name, shipped_offers() if offers is None else offers) if gpu else None
     if gpu and prices:
-        cards = max(hardware.gpus, 1)
+        cards = max(record.run.gpus, 1)
         dated = sorted({offer.as_of for offer in prices.offers})
         return Price(
             prices.cheapest * cards,

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from studylib.claims import Finding
-from studylib.resources import MEMORY, wall_seconds
+from studylib.resources import MEMORY, STEP_FIGURES, wall_seconds
 from studylib.serve_records import ServeRecord
 from studylib.summary import Summary
 
@@ -96,15 +96,15 @@ def subjects_csv(summary: Summary) -> bytes:
 
 def runs_csv(summary: Summary) -> bytes:
     header = ("run_id", "track", "model", "method", "seed", "status", "reason", "learning_rate",
-              "questions", "correct", "clean_step_seconds", "tokens_per_second", "wall_seconds",
-              "digest")  # fmt: skip
+              "questions", "correct", *STEP_FIGURES, "wall_seconds", "digest")  # fmt: skip
     rows = []
     for r in summary.study.records:
         score = r.evaluate.score("questions") if r.evaluate else None
         rows.append((
             r.run_id, r.run.track, r.run.model, r.run.method.slug, r.run.seed, r.status, r.reason,
             r.run.learning_rate, score.questions if score else None,
-            score.correct if score else None, r.train.clean_step_seconds if r.train else None,
-            r.train.tokens_per_second if r.train else None, wall_seconds(r), r.digest,
+            score.correct if score else None,
+            *(getattr(r.train, key) if r.train else None for key in STEP_FIGURES),
+            wall_seconds(r), r.digest,
         ))  # fmt: skip
     return write_csv(header, rows)

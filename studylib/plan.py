@@ -21,6 +21,7 @@ from pydantic import computed_field
 
 from studylib.data import hash_examples, read_examples
 from studylib.errors import StudyError
+from studylib.extras import check_extras
 from studylib.files import disk_full, explain_write_error
 from studylib.hub import hub_errors, resolve_dataset
 from studylib.pins import apply_pins, unpinned
@@ -173,6 +174,8 @@ def check_inputs(profile: Profile, fetch: bool = True) -> None:
                 check_questions(source, track.evaluate.shots)
         for model in track.models:
             check_model(ModelRef.parse(model), fetch)
+    for spec in profile.runs():
+        check_extras(spec)
 
 
 def pin_sources(profile: Profile) -> Profile:

@@ -170,7 +170,10 @@ class Profile(Frozen):
         )
 
     def sweeps(self) -> list[tuple[RunSpec, tuple[float, ...]]]:
-        """What tuning does: a spec with the sweep's own seed, and the rates to try."""
+        """What tuning does: a spec with the sweep's own seed, and the rates to try.
+
+        A model whose rate the profile states for itself is not swept: nothing would use it.
+        """
         return [
             (self._run(track, model, method, track.tune.seed), track.tune.grid(method))
             for track in self.tracks
@@ -178,6 +181,8 @@ class Profile(Frozen):
             for model in track.models
             for method in (parse_method(m, self.lora) for m in track.methods)
             if method.kind.trains
+            and not {f"{model} {method.slug}", f"{model} {method.name}"}
+            & track.train.learning_rates.keys()
         ]
 
     def run(self, run_id: str) -> RunSpec:

@@ -28,6 +28,11 @@ MEMORY = {
     "host_peak_bytes": "host memory",
 }
 
+# Figures of a training's steps, as records name them.
+STEP_FIGURES = ("clean_step_seconds", "tokens_per_second", "model_flops_per_token",
+                "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
+                "data_share")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -56,8 +61,8 @@ def spread_figures(records: list[Record], total_params: int | None) -> dict[str,
         found["trainable_share"] = spread(
             r.load.trainable_params / total_params for r in records if r.load
         )
-    found["clean_step_seconds"] = spread(r.train.clean_step_seconds for r in trained if r.train)
-    found["tokens_per_second"] = spread(r.train.tokens_per_second for r in trained if r.train)
+    for key in STEP_FIGURES:
+        found[key] = spread(getattr(r.train, key) for r in trained)
     found["train_seconds"] = spread(train_seconds(r) for r in trained)
     found["end_to_end_seconds"] = spread(
         sum(m.wall_seconds for m in stage_measures(r).values()) for r in records

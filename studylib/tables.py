@@ -107,10 +107,15 @@ def memory_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def time_table(comparisons: Sequence[Comparison]) -> Table:
-    """Clean step, tokens, training, end to end, energy and cost."""
-    keys = ["clean_step_seconds", "tokens_per_second", "train_seconds", "end_to_end_seconds"]
-    if any("energy_watt_hours" in row.figures for c in comparisons for row in c.rows):
-        keys.append("energy_watt_hours")
+    """Clean step and its parts, tokens, training, end to end, energy and cost.
+
+    What no row has (utilisation where no datasheet is known, say) takes no column.
+    """
+    keys = ["clean_step_seconds", "tokens_per_second", "model_flops_per_token",
+            "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
+            "data_share", "train_seconds", "end_to_end_seconds", "energy_watt_hours"]  # fmt: skip
+    found = {key for c in comparisons for row in c.rows for key, v in row.figures.items() if v.high}
+    keys = [key for key in keys if key in found]
     header = ("Model", "Method", *(METRICS[key].header for key in keys), METRICS["cost_usd"].header)
     rows = []
     for comparison in comparisons:

@@ -54,7 +54,9 @@ def summarise_run(run: Run) -> str:
     if run.evaluate_block and run.evaluate_block.prompts_cut:
         lines.append(f"{run.evaluate_block.prompts_cut:,} prompts were cut from the left to fit")
     if run.train_block and run.train_block.tokens_per_second:
-        lines.append(f"training: {run.train_block.tokens_per_second:,.0f} tokens/s")
+        share = run.train_block.model_flops_utilisation
+        of_card = f", {share:.0%} of the cards' arithmetic" if share is not None else ""
+        lines.append(f"training: {run.train_block.tokens_per_second:,.0f} tokens/s{of_card}")
     if run.serve_block and run.serve_block.variant_bytes:
         lines.append(f"one more variant: {run.serve_block.variant_bytes / 1e6:.2f} MB on disk")
     lines.append(f"record: {run.folder / RECORD}")

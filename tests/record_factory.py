@@ -252,6 +252,11 @@ class Factory:
             clean_step_seconds=step,
             clean_steps=spec.train.steps - 3,
             tokens_per_second=900 / step,
+            optimizer_share=0.08,
+            data_share=0.01,
+            model_flops_per_token=6.0 * PARAMS.get(spec.model, 10**6),
+            recomputed_flops_per_token=0.0,
+            peak_flops_per_second=312e12 if self.device == GPU else None,
             first_loss=3.4,
             last_loss=0.7,
         )

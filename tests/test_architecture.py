@@ -17,27 +17,27 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "studylib"
 
 FLOORS = {
-    "words": """__init__ errors files sealed places settings serve_settings spec profile measure
-        records metrics sharing stats verdicts almanac token_tree pins tuning serving serve_records
-        forecast_book checks""",
-    "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources data
-        questions plan estimate footprint case yearly_cost renting""",
-    "machinery": """allocator tally meter live kernels optimizers chunked_loss step_clock flops step skeleton methods models
-        variants tasks session prefix_lm compare_lm ladder forecast_text""",
-    "stages": """train weights distributed train_worker evaluate serve environment run tune trace depth sharding forecast fitting
-        published job_forecast prospects explore article_memory article_forecasts latency
-        hot_swap mixed_batch engines serve_run card_forecasts
-        check_card check_kernels check_packing check_study gpu_check""",
+    "words": """__init__ errors files sealed places settings serve_settings spec profile
+        measure records metrics sharing stats verdicts almanac token_tree pins tuning serving
+        serve_records forecast_book checks""",
+    "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources
+        data questions plan estimate footprint case yearly_cost renting extras""",
+    "machinery": """allocator tally meter live kernels optimizers chunked_loss step_clock
+        flops step skeleton methods models variants tasks session prefix_lm compare_lm ladder
+        forecast_text""",
+    "stages": """train weights distributed train_worker evaluate serve environment run tune
+        trace depth sharding forecast fitting published job_forecast prospects explore
+        article_memory article_forecasts latency hot_swap mixed_batch engines serve_run
+        card_forecasts check_card check_kernels check_packing check_study gpu_check""",
     "runner": "progress executor ray_desk ray_worker ray_executor runner publish rental doctor",
-    "report": """study comparable costs resources summary cells panels curves claims figures tables
-        exports appendix notes prose compose made_from report readme claim_sources views
-        notebook_text report_views page page_pictures
-        serve_views capacity
+    "report": """study comparable costs resources summary cells panels curves claims figures
+        tables exports appendix notes prose compose made_from report readme claim_sources
+        views notebook_text report_views page page_pictures serve_views capacity
         forecast_tables serve_tables serve_figures evidence rank_methods turning_points
         advice_words missing_evidence article_rule advise advice_text choose_views
         compare_studies move_words""",
-    "doors": """gather cli_options cli_plan cli_advise cli_article cli_serve cli_evaluate cli_forecast
-        cli_gpu_check cli_rent cli_report cli_tune cli __main__""",
+    "doors": """gather cli_options cli_plan cli_advise cli_article cli_serve cli_evaluate
+        cli_forecast cli_gpu_check cli_rent cli_report cli_tune cli __main__""",
 }
 MAY_IMPORT = {
     "words": ["words"],

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from studylib import cli, cli_options, doctor, environment, prospects, runner
+from studylib import cli, cli_options, cli_tune, doctor, environment, prospects, runner
 from studylib.executor import Outcome
 from studylib.job_forecast import Machine
+from studylib.profile import read_profile
 
 DEVICE = "NVIDIA H100 80GB HBM3"
 CARD = {"cuda_ordinal": 0, "name": DEVICE}
@@ -101,6 +102,32 @@ def test_unknown_cost_on_a_card_asks_as_well(study, card, started, monkeypatch):
     monkeypatch.setattr(prospects, "this_machine", lambda: strange)
     code, _, err = study("reproduce", *SMALL, "--budget", "1000")
     assert code == 2 and started == [] and "cost unknown" in err and "nobody knows" in err
+
+
+SWEEPS = """name: swept
+models: [shape:Pythia-70M]
+methods: [lora]
+data: {source: "almanac:new", template: plain}
+evaluate: {questions: "almanac:new", scoring: text, shots: 0}
+train: {steps: 40, seq_len: 32, dtype: bf16}
+tune: {learning_rates: {lora: [1.0e-4, 2.0e-4, 4.0e-4]}}
+"""
+
+
+def test_sweeps_beyond_the_budget_are_asked_for_too(study, card, monkeypatch, tmp_path):
+    (tmp_path / "swept.yaml").write_text(SWEEPS)
+    ran = []
+    monkeypatch.setattr(cli_tune, "sweep_all", lambda *words: ran.append(words) or 0)
+    code, out, err = study("tune", "--profile", "swept.yaml", "--budget", "0.001")
+    assert code == 2 and ran == [] and not (tmp_path / "results").exists()
+    assert "sweeps: 1, trainings: 3, about " in out
+    assert "budget of $0.001" in err and "YES=1" in err
+    assert study("tune", "--profile", "swept.yaml", "--budget", "1000")[0] == 0 and len(ran) == 1
+
+
+def test_no_sweep_is_spent_on_a_model_whose_rates_are_stated():
+    swept = {spec.model for spec, _ in read_profile("gpu").sweeps()}
+    assert len(swept) == 1 and "OLMo-2-0425-1B" in swept.pop()
 
 
 def test_without_a_card_nothing_is_asked(study, started):

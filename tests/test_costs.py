@@ -42,6 +42,17 @@ def test_a_card_is_priced_by_its_offers_for_all_cards(tmp_path) -> None:
     assert price.median == pytest.approx(2 * one.median)
 
 
+def test_a_method_that_takes_more_cards_pays_for_them(tmp_path) -> None:
+    one = make_spec("full", gpus=1)
+    eight = one.model_copy(
+        update={"hardware": one.hardware.model_copy(update={"gpus_of": {"full": 8}}), "seed": 1}
+    )
+    prices = [price_of(Factory(tmp_path, device=GPU).add(spec)) for spec in (one, eight)]
+    assert prices[0] is not None
+    assert prices[1] is not None
+    assert prices[1].median == pytest.approx(8 * prices[0].median)
+
+
 def test_no_offer_and_no_stated_price_is_no_price(tmp_path) -> None:
     assert price_of(Factory(tmp_path).add(make_spec("full"))) is None
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from studylib.distributed import (
     train_on_cards,
 )
 from studylib.errors import StudyError
+from studylib.places import ROOT
 from studylib.profile import (
     DataSettings,
     EvaluateSettings,
@@ -105,6 +109,16 @@ def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(tmp_path):
     spec = make_spec().model_copy(update={"model": f"path:{broken}"})
     with pytest.raises(Diverged, match="nan at step 1"):
         train_on_cards(spec, tmp_path, 2, StepLog())
+
+
+def test_a_process_ends_soon_after_the_notebook_that_started_it():
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = f"import time; from studylib.train_worker import end_with; end_with({parent.pid}); "
+    worker = subprocess.Popen([sys.executable, "-c", code + "time.sleep(100)"], cwd=ROOT)
+    time.sleep(0.5)
+    assert worker.poll() is None
+    parent.communicate(b"\n")
+    assert worker.wait(timeout=60) == 1
 
 
 def test_what_the_processes_leave_is_summed_or_raised(tmp_path):

@@ -16,6 +16,8 @@ MODULE_OF = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "IPython": "ipywidgets"
 CARRIED = {"numpy", "huggingface_hub", "datasets", "safetensors", "tokenizers", "tqdm"}
 CARRIED |= {"nbclient", "nbformat", "packaging"}
 
+USED_IF_THERE = {"vllm", "triton"}
+
 
 def read_pyproject():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -56,7 +58,7 @@ def test_torch_is_pinned_and_the_ranges_take_older_images():
 
 
 def test_every_package_that_the_code_imports_is_declared():
-    declared = {name.replace("-", "_") for name in wanted()} | CARRIED | {"vllm"}  # used if there
+    declared = {name.replace("-", "_") for name in wanted()} | CARRIED | USED_IF_THERE
     for path in (ROOT / "studylib").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

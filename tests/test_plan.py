@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from importlib.util import find_spec
 
 import pytest
 from record_factory import Factory, make_spec
@@ -21,7 +22,7 @@ from studylib.plan import (
     plan_study,
     refuse_changed_data,
 )
-from studylib.profile import DataSettings, build_profile
+from studylib.profile import DataSettings, build_profile, read_profile
 from studylib.records import read_records
 
 CONTENT = {
@@ -197,3 +198,19 @@ def test_edited_data_file_is_another_study_and_says_so(tmp_path):
     hash_data_file.cache_clear()
     with pytest.raises(StudyError, match="other examples"):
         refuse_changed_data(spec, record, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "package"),
+    [
+        ({"train": {"attention": "flash_attention_2"}}, "flash-attn"),
+        ({"train": {"loss": "liger"}}, "liger-kernel"),
+        ({"train": {"accumulation": 4}, "hardware": {"gpus": 2, "sharding": "zero3"},
+          "methods": ["full"]}, "deepspeed"),
+    ],
+)  # fmt: skip
+def test_a_package_that_a_setting_needs_is_named_before_the_start(change, package):
+    if find_spec(package.replace("-", "_")) is not None:
+        pytest.skip("it is installed here")
+    with pytest.raises(StudyError, match=f"{package} is not installed"):
+        check_inputs(read_profile("smoke", change))

@@ -60,6 +60,22 @@ def test_card_memory_stands_beside_torchs_and_cost_has_its_range(tmp_path: Path)
     assert "Energy (Wh) ↓" in tables.time_table(comparisons).header
 
 
+def test_utilisation_is_the_models_arithmetic_over_the_datasheets(tmp_path: Path) -> None:
+    """On a CPU there is no datasheet and so no column; nothing was recomputed, so no column."""
+    folder = Factory(tmp_path / "u", device=GPU).study(seeds=(0,), gpus=1)
+    comparisons = summarise(read_study(folder)).comparisons
+    row = comparisons[0].row("full")
+    assert row is not None
+    expected = row.figures["tokens_per_second"].value * row.figures["model_flops_per_token"].value
+    assert row.figures["model_flops_utilisation"].value == pytest.approx(expected / 312e12)
+    header = tables.time_table(comparisons).header
+    assert "Utilisation (%) ↑" in header
+    assert "Optimizer (% of step) ↓" in header
+    assert not any(name.startswith("Recomputed") for name in header)
+    on_cpu = summarise(read_study(Factory(tmp_path / "c").study(seeds=(0,)))).comparisons
+    assert "Utilisation (%) ↑" not in tables.time_table(on_cpu).header
+
+
 def test_stated_price_is_shared_by_runs_at_the_same_time(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "p").study(seeds=(0,), usd_per_hour=3.6)
     row = summarise(read_study(folder)).comparisons[0].row("full")
