@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -183,12 +184,22 @@ def run_notebook(name: str, output: Path, parameters: dict[str, Any]) -> None:
 
     Raises StudyError where the notebook raised one, RunFailed for anything else.
     """
+    from traitlets.config import Config
+
+    source = NOTEBOOKS / name
+    check_parameters(source, parameters)
+    with tempfile.TemporaryDirectory(prefix="study-") as sockets:
+        # Local sockets that only this user can open, not TCP ports that every user of the machine
+        # can reach; in a folder with a short name, as their names may be no longer than 107 bytes.
+        channel = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        execute(source, output, parameters, channel)
+
+
+def execute(source: Path, output: Path, parameters: dict[str, Any], channel: Any) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    source = NOTEBOOKS / name
-    check_parameters(source, parameters)
     try:
         # Paths relative to where the command was given: the executed copy holds them, and it is
         # meant to be shown to others.
@@ -200,6 +211,7 @@ def run_notebook(name: str, output: Path, parameters: dict[str, Any]) -> None:
             progress_bar=False,
             cwd=Path.cwd(),  # a profile's relative paths are the caller's
             log_output=False,
+            config=channel,
         )
     except PapermillExecutionError as error:
         if error.ename == "StudyError":
