@@ -102,11 +102,12 @@ def sweep_all(
     from studylib.tuning import sweep_name
 
     tasks = []
+    cards = min(profile.hardware.gpus, 1)
     for spec, _ in waiting:
         sweep_id = sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)
         path = folder / f"{sweep_id}.json"
         words = ("tune", "--only", sweep_id, "--extend", str(extend))
-        tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path, name, results))
+        tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path, name, results, cards))
     outcome, progress = Outcome(), Progress()
     progress.begin_tasks(f"{profile.name}, tuning", len(tasks), profile.hardware.jobs)
     run_batch(tasks, profile.hardware, progress, outcome)

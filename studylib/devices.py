@@ -10,7 +10,7 @@ as NVML memory that neither this process nor the driver's reserve explains).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,6 +80,30 @@ def _list_processes(nvml: Any, handle: Any) -> dict[int, int | None]:
             seen = [b for b in (known, process.usedGpuMemory) if b is not None]
             held[process.pid] = max(seen, default=None)
     return held
+
+
+def visible_cards(nvml: Any = None, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The UUIDs of the cards that CUDA shows this process, in its order; () without NVML."""
+    nvml, _reason = open_nvml(nvml)
+    if nvml is None:
+        return ()
+    try:
+        return tuple(card.uuid for card in list_cards(nvml, None, environ)[0])
+    finally:
+        nvml.nvmlShutdown()
+
+
+def hold_cards(
+    count: int, nvml: Any = None, environ: MutableMapping[str, str] = os.environ
+) -> tuple[str, ...]:
+    """Leave this process the first `count` of the cards that it sees, before CUDA has started.
+
+    With more in sight a training would spread over them, and the meter would add them up.
+    """
+    cards = visible_cards(nvml, environ)
+    if len(cards) > count:
+        environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards[:count])
+    return cards[:count]
 
 
 def describe_devices(

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import yaml
 
+from studylib.devices import hold_cards
 from studylib.errors import StudyError
 from studylib.places import ROOT
 from studylib.records import write_atomically
@@ -42,14 +43,17 @@ class WorkerFailed(Exception):
     """A process of a training ended without a result: a bug, or it was killed."""
 
 
-def check_machine(spec: RunSpec) -> None:
-    """Raise unless this machine has the cards that the run asks for."""
+def take_cards(spec: RunSpec) -> None:
+    """Leave this process the cards that the run asks for; raise where there are too few or, since
+    CUDA has started before, too many in sight."""
+    hold_cards(spec.gpus)
     here = torch.cuda.device_count()
-    if spec.gpus > 1 and here < spec.gpus:
+    if here > max(spec.gpus, 1) or (here < spec.gpus and spec.gpus > 1):
         raise StudyError(
             f"{spec.run_id}: {spec.gpus} cards",
-            f"this machine has {here}",
-            "Run it on a larger machine, or change hardware.gpus and gpus_of.",
+            f"this process sees {here}",
+            "Run it on a larger machine or change hardware.gpus and gpus_of; where there are more, "
+            "start anew with CUDA_VISIBLE_DEVICES naming as many.",
         )
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studylib.devices import visible_cards
 from studylib.errors import StudyError
 from studylib.places import ROOT
 
@@ -87,30 +88,46 @@ class Outcome:
 Executor = Callable[[Sequence[Task], "Hardware", Any, Outcome], None]
 
 
+@dataclass(frozen=True)
+class Running:
+    """A task's process, and the cards that are its own until it ends."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    cards: tuple[str, ...]
+
+
 def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome: Outcome) -> None:
-    """The executor for this machine: tasks side by side, `jobs` at a time."""
-    waiting = list(tasks)
-    running: dict[str, tuple[Task, subprocess.Popen[bytes]]] = {}
+    """The executor for this machine: `jobs` tasks at a time, each on cards of its own."""
+    waiting, running = list(tasks), list[Running]()
+    known = visible_cards()
+    free = list(known)
     threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
     try:
         while waiting or running:
             while waiting and len(running) < hardware.jobs:
+                # One that asks for more than the machine has is started alone, and says so itself.
+                if waiting[0].gpus > len(free) and running:
+                    break
                 task = waiting.pop(0)
-                process = launch(task.command(hardware.jobs), task.folder, threads)
-                running[task.task_id] = task, process
+                cards, free = tuple(free[: task.gpus]), free[task.gpus :]
+                environ = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if known else {}
+                process = launch(task.command(hardware.jobs), task.folder, threads, environ)
+                running.append(Running(task, process, cards))
                 progress.started(task.task_id)
             time.sleep(0.2)
-            for task_id, (task, process) in list(running.items()):
-                if process.poll() is None:
-                    progress.update(task_id, read_progress(task.folder))
+            for one in list(running):
+                if one.process.poll() is None:
+                    progress.update(one.task.task_id, read_progress(one.task.folder))
                     continue
-                del running[task_id]
-                outcome.sort_in(task, process.returncode, progress)
+                running.remove(one)
+                free += one.cards
+                outcome.sort_in(one.task, one.process.returncode, progress)
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.wait()
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
 
 
 def explain_failure(folder: Path, exit_code: int) -> Failure:

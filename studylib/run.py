@@ -23,7 +23,7 @@ import torch
 from studylib.catalog import match_gpu
 from studylib.data import TrainingData, prepare_data
 from studylib.devices import refuse_busy_devices
-from studylib.distributed import check_machine, train_on_cards
+from studylib.distributed import take_cards, train_on_cards
 from studylib.environment import (
     code_sha256,
     describe_environment,
@@ -81,7 +81,7 @@ class Run:
     def __init__(self, spec: RunSpec, folder: Path, concurrent_runs: int = 1):
         if (folder / RECORD).exists():
             raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
-        check_machine(spec)
+        take_cards(spec)
         self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
         self.work = folder / "work"
         code_sha256()  # what runs now, whatever is edited while it runs

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from studylib.devices import refuse_busy_devices
+from studylib.devices import hold_cards, refuse_busy_devices
 from studylib.engines import lora_requests, measure_vllm, missing_reason, open_vllm, unfit_reason
 from studylib.environment import code_sha256, describe_environment, device_name, now
 from studylib.errors import StudyError, first_line
@@ -84,6 +84,7 @@ class ServeRun:
         self.started_at = now()
         self.work = folder / "work"
         self._lock = lock_folder(self.work)
+        hold_cards(min(spec.hardware.gpus, 1))
         devices: list[int] | None = None if torch.cuda.is_available() else []
         refuse_busy_devices(devices=devices)
         self.meter = Meter(devices=devices)

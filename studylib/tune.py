@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from studylib.data import TrainingData, prepare_data
+from studylib.devices import hold_cards
 from studylib.environment import code_sha256, describe_environment, device_name, now
+from studylib.errors import StudyError
 from studylib.evaluate import evaluate_model
-from studylib.methods import attach
-from studylib.models import load_model
 from studylib.profile import RunSpec
 from studylib.questions import count_overlap
 from studylib.settings import EvaluateSettings
 from studylib.train import Diverged, StepLog, summarise, train_model
 from studylib.tuning import TunePoint, TuneRecord, next_rate, sweep_name
+from studylib.weights import bring_in, settle
 
 
 def validation_settings(asked: EvaluateSettings, limit: int | None) -> EvaluateSettings:
@@ -46,6 +47,13 @@ def run_sweep(
     extend: while the best rate lies at the grid's edge, add up to so many rates beyond it.
     earlier: a sweep of the same settings whose points are kept instead of made again.
     """
+    if spec.gpus > 1:
+        raise StudyError(
+            f"{spec.run_id}: {spec.gpus} cards",
+            "a sweep trains on one card",
+            "State this method's rate in train.learning_rates instead.",
+        )
+    hold_cards(spec.gpus)
     started_at = now()
     code_sha256()  # what runs now, whatever is edited while it runs
     asked = validation_settings(spec.evaluate, limit)
@@ -75,8 +83,7 @@ def try_rate(
 ) -> tuple[TunePoint, TrainingData]:
     """Train from the beginning at spec's rate and count the right answers."""
     started = time.monotonic()
-    loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
-    model = attach(loaded.model, spec.method, spec.seed)
+    loaded, model = bring_in(spec, None)
     data = data or prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     log = StepLog()
     correct, loss = None, None
@@ -86,6 +93,7 @@ def try_rate(
     except Diverged:
         questions = 0
     else:
+        settle(spec, loaded.model, model)
         [score] = evaluate_model(model, loaded.tokenizer, asked, "validation").scores
         correct, questions = score.correct, score.questions
         loss = summarise(log)["last_loss"]

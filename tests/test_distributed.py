@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from studylib import distributed
 from studylib.distributed import (
     WorkerFailed,
-    check_machine,
     launch_config,
     read_results,
+    take_cards,
     train_on_cards,
 )
 from studylib.errors import StudyError
@@ -169,7 +169,15 @@ def test_launchers_own_reader_takes_the_configuration(tmp_path):
         assert load_config_from_file(str(path)).num_processes == 2
 
 
-def test_cards_that_are_not_here_are_refused():
-    with pytest.raises(StudyError, match="this machine has"):
-        check_machine(make_spec(gpus=512 if torch.cuda.is_available() else 2))
-    check_machine(make_spec(gpus=1))
+@pytest.mark.parametrize(("gpus", "here", "fits"), [
+    (0, 0, True), (1, 0, True), (1, 1, True), (1, 8, False), (8, 1, False), (8, 8, True),
+])  # fmt: skip
+def test_a_run_takes_as_many_cards_as_it_asks_for_or_none_at_all(monkeypatch, gpus, here, fits):
+    """One card asked for where there is none is the CPU; more in sight would all be used."""
+    monkeypatch.setattr(distributed, "hold_cards", lambda count: ())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    if fits:
+        take_cards(make_spec(gpus=gpus, accumulation=8))
+    else:
+        with pytest.raises(StudyError, match=f"this process sees {here}"):
+            take_cards(make_spec(gpus=gpus, accumulation=8))
