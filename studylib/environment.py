@@ -64,6 +64,20 @@ MEASURING = (
     "train_worker",
     "weights",
 )
+# The same for a serving run, which trains nothing and asks nothing.
+SERVING = (
+    "engines",
+    "footprint",
+    "hot_swap",
+    "latency",
+    "meter",
+    "methods",
+    "mixed_batch",
+    "models",
+    "nvml",
+    "serve_run",
+    "variants",
+)
 
 
 def now() -> str:
@@ -139,14 +153,15 @@ def git_state() -> tuple[str | None, bool | None]:
     if commit is None:
         told = os.environ.get(COMMIT_VARIABLE)
         return (told, os.environ.get(DIRTY_VARIABLE) == "1") if told else (None, None)
-    status = git("status", "--porcelain", "--", *(f"{name}.py" for name in MEASURING))
+    measuring = sorted({*MEASURING, *SERVING})
+    status = git("status", "--porcelain", "--", *(f"{name}.py" for name in measuring))
     return commit, bool(status) if status is not None else None
 
 
-@lru_cache(maxsize=1)
-def code_sha256() -> str:
+@lru_cache(maxsize=2)
+def code_sha256(modules: tuple[str, ...] = MEASURING) -> str:
     """One hash of the modules that measure, as they are at the first call: call it at the start."""
-    files = [HERE / f"{name}.py" for name in MEASURING]
+    files = [HERE / f"{name}.py" for name in modules]
     return hashlib.sha256(canonical([[path.name, file_sha256(path)] for path in files])).hexdigest()
 
 

@@ -21,7 +21,13 @@ from torch import nn
 
 from studylib.devices import hold_cards, refuse_busy_devices
 from studylib.engines import lora_requests, measure_vllm, missing_reason, open_vllm, unfit_reason
-from studylib.environment import code_sha256, describe_environment, device_name, now
+from studylib.environment import (
+    SERVING,
+    code_sha256,
+    describe_environment,
+    device_name,
+    now,
+)
 from studylib.errors import StudyError, first_line
 from studylib.files import lock_folder, write_atomically
 from studylib.hot_swap import measure_swap, time_loads
@@ -84,6 +90,7 @@ class ServeRun:
         self.started_at = now()
         self.work = folder / "work"
         self._lock = lock_folder(self.work)
+        code_sha256(SERVING)  # what runs now, whatever is edited while it runs
         hold_cards(min(spec.hardware.gpus, 1))
         devices: list[int] | None = None if torch.cuda.is_available() else []
         refuse_busy_devices(devices=devices)
@@ -329,7 +336,7 @@ class ServeRun:
     def _fingerprint(self) -> dict[str, Any]:
         asked = self.spec.settings.model_dump(mode="json")
         return {
-            "code.sha256": code_sha256(),
+            "code.sha256": code_sha256(SERVING),
             "device.name": device_name(),
             "model.name": self.spec.model,
             "model.sha256": self.model_sha256,
