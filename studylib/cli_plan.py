@@ -83,7 +83,7 @@ def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, An
 
     reference = reference_records(profile.name)
     machine = None
-    if cards_here():  # asked first: without a card nothing here needs torch
+    if profile.hardware.gpus and cards_here():  # without a card nothing here needs torch
         from studylib.prospects import estimate_on, this_machine
 
         machine = this_machine()
@@ -217,7 +217,7 @@ def agree_to_sweep(sweeps: Any, budget: str, yes: bool) -> None:
     from studylib.doctor import cards_here
 
     allowed = parse_budget(budget)
-    if not sweeps or not cards_here():
+    if not any(spec.gpus for spec, _ in sweeps) or not cards_here():
         return
     from studylib.estimate import add, price, times
     from studylib.prospects import estimate_on, this_machine

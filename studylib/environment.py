@@ -109,12 +109,17 @@ def describe_environment(
 
 
 def device_name() -> str:
-    """The card's name as torch gives it, or the processor's."""
+    """The name of the first card that torch sees, or the processor's.
+
+    From NVML where it answers: asking CUDA could leave a context on the card, and the process that
+    starts a study's runs must hold none while they are measured.
+    """
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
-    return f"CPU {host_description()['cpu_model']}"
+    if not torch.cuda.is_available():
+        return f"CPU {host_description()['cpu_model']}"
+    names = [card["name"] for card in describe_devices()[0] if card["cuda_ordinal"] == 0]
+    return names[0] if names else torch.cuda.get_device_name(0)
 
 
 def package_versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from studylib.catalog import find_gpu, match_gpu, shape_of_hub
+from studylib.devices import describe_devices
 from studylib.environment import device_name
 from studylib.errors import StudyError
 from studylib.profile import RunSpec
@@ -35,17 +36,21 @@ class Machine(Frozen):
 
 
 def this_machine() -> Machine:
-    """The cards that torch sees, or the host."""
+    """The cards that torch sees, or the host. Leaves no context on a card, see device_name."""
     import psutil
     import torch
 
     if not torch.cuda.is_available():
         return Machine(gpu=None, cards=0, memory_bytes=psutil.virtual_memory().available)
     gpu = match_gpu(device_name())
+    first = next((c for c in describe_devices()[0] if c["cuda_ordinal"] == 0), {})
+    total = first.get("memory_total_bytes")
     return Machine(
         gpu=gpu.name if gpu else None,
         cards=torch.cuda.device_count(),
-        memory_bytes=torch.cuda.get_device_properties(0).total_memory,
+        memory_bytes=total - (first.get("memory_reserved_bytes") or 0)
+        if total
+        else torch.cuda.get_device_properties(0).total_memory,
     )
 
 

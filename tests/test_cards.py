@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from fake_nvml import FakeCard, FakeNvml
 
-from studylib import executor
+from studylib import cli_plan, doctor, environment, executor, job_forecast
 from studylib.devices import hold_cards, visible_cards
 from studylib.executor import Outcome, Task, run_batch
+from studylib.profile import read_profile
 from studylib.settings import Hardware
 
 
@@ -91,3 +93,27 @@ def test_a_run_waits_until_its_cards_are_free(seen):
 
 def test_a_run_that_wants_more_than_the_machine_has_is_started_to_say_so(seen):
     assert seen(2, 8)["0"][1] == "A,B,C,D"
+
+
+def test_planning_asks_the_library_and_leaves_no_context_on_a_card(monkeypatch):
+    def asked(*_):
+        raise AssertionError("this would start CUDA in the process that only starts runs")
+
+    card = {
+        "cuda_ordinal": 0, "name": "NVIDIA H100 80GB HBM3",
+        "memory_total_bytes": 85 * 10**9, "memory_reserved_bytes": 10**9,
+    }  # fmt: skip
+    for module in (environment, job_forecast):
+        monkeypatch.setattr(module, "describe_devices", lambda: ([card], None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", asked)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", asked)
+    machine = job_forecast.this_machine()
+    assert machine.gpu == "h100-80gb" and machine.cards == 2
+    assert machine.memory_bytes == 84 * 10**9
+
+
+def test_a_profile_without_cards_is_planned_without_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "cards_here", lambda: 1)
+    assert cli_plan.look_ahead(read_profile("smoke"), tmp_path)[1] is None
