@@ -120,7 +120,7 @@ def reproduce(
     folder = results / chosen.name
     if why:
         print(f"profile {name}: {why}")
-    agree_to_spend(chosen, folder, budget, yes, force)
+    agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
     with open_executor(executor, ray_address) as execute:
         outcome = run_study(chosen, folder, Progress(), force, execute)
     if outcome.done_before and not outcome.finished and not outcome.failed:

@@ -190,25 +190,30 @@ def parse_budget(text: str) -> float:
     return budget
 
 
-def agree_to_spend(profile: Any, folder: Path, budget: str, yes: bool, force: bool) -> None:
+def agree_to_spend(
+    profile: Any, folder: Path, budget: str, yes: bool, force: bool, elsewhere: bool = False
+) -> None:
     """Show what is left in hours and dollars; go on if that is within the budget or agreed to.
 
-    Without cards only a cost that is known and beyond the budget is asked about. StudyError where
-    nobody can be asked or the answer is no; nothing is started then.
+    Without cards only a cost that is known and beyond the budget is asked about; elsewhere: the
+    runs go to machines whose cards are not known here, and that is asked about too. StudyError
+    where nobody can be asked or the answer is no; nothing is started then.
     """
     from studylib.plan import check_inputs
 
     allowed = parse_budget(budget)
     made, estimate = look_ahead(profile, folder, force)
-    if estimate is None:
-        cost, words = made.left_usd or 0.0, f"about ${made.left_usd or 0:.2f}"
-    else:
+    if estimate is not None:
         if not estimate.runs and not estimate.unknown:
             return
         check_inputs(profile, fetch=False)  # nobody should agree to what cannot start
         cost = estimate.usd.high if estimate.known else None
         words = spell_estimate(estimate)
         print(f"{profile.name}: {words}")
+    elif elsewhere and profile.hardware.gpus and made.left:
+        cost, words = None, f"{len(made.left)} runs on the cards of other machines, cost unknown"
+    else:
+        cost, words = made.left_usd or 0.0, f"about ${made.left_usd or 0:.2f}"
     ask(words, cost, allowed, yes)
 
 

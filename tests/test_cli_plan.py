@@ -104,6 +104,11 @@ def test_unknown_cost_on_a_card_asks_as_well(study, card, started, monkeypatch):
     assert code == 2 and started == [] and "cost unknown" in err and "nobody knows" in err
 
 
+def test_cards_of_a_cluster_that_are_not_known_here_are_asked_about(study, started):
+    code, _, err = study("reproduce", *SMALL, "--executor", "ray")
+    assert code == 2 and started == [] and "on the cards of other machines, cost unknown" in err
+
+
 SWEEPS = """name: swept
 models: [shape:Pythia-70M]
 methods: [lora]

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from studylib import distributed
+from studylib.almanac import ladder_folder
+from studylib.data import prepare_data
 from studylib.distributed import (
     WorkerFailed,
     launch_config,
@@ -51,33 +53,33 @@ def make_spec(method="full", gpus=1, sharding="fsdp", rate=1e-3, **train):
 
 def train_alone(spec, folder):
     loaded, model = bring_in(spec, None)
-    from studylib.data import prepare_data
-
     log = StepLog()
     data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     train_model(model, data, spec, folder, log, checkpoints=False)
     return log, model
 
 
-@pytest.mark.parametrize(("method", "loss"), [("full", "chunked"), ("lora", "full")])
-def test_two_processes_give_the_loss_curve_and_the_weights_of_one(tmp_path, method, loss):
-    spec = make_spec(method, loss=loss)
-    alone, model = train_alone(spec, tmp_path / "alone")
-    log, saved, together = StepLog(), [], tmp_path / "together"
-    together.mkdir()
-    train_on_cards(spec, together, 2, log, on_save=saved.append)
-    assert saved == [2, 4, 6]
+def assert_trained_as_one(spec, folder, log, alone):
+    """Losses, tokens and the kept weights are those of one process."""
+    expected, model = alone
     assert [row["step"] for row in log.rows] == [1, 2, 3, 4, 5, 6]
-    expected = [row["loss"] for row in alone.rows]
-    assert [row["loss"] for row in log.rows] == pytest.approx(expected, rel=LOSS_TOLERANCE)
-    assert [row["tokens"] for row in log.rows] == [row["tokens"] for row in alone.rows]
-    _, trained = bring_in(spec, together / TRAINED)
+    losses = [row["loss"] for row in expected.rows]
+    assert [row["loss"] for row in log.rows] == pytest.approx(losses, rel=LOSS_TOLERANCE)
+    assert [row["tokens"] for row in log.rows] == [row["tokens"] for row in expected.rows]
+    _, trained = bring_in(spec, folder / TRAINED)
     pairs = zip(model.parameters(), trained.parameters(), strict=True)
     assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs)
 
 
-def test_a_broken_training_goes_on_from_its_checkpoint(tmp_path):
-    """Stopped after step 4 by its parent; then two processes finish what two have begun."""
+def test_two_processes_train_an_adapter_as_one(tmp_path):
+    spec, log, saved = make_spec("lora"), StepLog(), []
+    train_on_cards(spec, tmp_path, 2, log, on_save=saved.append)
+    assert saved == [2, 4, 6]
+    assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
+
+
+def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp_path):
+    """Stopped at step 5 by their parent; two new ones go on from the checkpoint of step 4."""
 
     class Stop(Exception):
         pass
@@ -86,21 +88,15 @@ def test_a_broken_training_goes_on_from_its_checkpoint(tmp_path):
         if row["step"] == 5:
             raise Stop
 
-    spec = make_spec()
-    unbroken = train_alone(spec, tmp_path / "alone")[0]
-    log = StepLog()
+    spec, log = make_spec("full", loss="chunked"), StepLog()
     with pytest.raises(Stop):
         train_on_cards(spec, tmp_path, 2, log, on_step=stop)
     train_on_cards(spec, tmp_path, 2, log)
-    assert [row["step"] for row in log.rows] == [1, 2, 3, 4, 5, 6]
     assert log.rows[4]["step_in_session"] == 1
-    expected = [row["loss"] for row in unbroken.rows]
-    assert [row["loss"] for row in log.rows] == pytest.approx(expected, rel=LOSS_TOLERANCE)
+    assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
 
 
 def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(tmp_path):
-    from studylib.almanac import ladder_folder
-
     broken = tmp_path / "broken"
     shutil.copytree(ladder_folder("0.4m"), broken)
     weights = load_file(broken / "model.safetensors")
