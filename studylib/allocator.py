@@ -9,6 +9,7 @@ across cards (torch keeps a peak a card, so the sum is an upper bound with sever
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Any
 
@@ -21,9 +22,15 @@ def _live_cuda() -> Any:
 
 
 def reset_peaks() -> None:
-    """Set every card's peaks back to what is held now."""
+    """Give back what the stage before has left over, and set every card's peaks to what is held.
+
+    A trainer and its optimizer hold each other until they are collected, and freed memory stays in
+    torch's cache, where NVML would count it for the next stage.
+    """
+    gc.collect()
     cuda = _live_cuda()
     if cuda is not None:
+        cuda.empty_cache()
         for device in range(cuda.device_count()):
             cuda.reset_peak_memory_stats(device)
 

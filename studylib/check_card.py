@@ -182,7 +182,7 @@ def check_software(device: torch.device) -> Found:
     halves = left.bfloat16(), right.bfloat16()
     bf16 = error_of(halves[0] @ halves[1], halves[0].double() @ halves[1].double())
     own = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    tf32 = bool(torch.backends.cuda.matmul.allow_tf32)
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     figures = [Figure(what=what, value=value) for what, value in versions.items()]
     figures += [
         Figure(what="bf16", value="native" if own else "emulated"),

@@ -44,12 +44,15 @@ COMMIT_VARIABLE, DIRTY_VARIABLE = "STUDY_GIT_COMMIT", "STUDY_GIT_DIRTY"
 
 # The code whose change can change a measured figure. Report, figures and command line cannot.
 MEASURING = (
+    "allocator",
     "almanac",
     "chunked_loss",
     "data",
     "distributed",
     "evaluate",
     "flops",
+    "host",
+    "live",
     "meter",
     "methods",
     "models",
@@ -58,6 +61,7 @@ MEASURING = (
     "run",
     "serve",
     "step_clock",
+    "tally",
     "tasks",
     "token_tree",
     "train",
@@ -66,8 +70,10 @@ MEASURING = (
 )
 # The same for a serving run, which trains nothing and asks nothing.
 SERVING = (
+    "allocator",
     "engines",
     "footprint",
+    "host",
     "hot_swap",
     "latency",
     "meter",
@@ -76,6 +82,7 @@ SERVING = (
     "models",
     "nvml",
     "serve_run",
+    "tally",
     "variants",
 )
 

@@ -267,7 +267,7 @@ def train_model(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             on_save(state.global_step)
 
-    clock = StepClock()
+    clock, forwards = StepClock(), own_forwards(model)
     watch = build_callback(log, data, spec, on_step, clock)
     trainer = build_trainer(model, data, spec, folder, [watch, Saved()], clock, checkpoints)
     checkpoint = newest_checkpoint(folder, len(log.rows))
@@ -276,7 +276,22 @@ def train_model(
     model.config.use_cache = False  # type: ignore[union-attr]
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    for module, forward in forwards:
+        module.__dict__.pop("_original_forward", None)
+        module.__dict__.pop("forward", None)
+        if forward is not None:
+            module.forward = forward
     return trainer
+
+
+def own_forwards(model: Any) -> list[tuple[Any, Any]]:
+    """The model, and what an adapter wraps, with the forward that each was given, if any.
+
+    Training replaces them (autocast, fp32 outputs, a chunked loss). A model that is scored computes
+    as one that was never trained, or was loaded after its training, does.
+    """
+    modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    return [(module, module.__dict__.get("forward")) for module in modules]
 
 
 def checkpoint_step(checkpoint: Path | None) -> int:

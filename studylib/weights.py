@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,9 @@ def bring_in(spec: RunSpec, trained: Path | None) -> tuple[Loaded, nn.Module]:
     Where several cards train it, each of their processes loads its own: this one stays on the
     host, to be counted.
     """
+    if torch.cuda.is_available():  # for scoring as for training, and for the untrained model too
+        backends: Any = torch.backends
+        backends.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
     if trained is not None:
         loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
         return loaded, load_trained(loaded.model, spec.method, trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
@@ -41,3 +42,35 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
+    from studylib import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def study(call, monkeypatch):
+    """The same on a machine without a card, whatever this one has."""
+    from studylib import doctor
+
+    monkeypatch.setattr(doctor, "describe_devices", lambda: ([], "no card in a test"))
+    doctor.own_profile.cache_clear()
+    yield call
+    doctor.own_profile.cache_clear()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from studylib import cli, cli_options, cli_tune, doctor, environment, prospects, runner
+from studylib import cli_options, cli_tune, doctor, environment, prospects, runner
 from studylib.executor import Outcome
 from studylib.job_forecast import Machine
 from studylib.profile import read_profile
@@ -30,27 +30,6 @@ def started(monkeypatch):
 
     monkeypatch.setattr(runner, "reproduce", run)
     return calls
-
-
-@pytest.fixture
-def study(monkeypatch, capsys, tmp_path):
-    """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "describe_devices", lambda: ([], "no card in a test"))
-    doctor.own_profile.cache_clear()
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    yield call
-    doctor.own_profile.cache_clear()
 
 
 @pytest.fixture

@@ -108,6 +108,9 @@ class FakeCuda:
     def max_memory_reserved(self, _):
         return int(self.held * self.reserved_share)
 
+    def empty_cache(self):
+        pass
+
     def reset_peak_memory_stats(self, _):
         pass
 
@@ -173,7 +176,7 @@ def test_arithmetic_here_passes_and_versions_are_told():
 
 
 def test_tf32_that_is_on_and_products_that_are_off_fail(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=True))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision="tf32"))
     right = torch.Tensor.__matmul__
 
     def rounded(left, other):  # as TF32 rounds: to 11 bits

@@ -457,7 +457,11 @@ class FakeCuda:
     def max_memory_reserved(self, device):
         return 2 * self.peaks[device]
 
+    def empty_cache(self):
+        self.emptied = getattr(self, "emptied", 0) + 1
+
     def reset_peak_memory_stats(self, device):
+        assert self.emptied, "what the stage before left in the cache would count for this one"
         self.peaks[device] = self.held[device]
 
 

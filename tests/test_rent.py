@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from studylib import cli, cli_rent, rental, renting
+from studylib import cli_rent, rental, renting
 from studylib.catalog import load_prices
 from studylib.errors import StudyError
 from studylib.estimate import Estimate, RunHours, exactly
@@ -157,27 +157,19 @@ def test_setup_installs_what_a_bare_image_lacks(tmp_path):
 
 
 @pytest.fixture
-def study(monkeypatch, capsys, tmp_path):
-    """Call `study rent` in a checkout of its own without a terminal; gives (code, out, err)."""
-    monkeypatch.chdir(tmp_path)
+def study(call, monkeypatch):
+    """Call `study rent` without a terminal; gives (code, out, err)."""
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: PTH123, SIM115
     monkeypatch.setattr(rental, "estimate", lambda *asked: make_estimate(2.0))
     monkeypatch.setattr(cli_rent, "check_tools", lambda: None)
     sent = []
     monkeypatch.setattr(os, "execve", lambda *words: sent.append(words))
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["study", "rent", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
+    def rent(*words):
+        return call("rent", *words)
 
-    call.sent = sent
-    return call
+    rent.sent = sent
+    return rent
 
 
 @pytest.mark.parametrize(

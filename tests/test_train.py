@@ -262,6 +262,22 @@ def test_chunked_loss_never_holds_all_logits(tmp_path):
     assert peaks["full"] - peaks["chunked"] > logits_bytes
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_trained_model_is_scored_as_one_that_is_loaded_again(tiny_folder, tmp_path, method):
+    """In bf16, where training multiplies under autocast and hands out fp32: bit for bit."""
+    spec = make_spec(tiny_folder, method, dtype="bf16", loss="chunked", steps=2)
+    loaded, model = weights.bring_in(spec, None)
+    data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
+    train_model(model, data, spec, tmp_path / "work", StepLog(), checkpoints=False)
+    weights.settle(spec, loaded.model, model)
+    weights.keep(tmp_path, model)
+    _, again = weights.bring_in(spec, weights.find_trained(tmp_path))
+    ids = torch.tensor([data.rows[0][0]["input_ids"]])
+    with torch.no_grad():
+        a, b = (m.eval()(input_ids=ids).logits for m in (model, again))
+    assert a.dtype == b.dtype and torch.equal(a, b)
+
+
 def test_evaluation_after_chunked_training_still_gets_logits(tiny_folder, tmp_path):
     spec = make_spec(tiny_folder, loss="chunked", steps=1)
     model, data = prepare(spec)
