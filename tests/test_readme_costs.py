@@ -1,0 +1,34 @@
+"""What the README says that profiles take on rented cards is what the plan says now."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from studylib.profile import read_profile
+from studylib.prospects import estimate_study
+from studylib.serving import serve_specs
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| (\w+) \| [^|]+ \| (\d) × ([\w-]+) \| ([^|]+) \| ([^|]+) \|$", README, re.M)
+
+
+def spell(span, digits):
+    low, mid, high = (
+        f"{v:.{digits if v < 10 else 0}f}" for v in (span.low, span.mid, span.high)
+    )  # fmt: skip
+    return f"{mid} ({low}–{high})"
+
+
+def test_every_profile_for_cards_has_its_row():
+    assert {row[0] for row in ROWS} == {"systems", "gpu", "article"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_hours_and_dollars_are_the_plans(row):
+    name, cards, gpu, hours, dollars = row
+    profile = read_profile(name)
+    found = estimate_study(profile.runs(), gpu, int(cards), serve_specs(profile))
+    assert (hours, dollars) == (spell(found.hours, 1), spell(found.usd, 0))
