@@ -81,9 +81,10 @@ def plan_study(
     Raises StudyError if a record there is damaged or was made with other settings.
     """
     records = {record.run_id: record for record in read_records(results / "runs")}
-    timed = [*records.values(), *reference]
-    if device is not None:
-        timed = [record for record in timed if record.environment.device == device]
+    own, others = (
+        [r for r in found if device is None or r.environment.device == device]
+        for found in (records.values(), reference)
+    )
     runs = []
     for spec in profile.runs():
         folder = results / "runs" / spec.run_id
@@ -93,7 +94,7 @@ def plan_study(
             state: State = "done"
         else:
             state = "to resume" if (folder / "work" / "session.json").is_file() else "to do"
-        seconds, source = expect_seconds(spec, timed)
+        seconds, source = expect_seconds(spec, own, others)
         rate = profile.hardware.usd_per_hour
         usd = None if seconds is None or rate is None else seconds / 3600 * rate
         runs.append(
@@ -147,14 +148,17 @@ def record_seconds(record: Record) -> float:
     return sum(block.measure.wall_seconds for block in blocks if block is not None)
 
 
-def expect_seconds(spec: RunSpec, records: Sequence[Record]) -> tuple[float | None, str]:
-    """(seconds, where that comes from): the same run, else its like with another seed."""
-    finished = [r for r in records if r.complete and not find_changes(spec, as_seed(r, spec))]
-    same = [r for r in finished if r.run_id == spec.run_id]
-    if same or finished:
-        alike = same or finished
-        what = "this run's record" if same else "records of other seeds"
-        return statistics.median(record_seconds(r) for r in alike), what
+def expect_seconds(
+    spec: RunSpec, own: Sequence[Record], reference: Sequence[Record]
+) -> tuple[float | None, str]:
+    """(seconds, where that comes from): the same run, else its like with another seed; from the
+    results here before the reference's."""
+    for records, whose in ((own, ""), (reference, ", in the reference")):
+        alike = [r for r in records if r.complete and not find_changes(spec, as_seed(r, spec))]
+        same = [r for r in alike if r.run_id == spec.run_id]
+        if alike:
+            what = "this run's record" if same else "records of other seeds"
+            return statistics.median(record_seconds(r) for r in same or alike), what + whose
     return None, "unknown: nothing alike was measured yet"
 
 

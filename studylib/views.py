@@ -124,21 +124,13 @@ def plot_memory(samples: pd.DataFrame) -> Figure:
     if "session" in samples:  # each process of an interrupted run starts its clock at nought
         ends = samples.groupby("session")["t_seconds"].max().cumsum().shift(fill_value=0.0)
         samples = samples.assign(t_seconds=samples["t_seconds"] + samples["session"].map(ends))
-    for (stage, part), color in zip(samples.groupby("stage", sort=False), STAGES * 3, strict=False):
+    stages = zip(samples.groupby("stage", sort=False), STAGES * 3, strict=False)
+    for number, ((stage, part), color) in enumerate(stages):
         gigabytes = part[column].astype(float) / 1e9
         axes.plot(part["t_seconds"], gigabytes, color=color, linewidth=1.8)
-        if len(part) < 0.03 * len(samples):
-            continue  # too short for a label of its own
-        peak = gigabytes.idxmax()
-        axes.annotate(
-            f"{stage}\n{gigabytes[peak]:.2f} GB",
-            (part["t_seconds"][peak], gigabytes[peak]),
-            color=color,
-            fontsize=8,
-            va="bottom",
-            ha="center",
-        )
-    axes.margins(y=0.3)
+        label = f"{stage} {gigabytes.max():.2f} GB"  # beside the axes: stages may last an instant
+        place = (1.02, 0.95 - 0.11 * number)
+        axes.text(*place, label, color=color, fontsize=9, transform=axes.transAxes, va="top")
     axes.set(xlabel="seconds", ylabel="GB")
     axes.set_title(
         f"{name[0].upper()}{name[1:]}, with each stage's peak", loc="left", fontsize=10, color=INK

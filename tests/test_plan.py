@@ -87,6 +87,13 @@ def test_times_come_from_like_runs_and_are_unknown_where_there_is_none(results):
     assert lora.seconds is None and lora.usd is None and "unknown" in lora.seconds_source
 
 
+def test_times_of_the_reference_serve_where_there_are_none_here_and_say_so(results, tmp_path):
+    shipped = read_records(results / "runs")
+    made = {r.run_id: r for r in plan_study(profile_with(), tmp_path / "new", shipped).runs}
+    full = made["ladder-0.4m--full--s0"]
+    assert full.seconds > 0 and full.seconds_source == "this run's record, in the reference"
+
+
 def test_times_of_another_card_say_nothing_of_this_one(results):
     [device] = {record.environment.device for record in read_records(results / "runs")}
     here, elsewhere = (
