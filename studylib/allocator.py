@@ -21,16 +21,22 @@ def _live_cuda() -> Any:
     return cuda if is_initialized is not None and is_initialized() else None
 
 
-def reset_peaks() -> None:
-    """Give back what the stage before has left over, and set every card's peaks to what is held.
+def release_leftovers() -> None:
+    """Give back what earlier work has left over, so that it does not count for what comes next.
 
     A trainer and its optimizer hold each other until they are collected, and freed memory stays in
-    torch's cache, where NVML would count it for the next stage.
+    torch's cache, where NVML sees it.
     """
     gc.collect()
     cuda = _live_cuda()
     if cuda is not None:
         cuda.empty_cache()
+
+
+def reset_peaks() -> None:
+    """Set every card's peaks back to what is held now."""
+    cuda = _live_cuda()
+    if cuda is not None:
         for device in range(cuda.device_count()):
             cuda.reset_peak_memory_stats(device)
 

@@ -113,6 +113,7 @@ class Meter:
             raise RuntimeError("the meter is not running: use stages inside `with meter:`")
         if self._open is not None:
             raise RuntimeError(f"stage {self._open.name} is still open: stages do not nest")
+        allocator.release_leftovers()  # before the first sample, and off the stage's clock
         with self._lock:
             self._open = _OpenStage(name, self._readers, self._no_nvml)
             self._take(thorough=True)

@@ -444,12 +444,13 @@ def test_model_without_a_revision_keeps_its_first_commit_when_the_branch_moves_o
     asked = {"models": ["hub:study/ladder"], "methods": ["base"], "data": {"source": "almanac:new"},
              "evaluate": {"questions": "almanac:new", "shots": 0, "scoring": "text"}}  # fmt: skip
     first = hub.repositories["models", "study/ladder"]
+    monkeypatch.setattr(runner, "run_batch", lambda *_: None)
 
     def start():
         """The study as a command opens it, started without its runs; the models that they get."""
         profile = open_profile("custom", here / "results", asked)
         folder = here / "results" / profile.name
-        runner.reproduce(profile, folder, Progress(), executor=lambda *_: None)
+        runner.reproduce(profile, folder, Progress(), executor=runner.run_batch)
         file = str(folder / "profile.yaml")
         return {run.model for name in (file, "custom") for run in open_profile(
             name, here / "results", None if name == file else asked).runs()}  # fmt: skip
