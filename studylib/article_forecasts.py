@@ -33,9 +33,9 @@ from studylib.sealed import canonical
 
 HERE = Path(__file__).parent
 MODULES = (
-    "allocator", "article_forecasts", "article_memory", "catalog", "cuda_terms", "depth", "fitting",
-    "forecast", "kernels", "optimizers", "published", "roofline", "sharding", "skeleton", "step",
-    "trace",
+    "allocator", "article_forecasts", "article_memory", "catalog", "chunked_loss", "cuda_terms",
+    "depth", "fitting", "forecast", "kernels", "optimizers", "published", "roofline", "sharding",
+    "skeleton", "step", "trace",
 )  # fmt: skip
 MADE_BY = (*(f"{name}.py" for name in MODULES), "gpus.csv", "prices.csv", "shapes.json",
            "published_memory.json")  # fmt: skip

@@ -20,6 +20,7 @@ from studylib.forecast_book import (
     read_book,
     write_book,
 )
+from studylib.places import REFERENCE
 from studylib.published import load_published
 
 GB = 10**9
@@ -138,3 +139,8 @@ def test_a_published_case_goes_into_the_book_with_its_error() -> None:
 def test_the_smallest_24_gb_card_and_the_code_are_known() -> None:
     assert smallest_card(24).endswith("-24gb")
     assert len(hash_code()) == 64
+
+
+def test_shipped_forecasts_were_made_by_the_code_as_it_is():
+    """`make forecasts` makes them again in half a minute; `make report` then shows them."""
+    assert read_book(REFERENCE / "forecasts.json").code_sha256 == hash_code()
