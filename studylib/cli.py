@@ -23,6 +23,7 @@ from studylib.cli_evaluate import evaluate
 from studylib.cli_forecast import forecast, prices
 from studylib.cli_gpu_check import gpu_check
 from studylib.cli_options import (
+    DEFAULT_RESULTS,
     DataOption,
     JsonOption,
     LimitOption,
@@ -59,7 +60,6 @@ app = typer.Typer(
     help="PEFT or full fine-tuning? Plan, run and report a study that measures it.",
 )
 
-DEFAULT_RESULTS = Path("results")
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
 

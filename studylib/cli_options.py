@@ -13,6 +13,8 @@ import typer
 from studylib.errors import StudyError
 
 FOR_GPUS = ("gpu", "systems")
+DEFAULT_RESULTS = Path("results")
+
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", help="A shipped profile's name or a YAML file.")
 ]

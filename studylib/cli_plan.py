@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from studylib.cli_options import (
+    DEFAULT_RESULTS,
     DataOption,
     JsonOption,
     LimitOption,
@@ -33,7 +34,6 @@ from studylib.cli_options import (
 )
 from studylib.errors import StudyError
 
-DEFAULT_RESULTS = Path("results")
 DEFAULT_BUDGET_USD = "10"
 
 BudgetOption = Annotated[

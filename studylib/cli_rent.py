@@ -17,6 +17,7 @@ import typer
 
 from studylib.cli_forecast import PricesOption
 from studylib.cli_options import (
+    DEFAULT_RESULTS,
     DataOption,
     LimitOption,
     MethodsOption,
@@ -31,8 +32,6 @@ from studylib.cli_options import (
 )
 from studylib.cli_plan import DEFAULT_BUDGET_USD, BudgetOption, YesOption, parse_budget
 from studylib.errors import StudyError
-
-DEFAULT_RESULTS = Path("results")
 
 
 def rent(

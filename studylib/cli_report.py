@@ -16,10 +16,8 @@ from typing import Annotated
 
 import typer
 
-from studylib.cli_options import ProfileOption, ResultsOption, results_name
+from studylib.cli_options import DEFAULT_RESULTS, ProfileOption, ResultsOption, results_name
 from studylib.errors import StudyError
-
-DEFAULT_RESULTS = Path("results")
 
 
 def report(

@@ -11,12 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from studylib.cli_options import ProfileOption, ResultsOption, resolve_profile
+from studylib.cli_options import DEFAULT_RESULTS, ProfileOption, ResultsOption, resolve_profile
 from studylib.cli_plan import DEFAULT_BUDGET_USD, BudgetOption, YesOption, agree_to_sweep
 from studylib.errors import StudyError
 from studylib.settings import nearest
-
-DEFAULT_RESULTS = Path("results")
 
 
 def tune(

@@ -106,7 +106,7 @@ def make_order(tmp_path):
 def test_closed_terminal_brings_results_home_and_takes_the_machine_down(sky, tmp_path, remote):
     left, output = sky("hang_up", make_order(tmp_path), HF_TOKEN=TOKEN, **remote)
     assert left["code"] == 130 and left["up"] is False
-    assert left["home"] == ["runs/a/work/checkpoint"], output
+    assert left["home"] == [str(Path("runs", "a", "work", "checkpoint"))], output
     assert left["inherited"] is None, "SkyPilot's server would keep the token"
 
 
