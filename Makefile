@@ -49,7 +49,7 @@ lab: ## open the notebooks' start page in JupyterLab on 127.0.0.1
 	@$(PY) -m jupyterlab --config=tools/lab/config.py
 
 ladder: ## rebuild the bundled models from their seed
-	@$(PY) -m studylib.ladder
+	@$(PY) -m studylib.modelling.ladder
 
 check: ## style, types, notebooks kept clean
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py

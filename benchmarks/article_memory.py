@@ -5,9 +5,9 @@ Run: python benchmarks/article_memory.py  (about half a minute, no device).
 
 from __future__ import annotations
 
-from studylib.article_memory import CASES, forecast_case
-from studylib.fitting import largest_that_fits
-from studylib.forecast import ForecastSettings
+from studylib.forecasting.article_memory import CASES, forecast_case
+from studylib.forecasting.fitting import largest_that_fits
+from studylib.forecasting.forecast import ForecastSettings
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ import resource
 import sys
 import time
 
-from studylib.catalog import load_shapes
-from studylib.errors import StudyError
-from studylib.forecast import ForecastSettings, forecast
+from studylib.core.errors import StudyError
+from studylib.forecasting.forecast import ForecastSettings, forecast
+from studylib.planning.catalog import load_shapes
 
 METHODS = ("full", "lora", "qlora")
 

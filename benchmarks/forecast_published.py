@@ -5,7 +5,7 @@ Run: python benchmarks/forecast_published.py  (about a minute, no device).
 
 from __future__ import annotations
 
-from studylib.published import compare, load_published
+from studylib.forecasting.published import compare, load_published
 
 
 def main() -> None:

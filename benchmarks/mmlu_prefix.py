@@ -24,8 +24,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from studylib.compare_lm import ModelClock, compare, evaluate_items
-from studylib.prefix_lm import PrefixLM
+from studylib.scoring.compare_lm import ModelClock, compare, evaluate_items
+from studylib.scoring.prefix_lm import PrefixLM
 
 LETTERS = ["A", "B", "C", "D"]
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "mmlu"

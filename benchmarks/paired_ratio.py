@@ -20,12 +20,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from studylib.environment import device_name, package_versions
-from studylib.latency import Conversation, Served, make_prompt, undisturbed
-from studylib.models import load_model
-from studylib.profile import MethodSettings, ModelRef
-from studylib.stats import compare_timings
-from studylib.variants import plain_copy
+from studylib.core.stats import compare_timings
+from studylib.metering.environment import device_name, package_versions
+from studylib.modelling.models import load_model
+from studylib.modelling.variants import plain_copy
+from studylib.schema.profile import MethodSettings, ModelRef
+from studylib.serving.latency import Conversation, Served, make_prompt, undisturbed
 
 RULE = 0.93
 BLOCK = 100  # repeats whose share is shown by itself

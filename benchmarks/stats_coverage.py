@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats as distributions
 
-from studylib import stats
+from studylib.core import stats
 
 Floats = NDArray[np.float64]
 # items of the 57 subjects of MMLU's test split, the most uneven list in use

@@ -1,5 +1,5 @@
 """`python -m studylib` is `study`."""
 
-from studylib.cli import main
+from studylib.commands.cli import main
 
 main()

@@ -28,8 +28,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from studylib.almanac import ladder_folder, ladder_names
-    from studylib.models import load_tokenizer
+    from studylib.inputs.almanac import ladder_folder, ladder_names
+    from studylib.modelling.models import load_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
@@ -47,7 +47,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """Call the command line in an empty folder; gives (exit code, stdout, stderr)."""
-    from studylib import cli
+    from studylib.commands import cli
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -68,7 +68,7 @@ def call(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def study(call, monkeypatch):
     """The same on a machine without a card, whatever this one has."""
-    from studylib import doctor
+    from studylib.running import doctor
 
     monkeypatch.setattr(doctor, "describe_devices", lambda: ([], "no card in a test"))
     doctor.own_profile.cache_clear()

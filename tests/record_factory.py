@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from studylib.measure import StageMeasure
-from studylib.profile import (
+from studylib.core.measure import StageMeasure
+from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
     Hardware,
@@ -25,7 +25,7 @@ from studylib.profile import (
     TrainSettings,
     parse_method,
 )
-from studylib.records import (
+from studylib.schema.records import (
     Environment,
     EvaluateBlock,
     LoadBlock,
@@ -36,7 +36,7 @@ from studylib.records import (
     file_sha256,
     write_record,
 )
-from studylib.tuning import TunePoint, TuneRecord, write_sweep
+from studylib.schema.tuning import TunePoint, TuneRecord, write_sweep
 
 SUBJECTS = 16
 PARAMS = {"ladder:0.4m": 430_000, "ladder:1.4m": 1_420_000}

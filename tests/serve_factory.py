@@ -6,9 +6,9 @@ from pathlib import Path
 
 from record_factory import Factory, make_spec
 
-from studylib.footprint import Kept, find_break_even, tabulate_variants
-from studylib.serve_records import ServeRecord, write_serve_record
-from studylib.serving import (
+from studylib.planning.footprint import Kept, find_break_even, tabulate_variants
+from studylib.schema.serve_records import ServeRecord, write_serve_record
+from studylib.schema.serving import (
     Equality,
     FootprintRow,
     LatencyRow,

@@ -20,10 +20,10 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.tensor import DTensor
 
-from studylib.chunked_loss import install_chunked_loss
-from studylib.methods import attach
-from studylib.models import load_model
-from studylib.profile import LoraSettings, ModelRef, parse_method
+from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.modelling.methods import attach
+from studylib.modelling.models import load_model
+from studylib.schema.profile import LoraSettings, ModelRef, parse_method
 
 STEPS, RATE = 3, 1e-3
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import sky
 from sky.data.storage_utils import get_excluded_files
 
-from studylib.renting import Limits, carry_through
+from studylib.planning.renting import Limits, carry_through
 from tools import sky_machine
 
 TOKEN = os.environ.get("HF_TOKEN")

@@ -12,12 +12,18 @@ import typer
 from record_factory import Factory, make_spec
 from typer.testing import CliRunner
 
-from studylib import choose_views, cli_advise, gather
-from studylib.advice_text import format_advice
-from studylib.advise import advise
-from studylib.article_rule import compare_with_article, grid_cases, tabulate_disagreement
-from studylib.card_forecasts import foresee_jobs, smaller_sibling
-from studylib.case import (
+from studylib.advice.advice_text import format_advice
+from studylib.advice.advise import advise
+from studylib.advice.article_rule import compare_with_article, grid_cases, tabulate_disagreement
+from studylib.advice.evidence import read_roots
+from studylib.advice.rank_methods import rank_options
+from studylib.commands import cli_advise, gather
+from studylib.core.errors import StudyError
+from studylib.core.places import NOTEBOOKS
+from studylib.forecasting.card_forecasts import foresee_jobs, smaller_sibling
+from studylib.forecasting.forecast import ForecastSettings, forecast
+from studylib.notebook_views import choose_views
+from studylib.planning.case import (
     AccuracyEvidence,
     Case,
     Evidence,
@@ -28,12 +34,7 @@ from studylib.case import (
     Span,
     build_case,
 )
-from studylib.catalog import find_gpu
-from studylib.errors import StudyError
-from studylib.evidence import read_roots
-from studylib.forecast import ForecastSettings, forecast
-from studylib.places import NOTEBOOKS
-from studylib.rank_methods import rank_options
+from studylib.planning.catalog import find_gpu
 
 BIG, SMALL = "shape:llama-2-13b", "shape:llama-2-7b"
 GB = 10**9
@@ -562,7 +563,7 @@ def test_lines_of_dollars_have_a_name_each_and_a_caption_of_this_case():
 
 
 def test_without_widgets_the_notebook_shows_the_answer_of_its_own_case(monkeypatch):
-    from studylib import explore
+    from studylib.notebook_views import explore
 
     monkeypatch.setitem(sys.modules, "ipywidgets", None)  # importing it fails
     case = make_case(variants=50)

@@ -7,7 +7,8 @@ from itertools import product
 
 import pytest
 
-from studylib.almanac import (
+from studylib.core.errors import StudyError
+from studylib.inputs.almanac import (
     HALVES,
     OLD_STATEMENTS,
     QUESTION,
@@ -23,7 +24,6 @@ from studylib.almanac import (
     tell,
     training_examples,
 )
-from studylib.errors import StudyError
 
 WORLDS = [("old", "native"), ("new", "native"), ("old", "shifted")]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib import capacity
-from studylib.panels import to_svg
-from studylib.study import read_study
-from studylib.summary import Summary, summarise
+from studylib.reporting import capacity
+from studylib.reporting.panels import to_svg
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import Summary, summarise
 
 SHARES = {
     "full": {400: 0.9, 800: 0.85, 1600: 0.7},

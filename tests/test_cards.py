@@ -11,11 +11,14 @@ import pytest
 import torch
 from fake_nvml import FakeCard, FakeNvml
 
-from studylib import cli_plan, doctor, environment, executor, job_forecast
-from studylib.devices import hold_cards, visible_cards
-from studylib.executor import Outcome, Task, run_batch
-from studylib.profile import read_profile
-from studylib.settings import Hardware
+from studylib.commands import cli_plan
+from studylib.forecasting import job_forecast
+from studylib.metering import environment
+from studylib.metering.devices import hold_cards, visible_cards
+from studylib.running import doctor, executor
+from studylib.running.executor import Outcome, Task, run_batch
+from studylib.schema.profile import read_profile
+from studylib.schema.settings import Hardware
 
 
 def machine(cards):

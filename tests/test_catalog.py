@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from studylib.catalog import (
+from studylib.core.errors import StudyError
+from studylib.planning.catalog import (
     find_gpu,
     find_shape,
     load_gpus,
@@ -18,13 +19,13 @@ from studylib.catalog import (
     load_shapes,
     price_range,
 )
-from studylib.errors import StudyError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def test_catalog_needs_no_torch():
-    code = "import sys, studylib.catalog as c; c.load_gpus(); sys.exit('torch' in sys.modules)"
+    code = "import sys, studylib.planning.catalog as c; c.load_gpus(); "
+    code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -46,8 +47,8 @@ def test_shapes_and_prices_equal_their_sources():
 
 
 def test_models_of_the_shipped_profiles_have_their_published_shapes():
-    from studylib.catalog import shape_of_hub
-    from studylib.profile import read_profile
+    from studylib.planning.catalog import shape_of_hub
+    from studylib.schema.profile import read_profile
 
     for name in ("gpu", "article"):
         for run in read_profile(name).runs():

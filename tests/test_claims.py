@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib.claim_sources import Forecast
-from studylib.claims import NOT_YET, Finding, evaluate_claims, read_claims
-from studylib.study import read_study
-from studylib.summary import summarise
-from studylib.verdicts import parse_rule
+from studylib.core.verdicts import parse_rule
+from studylib.reporting.claim_sources import Forecast
+from studylib.reporting.claims import NOT_YET, Finding, evaluate_claims, read_claims
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import summarise
 
 
 def find(findings: list[Finding], claim: str, part: str) -> Finding:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib import cli_options, plan, runner
-from studylib.errors import StudyError
-from studylib.executor import Failure, Outcome
+from studylib.commands import cli_options
+from studylib.core.errors import StudyError
+from studylib.planning import plan
+from studylib.running import runner
+from studylib.running.executor import Failure, Outcome
 
 ROOT = Path(__file__).parents[1]
 GOOD = '{"instruction": "a", "input": "", "output": "b"}\n'
@@ -136,7 +138,7 @@ def test_plan_for_people_says_how_much_is_left(study):
 
 
 def test_custom_study_is_planned_from_files_alone(study, tmp_path):
-    from studylib.almanac import ladder_folder
+    from studylib.inputs.almanac import ladder_folder
 
     shutil.copytree(ladder_folder("0.4m"), tmp_path / "My Model")
     (tmp_path / "data.jsonl").write_text(GOOD)

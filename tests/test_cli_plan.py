@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
-from studylib import cli_options, cli_tune, doctor, environment, prospects, runner
-from studylib.executor import Outcome
-from studylib.job_forecast import Machine
-from studylib.profile import read_profile
+from studylib.commands import cli_options, cli_tune
+from studylib.forecasting import prospects
+from studylib.forecasting.job_forecast import Machine
+from studylib.metering import environment
+from studylib.running import doctor, runner
+from studylib.running.executor import Outcome
+from studylib.schema.profile import read_profile
 
 DEVICE = "NVIDIA H100 80GB HBM3"
 CARD = {"cuda_ordinal": 0, "name": DEVICE}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib.comparable import name_refusals, split_comparable
+from studylib.reporting.comparable import name_refusals, split_comparable
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import typer
 from record_factory import GPU, Factory, make_spec
 from typer.testing import CliRunner
 
-from studylib import cli_advise
-from studylib.compare_studies import compare_folders, compare_ratios, judge_spread
-from studylib.errors import StudyError
-from studylib.measure import StageMeasure
-from studylib.move_words import format_moves
-from studylib.resources import Spread
-from studylib.serve_records import ServeRecord, write_serve_record
-from studylib.serving import (
+from studylib.commands import cli_advise
+from studylib.core.errors import StudyError
+from studylib.core.measure import StageMeasure
+from studylib.reporting.compare_studies import compare_folders, compare_ratios, judge_spread
+from studylib.reporting.move_words import format_moves
+from studylib.reporting.resources import Spread
+from studylib.schema.serve_records import ServeRecord, write_serve_record
+from studylib.schema.serving import (
     FootprintRow,
     LatencyRow,
     PairedRatio,

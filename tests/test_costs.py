@@ -3,8 +3,8 @@
 import pytest
 from record_factory import GPU, Factory, make_spec
 
-from studylib.catalog import match_gpu
-from studylib.costs import dollars, price_of
+from studylib.planning.catalog import match_gpu
+from studylib.reporting.costs import dollars, price_of
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,15 @@
 
 import pytest
 
-from studylib.catalog import find_shape, load_shapes
-from studylib.counts import (
+from studylib.core.errors import StudyError
+from studylib.planning.catalog import find_shape, load_shapes
+from studylib.planning.counts import (
     ATTENTION,
     LLAMA_LIKE,
     checkpoint_bytes,
     count_adapter,
     count_parameters,
 )
-from studylib.errors import StudyError
 
 SHAPES = [shape for shape in load_shapes().values() if shape.family in LLAMA_LIKE]
 

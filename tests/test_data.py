@@ -7,8 +7,9 @@ import random
 
 import pytest
 
-from studylib.almanac import ladder_folder
-from studylib.data import (
+from studylib.core.errors import StudyError
+from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.data import (
     IGNORED,
     pack,
     parse_almanac,
@@ -18,8 +19,7 @@ from studylib.data import (
     read_examples,
     tokenise,
 )
-from studylib.errors import StudyError
-from studylib.profile import DataSettings, TrainSettings, read_profile
+from studylib.schema.profile import DataSettings, TrainSettings, read_profile
 
 GOOD = '{"instruction": "a", "input": "", "output": "b"}'
 

@@ -13,19 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from studylib import distributed
-from studylib.almanac import ladder_folder
-from studylib.data import prepare_data
-from studylib.distributed import (
-    WorkerFailed,
-    launch_config,
-    read_results,
-    take_cards,
-    train_on_cards,
-)
-from studylib.errors import StudyError
-from studylib.places import ROOT
-from studylib.profile import (
+from studylib.core.errors import StudyError
+from studylib.core.places import ROOT
+from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.data import prepare_data
+from studylib.modelling.weights import TRAINED, bring_in
+from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
     Hardware,
@@ -34,8 +27,15 @@ from studylib.profile import (
     TrainSettings,
     parse_method,
 )
-from studylib.train import Diverged, StepLog, train_model
-from studylib.weights import TRAINED, bring_in
+from studylib.training import distributed
+from studylib.training.distributed import (
+    WorkerFailed,
+    launch_config,
+    read_results,
+    take_cards,
+    train_on_cards,
+)
+from studylib.training.train import Diverged, StepLog, train_model
 
 LOSS_TOLERANCE = 2e-4  # relative: two processes add the same numbers in another order
 
@@ -109,7 +109,8 @@ def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(tmp_path):
 
 def test_a_process_ends_soon_after_the_notebook_that_started_it():
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    code = f"import time; from studylib.train_worker import end_with; end_with({parent.pid}); "
+    code = "import time; from studylib.training.train_worker import end_with; "
+    code += f"end_with({parent.pid}); "
     worker = subprocess.Popen([sys.executable, "-c", code + "time.sleep(100)"], cwd=ROOT)
     time.sleep(0.5)
     assert worker.poll() is None

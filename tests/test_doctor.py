@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from studylib import doctor
-from studylib.profile import shipped_profiles
+from studylib.running import doctor
+from studylib.schema.profile import shipped_profiles
 
 
 @pytest.fixture(scope="module")

@@ -7,17 +7,17 @@ import json
 import pandas as pd
 import pytest
 
-from studylib.errors import StudyError
-from studylib.evaluate import ask, build_lm, evaluate_model, hash_column, score_items
-from studylib.methods import attach
-from studylib.models import load_model
-from studylib.settings import (
+from studylib.core.errors import StudyError
+from studylib.modelling.methods import attach
+from studylib.modelling.models import load_model
+from studylib.schema.settings import (
     EvaluateSettings,
     LoraSettings,
     MethodSettings,
     ModelRef,
     parse_method,
 )
+from studylib.scoring.evaluate import ask, build_lm, evaluate_model, hash_column, score_items
 
 ALMANAC = EvaluateSettings(
     questions="almanac:new", retention="almanac:old", scoring="text", shots=0, limit=2

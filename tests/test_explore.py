@@ -6,8 +6,8 @@ import builtins
 
 import pytest
 
-from studylib import explore
-from studylib.catalog import find_gpu
+from studylib.notebook_views import explore
+from studylib.planning.catalog import find_gpu
 
 MODEL = "shape:smollm2-135m"
 
@@ -70,7 +70,7 @@ def test_choices_are_a_slider_buttons_or_a_menu_and_the_first_one_is_set():
 
 
 def test_plan_has_one_row_a_model_and_method_and_unknown_is_a_word():
-    from studylib.plan import Plan, PlannedRun
+    from studylib.planning.plan import Plan, PlannedRun
 
     def planned(name, state, seconds):
         return PlannedRun(

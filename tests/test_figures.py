@@ -9,10 +9,10 @@ import pytest
 from matplotlib.colors import to_hex
 from record_factory import Factory, make_spec
 
-from studylib import figures, panels
-from studylib.profile import METHODS
-from studylib.study import read_study
-from studylib.summary import Summary, summarise
+from studylib.reporting import figures, panels
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import Summary, summarise
+from studylib.schema.profile import METHODS
 
 
 @pytest.fixture(scope="module")

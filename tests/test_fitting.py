@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from studylib.fitting import (
+from studylib.forecasting.fitting import (
     cache_bytes,
     forecast_evaluation,
     forecast_serving,
@@ -12,8 +12,8 @@ from studylib.fitting import (
     last_fitting,
     peak_bytes,
 )
-from studylib.forecast import ForecastSettings
-from studylib.skeleton import shape_config
+from studylib.forecasting.forecast import ForecastSettings
+from studylib.modelling.skeleton import shape_config
 
 
 @pytest.mark.parametrize("limit", [0, 9, 10, 57, 58, 409, 410, 10_000])

@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from studylib.flops import attention_width, count_matrices, count_token_flops, mean_attended
-from studylib.methods import attach
-from studylib.models import load_model
-from studylib.profile import LoraSettings, ModelRef, parse_method
+from studylib.modelling.flops import (
+    attention_width,
+    count_matrices,
+    count_token_flops,
+    mean_attended,
+)
+from studylib.modelling.methods import attach
+from studylib.modelling.models import load_model
+from studylib.schema.profile import LoraSettings, ModelRef, parse_method
 
 TOKENS = 48
 

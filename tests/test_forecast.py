@@ -9,9 +9,8 @@ from functools import cache
 
 import pytest
 
-from studylib.catalog import GIB, find_gpu, load_prices, load_shapes
-from studylib.errors import StudyError
-from studylib.forecast import (
+from studylib.core.errors import StudyError
+from studylib.forecasting.forecast import (
     CudaTerms,
     Efficiency,
     Forecast,
@@ -22,7 +21,8 @@ from studylib.forecast import (
     forecast,
     format_forecast,
 )
-from studylib.published import compare, load_published
+from studylib.forecasting.published import compare, load_published
+from studylib.planning.catalog import GIB, find_gpu, load_prices, load_shapes
 
 SMALL = "shape:smollm2-135m"
 CASES = {p.case: p for p in load_published() if p.not_comparable is None}
@@ -233,7 +233,7 @@ def test_mixed_precision_shards_are_fp32_and_gathered_layers_are_not():
 
 
 def test_the_settings_found_for_the_articles_figures_meet_them():
-    from studylib.article_memory import CASES, forecast_case
+    from studylib.forecasting.article_memory import CASES, forecast_case
 
     words = (
         "full, fp32 weights under autocast, no checkpointing, 8 × 512",
@@ -262,7 +262,7 @@ def test_an_encoder_is_refused_by_name():
 
 
 def test_a_folder_s_config_is_enough_no_weights_are_read(tmp_path):
-    from studylib.skeleton import shape_config
+    from studylib.modelling.skeleton import shape_config
 
     shape_config("smollm2-135m").save_pretrained(tmp_path)
     assert run(model=f"path:{tmp_path}").parts == run().parts

@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from studylib import forecast_tables
-from studylib.article_forecasts import describe_job, describe_published, hash_code, smallest_card
-from studylib.article_memory import CASES, forecast_case
-from studylib.claims import evaluate_claims
-from studylib.errors import StudyError
-from studylib.forecast_book import (
+from studylib.core.errors import StudyError
+from studylib.core.places import REFERENCE
+from studylib.forecasting.article_forecasts import (
+    describe_job,
+    describe_published,
+    hash_code,
+    smallest_card,
+)
+from studylib.forecasting.article_memory import CASES, forecast_case
+from studylib.forecasting.published import load_published
+from studylib.reporting import forecast_tables
+from studylib.reporting.claims import evaluate_claims
+from studylib.schema.forecast_book import (
     CardAnswer,
     ForecastBook,
     JobForecast,
@@ -20,8 +27,6 @@ from studylib.forecast_book import (
     read_book,
     write_book,
 )
-from studylib.places import REFERENCE
-from studylib.published import load_published
 
 GB = 10**9
 

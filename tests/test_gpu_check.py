@@ -14,14 +14,36 @@ import pytest
 import torch
 from fake_nvml import GIB, FakeCard, FakeNvml, make_mig_instance, refuse
 
-from studylib import allocator, check_card, cli, gpu_check
-from studylib.check_card import BLOCK_BYTES, check_compile, check_memory, check_nvml, check_software
-from studylib.check_kernels import check_four_bit, check_optimizers
-from studylib.check_packing import check_chunked_loss, check_packing
-from studylib.check_study import check_answers, check_forecast
-from studylib.checks import CheckResult, Figure, Found, format_checks, format_result, read_checks
-from studylib.errors import StudyError
-from studylib.gpu_check import FAILURES, Check, list_checks, run_check, run_checks, write_checks
+from studylib.checking import check_card, gpu_check
+from studylib.checking.check_card import (
+    BLOCK_BYTES,
+    check_compile,
+    check_memory,
+    check_nvml,
+    check_software,
+)
+from studylib.checking.check_kernels import check_four_bit, check_optimizers
+from studylib.checking.check_packing import check_chunked_loss, check_packing
+from studylib.checking.check_study import check_answers, check_forecast
+from studylib.checking.gpu_check import (
+    FAILURES,
+    Check,
+    list_checks,
+    run_check,
+    run_checks,
+    write_checks,
+)
+from studylib.commands import cli
+from studylib.core.errors import StudyError
+from studylib.metering import allocator
+from studylib.schema.checks import (
+    CheckResult,
+    Figure,
+    Found,
+    format_checks,
+    format_result,
+    read_checks,
+)
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -214,7 +236,7 @@ def test_4_bit_kernels_here_pass():
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    monkeypatch.setattr("studylib.check_kernels.ROWS", (1, 7))
+    monkeypatch.setattr("studylib.checking.check_kernels.ROWS", (1, 7))
 
 
 def test_a_4_bit_forward_that_is_1_percent_off_fails(monkeypatch, few_rows):
@@ -319,7 +341,7 @@ def test_examples_that_see_each_other_fail(monkeypatch, module, fault):
 
 
 def test_a_comparison_that_could_not_see_a_leak_fails(monkeypatch):
-    monkeypatch.setattr("studylib.check_packing.packed_errors", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr("studylib.checking.check_packing.packed_errors", lambda *_: (0.0, 0.0))
     assert "a leak would not show" in check_packing(CPU, "sdpa", torch.float32).fault
 
 
@@ -330,7 +352,7 @@ def test_chunked_loss_here_passes():
 
 
 def test_a_chunked_loss_that_loses_its_last_slice_fails(monkeypatch):
-    from studylib import chunked_loss
+    from studylib.modelling import chunked_loss
 
     right = chunked_loss.chunked_cross_entropy
 
@@ -360,7 +382,7 @@ def test_forecasts_hold_here_with_live_tensors_in_place_of_a_card(method):
 
 
 def test_a_forecast_that_is_a_quarter_too_high_fails(monkeypatch):
-    from studylib import check_study
+    from studylib.checking import check_study
 
     right = check_study.trace_once
 
@@ -380,7 +402,7 @@ def test_answers_are_those_of_lm_eval_here():
 
 
 def test_answers_that_are_off_fail_and_so_does_a_fallback(monkeypatch):
-    from studylib.prefix_lm import PrefixLM
+    from studylib.scoring.prefix_lm import PrefixLM
 
     right = PrefixLM._score
 
@@ -520,7 +542,7 @@ def test_of_several_cards_the_first_is_checked_and_no_other_is_trained_on(monkey
 @pytest.mark.parametrize(("check", "code"), [(passing, 0), (raising(OSError("why")), 1)])
 def test_exit_code_says_whether_all_checks_pass(monkeypatch, capsys, tmp_path, check, code):
     monkeypatch.setattr(check_card, "require_card", lambda: CPU)
-    monkeypatch.setattr("studylib.devices.refuse_busy_devices", lambda devices: None)
+    monkeypatch.setattr("studylib.metering.devices.refuse_busy_devices", lambda devices: None)
     monkeypatch.setattr(gpu_check, "list_checks", lambda device: [Check("one", "a rule", check)])
     assert call(monkeypatch, "--results", str(tmp_path)) == code
     tables = list((tmp_path / "gpu-check").glob("*.md"))

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
-from studylib import hub as hub_module
-from studylib.almanac import ladder_folder
-from studylib.errors import StudyError
-from studylib.profile import ModelRef
-from studylib.questions import MMLU_REVISION, check_questions
-from studylib.sources import ask_model, fetch_model
+from studylib.core.errors import StudyError
+from studylib.inputs import hub as hub_module
+from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.questions import MMLU_REVISION, check_questions
+from studylib.inputs.sources import ask_model, fetch_model
+from studylib.schema.profile import ModelRef
 
 ROOT = Path(__file__).parents[1]
 LADDER = {path.name: path.read_bytes() for path in ladder_folder("0.4m").iterdir()}
@@ -95,8 +95,8 @@ def test_model_of_a_pinned_revision_has_the_served_weights_and_its_commit_is_kno
     import torch
     from safetensors.torch import load
 
-    from studylib.models import load_model
-    from studylib.profile import MethodSettings
+    from studylib.modelling.models import load_model
+    from studylib.schema.profile import MethodSettings
 
     pinned = hub.repositories["models", "study/ladder"]
     revision = "v1" if named else pinned.commit
@@ -248,8 +248,8 @@ def test_checkpoint_without_its_shards_or_tokenizer_is_named(hub, here):
 
 @pytest.mark.parametrize("model_type", ["llama", "ladder-of-its-own"])
 def test_code_that_comes_with_a_model_is_never_run(hub, here, model_type):
-    from studylib.models import load_model
-    from studylib.profile import MethodSettings
+    from studylib.modelling.models import load_model
+    from studylib.schema.profile import MethodSettings
 
     marker = here / "code-was-run"
     code = f"open({str(marker)!r}, 'w').close()\n"
@@ -283,7 +283,7 @@ def test_model_in_the_cache_serves_when_the_hub_is_away_and_a_pin_still_holds(
 def test_configuration_alone_is_fetched_and_not_waited_for_when_the_hub_is_away(
     hub, here, monkeypatch
 ):
-    from studylib.skeleton import config_folder
+    from studylib.modelling.skeleton import config_folder
 
     ref = ModelRef.parse("hub:study/ladder@v1")
     assert (config_folder(ref) / "config.json").read_bytes() == LADDER["config.json"]
@@ -296,9 +296,9 @@ def test_configuration_alone_is_fetched_and_not_waited_for_when_the_hub_is_away(
 
 READ = """
 import json, sys
-from studylib.data import read_examples
-from studylib.errors import StudyError
-from studylib.profile import DataSettings
+from studylib.inputs.data import read_examples
+from studylib.core.errors import StudyError
+from studylib.schema.profile import DataSettings
 found = {}
 for source in sys.argv[1:]:
     try:
@@ -437,9 +437,9 @@ def test_whole_study_runs_from_a_hub_and_keeps_the_commit_and_not_the_token(hub,
 def test_model_without_a_revision_keeps_its_first_commit_when_the_branch_moves_on(
     hub, here, monkeypatch
 ):
-    from studylib import runner
-    from studylib.progress import Progress
-    from studylib.tuning import open_profile
+    from studylib.running import runner
+    from studylib.running.progress import Progress
+    from studylib.schema.tuning import open_profile
 
     asked = {"models": ["hub:study/ladder"], "methods": ["base"], "data": {"source": "almanac:new"},
              "evaluate": {"questions": "almanac:new", "shots": 0, "scoring": "text"}}  # fmt: skip

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from studylib import ladder
-from studylib.almanac import (
+from studylib.inputs.almanac import (
     BUNDLED,
     build_almanac,
     ladder_folder,
@@ -17,6 +16,7 @@ from studylib.almanac import (
     questions,
     training_examples,
 )
+from studylib.modelling import ladder
 
 FILES = {
     "config.json",

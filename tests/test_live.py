@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from studylib.live import LiveBytes
+from studylib.metering.live import LiveBytes
 
 
 def test_views_count_once_and_freed_tensors_no_more():

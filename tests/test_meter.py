@@ -17,13 +17,13 @@ import pynvml
 import pytest
 from fake_nvml import GIB, FakeCard, FakeNvml, make_mig_instance, refuse
 
-from studylib import host
-from studylib.devices import describe_devices, refuse_busy_devices
-from studylib.errors import StudyError
-from studylib.measure import StageMeasure
-from studylib.meter import Meter
-from studylib.nvml import Family, Reading, list_cards
-from studylib.tally import Sample, StageTally, Trace, combine
+from studylib.core.errors import StudyError
+from studylib.core.measure import StageMeasure
+from studylib.metering import host
+from studylib.metering.devices import describe_devices, refuse_busy_devices
+from studylib.metering.meter import Meter
+from studylib.metering.nvml import Family, Reading, list_cards
+from studylib.metering.tally import Sample, StageTally, Trace, combine
 
 MIB = 2**20
 # Wide enough for a busy machine, narrow enough to tell a counter of 300 W from a power of 200 W.
@@ -498,7 +498,7 @@ def test_half_imported_torch_does_no_harm(monkeypatch):
 
 def test_importing_the_meter_imports_neither_torch_nor_nvml():
     code = (
-        "import sys, studylib.meter, studylib.devices, studylib.host\n"
+        "import sys, studylib.metering.meter, studylib.metering.devices, studylib.metering.host\n"
         "assert not {'torch', 'pynvml', 'pandas'} & set(sys.modules), 'too much'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from studylib.errors import StudyError
-from studylib.methods import METHODS, attach, count_parameters
-from studylib.models import load_model, merge_into_bf16
-from studylib.profile import LoraSettings, MethodSettings, ModelRef, parse_method
+from studylib.core.errors import StudyError
+from studylib.modelling.methods import METHODS, attach, count_parameters
+from studylib.modelling.models import load_model, merge_into_bf16
+from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
 
 
 def load(folder, method, **lora):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studylib.metrics import METRICS, MISSING, byte_size, plain_number, points
+from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, points
 
 
 @pytest.mark.parametrize(

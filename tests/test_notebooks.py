@@ -6,7 +6,7 @@ import nbformat
 import pytest
 from record_factory import Factory
 
-from studylib.runner import run_notebook
+from studylib.running.runner import run_notebook
 
 
 def errors_and_noise(path):
@@ -32,7 +32,7 @@ def test_report_notebook_executes_and_writes_the_report(tmp_path):
 
 
 def test_failing_cell_is_no_success(tmp_path):
-    from studylib.errors import StudyError
+    from studylib.core.errors import StudyError
 
     with pytest.raises(StudyError, match="nowhere"):
         run_notebook("90_report.ipynb", tmp_path / "out.ipynb", {"RESULTS": "nowhere"})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from studylib.errors import StudyError
-from studylib.pins import apply_pins, read_pins, unpinned
-from studylib.profile import build_profile
-from studylib.runner import write_profile
-from studylib.settings import TunedRate
-from studylib.tuning import open_profile
+from studylib.core.errors import StudyError
+from studylib.running.runner import write_profile
+from studylib.schema.pins import apply_pins, read_pins, unpinned
+from studylib.schema.profile import build_profile
+from studylib.schema.settings import TunedRate
+from studylib.schema.tuning import open_profile
 
 MODEL, OTHER = "hub:org/one", "hub:org/two@v1"
 COMMIT = "a" * 40

@@ -11,19 +11,19 @@ from importlib.util import find_spec
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib import plan as planning
-from studylib.almanac import ladder_folder
-from studylib.data import hash_examples, read_examples
-from studylib.errors import StudyError
-from studylib.plan import (
+from studylib.core.errors import StudyError
+from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.data import hash_examples, read_examples
+from studylib.planning import plan as planning
+from studylib.planning.plan import (
     check_inputs,
     check_writable,
     hash_data_file,
     plan_study,
     refuse_changed_data,
 )
-from studylib.profile import DataSettings, build_profile, read_profile
-from studylib.records import read_records
+from studylib.schema.profile import DataSettings, build_profile, read_profile
+from studylib.schema.records import read_records
 
 CONTENT = {
     "name": "cpu",

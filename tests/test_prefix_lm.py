@@ -26,10 +26,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from studylib.compare_lm import compare
-from studylib.errors import StudyError
-from studylib.prefix_lm import PrefixLM
-from studylib.token_tree import build_token_tree, iterate_passes
+from studylib.core.errors import StudyError
+from studylib.scoring.compare_lm import compare
+from studylib.scoring.prefix_lm import PrefixLM
+from studylib.scoring.token_tree import build_token_tree, iterate_passes
 
 VOCABULARY = 96
 CONTEXT = 64
@@ -170,7 +170,7 @@ def test_prompts_longer_than_the_context_are_cut_from_the_left_as_stock_does(lla
     requests = few_shot_requests(prefix=CONTEXT - 9, continuation_sizes=(1, 1, 3, 5))
     rng = np.random.default_rng(2)
     requests.append((("", ""), words(rng, 3 * CONTEXT), words(rng, CONTEXT)))
-    with caplog.at_level(logging.WARNING, "studylib.prefix_lm"):
+    with caplog.at_level(logging.WARNING, "studylib.scoring.prefix_lm"):
         ours = assert_same(llama, requests)
     assert ours.fallback_reason is None
     assert "cut from the left" in caplog.text
@@ -350,7 +350,7 @@ def test_eager_attention_scores_as_stock():
     ids=["mistral-window", "qwen2-window", "mamba", "llama-dynamic-rope", "gpt-neo-local", "bloom"],
 )  # fmt: skip
 def test_unsupported_models_fall_back_to_stock_with_a_notice(config, reason, caplog):
-    with caplog.at_level(logging.WARNING, "studylib.prefix_lm"):
+    with caplog.at_level(logging.WARNING, "studylib.scoring.prefix_lm"):
         ours = assert_same(make_model(config), few_shot_requests(questions=2))
     assert reason in ours.fallback_reason
     assert caplog.text.count("lm-eval's own slower path") == 1

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from studylib.errors import StudyError
-from studylib.profile import (
+from studylib.core.errors import StudyError
+from studylib.schema.profile import (
     LoraSettings,
     ModelRef,
     is_file_name,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from studylib import progress as showing
-from studylib.plan import Plan, PlannedRun
-from studylib.progress import Progress, describe, spell_seconds
+from studylib.planning.plan import Plan, PlannedRun
+from studylib.running import progress as showing
+from studylib.running.progress import Progress, describe, spell_seconds
 
 TRAINING = {
     "doing": "training",

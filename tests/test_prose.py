@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib import notes, prose, tables
-from studylib.study import read_study
-from studylib.summary import summarise
+from studylib.reporting import notes, prose, tables
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import summarise
 
 METHODS = ("base", "full", "lora", "qlora")
 SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(METHODS, n)]
@@ -62,8 +62,8 @@ def test_untuned_rates_are_a_limit(tmp_path: Path) -> None:
 
 
 def test_live_tensors_stand_for_memory_where_there_is_no_card(tmp_path):
-    from studylib.measure import StageMeasure
-    from studylib.summary import Comparison
+    from studylib.core.measure import StageMeasure
+    from studylib.reporting.summary import Comparison
 
     class Counted(Factory):
         def train(self, spec):
@@ -85,7 +85,7 @@ def test_live_tensors_stand_for_memory_where_there_is_no_card(tmp_path):
 
 
 def test_random_weights_are_said_not_to_be_asked_in_the_answer_and_the_table(tmp_path) -> None:
-    from studylib.records import RECORD, EvaluateBlock, write_record
+    from studylib.schema.records import RECORD, EvaluateBlock, write_record
 
     factory = Factory(tmp_path / "s", items=32)
     words = "not measured: random weights"

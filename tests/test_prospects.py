@@ -6,15 +6,15 @@ import json
 
 import pytest
 
-from studylib import estimate
-from studylib.catalog import find_gpu
-from studylib.errors import StudyError
-from studylib.estimate import question_tokens, scoring_hours
-from studylib.job_forecast import Machine, job_settings, rented_machine
-from studylib.profile import build_profile, read_profile
-from studylib.prospects import estimate_on, estimate_study, foresee, foresee_run
-from studylib.serving import serve_specs
-from studylib.settings import EvaluateSettings
+from studylib.core.errors import StudyError
+from studylib.forecasting.job_forecast import Machine, job_settings, rented_machine
+from studylib.forecasting.prospects import estimate_on, estimate_study, foresee, foresee_run
+from studylib.planning import estimate
+from studylib.planning.catalog import find_gpu
+from studylib.planning.estimate import question_tokens, scoring_hours
+from studylib.schema.profile import build_profile, read_profile
+from studylib.schema.serving import serve_specs
+from studylib.schema.settings import EvaluateSettings
 
 SMALL = "shape:Pythia-70M"
 H100 = rented_machine("h100-80gb", 1)
@@ -172,7 +172,7 @@ def test_almanac_and_unknown_tasks_have_tokens_too():
 
 @pytest.mark.parametrize("name", ["gpu", "article", "systems"])
 def test_profiles_for_cards_pin_their_sources_and_keep_every_switch_in_common(name):
-    from studylib.pins import unpinned
+    from studylib.schema.pins import unpinned
 
     profile = read_profile(name)
     assert unpinned(profile) == []

@@ -10,12 +10,12 @@ from record_factory import Factory, make_spec
 from serve_factory import add_serving
 from test_plan import CONTENT
 
-from studylib.errors import StudyError
-from studylib.files import file_sha256
-from studylib.publish import publish_results
-from studylib.records import read_records
-from studylib.serve_records import read_serve_records
-from studylib.tuning import read_sweeps
+from studylib.core.errors import StudyError
+from studylib.core.files import file_sha256
+from studylib.running.publish import publish_results
+from studylib.schema.records import read_records
+from studylib.schema.serve_records import read_serve_records
+from studylib.schema.tuning import read_sweeps
 
 METHODS = ("base", "full", "lora")
 

@@ -14,26 +14,27 @@ from pathlib import Path
 import pytest
 import yaml
 
-from studylib import environment, ray_executor, ray_worker, runner
-from studylib.errors import StudyError
-from studylib.executor import Outcome, Task
-from studylib.profile import read_profile
-from studylib.ray_desk import Desk
-from studylib.ray_worker import Courier, Order, read_state
-from studylib.records import read_record, read_records
-from studylib.settings import Hardware
-from studylib.sharing import leave_word, most_concurrent
+from studylib.core.errors import StudyError
+from studylib.core.sharing import leave_word, most_concurrent
+from studylib.metering import environment
+from studylib.running import ray_executor, ray_worker, runner
+from studylib.running.executor import Outcome, Task
+from studylib.running.ray_desk import Desk
+from studylib.running.ray_worker import Courier, Order, read_state
+from studylib.schema.profile import read_profile
+from studylib.schema.records import read_record, read_records
+from studylib.schema.settings import Hardware
 
 ROOT = Path(__file__).parents[1]
 LORA, FULL = "ladder-0.4m--lora-r16--s0", "ladder-0.4m--full--s0"
 DRIVER = """
 import sys
 from pathlib import Path
-from studylib.executor import Outcome
-from studylib.profile import read_profile
-from studylib.progress import Progress
-from studylib.ray_executor import RayExecutor
-from studylib.runner import run_task, write_profile
+from studylib.running.executor import Outcome
+from studylib.schema.profile import read_profile
+from studylib.running.progress import Progress
+from studylib.running.ray_executor import RayExecutor
+from studylib.running.runner import run_task, write_profile
 profile, outcome, progress = read_profile(sys.argv[1]), Outcome(), Progress()
 results = Path(sys.argv[2]) / profile.name
 (results / "runs").mkdir(parents=True)
@@ -122,7 +123,7 @@ def run_unbroken(profile: str, run_id: str, results: Path):
     """The record of the same run, made here in one piece by as many threads."""
     import torch
 
-    from studylib.run import open_run
+    from studylib.training.run import open_run
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -431,7 +432,7 @@ def no_package(name):
 
 
 def runner_failure(folder: Path, exit_code: int) -> str:
-    from studylib.executor import explain_failure
+    from studylib.running.executor import explain_failure
 
     return explain_failure(folder, exit_code).message or ""
 
@@ -500,7 +501,7 @@ def test_study_sends_everything_at_once_and_forecasts_nothing_for_other_machines
     def execute(tasks, hardware, progress, outcome: Outcome):
         sent.append(tasks)
 
-    from studylib.progress import Progress
+    from studylib.running.progress import Progress
 
     runner.reproduce(profile, tmp_path / profile.name, Progress(), executor=execute)
     (tasks,) = sent
@@ -518,7 +519,7 @@ def test_code_without_its_history_has_the_commit_that_its_sender_told(monkeypatc
     assert told["HF_TOKEN"] == "secret"
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(environment, "HERE", tmp_path)
+    monkeypatch.setattr(environment, "PACKAGE", tmp_path)
     assert environment.git_state() == (commit, dirty)
     monkeypatch.delenv(environment.COMMIT_VARIABLE)
     assert environment.git_state() == (None, None)

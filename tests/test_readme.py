@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from studylib.errors import StudyError
-from studylib.readme import END, START, fill_findings
+from studylib.core.errors import StudyError
+from studylib.reporting.readme import END, START, fill_findings
 
 REPORT = """# Title
 

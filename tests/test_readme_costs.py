@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from studylib.profile import read_profile
-from studylib.prospects import estimate_study
-from studylib.serving import serve_specs
+from studylib.forecasting.prospects import estimate_study
+from studylib.schema.profile import read_profile
+from studylib.schema.serving import serve_specs
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| (\w+) \| [^|]+ \| (\d) × ([\w-]+) \| ([^|]+) \| ([^|]+) \|$", README, re.M)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from studylib.records import read_records
+from studylib.schema.records import read_records
 
 ROOT = Path(__file__).parents[1]
 SUBJECTS = ("anatomy", "college_physics", "world_religions")

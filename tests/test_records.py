@@ -9,9 +9,10 @@ import os
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib.errors import StudyError
-from studylib.files import read_text, write_atomically
-from studylib.records import (
+from studylib.core.errors import StudyError
+from studylib.core.files import read_text, write_atomically
+from studylib.core.sealed import digest_of
+from studylib.schema.records import (
     RECORD,
     find_changes,
     find_mismatches,
@@ -19,7 +20,6 @@ from studylib.records import (
     read_records,
     write_record,
 )
-from studylib.sealed import digest_of
 
 
 @pytest.fixture

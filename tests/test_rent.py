@@ -15,13 +15,15 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from studylib import cli_rent, rental, renting
-from studylib.catalog import load_prices
-from studylib.errors import StudyError
-from studylib.estimate import Estimate, RunHours, exactly
-from studylib.profile import read_profile
-from studylib.prospects import record_misfit
-from studylib.renting import Clock, DownFailed, JobState, LaunchFailed, Limits, SyncFailed
+from studylib.commands import cli_rent
+from studylib.core.errors import StudyError
+from studylib.forecasting.prospects import record_misfit
+from studylib.planning import renting
+from studylib.planning.catalog import load_prices
+from studylib.planning.estimate import Estimate, RunHours, exactly
+from studylib.planning.renting import Clock, DownFailed, JobState, LaunchFailed, Limits, SyncFailed
+from studylib.running import rental
+from studylib.schema.profile import read_profile
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_" + "thisIsASecret"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_rent import ROOT, TOKEN, make_task
 
-from studylib import rental
+from studylib.running import rental
 
 SCENES = Path(__file__).with_name("sky_scene.py")
 NO_REGISTRY = re.compile(r"from versions: none|NewConnectionError|timed out|Temporary failure")

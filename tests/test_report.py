@@ -13,12 +13,12 @@ from record_factory import Factory, make_spec
 from serve_factory import add_serving
 from test_forecast_book import make_book
 
-from studylib.errors import StudyError
-from studylib.forecast_book import write_book
-from studylib.report import build_reference_report, build_report, check_reference_report
-from studylib.sealed import digest_of
-from studylib.study import Study, read_study
-from studylib.summary import summarise
+from studylib.core.errors import StudyError
+from studylib.core.sealed import digest_of
+from studylib.reporting.report import build_reference_report, build_report, check_reference_report
+from studylib.reporting.study import Study, read_study
+from studylib.reporting.summary import summarise
+from studylib.schema.forecast_book import write_book
 
 SHARES = {
     "full": {400: 0.9, 800: 0.85, 1600: 0.7},
@@ -55,7 +55,8 @@ def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_p
         copy = tmp_path / f"copy{seed}" / "two"
         shutil.copytree(tmp_path / "two", copy)
         code = (
-            "import sys, pathlib, studylib.report as r; r.build_report(pathlib.Path(sys.argv[1]));"
+            "import sys, pathlib, studylib.reporting.report as r;"
+            "r.build_report(pathlib.Path(sys.argv[1]));"
             "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
         )
         environ = {**os.environ, "PYTHONHASHSEED": seed}

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from studylib import run as run_module
-from studylib.errors import StudyError
-from studylib.profile import (
+from studylib.core.errors import StudyError
+from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
     Hardware,
@@ -19,8 +18,9 @@ from studylib.profile import (
     TrainSettings,
     parse_method,
 )
-from studylib.records import check_files, find_mismatches, read_record
-from studylib.run import Run
+from studylib.schema.records import check_files, find_mismatches, read_record
+from studylib.training import run as run_module
+from studylib.training.run import Run
 
 
 def make_spec(model, method="lora", **train):

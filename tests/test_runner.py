@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from studylib import executor, runner
-from studylib.errors import StudyError
-from studylib.profile import read_profile
-from studylib.progress import Progress
-from studylib.records import read_record, read_records
+from studylib.core.errors import StudyError
+from studylib.running import executor, runner
+from studylib.running.progress import Progress
+from studylib.schema.profile import read_profile
+from studylib.schema.records import read_record, read_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +104,7 @@ def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
 
 def test_failing_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     """One model is of a kind that only loading finds out; the other one's run finishes."""
-    from studylib.almanac import ladder_folder
+    from studylib.inputs.almanac import ladder_folder
 
     for name in ("good", "strange"):
         shutil.copytree(ladder_folder("0.4m"), tmp_path / name)
@@ -132,7 +132,7 @@ def test_parameter_that_the_notebook_does_not_know_is_refused_before_it_starts(t
 
 
 def test_bases_come_before_what_is_compared_with_them():
-    from studylib.plan import plan_study
+    from studylib.planning.plan import plan_study
 
     profile = read_profile("cpu")
     batches = list(runner.order_batches(profile, plan_study(profile, Path("/nowhere"))))

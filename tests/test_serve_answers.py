@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from studylib.hot_swap import TOLERANCES, answer, logit_difference, measure_swap
-from studylib.latency import make_prompt
-from studylib.mixed_batch import check_rows, measure_mixed, name_rows
-from studylib.models import load_model
-from studylib.profile import LoraSettings, MethodSettings, ModelRef, parse_method
-from studylib.variants import (
+from studylib.modelling.models import load_model
+from studylib.modelling.variants import (
     adapter_names,
     add_adapters,
     load_adapters,
@@ -20,6 +16,10 @@ from studylib.variants import (
     save_adapter,
     share_weights,
 )
+from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
+from studylib.serving.hot_swap import TOLERANCES, answer, logit_difference, measure_swap
+from studylib.serving.latency import make_prompt
+from studylib.serving.mixed_batch import check_rows, measure_mixed, name_rows
 
 IDS = make_prompt(500, 2, 16, seed=1)
 CASES = [(m, d) for m in ("lora", "qlora") for d in ("fp32", "bf16")]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from studylib.catalog import find_gpu, find_shape
-from studylib.footprint import (
+from studylib.modelling.models import load_model
+from studylib.modelling.serve import adapter_rows, model_row
+from studylib.modelling.variants import add_adapters, share_weights, tensor_bytes
+from studylib.planning.catalog import find_gpu, find_shape
+from studylib.planning.footprint import (
     Kept,
     count_cards,
     count_footprint,
@@ -15,10 +18,7 @@ from studylib.footprint import (
     shape_ways,
     tabulate_variants,
 )
-from studylib.models import load_model
-from studylib.profile import LoraSettings, ModelRef, parse_method
-from studylib.serve import adapter_rows, model_row
-from studylib.variants import add_adapters, share_weights, tensor_bytes
+from studylib.schema.profile import LoraSettings, ModelRef, parse_method
 
 
 def test_footprint_of_13b_equals_hand_arithmetic():

@@ -7,7 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from studylib.engines import (
+from studylib.core.errors import StudyError
+from studylib.modelling.models import load_model
+from studylib.schema.profile import MethodSettings, ModelRef, read_profile
+from studylib.schema.serving import ServeSettings, serve_specs, summarise_seconds
+from studylib.serving.engines import (
     VllmClock,
     lora_requests,
     measure_vllm,
@@ -15,8 +19,7 @@ from studylib.engines import (
     open_vllm,
     unfit_reason,
 )
-from studylib.errors import StudyError
-from studylib.latency import (
+from studylib.serving.latency import (
     LAYOUTS,
     Conversation,
     Series,
@@ -27,9 +30,6 @@ from studylib.latency import (
     take_turns,
     time_pair,
 )
-from studylib.models import load_model
-from studylib.profile import MethodSettings, ModelRef, read_profile
-from studylib.serving import ServeSettings, serve_specs, summarise_seconds
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def fake_vllm():
 
 
 def test_vllm_rows_come_from_long_and_one_token_calls(monkeypatch, tmp_path):
-    import studylib.engines as engines
+    import studylib.serving.engines as engines
 
     monkeypatch.setattr(
         engines, "time", SimpleNamespace(perf_counter=lambda: FakeClock.now), raising=True

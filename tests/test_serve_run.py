@@ -7,21 +7,21 @@ import json
 import nbformat
 import pytest
 
-from studylib.cli_serve import serve_one
-from studylib.errors import StudyError
-from studylib.latency import time_case
-from studylib.profile import read_profile
-from studylib.runner import NOTEBOOKS
-from studylib.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
-from studylib.serve_run import CPU_NOTE, ServeRun
-from studylib.serve_views import (
+from studylib.commands.cli_serve import serve_one
+from studylib.core.errors import StudyError
+from studylib.notebook_views.serve_views import (
     list_skipped,
     tabulate_checks,
     tabulate_latency,
     tabulate_mixed,
     tabulate_swap,
 )
-from studylib.serving import ServeSettings, find_spec, serve_specs
+from studylib.running.runner import NOTEBOOKS
+from studylib.schema.profile import read_profile
+from studylib.schema.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
+from studylib.schema.serving import ServeSettings, find_spec, serve_specs
+from studylib.serving.latency import time_case
+from studylib.serving.serve_run import CPU_NOTE, ServeRun
 
 FAST = ServeSettings(
     batch_sizes=(1, 2), prompt_tokens=(16, 1024), new_tokens=4, rounds=3, budget_seconds=0.01,
@@ -102,7 +102,7 @@ def test_running_out_of_memory_in_one_case_is_a_reason_and_the_others_go_on(tmp_
             raise MemoryError
         return time_case(pairs, prompt, *rest)
 
-    monkeypatch.setattr("studylib.serve_run.time_case", fail_for_two)
+    monkeypatch.setattr("studylib.serving.serve_run.time_case", fail_for_two)
     run = serve(tmp_path, "base", prompt_tokens=(16,))
     assert {row.batch for row in run.measures.latency} == {1}
     assert [(s.what, s.reason) for s in run.measures.skipped] == [
@@ -115,7 +115,7 @@ def test_running_out_of_memory_in_a_stage_is_a_result(tmp_path, monkeypatch):
     def fail(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr("studylib.serve_run.load_model", fail)
+    monkeypatch.setattr("studylib.serving.serve_run.load_model", fail)
     run = serve(tmp_path, "base")
     record = read_serve_record(run.finish())
     assert (record.status, record.reason) == ("out of memory", "load: no room")

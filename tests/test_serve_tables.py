@@ -6,12 +6,12 @@ import pytest
 from record_factory import Factory, make_spec
 from serve_factory import add_serving
 
-from studylib import serve_figures, serve_tables
-from studylib.claims import Finding, evaluate_claims
-from studylib.panels import to_svg
-from studylib.serve_records import ServeRecord
-from studylib.study import read_study
-from studylib.summary import summarise
+from studylib.reporting import serve_figures, serve_tables
+from studylib.reporting.claims import Finding, evaluate_claims
+from studylib.reporting.panels import to_svg
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import summarise
+from studylib.schema.serve_records import ServeRecord
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,9 @@ import shutil
 
 import pytest
 
-from studylib.almanac import ladder_folder
-from studylib.errors import StudyError
-from studylib.profile import ModelRef
-from studylib.sources import (
+from studylib.core.errors import StudyError
+from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.sources import (
     ask_model,
     fetch_model,
     folder_sha256,
@@ -18,6 +17,7 @@ from studylib.sources import (
     is_whole,
     model_folder,
 )
+from studylib.schema.profile import ModelRef
 
 
 @pytest.fixture

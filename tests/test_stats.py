@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-from studylib import stats
-from studylib.errors import StudyError
+from studylib.core import stats
+from studylib.core.errors import StudyError
 
 STUDIES = 2000
 SOURCE = Path(__file__).parents[1] / "benchmarks" / "stats_coverage.py"

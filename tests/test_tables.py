@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from record_factory import GPU, Factory, make_spec
 
-from studylib import exports, tables
-from studylib.claims import evaluate_claims
-from studylib.study import read_study
-from studylib.summary import Summary, summarise
+from studylib.reporting import exports, tables
+from studylib.reporting.claims import evaluate_claims
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import Summary, summarise
 
 
 @pytest.fixture(scope="module")

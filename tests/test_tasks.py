@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from studylib.errors import StudyError
-from studylib.profile import EvaluateSettings
-from studylib.questions import (
+from studylib.core.errors import StudyError
+from studylib.inputs.questions import (
     MMLU_HUB,
     MMLU_REVISION,
     MMLU_SUBJECTS,
@@ -19,7 +18,8 @@ from studylib.questions import (
     question_id,
     read_question_folder,
 )
-from studylib.tasks import build_tasks
+from studylib.schema.profile import EvaluateSettings
+from studylib.scoring.tasks import build_tasks
 
 
 def question(subject="anatomy", i=0, **other):
@@ -158,7 +158,7 @@ def test_hubs_questions_are_lm_evals_subjects_at_one_commit(monkeypatch):
     import lm_eval
     from lm_eval.api import task as lm_eval_task
 
-    from studylib import sources
+    from studylib.inputs import sources
 
     asked = []
 
@@ -181,7 +181,7 @@ def test_hubs_questions_are_lm_evals_subjects_at_one_commit(monkeypatch):
 
 
 def test_descriptions_of_all_subjects_are_lm_evals(shared):
-    from studylib.tasks import MMLU_DESCRIPTION
+    from studylib.scoring.tasks import MMLU_DESCRIPTION
 
     test, _ = read_question_folder(shared / "data" / "mmlu", 5)
     subjects = {doc["subject"] for doc in test}

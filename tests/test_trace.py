@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from studylib.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
-from studylib.errors import StudyError
-from studylib.live import LiveBytes
-from studylib.methods import DTYPES, attach
-from studylib.models import quantize_linears
-from studylib.settings import MethodSettings
-from studylib.skeleton import with_depth
-from studylib.step import StepSettings
-from studylib.trace import PARTS, trace_step
+from studylib.core.errors import StudyError
+from studylib.forecasting.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
+from studylib.forecasting.step import StepSettings
+from studylib.forecasting.trace import PARTS, trace_step
+from studylib.metering.live import LiveBytes
+from studylib.modelling.methods import DTYPES, attach
+from studylib.modelling.models import quantize_linears
+from studylib.modelling.skeleton import with_depth
+from studylib.schema.settings import MethodSettings
 
 SIZES = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512}  # fmt: skip
@@ -183,7 +183,7 @@ def test_an_architecture_that_needs_data_names_its_operator(monkeypatch):
 
 
 def test_one_recorded_step_equals_the_second_of_two_whole_steps(monkeypatch):
-    from studylib import step, trace
+    from studylib.forecasting import step, trace
 
     def train_twice(model, settings, live):
         model.train()

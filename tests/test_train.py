@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from studylib import chunked_loss, weights
-from studylib.data import IGNORED, TrainingData, prepare_data
-from studylib.methods import attach
-from studylib.models import load_model
-from studylib.profile import (
+from studylib.inputs.data import IGNORED, TrainingData, prepare_data
+from studylib.modelling import chunked_loss, weights
+from studylib.modelling.methods import attach
+from studylib.modelling.models import load_model
+from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
     Hardware,
@@ -21,7 +21,7 @@ from studylib.profile import (
     TrainSettings,
     parse_method,
 )
-from studylib.train import (
+from studylib.training.train import (
     Diverged,
     PackedCollator,
     StepLog,
@@ -193,7 +193,7 @@ def test_training_lowers_the_loss(tiny_folder, tmp_path):
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_live_tensors_of_a_real_step_are_what_the_forecast_says(tmp_path, method):
     """The count in the study's own training against the trace without data, within 2 %."""
-    from studylib.forecast import ForecastSettings, forecast
+    from studylib.forecasting.forecast import ForecastSettings, forecast
 
     spec = make_spec("x", method, seq_len=256, accumulation=1, steps=2)
     spec = spec.model_copy(update={"model": "ladder:1.4m"})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from studylib.almanac import build_almanac, questions
-from studylib.profile import build_profile
-from studylib.questions import count_overlap, question_id, read_validation
-from studylib.tune import run_sweep, validation_settings
+from studylib.inputs.almanac import build_almanac, questions
+from studylib.inputs.questions import count_overlap, question_id, read_validation
+from studylib.schema.profile import build_profile
+from studylib.training.tune import run_sweep, validation_settings
 
 TRACK = {
     "name": "t", "question": "?", "models": ["ladder:0.4m"], "methods": ["lora"], "seeds": [0],

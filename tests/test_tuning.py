@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from studylib.errors import StudyError
-from studylib.profile import build_profile
-from studylib.records import Environment
-from studylib.tuning import (
+from studylib.core.errors import StudyError
+from studylib.schema.profile import build_profile
+from studylib.schema.records import Environment
+from studylib.schema.tuning import (
     TunePoint,
     TuneRecord,
     next_rate,

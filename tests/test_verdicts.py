@@ -2,8 +2,8 @@
 
 import pytest
 
-from studylib.errors import StudyError
-from studylib.verdicts import Measured, Rule, Verdict, judge_claim, parse_rule
+from studylib.core.errors import StudyError
+from studylib.core.verdicts import Measured, Rule, Verdict, judge_claim, parse_rule
 
 GAP = Rule("gap", 0.2, 0.8, "points", tolerance=0.1)
 

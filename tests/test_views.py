@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from studylib import views
-from studylib.data import IGNORED, TrainingData
+from studylib.inputs.data import IGNORED, TrainingData
+from studylib.notebook_views import views
 
 
 class Words:

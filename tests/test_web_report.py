@@ -15,22 +15,22 @@ import nbformat
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib import cli_report
-from studylib.cli_report import make_report
-from studylib.errors import StudyError
-from studylib.notebook_text import DOLLAR, dollar_signs
-from studylib.page import (
+from studylib.commands import cli_report
+from studylib.commands.cli_report import make_report
+from studylib.core.errors import StudyError
+from studylib.notebook_views.report_views import split_pictures
+from studylib.reporting.notebook_text import DOLLAR, dollar_signs
+from studylib.reporting.page import (
     column_kind,
     export_page,
     key_column,
     render_markdown,
     split_sections,
 )
-from studylib.page_pictures import PALETTE, inline_picture, palette_css
-from studylib.panels import COLOURS
-from studylib.report import find_sources
-from studylib.report_views import split_pictures
-from studylib.runner import run_notebook
+from studylib.reporting.page_pictures import PALETTE, inline_picture, palette_css
+from studylib.reporting.panels import COLOURS
+from studylib.reporting.report import find_sources
+from studylib.running.runner import run_notebook
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "link", "br", "hr", "img", "input"}

@@ -1,10 +1,10 @@
 """A machine rented through SkyPilot, carried through a study. Run by tools/sky, never imported.
 
-`tools/sky tools/sky_machine.py ORDER`: ORDER is JSON, the order that studylib.rental makes. The
-hub's token is read from HF_TOKEN and goes to the machine as a SkyPilot secret; it is in no
+`tools/sky tools/sky_machine.py ORDER`: ORDER is JSON, the order that studylib.running.rental makes.
+The hub's token is read from HF_TOKEN and goes to the machine as a SkyPilot secret; it is in no
 argument, no file of ours, and is blotted out where a log would show it.
 
-Not covered: when what happens, and what to do when it fails (studylib.renting).
+Not covered: when what happens, and what to do when it fails (studylib.planning.renting).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
 import requests
 import sky
 
-from studylib.renting import (
+from studylib.planning.renting import (
     REMOTE_CHECKOUT,
     DownFailed,
     JobState,

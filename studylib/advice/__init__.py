@@ -1,0 +1,1 @@
+"""From evidence to advice on a reader's own case. No torch."""

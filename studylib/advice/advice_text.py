@@ -1,0 +1,54 @@
+"""Advice as people read it: the answer, the ranking with reasons and ids, what would change it.
+
+Not covered: the sentences themselves (studylib.advice.advice_words).
+"""
+
+from __future__ import annotations
+
+from studylib.advice.advice_words import times_a_year, why_not
+from studylib.advice.advise import Advice
+from studylib.advice.rank_methods import Sentence
+from studylib.advice.turning_points import capital, money, name_option
+from studylib.planning.case import CHANGE_WORDS, Case
+
+
+def format_advice(case: Case, advice: Advice) -> str:
+    """Advice for people: answer, ranking with reasons, what is missing, what would change it."""
+    lines = [describe_case(case), "", advice.answer.text, "", "Ranking, dollars a year:"]
+    for rank, option in enumerate(advice.ranking, 1):
+        usd = "no price" if option.usd_per_year is None else f"{money(option.usd_per_year)}"
+        state = "fits" if option.fits else "; ".join(why_not(case, option))
+        lines.append(f"{rank}. {capital(name_option(option, case))}: {usd}, {state}")
+        lines += [f"   - {reason.text} [{tell(reason)}]" for reason in option.reasons]
+    lines += ["", "What would change it:"]
+    lines += [f"- {f.sentence} [{tell_ids(f.evidence)}]" for f in advice.changes_if]
+    lines += ["", "What nothing here tells, and the command that would:"]
+    lines += [
+        f"- {m.what} [{tell_ids(m.evidence)}]\n  {m.command}" for m in advice.missing_evidence
+    ]
+    lines += ["", advice.article_says.sentence]
+    return "\n".join(lines)
+
+
+def describe_case(case: Case) -> str:
+    """The case and its assumptions in a sentence."""
+    cards = f"{case.gpus} × {case.gpu}" if case.gpu else "any card on offer"
+    return (
+        f"{case.model}, {CHANGE_WORDS[case.change]}, {case.tokens:,} tokens × {case.epochs:g} "
+        f"epochs, {case.variants:,} variants trained {times_a_year(case)}, on {cards}. Assumed: "
+        "bf16 weights with AdamW, one row of 2,048 tokens a card with checkpointing, adapters of "
+        "rank 16 on all linear layers; all variants ready "
+        f"{case.serving_hours_per_year:,.0f} h a year on a card at least, beyond it by share of "
+        "memory (a fifth kept free for requests); storage at "
+        f"${case.usd_per_gb_month:g} a GB and month."
+    )
+
+
+def tell(sentence: Sentence) -> str:
+    return tell_ids(sentence.evidence)
+
+
+def tell_ids(ids: tuple[str, ...]) -> str:
+    """The first ids in full, the others counted."""
+    shown = ", ".join(ids[:2])
+    return shown + (f" and {len(ids) - 2} more" if len(ids) > 2 else "")

@@ -1,0 +1,1 @@
+"""The self-check of a card: can figures that are measured on it be trusted?"""

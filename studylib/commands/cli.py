@@ -1,0 +1,197 @@
+"""The command line `study`: plan, run, reproduce, report, publish, doctor.
+
+Exit codes: 0 done; 1 a run failed or something is a bug; 2 bad input, in one message.
+
+Not covered: the work itself. Every command calls one function that a notebook can call too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from studylib.commands.cli_advise import advise, diff
+from studylib.commands.cli_article import forecast_article
+from studylib.commands.cli_evaluate import evaluate
+from studylib.commands.cli_forecast import forecast, prices
+from studylib.commands.cli_gpu_check import gpu_check
+from studylib.commands.cli_options import (
+    DEFAULT_RESULTS,
+    DataOption,
+    JsonOption,
+    LimitOption,
+    MethodsOption,
+    MmluOption,
+    ModelOption,
+    ProfileOption,
+    ResultsOption,
+    SeedsOption,
+    SetOption,
+    StepsOption,
+    default_profile,
+    pick_profile,
+    resolve_profile,
+    results_name,
+)
+from studylib.commands.cli_plan import (
+    DEFAULT_BUDGET_USD,
+    BudgetOption,
+    YesOption,
+    agree_to_spend,
+    plan,
+)
+from studylib.commands.cli_rent import rent
+from studylib.commands.cli_report import make_report, report
+from studylib.commands.cli_serve import serve
+from studylib.commands.cli_tune import tune
+from studylib.core.errors import StudyError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="PEFT or full fine-tuning? Plan, run and report a study that measures it.",
+)
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
+
+@app.command()
+def run(
+    run_id: Annotated[str, typer.Argument(help="A run of the profile; `study plan` lists them.")],
+    profile: ProfileOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    jobs: Annotated[int, typer.Option(help="Runs that share the machine; goes on record.")] = 1,
+) -> None:
+    """Execute one run's notebook, from its checkpoint if it was interrupted."""
+    from studylib.running.runner import RunFailed, follow_parent, run_one
+
+    follow_parent()
+    name = profile or default_profile()
+    spec = resolve_profile(name, results).run(run_id)
+    try:
+        print(run_one(spec, name, results, concurrent_runs=jobs))
+    except RunFailed as failure:
+        print(failure, file=sys.stderr)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def reproduce(
+    profile: ProfileOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    model: ModelOption = None,
+    data: DataOption = None,
+    mmlu: MmluOption = None,
+    methods: MethodsOption = None,
+    seeds: SeedsOption = None,
+    steps: StepsOption = None,
+    limit: LimitOption = None,
+    changes: SetOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
+    ] = False,
+    budget: BudgetOption = DEFAULT_BUDGET_USD,
+    yes: YesOption = False,
+    executor: Annotated[
+        str, typer.Option(help="local: this machine; ray: a Ray cluster's machines.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="auto or HOST:PORT; else Ray's own, or one for this study.")
+    ] = None,
+) -> None:
+    """Run all that is not done yet, then write the report. What is finished is kept."""
+    from studylib.planning.plan import check_room
+    from studylib.running.progress import Progress
+    from studylib.running.runner import open_executor
+    from studylib.running.runner import reproduce as run_study
+
+    name, why = pick_profile(profile)
+    chosen = resolve_profile(
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes
+    )
+    folder = results / chosen.name
+    if why:
+        print(f"profile {name}: {why}")
+    agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
+    with open_executor(executor, ray_address) as execute:
+        outcome = run_study(chosen, folder, Progress(), force, execute)
+    if outcome.done_before and not outcome.finished and not outcome.failed:
+        print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
+    if outcome.done_before or outcome.finished:
+        failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
+        print(f"report: {make_report(folder, failed)}")
+    for run_id, failure in outcome.failed.items():
+        why = failure.message or f"read {failure.log}"
+        print(f"study: {run_id} failed: {why}", file=sys.stderr)
+    if outcome.failed:
+        check_room(folder)  # a full disk also leaves logs empty
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def publish(profile: ProfileOption = None, results: ResultsOption = DEFAULT_RESULTS) -> None:
+    """Make a profile's finished results the reference that ships with the study."""
+    from studylib.core.places import REFERENCE
+    from studylib.running.publish import publish_results
+
+    print(publish_results(results / results_name(profile, results), REFERENCE))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say in one screen what this machine has, and which profile fits it."""
+    from studylib.running.doctor import examine_machine, format_findings
+
+    findings = examine_machine()
+    print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
+
+
+for command in (
+    advise,
+    diff,
+    evaluate,
+    forecast,
+    forecast_article,
+    gpu_check,
+    plan,
+    prices,
+    rent,
+    report,
+    serve,
+    tune,
+):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run a command; bad input is one message on stderr and exit code 2."""
+    from studylib.core.files import disk_full, is_full
+
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # transformers 5 warns of names that it will change in 6; the ranges of this study end before.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        app()
+    except StudyError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"study: {disk_full(Path(error.filename or DEFAULT_RESULTS))}", file=sys.stderr)
+        sys.exit(StudyError.exit_code)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("study: stopped; what is finished is kept, the rest goes on next time.",
+                  file=sys.stderr)  # fmt: skip
+        raise

@@ -1,0 +1,82 @@
+"""The commands `study advise` and `study diff`: which method to take, and what moved.
+
+Not covered: the advice (studylib.advice.advise) and the comparison
+(studylib.reporting.compare_studies).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+
+
+def advise(
+    model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
+    change: Annotated[str, typer.Option(help="task, knowledge or language.")],
+    tokens: Annotated[int, typer.Option(help="Size of the training data.")],
+    facts: Annotated[int | None, typer.Option(help="New facts, if it is knowledge.")] = None,
+    variants: Annotated[int, typer.Option(help="How many models are kept ready.")] = 1,
+    retrains_per_year: Annotated[float, typer.Option(help="Of each variant.")] = 1.0,
+    gpu: Annotated[
+        str | None, typer.Option(help="Cards at hand: rtx4090-24gb, 8xa100-80gb.")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Dollars a year, at most.")] = None,
+    max_latency_overhead: Annotated[
+        float | None, typer.Option(help="Per cent that an answer may take longer.")
+    ] = None,
+    max_accuracy_loss: Annotated[
+        float | None, typer.Option(help="Points behind full fine-tuning that may be lost.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="How often the data is read.")] = 3.0,
+    serving_gpu: Annotated[
+        str | None, typer.Option(help="The card that serves; default: --gpu, or the cheapest.")
+    ] = None,
+    serving_hours_per_year: Annotated[float, typer.Option(help="8760 is always.")] = 8760.0,
+    usd_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Your own price of an hour of --gpu.")
+    ] = None,
+    usd_per_gb_month: Annotated[float, typer.Option(help="Price of storage.")] = 0.023,
+    prices: Annotated[Path | None, typer.Option(help="Your own prices.csv.")] = None,
+    results: Annotated[
+        Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
+    ] = Path("results"),
+    as_json: JsonOption = False,
+) -> None:
+    """Which method to choose for your case, why, and what would change the answer."""
+    from studylib.advice.advice_text import format_advice
+    from studylib.commands.gather import advise_case
+
+    case, advice = advise_case(
+        results, prices, model=model, change=change, tokens=tokens, facts=facts, variants=variants,
+        retrains_per_year=retrains_per_year, gpu=gpu, budget_usd=budget,
+        max_latency_overhead_percent=max_latency_overhead, max_accuracy_loss_pp=max_accuracy_loss,
+        epochs=epochs, serving_gpu=serving_gpu, serving_hours_per_year=serving_hours_per_year,
+        usd_per_gpu_hour=usd_per_gpu_hour, usd_per_gb_month=usd_per_gb_month,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(advice.model_dump(mode="json"), indent=1))
+    else:
+        print(format_advice(case, advice))
+
+
+def diff(
+    before: Annotated[
+        Path, typer.Argument(help="A results folder, such as results/reference/cpu.")
+    ],
+    after: Annotated[Path, typer.Argument(help="The other one, such as results/cpu.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Which figures of two results folders differ by more than their noise."""
+    from studylib.reporting.compare_studies import compare_folders
+    from studylib.reporting.move_words import format_moves
+
+    compared = compare_folders(before, after)
+    if as_json:
+        print(json.dumps(compared.model_dump(mode="json"), indent=1))
+    else:
+        print(format_moves(compared))

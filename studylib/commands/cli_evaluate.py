@@ -1,0 +1,112 @@
+"""`study evaluate`: ask a model questions, alone, or by lm-eval's own path and ours side by side.
+
+Not covered: training (the other commands).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from studylib.core.errors import StudyError
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="hub:ID, path:FOLDER or ladder:NAME.")],
+    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks: arc_easy,hellaswag")] = None,
+    include: Annotated[str | None, typer.Option(help="A folder with task YAMLs.")] = None,
+    mmlu: Annotated[str | None, typer.Option(help="hub, or a folder with test.jsonl.")] = None,
+    subjects: Annotated[str | None, typer.Option(help="Of --mmlu only these, with commas.")] = None,
+    shots: Annotated[int, typer.Option(min=0, max=25)] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions a subject or task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch of lm-eval's.")] = 8,
+    method: Annotated[str, typer.Option(help="base; lora or qlora for a fresh adapter.")] = "base",
+    stock: Annotated[bool, typer.Option("--stock", help="Use lm-eval's own path.")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Run both ways in turn.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of --compare.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Accuracy of a model on MMLU or any lm-eval task with choices."""
+    if (tasks is None) == (mmlu is None):
+        raise StudyError("--tasks, --mmlu", "give one of them", "For example --mmlu hub.")
+    source = mmlu if mmlu is not None else f"tasks:{tasks}" + (f"@{include}" if include else "")
+    from studylib.schema.settings import EvaluateSettings, LoraSettings, ModelRef, parse_method
+
+    settings = EvaluateSettings(questions=source, shots=shots, limit=limit)
+    loaded_task = load_tasks(source, settings, subjects)
+    from studylib.modelling.methods import attach
+    from studylib.modelling.models import load_model
+    from studylib.scoring.evaluate import build_lm
+
+    chosen = parse_method(method, LoraSettings())
+    loaded = load_model(ModelRef.parse(model), chosen, "fp32")
+    network = attach(loaded.model, chosen)
+    if compare:
+        from studylib.scoring.compare_lm import compare as compare_paths
+
+        result = compare_paths(
+            lambda: build_lm(network, loaded.tokenizer, batch_size, stock=True),
+            lambda: build_lm(network, loaded.tokenizer, batch_size),
+            loaded_task,
+            limit,
+            rounds,
+        ).to_dict()
+    else:
+        lm = build_lm(network, loaded.tokenizer, batch_size, stock)
+        result = ask_all(lm, loaded_task, limit)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        for key, value in result.items():
+            print(f"{key}: {value}")
+
+
+def load_tasks(source: str, settings: Any, subjects: str | None) -> dict[str, Any]:
+    """The tasks of a source, or only some of its subjects."""
+    from studylib.inputs.questions import check_questions
+    from studylib.schema.settings import nearest
+    from studylib.scoring.tasks import build_tasks
+
+    check_questions(source, settings.shots)
+    found = build_tasks(source, settings)
+    if subjects is None:
+        return found
+    wanted = [name.strip() for name in subjects.split(",") if name.strip()]
+    for name in wanted:
+        if name not in found:
+            raise StudyError(name, "there is no such subject", nearest(name, list(found)))
+    return {name: found[name] for name in wanted}
+
+
+def ask_all(lm: Any, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]:
+    """Micro and macro accuracy with a standard error by subject, and the seconds in the model."""
+    import lm_eval
+
+    from studylib.core.stats import measure_accuracy
+    from studylib.scoring.compare_lm import ModelClock
+
+    clock = ModelClock()
+    with clock.attach(lm):
+        answered = lm_eval.evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
+    samples = [(name, s) for name, rows in answered["samples"].items() for s in rows]
+    correct = [bool(sample["acc"]) for _, sample in samples]
+    names = [name for name, _ in samples]
+    micro = measure_accuracy(correct, names)
+    macro = measure_accuracy(correct, names, mean="macro")
+    return {
+        "items": len(correct),
+        "subjects": len(set(names)),
+        "accuracy": micro.value,
+        "accuracy_low": micro.low,
+        "accuracy_high": micro.high,
+        "macro_accuracy": macro.value,
+        "model_seconds": clock.seconds,
+        "by_subject": {
+            name: sum(c for c, n in zip(correct, names, strict=True) if n == name)
+            / names.count(name)
+            for name in sorted(set(names))
+        },
+        "engine": getattr(lm, "fallback_reason", "lm-eval's own path") or "shared prefixes",
+    }

@@ -1,0 +1,160 @@
+"""The options that commands share, and the profile that they name.
+
+Not covered: the commands (studylib.commands.cli and its neighbours).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from studylib.core.errors import StudyError
+
+FOR_GPUS = ("gpu", "systems")
+DEFAULT_RESULTS = Path("results")
+
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", help="A shipped profile's name or a YAML file.")
+]
+ResultsOption = Annotated[
+    Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="hub:ID, path:FOLDER, shape:NAME or ladder:NAME; several with commas."
+    ),
+]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="Alpaca-format json or jsonl file, or hub:ID.")
+]
+MmluOption = Annotated[
+    str | None, typer.Option("--mmlu", help="hub, or a folder with test.jsonl and dev.jsonl.")
+]
+MethodsOption = Annotated[
+    str | None, typer.Option("--methods", help="For example full,lora,qlora-r64.")
+]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="For example 0,1,2.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Updates of a training.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Questions a subject.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any key of the profile: train.seq_len=1024 (may be repeated)."),
+]
+
+
+def pick_profile(profile: str | None) -> tuple[str, str]:
+    """(the profile's name, why it was chosen); no reason where it was named."""
+    if profile:
+        return profile, ""
+    from studylib.running.doctor import own_profile
+
+    return own_profile()
+
+
+def default_profile() -> str:
+    """The profile that suits this machine, as `study doctor` says."""
+    return pick_profile(None)[0]
+
+
+def resolve_profile(
+    profile: str | None,
+    results: Path,
+    model: str | None = None,
+    data: str | None = None,
+    mmlu: str | None = None,
+    methods: str | None = None,
+    seeds: str | None = None,
+    steps: int | None = None,
+    limit: int | None = None,
+    changes: list[str] | None = None,
+) -> Any:
+    """The profile that the options name, each option laid over it, with its tuned rates."""
+    from studylib.schema.profile import merge
+    from studylib.schema.tuning import open_profile
+
+    over: dict[str, Any] = {}
+    for key, value in (
+        ("models", split(model)),
+        ("data.source", data),
+        ("evaluate.questions", mmlu),
+        ("methods", split(methods)),
+        ("seeds", split_numbers(seeds)),
+        ("train.steps", steps),
+        ("evaluate.limit", limit),
+    ):
+        if value is not None:
+            over = merge(over, nest(key, value))
+    for change in changes or []:
+        key, equals, text = change.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
+        over = merge(over, nest(key.strip(), parse_value(text, change)))
+    name = profile or default_profile()
+    if name == "custom":
+        missing = [
+            option
+            for option, value in (("MODEL", model), ("DATA", data), ("MMLU", mmlu))
+            if not value
+        ]
+        if missing:
+            raise StudyError(
+                "PROFILE=custom",
+                f"it needs {', '.join(missing)}",
+                "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE MMLU=hub|FOLDER",
+            )
+    return open_profile(name, results, over)
+
+
+def results_name(profile: str | None, results: Path = Path("results")) -> str:
+    """The name of a profile's folder of results; a YAML file's profile knows its own.
+
+    Without a name: that of the results of a profile for GPUs, where there are some, so that
+    reading them asks no network.
+    """
+    from studylib.running.doctor import cards_here
+    from studylib.schema.profile import is_file_name, read_profile
+
+    if profile is None:
+        found = [name for name in FOR_GPUS if (results / name / "runs").is_dir()]
+        return found[0] if found and cards_here() else default_profile()
+    return read_profile(profile).name if is_file_name(profile) else profile
+
+
+def split(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def split_numbers(text: str | None) -> list[int] | None:
+    if not text:
+        return None
+    try:
+        return [int(part) for part in split(text) or []]
+    except ValueError:
+        raise StudyError(text, "seeds are whole numbers", "Write SEEDS=0,1,2.") from None
+
+
+def nest(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def parse_value(text: str, change: str) -> Any:
+    """A value as YAML reads it, numbers such as 1e-4 included."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise StudyError(change, f"the value is not YAML ({problem})", "Correct it.") from None
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

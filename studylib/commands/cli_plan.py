@@ -1,0 +1,255 @@
+"""The command `study plan`, and the question that `study reproduce` asks before it spends money.
+
+On cards every run that was never measured there is estimated; on a machine without any, a time
+comes from records or is unknown.
+
+Not covered: the estimates themselves (studylib.forecasting.prospects, studylib.planning.estimate).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from studylib.commands.cli_options import (
+    DEFAULT_RESULTS,
+    DataOption,
+    JsonOption,
+    LimitOption,
+    MethodsOption,
+    MmluOption,
+    ModelOption,
+    ProfileOption,
+    ResultsOption,
+    SeedsOption,
+    SetOption,
+    StepsOption,
+    pick_profile,
+    resolve_profile,
+)
+from studylib.core.errors import StudyError
+
+DEFAULT_BUDGET_USD = "10"
+
+BudgetOption = Annotated[
+    str, typer.Option("--budget", help="Dollars that may be spent without asking.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
+
+
+def plan(
+    profile: ProfileOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    model: ModelOption = None,
+    data: DataOption = None,
+    mmlu: MmluOption = None,
+    methods: MethodsOption = None,
+    seeds: SeedsOption = None,
+    steps: StepsOption = None,
+    limit: LimitOption = None,
+    changes: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what would run, how long it would take and what it would cost. Starts nothing."""
+    from studylib.forecasting.prospects import foresee
+    from studylib.planning.plan import check_inputs
+
+    name, why = pick_profile(profile)
+    chosen = resolve_profile(
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes
+    )
+    check_inputs(chosen, fetch=False)
+    made, estimate = look_ahead(chosen, results / chosen.name)
+    prospects = foresee([chosen.run(run.run_id) for run in made.left])
+    if as_json:
+        print(json.dumps(to_json(made, estimate, prospects), indent=1))
+        return
+    if why:
+        print(f"profile {name}: {why}")
+    show_plan(made, estimate, prospects)
+
+
+def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, Any]:
+    """(plan, estimate of what is left; None without cards). force: misfits are started too."""
+    from studylib.planning.plan import plan_study
+    from studylib.running.doctor import cards_here
+    from studylib.running.runner import reference_records, serve_left
+    from studylib.schema.serving import serve_specs
+
+    reference = reference_records(profile.name)
+    machine = None
+    if profile.hardware.gpus and cards_here():  # without a card nothing here needs torch
+        from studylib.forecasting.prospects import estimate_on, this_machine
+
+        machine = this_machine()
+    if machine is None or not machine.cards:
+        return plan_study(profile, folder, reference), None
+    from studylib.metering.environment import device_name
+
+    made = plan_study(profile, folder, reference, device_name())
+    waiting = set(serve_left(profile, folder))
+    estimate = estimate_on(
+        machine,
+        [profile.run(run.run_id) for run in made.left],
+        [spec for spec in serve_specs(profile) if spec.serve_id in waiting],
+        {run.run_id: run.seconds for run in made.left if run.seconds is not None},
+        force,
+    )
+    return made, estimate
+
+
+def to_json(made: Any, estimate: Any, prospects: dict[str, Any]) -> dict[str, Any]:
+    content = made.model_dump(mode="json")
+    for row in content["runs"]:
+        found = prospects.get(row["run_id"])
+        row["forecast"] = found and {**found.model_dump(mode="json"), "fits": found.fits}
+    content["estimate"] = estimate and {
+        **estimate.model_dump(mode="json"),
+        "run_hours": {name: run.total.model_dump() for name, run in estimate.runs.items()},
+    }
+    return content
+
+
+def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
+    from studylib.running.progress import spell_seconds
+
+    width = max(len(run.run_id) for run in made.runs)
+    for run in made.runs:
+        hours = estimate.runs.get(run.run_id) if estimate else None
+        if hours is None:
+            usd = "" if run.usd is None else f"  ${run.usd:.4f}"
+            figures = f"{spell_seconds(run.seconds):>15}{usd}"
+        else:
+            figures = spell_run(hours, estimate.gpu)
+        print(f"{run.run_id:{width}}  {run.state:9}  {figures}{spell_prospect(prospects, run)}")
+    for name, hours in (estimate.runs if estimate else {}).items():
+        if name.endswith("(serving)"):
+            print(f"{name:{width}}  {'to do':9}  {spell_run(hours, estimate.gpu)}")
+    left = f"{len(made.left)} of {len(made.runs)} runs left"
+    if estimate:
+        print(f"{left}, {spell_estimate(estimate)}. Results: {made.results}")
+        print(f"How this is known: {estimate.assumptions}.")
+        return
+    usd = "cost unknown" if made.left_usd is None else f"${made.left_usd:.2f}"
+    print(
+        f"{left}, {made.jobs} at a time: "
+        f"about {spell_seconds(made.left_seconds)}, {usd}. Results: {made.results}"
+    )
+
+
+def spell_run(run: Any, gpu: str | None) -> str:
+    from studylib.planning.estimate import price
+
+    usd = price(run.total, gpu, run.gpus)
+    cost = "" if usd is None else f"  ${usd.mid:.2f}"
+    how = "measured" if run.measured else f"({run.total.low:.2f} to {run.total.high:.2f})"
+    return f"{run.total.mid:7.2f} h {how}{cost}"
+
+
+def spell_prospect(prospects: dict[str, Any], run: Any) -> str:
+    """A run's forecast peak on its line of the plan, and whether it fits."""
+    found = prospects.get(run.run_id)
+    if found is None:
+        return ""
+    words = "fits" if found.fits else f"DOES NOT FIT, needs {found.smallest_gpu or 'more'}"
+    if found.lacks_cards:
+        words = f"DOES NOT FIT, {found.reason}"
+    each = " a card" if found.gpus > 1 else ""
+    return f"  peak {found.peak_bytes / 1e9:.2f} GB{each} (forecast), {words}"
+
+
+def spell_estimate(estimate: Any) -> str:
+    """Hours and dollars of what is left, in words: expected, and from the best to the worst."""
+    h, usd = estimate.hours, estimate.usd
+    words = f"about {h.mid:.1f} hours ({h.low:.1f} to {h.high:.1f})"
+    words += f" on {estimate.cards} × {estimate.gpu or 'a card that the catalog lacks'}"
+    if usd is None:
+        words += ", cost unknown"
+    else:
+        words += f", ${usd.mid:.2f} (${usd.low:.2f} at the cheapest offer, ${usd.high:.2f} at the "
+        words += "dearest and slowest)"
+    if estimate.misfits:
+        words += f"; {len(estimate.misfits)} do not fit and are recorded so"
+    if estimate.unknown:
+        words += f"; {len(estimate.unknown)} could not be estimated"
+    return words
+
+
+def parse_budget(text: str) -> float:
+    try:
+        budget = float(text)
+    except ValueError:
+        budget = math.nan
+    if not 0 <= budget < math.inf:
+        raise StudyError(f"BUDGET={text}", "a budget is dollars, 0 or more", "Write BUDGET=25.")
+    return budget
+
+
+def agree_to_spend(
+    profile: Any, folder: Path, budget: str, yes: bool, force: bool, elsewhere: bool = False
+) -> None:
+    """Show what is left in hours and dollars; go on if that is within the budget or agreed to.
+
+    Without cards only a cost that is known and beyond the budget is asked about; elsewhere: the
+    runs go to machines whose cards are not known here, and that is asked about too. StudyError
+    where nobody can be asked or the answer is no; nothing is started then.
+    """
+    from studylib.planning.plan import check_inputs
+
+    allowed = parse_budget(budget)
+    made, estimate = look_ahead(profile, folder, force)
+    if estimate is not None:
+        if not estimate.runs and not estimate.unknown:
+            return
+        check_inputs(profile, fetch=False)  # nobody should agree to what cannot start
+        cost = estimate.usd.high if estimate.known else None
+        words = spell_estimate(estimate)
+        print(f"{profile.name}: {words}")
+    elif elsewhere and profile.hardware.gpus and made.left:
+        cost, words = None, f"{len(made.left)} runs on the cards of other machines, cost unknown"
+    else:
+        cost, words = made.left_usd or 0.0, f"about ${made.left_usd or 0:.2f}"
+    ask(words, cost, allowed, yes)
+
+
+def agree_to_sweep(sweeps: Any, budget: str, yes: bool) -> None:
+    """The same before sweeps of learning rates: (spec, rates) each; on cards only."""
+    from studylib.running.doctor import cards_here
+
+    allowed = parse_budget(budget)
+    if not any(spec.gpus for spec, _ in sweeps) or not cards_here():
+        return
+    from studylib.forecasting.prospects import estimate_on, this_machine
+    from studylib.planning.estimate import add, price, times
+
+    machine = this_machine()
+    if not machine.cards:
+        return
+    estimate = estimate_on(machine, [spec for spec, _ in sweeps])
+    rates = {spec.run_id: len(rates) for spec, rates in sweeps}
+    hours = add(*(times(run.total, rates[name]) for name, run in estimate.runs.items()))
+    usd = price(hours, machine.gpu, machine.cards)
+    made = estimate.model_copy(update={"hours": hours, "usd": usd})
+    words = spell_estimate(made)
+    print(f"sweeps: {len(sweeps)}, trainings: {sum(rates.values())}, {words}")
+    ask(words, made.usd.high if made.known and made.usd else None, allowed, yes)
+
+
+def ask(words: str, cost: float | None, allowed: float, yes: bool) -> None:
+    """Go on if it costs no more than is allowed or if somebody agrees; else StudyError."""
+    if yes or (cost is not None and cost <= allowed):
+        return
+    if sys.stdin.isatty() and input("Start it? [y/N] ").strip().lower() in ("y", "yes"):
+        return
+    rule = f"this may be more than the budget of ${allowed:g}"
+    remedy = "Agree with YES=1 (--yes)"
+    if cost is None:
+        rule = f"so nobody knows whether it stays within the budget of ${allowed:g}"
+    else:
+        remedy += f", or allow as much: BUDGET={math.ceil(cost)} (--budget {math.ceil(cost)})"
+    raise StudyError(words, rule, f"{remedy}. Nothing was started.")

@@ -1,0 +1,121 @@
+"""Files read so that a fault names its line, and written whole or not at all.
+
+Not covered: what is in the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studylib.core.errors import StudyError
+
+
+def read_text(path: Path, what: str, remedy: str) -> str:
+    """The file's UTF-8 text without a byte-order mark. `what` names it in the message."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise StudyError(
+            path, f"{what} cannot be read ({error.strerror or error})", remedy
+        ) from None
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise StudyError(
+            f"{path}, line {line}", "this is not UTF-8 text", "Save the file as UTF-8."
+        ) from None
+
+
+class StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error and not a silent change."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The YAML mapping in a file; a fault names its line. `what` names the file in messages."""
+    text = read_text(path, what, "Check the path.")
+    try:
+        content = yaml.load(text, StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}" if mark else path
+        problem = getattr(error, "problem", None) or "this is not YAML"
+        raise StudyError(place, problem, "Correct the line.") from None
+    if not isinstance(content, dict):
+        raise StudyError(path, f"{what} is a mapping of keys to values", "Write key: value lines.")
+    return content
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise explain_write_error(path, error) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a write failed for want of room."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def explain_write_error(path: Path, error: OSError) -> StudyError:
+    """A failed write as value, rule and remedy."""
+    if is_full(error):
+        return disk_full(path)
+    return StudyError(
+        path,
+        f"cannot be written ({error.strerror or error})",
+        "Choose a folder that you may write to: --results FOLDER, or RESULTS=FOLDER with make.",
+    )
+
+
+def disk_full(path: Path) -> StudyError:
+    return StudyError(
+        path, "the disk is full", "Free some space and start again; what is finished is kept."
+    )
+
+
+def lock_folder(work: Path) -> Any:
+    """Hold the run for this process until it ends; refuse it while another one holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    lock = (work / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise StudyError(
+            work.parent, "another process is working on this run", "Wait for it, or stop it."
+        ) from None
+    return lock

@@ -1,0 +1,183 @@
+"""Make results/reference/forecasts.json: the article's 13B jobs, a 24 GB card, published peaks.
+
+Takes some three minutes without any device. The report reads the file and needs no torch.
+
+Not covered: forecasts of a profile's own runs (studylib.forecasting.prospects).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from studylib.core.files import file_sha256
+from studylib.core.places import PACKAGE, REFERENCE
+from studylib.core.sealed import canonical
+from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_case
+from studylib.forecasting.fitting import largest_that_fits, peak_bytes
+from studylib.forecasting.forecast import ASSUMED, STANDARD_TOKENS, Forecast, ForecastSettings
+from studylib.forecasting.published import Published, compare, load_published
+from studylib.metering.environment import package_versions
+from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
+from studylib.planning.roofline import Range
+from studylib.schema.forecast_book import (
+    CardAnswer,
+    ForecastBook,
+    JobForecast,
+    JobRow,
+    PublishedRow,
+    Span,
+    write_book,
+)
+
+MADE_BY = (
+    "forecasting/article_forecasts.py",
+    "forecasting/article_memory.py",
+    "forecasting/depth.py",
+    "forecasting/fitting.py",
+    "forecasting/forecast.py",
+    "forecasting/kernels.py",
+    "forecasting/optimizers.py",
+    "forecasting/published.py",
+    "forecasting/sharding.py",
+    "forecasting/step.py",
+    "forecasting/trace.py",
+    "metering/allocator.py",
+    "modelling/chunked_loss.py",
+    "modelling/skeleton.py",
+    "planning/catalog.py",
+    "planning/cuda_terms.py",
+    "planning/roofline.py",
+    "gpus.csv",
+    "prices.csv",
+    "shapes.json",
+    "published_memory.json",
+)
+USED = ("torch", "transformers", "peft", "bitsandbytes")
+CARD_GB = 24
+ROWS_OF = 512  # tokens: what an Alpaca-style example is padded to
+SHORTEST = 256
+Say = Callable[[str], None]
+
+
+def make_article_forecasts(
+    out: Path = REFERENCE / "forecasts.json",
+    cases: Iterable[Case] = CASES,
+    published: Iterable[Published] | None = None,
+    say: Say = print,
+) -> Path:
+    """Trace everything that the report shows without a device and write it, sealed, to `out`."""
+    jobs = []
+    for case in cases:
+        say(f"forecast: {case.words}")
+        jobs.append(describe_job(case, forecast_case(case)))
+    card = smallest_card(CARD_GB)
+    answers = [
+        ask_card(m, on, card, say) for m in ("full", "lora", "qlora") for on in (True, False)
+    ]
+    rows = []
+    for known in load_published() if published is None else published:
+        say(f"forecast beside published: {known.case}")
+        rows.append(describe_published(known))
+    gpu = jobs[0].settings["gpu"]
+    book = ForecastBook(
+        model=MODEL,
+        gpu=gpu,
+        offers=describe_offers(gpu),
+        efficiency=Span(low=ASSUMED.low, mid=ASSUMED.mid, high=ASSUMED.high),
+        efficiency_source=ASSUMED.source,
+        jobs=tuple(jobs),
+        cards=tuple(answers),
+        published=tuple(rows),
+        packages={n: v for n, v in package_versions().items() if n in USED},
+        code_sha256=hash_code(),
+    )
+    return write_book(out, book)
+
+
+def hash_code() -> str:
+    """One hash of the modules that trace and reckon, and of the tables that they read."""
+    files = [[name, file_sha256(PACKAGE / name)] for name in MADE_BY]
+    return hashlib.sha256(canonical(files)).hexdigest()
+
+
+def describe_job(case: Case, made: Forecast) -> JobForecast:
+    settings = made.settings
+    jobs = [
+        JobRow(
+            form=form,  # type: ignore[arg-type]
+            tokens=made.jobs[form].tokens,
+            hours=rounded(made.jobs[form].hours),
+            usd=None if (usd := made.jobs[form].usd) is None else rounded(usd),
+        )
+        for form in STANDARD_TOKENS
+    ]
+    return JobForecast(
+        words=case.words,
+        method=settings.method,  # type: ignore[arg-type]
+        article_bytes=round(case.article_gb * 1e9),
+        settings=settings.model_dump(mode="json"),
+        cards=settings.gpus,
+        peak_bytes=made.peak_bytes,
+        peak_stage=made.peak_stage,
+        parts={name: size for name, size in made.parts.items() if size},
+        smallest_gpu=made.smallest_gpu,
+        jobs=tuple(jobs),
+    )
+
+
+def rounded(values: Range) -> Span:
+    """Six figures: a sum of many operators' seconds depends on their order beyond that."""
+    return Span(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
+
+
+def smallest_card(gigabytes: int) -> str:
+    """The card of this label whose usable memory is the least: what fits it fits the others."""
+    names = [name for name in load_gpus() if f"-{gigabytes}gb" in name]
+    return min(names, key=lambda name: find_gpu(name).usable_bytes)
+
+
+def ask_card(method: str, checkpointing: bool, card: str, say: Say) -> CardAnswer:
+    """The longest row and the most rows of a method on one card, by search."""
+    say(f"what fits {card}: {method}, checkpointing {'on' if checkpointing else 'off'}")
+    settings = ForecastSettings(
+        model=MODEL, method=method, seq_len=ROWS_OF, checkpointing=checkpointing
+    )
+    found = largest_that_fits(settings, card)
+    least = settings.model_copy(update={"seq_len": SHORTEST, "micro_batch": 1})
+    return CardAnswer(
+        method=method,  # type: ignore[arg-type]
+        checkpointing=checkpointing,
+        gpu=card,
+        usable_bytes=find_gpu(card).usable_bytes,
+        least_bytes=peak_bytes(least),
+        seq_len=found.seq_len,
+        rows_of=ROWS_OF,
+        micro_batch=found.micro_batch,
+        limited_by_positions=found.limited_by_positions,
+    )
+
+
+def describe_published(case: Published) -> PublishedRow:
+    made = compare(case)
+    return PublishedRow(
+        case=case.case,
+        source=case.source,
+        counter=case.counter,
+        published_bytes=case.published_bytes,
+        forecast_bytes=made.forecast_bytes,
+        not_comparable=case.not_comparable,
+    )
+
+
+def describe_offers(gpu: str) -> str:
+    """The price of a card's hour in words."""
+    prices = price_range(gpu, load_prices())
+    if prices is None:
+        return "no offer"
+    dates = ", ".join(sorted({offer.as_of for offer in prices.offers}))
+    return (
+        f"{len(prices.offers)} offers of {find_gpu(gpu).label}, ${prices.cheapest:.2f} to "
+        f"${prices.dearest:.2f} an hour, median ${prices.median:.2f} ({dates})"
+    )

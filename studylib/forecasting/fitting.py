@@ -1,0 +1,134 @@
+"""Turn a forecast around: the longest sequence and the largest micro-batch that fit a card.
+
+Also the stages beside training: scoring MMLU's longest prompt, and serving with a cache.
+
+Not covered: paging of caches, several cards, quantized caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from studylib.core.errors import StudyError
+from studylib.forecasting.depth import trace_depth
+from studylib.forecasting.forecast import ForecastSettings, find_peak, forecast
+from studylib.modelling.skeleton import read_config, text_config
+from studylib.planning.catalog import find_gpu
+from studylib.planning.cuda_terms import NO_CUDA, CudaTerms
+from studylib.schema.settings import Frozen, ModelRef
+
+SEQUENCE_STEP = 256
+MOST_ROWS = 256
+# MMLU's longest 5-shot prompt has 14,448 characters (high_school_european_history); English prose
+# takes about 4.2 characters a token with 32,000-token vocabularies.
+MMLU_LONGEST_TOKENS = 14_448 * 10 // 42
+
+
+class Largest(Frozen):
+    """What fits a card: the longest row at one row a step, the most rows at the asked length.
+
+    None where not even the smallest fits. `limited_by_positions`: memory would allow more.
+    """
+
+    gpu: str
+    seq_len: int | None
+    micro_batch: int | None
+    limited_by_positions: bool
+
+
+class StageForecast(Frozen):
+    """The peak of a stage that does not train, in bytes, and its parts."""
+
+    tokens: int
+    peak_bytes: int
+    parts: dict[str, int]
+
+
+def largest_that_fits(settings: ForecastSettings, gpu: str) -> Largest:
+    """Search lengths in steps of 256 tokens and micro-batches one by one, by traced peaks."""
+    usable = find_gpu(gpu).usable_bytes
+    positions = text_config(read_config(ModelRef.parse(settings.model))).max_position_embeddings
+    lengths = range(SEQUENCE_STEP, positions + 1, SEQUENCE_STEP)
+    single = settings.model_copy(update={"micro_batch": 1})
+    length = last_fitting(
+        lengths, lambda n: peak_bytes(single.model_copy(update={"seq_len": n})), usable
+    )
+    rows = last_fitting(
+        range(1, MOST_ROWS + 1),
+        lambda n: peak_bytes(settings.model_copy(update={"micro_batch": n})),
+        usable,
+    )
+    return Largest(
+        gpu=gpu,
+        seq_len=length,
+        micro_batch=rows,
+        limited_by_positions=length == max(lengths, default=None),
+    )
+
+
+@lru_cache(maxsize=512)
+def peak_bytes(settings: ForecastSettings) -> int:
+    return forecast(settings).peak_bytes
+
+
+def last_fitting(values: range, peak: Callable[[int], int], limit: int) -> int | None:
+    """The last value whose peak is within the limit; None if the first is not.
+
+    Peaks grow with the value, nearly in a straight line: each guess is where the line through the
+    two nearest known points meets the limit, so that few peaks need to be traced.
+    """
+    known = {i: peak(values[i]) for i in (0, len(values) - 1) if len(values)}
+    if not known or known[0] > limit:
+        return None
+    low, high = 0, len(values) - 1
+    if known[high] <= limit:
+        return values[high]
+    while high - low > 1:
+        slope = (known[high] - known[low]) / (high - low)
+        guess = low + int((limit - known[low]) / slope)
+        guess = min(max(guess, low + 1), high - 1)
+        known[guess] = peak(values[guess])
+        low, high = (guess, high) if known[guess] <= limit else (low, guess)
+    return values[low]
+
+
+def forecast_evaluation(
+    settings: ForecastSettings, tokens: int = MMLU_LONGEST_TOKENS, cuda: CudaTerms | None = None
+) -> StageForecast:
+    """The peak of scoring one prompt as lm-eval does: logits at every position, in fp32."""
+    config = text_config(read_config(ModelRef.parse(settings.model)))
+    tokens = min(tokens, config.max_position_embeddings)
+    return trace_stage(settings, tokens, cuda)
+
+
+def forecast_serving(
+    settings: ForecastSettings, context_tokens: int = 2048, requests: int = 1,
+    cuda: CudaTerms | None = None,
+) -> StageForecast:  # fmt: skip
+    """Weights with their adapter, and keys and values of every request's whole context in bf16."""
+    if context_tokens < 1 or requests < 1:
+        raise StudyError(f"{requests} × {context_tokens}", "both counts are 1 or more", "Raise it.")
+    stage = trace_stage(settings, requests, cuda)
+    config = text_config(read_config(ModelRef.parse(settings.model)))
+    parts = stage.parts | {"kv_cache": cache_bytes(config, context_tokens * requests)}
+    return StageForecast(
+        tokens=context_tokens * requests, peak_bytes=sum(parts.values()), parts=parts
+    )
+
+
+def cache_bytes(config: Any, tokens: int) -> int:
+    """Keys and values of all layers: 2 · layers · key-value heads · width · 2 bytes a token."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * 2 * tokens
+
+
+def trace_stage(settings: ForecastSettings, tokens: int, cuda: CudaTerms | None) -> StageForecast:
+    config = read_config(ModelRef.parse(settings.model))
+    alone = settings.model_copy(update={"gpus": 1, "micro_batch": 1, "seq_len": tokens})
+    step = alone.step.model_copy(update={"trains": False, "packed": False, "padded": False})
+    cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
+    _, parts = find_peak(trace_depth(config, step), alone, cuda)
+    return StageForecast(tokens=tokens, peak_bytes=sum(parts.values()), parts=parts)

@@ -1,0 +1,128 @@
+"""A run's training as the forecast of a step: on which machine, with which settings and model.
+
+The machine is this one, or a card and a number of them that one thinks of renting.
+
+Not covered: the forecast itself (studylib.forecasting.forecast), what follows for a study
+(studylib.forecasting.prospects).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from studylib.core.errors import StudyError
+from studylib.metering.devices import describe_devices
+from studylib.metering.environment import device_name
+from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
+from studylib.schema.profile import RunSpec
+from studylib.schema.settings import Frozen, MethodSettings, ModelRef
+
+if TYPE_CHECKING:
+    from studylib.forecasting.forecast import Forecast, ForecastSettings
+
+
+class Machine(Frozen):
+    """Where runs would be. memory_bytes: of one card; without cards (0), what the host has free.
+
+    gpu: the catalog's name; None for a card that it lacks, of which nothing is assumed about speed.
+    here: whether it is this machine.
+    """
+
+    gpu: str | None
+    cards: int
+    memory_bytes: int
+    here: bool = True
+
+
+def this_machine() -> Machine:
+    """The cards that torch sees, or the host. Leaves no context on a card, see device_name."""
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        return Machine(gpu=None, cards=0, memory_bytes=psutil.virtual_memory().available)
+    gpu = match_gpu(device_name())
+    first = next((c for c in describe_devices()[0] if c["cuda_ordinal"] == 0), {})
+    total = first.get("memory_total_bytes")
+    return Machine(
+        gpu=gpu.name if gpu else None,
+        cards=torch.cuda.device_count(),
+        memory_bytes=total - (first.get("memory_reserved_bytes") or 0)
+        if total
+        else torch.cuda.get_device_properties(0).total_memory,
+    )
+
+
+def rented_machine(gpu: str, cards: int) -> Machine:
+    """A machine of the catalog's card; StudyError for a card that it lacks."""
+    if cards < 1:
+        raise StudyError(f"{cards} cards", "a rented machine has 1 or more", "Write H100:1.")
+    card = find_gpu(gpu)
+    return Machine(gpu=card.name, cards=cards, memory_bytes=card.usable_bytes, here=False)
+
+
+def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
+    """The forecast's settings of a run: what studylib.training.train does with its recipe there."""
+    from studylib.forecasting.forecast import ForecastSettings
+
+    recipe, method, gpus = spec.train, spec.method, max(spec.gpus, 1)
+    masters = recipe.master_weights and not method.kind.adapter
+    half = recipe.dtype == "bf16"
+    foreach = recipe.optimizer == "adamw" and not machine.cards
+    return ForecastSettings(
+        model=spec.model,
+        method=method.name,
+        rank=method.rank or 1,
+        alpha=method.alpha or 1,
+        targets=method.targets,
+        adapter=method.adapter_dtype,
+        micro_batch=recipe.micro_batch,
+        seq_len=recipe.seq_len,
+        accumulation=max(1, recipe.accumulation // gpus),
+        packed=recipe.attention == "sdpa",  # the others keep examples apart without a mask
+        weights="fp32" if masters else recipe.dtype,
+        master_weights=masters,
+        autocast=half,
+        optimizer="adamw-foreach" if foreach else recipe.optimizer,
+        checkpointing=recipe.checkpointing,
+        loss="full" if recipe.loss == "full" else "chunked",
+        gpus=gpus,
+        sharding="none" if gpus == 1 or spec.hardware.sharding == "none" else "fsdp",
+        gpu=machine.gpu or "a100-80gb",
+        kernels="cuda" if machine.cards else "cpu",
+    )
+
+
+@lru_cache(maxsize=256)
+def trace_once(settings: ForecastSettings, here: bool) -> Forecast:
+    """The forecast of a job; for a machine elsewhere a hub's model is not asked for if known."""
+    from studylib.forecasting.forecast import forecast
+
+    return forecast(settings, config=find_config(settings.model, here))
+
+
+def find_config(model: str, here: bool) -> Any:
+    """The model's configuration; a published shape stands in where the hub's is not at hand."""
+    from studylib.modelling.skeleton import config_of, read_config
+
+    ref = ModelRef.parse(model)
+    shape = shape_of_hub(ref.name) if ref.kind == "hub" else None
+    if shape is not None and not here:
+        return config_of(shape)
+    try:
+        return read_config(ref)
+    except StudyError:
+        if shape is None:
+            raise
+        return config_of(shape)
+
+
+@lru_cache(maxsize=64)
+def count_params(model: str, here: bool) -> int:
+    """Parameters of a model of which no training was forecast."""
+    from studylib.forecasting.trace import count_base
+    from studylib.modelling.skeleton import build_meta
+
+    config = find_config(model, here)
+    return count_base(build_meta(config, MethodSettings(name="full"), "bf16", "sdpa"))[1]

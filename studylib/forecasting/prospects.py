@@ -1,0 +1,249 @@
+"""Which runs of a profile fit a machine, and what a study takes there, before it is started.
+
+Everything is traced once for each model, method and recipe, in the form in which
+studylib.training.train runs it there. The bundled models need a few megabytes: whether they fit is
+not asked.
+
+Not covered: the forecast itself (studylib.forecasting.forecast, studylib.forecasting.job_forecast),
+what loading and scoring take (studylib.planning.estimate), time from records
+(studylib.planning.plan).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from studylib.core.errors import StudyError
+from studylib.forecasting.job_forecast import (
+    Machine,
+    count_params,
+    job_settings,
+    rented_machine,
+    this_machine,
+    trace_once,
+)
+from studylib.metering.environment import describe_environment, device_name, now
+from studylib.planning.catalog import find_gpu
+from studylib.planning.estimate import (
+    NOTHING,
+    Estimate,
+    RunHours,
+    add,
+    download_hours,
+    exactly,
+    hours,
+    price,
+    scoring_hours,
+    serving_hours,
+    start_hours,
+    times,
+)
+from studylib.planning.roofline import Range
+from studylib.schema.profile import RunSpec
+from studylib.schema.records import Record, write_record
+from studylib.schema.serving import ServeSpec
+from studylib.schema.settings import Frozen
+
+
+class Prospect(Frozen):
+    """A training run's forecast peak against a machine's memory, and where it would fit.
+
+    peak_bytes: of one card of `gpus`; train_hours: of all steps, None on a CPU or unknown card,
+    where nothing is assumed about speed. total_params: the model's without an adapter.
+    """
+
+    peak_bytes: int
+    available_bytes: int
+    gpus: int
+    cards: int
+    smallest_gpu: str | None
+    total_params: int
+    train_hours: Range | None = None
+
+    @property
+    def lacks_cards(self) -> bool:
+        return 0 < self.cards < self.gpus
+
+    @property
+    def needed_bytes(self) -> int:
+        """On one card; a host without cards holds what all of them would."""
+        return self.peak_bytes if self.cards else self.peak_bytes * max(self.gpus, 1)
+
+    @property
+    def fits(self) -> bool:
+        return not self.lacks_cards and self.needed_bytes <= self.available_bytes
+
+    @property
+    def reason(self) -> str:
+        if self.lacks_cards:
+            return f"it asks for {self.gpus} cards, this machine has {self.cards}"
+        which = f" of which {self.gpus} would do" if self.gpus > 1 else " that would do"
+        where = (
+            f"the smallest card{which} is {self.smallest_gpu}"
+            if self.smallest_gpu
+            else "no card of the catalog would do"
+        )
+        return (
+            f"the forecast peak of {self.needed_bytes / 1e9:.1f} GB is more than this machine's "
+            f"{self.available_bytes / 1e9:.1f} GB; {where}"
+        )
+
+
+def foresee(
+    specs: Sequence[RunSpec],
+    machine: Machine | None = None,
+    bundled: bool = False,
+    say: Callable[[str], Any] = print,
+) -> dict[str, Prospect]:
+    """Run id -> prospect for every training run; of bundled models only where that is asked.
+
+    A model that cannot be traced has none: that is said, and its runs are simply started.
+    """
+    found: dict[str, Prospect] = {}
+    failed = set()
+    for spec in specs:
+        plain = spec.model_ref.kind == "ladder" and spec.gpus <= 1
+        if not spec.method.kind.trains or (plain and not bundled):
+            continue
+        machine = machine or this_machine()
+        settings = job_settings(spec, machine)
+        if settings in failed:
+            continue
+        try:
+            found[spec.run_id] = foresee_run(spec, machine)
+        except StudyError as error:
+            say(f"no forecast for {spec.run_id}: {error}")
+            failed.add(settings)
+    return found
+
+
+def foresee_run(spec: RunSpec, machine: Machine | None = None) -> Prospect:
+    """Trace one training step as it would run there; on a known card, the hours of all steps."""
+    machine = machine or this_machine()
+    made = trace_once(job_settings(spec, machine), machine.here)
+    seconds = times(made.seconds_per_step, spec.train.steps)
+    return Prospect(
+        peak_bytes=made.peak_bytes,
+        available_bytes=machine.memory_bytes,
+        gpus=spec.gpus,
+        cards=machine.cards,
+        smallest_gpu=made.smallest_gpu,
+        total_params=made.total_params,
+        train_hours=hours(seconds) if machine.gpu else None,
+    )
+
+
+def estimate_study(
+    specs: Sequence[RunSpec],
+    gpu: str,
+    cards: int,
+    serving: Sequence[ServeSpec] = (),
+    measured: Mapping[str, float] | None = None,
+) -> Estimate:
+    """Hours and dollars of runs and serving runs on `cards` cards of the catalog's `gpu`.
+
+    measured: run id -> seconds that like runs took there, in place of an estimate. Needs neither
+    the card nor, for the models that the catalog knows, a network. Runs that by forecast do not fit
+    are in `misfits` and in no sum.
+    """
+    return estimate_on(rented_machine(gpu, cards), specs, serving, measured)
+
+
+def estimate_on(
+    machine: Machine,
+    specs: Sequence[RunSpec],
+    serving: Sequence[ServeSpec] = (),
+    measured: Mapping[str, float] | None = None,
+    force: bool = False,
+) -> Estimate:
+    """The same for a machine, this one for instance; its cards may be unknown to the catalog.
+
+    force: runs that do not fit are started as well.
+    """
+    prospects = foresee(specs, machine, bundled=True, say=lambda line: None)
+    misfits = {
+        run_id: found.reason for run_id, found in prospects.items() if not (found.fits or force)
+    }
+    left = [spec for spec in specs if spec.run_id not in misfits]
+    params = size_models([*left, *serving], prospects, machine)
+    runs, unknown = {}, []
+    for spec in left:
+        seconds = (measured or {}).get(spec.run_id)
+        made = (
+            estimate_run(spec, prospects, machine, params)
+            if seconds is None
+            else RunHours(gpus=max(spec.gpus, 1), measured=hours(exactly(seconds)))
+        )
+        if made is None:
+            unknown.append(spec.run_id)
+        else:
+            runs[spec.run_id] = made
+    for served in serving:
+        name = f"{served.serve_id} (serving)"
+        if machine.gpu is None or served.model not in params:
+            unknown.append(name)
+        else:
+            runs[name] = RunHours(gpus=1, start=serving_hours(served, params[served.model]))
+    total = add(download_hours(left, params), *(run.total for run in runs.values()))
+    return Estimate(
+        gpu=machine.gpu,
+        cards=machine.cards,
+        hours=total,
+        usd=price(total, machine.gpu, machine.cards),
+        runs=runs,
+        misfits=misfits,
+        unknown=tuple(unknown),
+    )
+
+
+def size_models(
+    specs: Sequence[RunSpec | ServeSpec], prospects: Mapping[str, Prospect], machine: Machine
+) -> dict[str, int]:
+    """Model -> parameters, from a forecast of it or counted; left out where neither can be."""
+    params = {
+        spec.model: prospects[spec.run_id].total_params
+        for spec in specs
+        if isinstance(spec, RunSpec) and spec.run_id in prospects
+    }
+    for model in {spec.model for spec in specs} - params.keys():
+        with suppress(StudyError):
+            params[model] = count_params(model, machine.here)
+    return params
+
+
+def estimate_run(
+    spec: RunSpec, prospects: Mapping[str, Prospect], machine: Machine, params: Mapping[str, int]
+) -> RunHours | None:
+    """The parts of a run's hours; None where its training, its size or its card is not known."""
+    found = prospects.get(spec.run_id)
+    trained = found.train_hours if found else None
+    size = params.get(spec.model)
+    if machine.gpu is None or size is None or (spec.method.kind.trains and trained is None):
+        return None
+    return RunHours(
+        gpus=max(spec.gpus, 1),
+        start=start_hours(spec, size),
+        train=trained or NOTHING,
+        evaluate=scoring_hours(spec, size, find_gpu(machine.gpu)),
+    )
+
+
+def record_misfit(spec: RunSpec, prospect: Prospect, folder: Path) -> None:
+    """The record of a run that was not started: "does not fit, forecast" and the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    instant = now()
+    write_record(
+        folder,
+        Record(
+            run_id=spec.run_id,
+            status="does not fit, forecast",
+            reason=prospect.reason,
+            run=spec,
+            environment=describe_environment(instant, instant, 1, 0),
+            fingerprint={"device.name": device_name(), "model.name": spec.model},
+            files={},
+        ),
+    )

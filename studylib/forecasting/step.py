@@ -1,0 +1,147 @@
+"""The step that a trace runs: that of studylib.training.train, as operators on fake tensors.
+
+transformers' model and loss (in full, or over slices of tokens), its checkpointing, accelerate's
+autocast and fp32 outputs, gradient clipping and the optimizer.
+
+Not covered: compiled graphs, activation offloading, an optimizer fused into the backward.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from studylib.forecasting.kernels import cuda_autocast
+from studylib.forecasting.optimizers import Optimizer, make_optimizer
+from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.schema.settings import Frozen, MethodSettings
+
+
+class StepSettings(Frozen):
+    """One training step, as far as its memory depends on it."""
+
+    method: MethodSettings
+    micro_batch: int = 1
+    seq_len: int = 2048
+    packed: bool = False
+    padded: bool = False
+    weights: Literal["bf16", "fp32"] = "bf16"
+    master_weights: bool = False
+    autocast: bool = True
+    optimizer: str = "adamw"
+    checkpointing: bool = True
+    loss: Literal["full", "chunked"] = "full"
+    accumulation: int = 1
+    kernels: Literal["cuda", "cpu"] = "cuda"
+    trains: bool = True
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrices multiply under autocast: Trainer's bf16=True."""
+        return self.autocast if self.weights == "bf16" else self.master_weights
+
+    @property
+    def half(self) -> bool:
+        """Whether most of the arithmetic is in bf16."""
+        return self.weights == "bf16" or self.mixed
+
+
+class Watcher(Protocol):
+    """What a step tells about where it is (studylib.forecasting.trace.StepTrace listens)."""
+
+    recording: bool
+
+    def enter(self, stage: str, layer: int, category: str) -> None: ...
+
+    def note_peak(self, scratch_bytes: int) -> None: ...
+
+    def move(self, tensors: Any, category: str) -> None: ...
+
+
+def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
+    """One step, recorded, after an update that makes the states. Returns paged states' bytes."""
+    if settings.checkpointing:
+        enable_checkpointing(model)
+    if settings.loss == "chunked":
+        install_chunked_loss(model)
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.register_post_accumulate_grad_hook(lambda p: live.move([p.grad], "gradients"))
+    optimizer = make_optimizer(settings.optimizer, trained, settings.master_weights)
+    batch = make_batch(model, settings)
+    for parameter in trained:  # a first update only makes the optimizer's states
+        parameter.grad = torch.empty_like(parameter)
+    update(trained, optimizer, live)
+    live.recording = True
+    for _ in range(min(settings.accumulation, 2)):
+        forward_backward(model, batch, settings, live)
+    update(trained, optimizer, live)
+    return optimizer.paged_bytes
+
+
+def enable_checkpointing(model: Any) -> None:
+    with warnings.catch_warnings():  # the name is on its way out, its successor not yet everywhere
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+        )
+
+
+def update(trained: list[nn.Parameter], optimizer: Optimizer, live: Watcher) -> None:
+    """Clip, step, and let go of the gradients, as Trainer does."""
+    live.enter("optimizer", -1, "temporaries")
+    torch.nn.utils.clip_grad_norm_(trained, 1.0, foreach=True)
+    live.note_peak(0)
+    optimizer.step()
+    live.move(optimizer.states(), "optimizer_states")
+    live.note_peak(0)
+    for parameter in trained:
+        parameter.grad = None
+
+
+def make_batch(model: nn.Module, settings: StepSettings) -> dict[str, torch.Tensor]:
+    """Token ids and labels; padded and packed rows have the mask that transformers makes."""
+    rows, length = settings.micro_batch, settings.seq_len
+    if settings.packed:
+        rows, length = 1, rows * length
+    ids = torch.zeros(rows, length, dtype=torch.int64)
+    batch = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
+    if settings.trains:
+        batch["labels"] = torch.zeros_like(ids)
+    if settings.packed or settings.padded:
+        batch["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=torch.bool)
+    return batch
+
+
+def forward_backward(
+    model: nn.Module, batch: dict[str, torch.Tensor], settings: StepSettings, live: Watcher
+) -> None:
+    live.enter("forward", -1, "saved_activations")
+    live.note_peak(0)
+    cuda = settings.mixed and settings.kernels == "cuda"
+    with cuda_autocast(model) if cuda else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
+            outputs = model(**batch, use_cache=False)
+        if settings.mixed and outputs.logits is not None:
+            outputs.logits = outputs.logits.float()  # accelerate hands back every output in fp32
+        loss = outputs.loss
+        del outputs
+        live.enter("loss", -1, "logits_and_loss")
+        loss.backward()
+
+
+def evaluate_once(model: nn.Module, settings: StepSettings, live: Watcher) -> None:
+    """One scoring forward: logits of every position and their log-softmax in fp32, as lm-eval."""
+    model.eval()
+    batch = make_batch(model, settings)
+    live.recording = True
+    live.enter("forward", -1, "saved_activations")
+    live.note_peak(0)
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits
+        nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)

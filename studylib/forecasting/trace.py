@@ -1,0 +1,199 @@
+"""Run one training step without its tensors and write down what lives when.
+
+The step of studylib.forecasting.step runs under FakeTensorMode. Every growth of live memory is an
+event with its stage and layer, so that a trace of few layers can be continued to any depth
+(studylib.forecasting.depth) and sharded (studylib.forecasting.sharding).
+
+Not covered: memory that is no tensor's (studylib.planning.cuda_terms).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from studylib.core.errors import StudyError
+from studylib.forecasting.kernels import (
+    bytes_of,
+    flops_of,
+    install_attention,
+    is_dequantization,
+    scratch_bytes,
+)  # fmt: skip
+from studylib.forecasting.step import StepSettings, evaluate_once, train_once
+from studylib.metering.live import LiveBytes, tensors_in
+from studylib.modelling.skeleton import (
+    build_meta,
+    first_line,
+    materialise_fakes,
+    quantization_constants,
+)
+
+PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
+         "saved_activations", "logits_and_loss", "temporaries", "allocator")  # fmt: skip
+Segment = tuple[str, int]  # (stage, layer; -1 before the first and after the last)
+
+
+class ParamBytes(NamedTuple):
+    """Bytes of some modules' parameters (4-bit ones as stored) and of their gradients."""
+
+    parameters: int
+    gradients: int
+
+
+NO_BYTES = ParamBytes(0, 0)
+
+
+@dataclass
+class Trace:
+    """What a step did. `events`: (segment, bytes of each of PARTS) wherever memory grew.
+
+    `layer` and `rest`: one layer's parameters, and those outside the layers.
+
+    `operators`: (stage, flops, bytes moved) -> how often.
+    """
+
+    layers: int
+    trainable_params: int = 0
+    total_params: int = 0
+    layer: ParamBytes = NO_BYTES
+    rest: ParamBytes = NO_BYTES
+    events: list[tuple[Segment, tuple[int, ...]]] = field(default_factory=list)
+    operators: Counter[tuple[str, float, int]] = field(default_factory=Counter)
+    dequantized_bytes: int = 0
+    paged_bytes: int = 0
+
+    def peak(self) -> tuple[Segment, tuple[int, ...]]:
+        return max(self.events, key=lambda event: sum(event[1]))
+
+
+class StepTrace(LiveBytes):
+    """LiveBytes that also keeps the timeline, the arithmetic and the traffic of a step."""
+
+    def __init__(self, trace: Trace, cuda: bool) -> None:
+        super().__init__(block_bytes=512 if cuda else 1)
+        self.trace, self.cuda = trace, cuda
+        self.segment: Segment = ("setup", -1)
+        self.recording = False
+        self.last_operator: Any = "no operator"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.last_operator = func
+        out = func(*args, **kwargs)
+        scratch = scratch_bytes(func, args) if self.cuda else 0
+        if self.track(tensors_in(out)) or scratch:
+            self.note_peak(scratch)
+        if self.recording:
+            moved = bytes_of(func, args, out)
+            if moved:
+                flops = flops_of(func, args, kwargs, out)
+                self.trace.operators[self.segment[0], flops, moved] += 1
+            if is_dequantization(func):
+                self.trace.dequantized_bytes += moved
+        return out
+
+    def enter(self, stage: str, layer: int, category: str) -> None:
+        self.segment, self.category = (stage, layer), category
+
+    def note_peak(self, scratch_bytes: int) -> None:
+        if self.recording:
+            parts = [self.parts.get(name, 0) for name in PARTS]
+            parts[PARTS.index("temporaries")] += scratch_bytes
+            self.trace.events.append((self.segment, tuple(parts)))
+
+
+def trace_step(config: Any, settings: StepSettings) -> Trace:
+    """Trace a step of one configuration, the optimizer's states being there from an earlier one.
+
+    Raises StudyError naming the operator where the architecture cannot be traced.
+    """
+    install_attention()
+    attention = "forecast_cuda" if settings.kernels == "cuda" else "forecast_cpu"
+    model = build_meta(config, settings.method, settings.weights, attention)
+    layers = decoder_layers(model)
+    trace = Trace(layers=len(layers))
+    trace.trainable_params, trace.total_params = count_base(model)
+    live = StepTrace(trace, settings.kernels == "cuda")
+    try:
+        with FakeTensorMode(), live:
+            materialise_fakes(model)
+            track_model(live, model)
+            trace.layer = param_bytes(layers[-1].parameters())
+            in_layers = {id(p) for layer in layers for p in layer.parameters()}
+            trace.rest = param_bytes(p for p in model.parameters() if id(p) not in in_layers)
+            watch_layers(live, layers)
+            if settings.trains:
+                trace.paged_bytes = train_once(model, settings, live)
+            else:
+                evaluate_once(model, settings, live)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise StudyError(
+            config.model_type,
+            f"this architecture cannot be traced: {live.last_operator} ({first_line(error)})",
+            "Forecasts need operators that PyTorch can run without data.",
+        ) from error
+    return trace
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a model: its longest list of modules."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+def count_base(model: nn.Module) -> tuple[int, int]:
+    """(trainable, total) parameters; the total is the base model's, without the adapter's."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    named = model.named_parameters()
+    return trainable, sum(p.numel() for name, p in named if not is_adapter(name))
+
+
+def is_adapter(name: str) -> bool:
+    return "lora_" in name or "modules_to_save" in name
+
+
+def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in parameters]
+    return ParamBytes(sum(size for size, _ in sizes), sum(size for size, own in sizes if own))
+
+
+def track_model(live: LiveBytes, model: nn.Module) -> None:
+    """Count what exists before the first step, under its own names."""
+    live.move(quantization_constants(model), "quantization_constants")
+    for name, parameter in model.named_parameters():
+        live.move([parameter], "adapter" if is_adapter(name) else "weights")
+    live.move(model.buffers(), "weights")
+
+
+def watch_layers(live: StepTrace, layers: list[nn.Module]) -> None:
+    """Let the trace know which layer's forward, recomputation or backward is at work."""
+
+    def before(index: int) -> Any:
+        def hook(*_: Any) -> None:
+            backward = live.segment[0] == "backward"
+            live.enter("backward" if backward else "forward", index, "saved_activations")
+
+        return hook
+
+    def after(index: int) -> Any:
+        def hook(_module: Any, _args: Any, out: Any) -> None:
+            if live.segment[0] == "forward":
+                if index == len(layers) - 1:
+                    live.enter("loss", -1, "logits_and_loss")
+                hidden = next(tensors_in(out))
+                if hidden.requires_grad:
+                    hidden.register_hook(lambda _: live.enter("backward", index, "temporaries"))
+            else:
+                live.category = "temporaries"
+
+        return hook
+
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(before(index))
+        layer.register_forward_hook(after(index))

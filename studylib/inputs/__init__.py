@@ -1,0 +1,1 @@
+"""Where models' files, training examples and questions come from. No torch."""

@@ -1,0 +1,1 @@
+"""Memory, time, energy and provenance, as they are read while something runs."""

@@ -1,0 +1,1 @@
+"""Models and what a method does to them; their weights, losses and files."""

@@ -1,0 +1,232 @@
+"""Bring in a model and its tokenizer from a hub, a folder, a published shape or the ladder.
+
+Only safetensors are read, never pickles; code that comes with a model is never run.
+
+Not covered: what a method then does to the model (studylib.modelling.methods).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as hf_logging
+
+from studylib.core.errors import StudyError, first_line
+from studylib.inputs.almanac import ladder_folder, ladder_names
+from studylib.inputs.sources import folder_sha256, model_folder
+from studylib.modelling.methods import DTYPES, keep_unpacked, quantization_config
+from studylib.schema.profile import MethodSettings, ModelRef
+from studylib.schema.records import canonical
+
+# transformers 5 warns of names that it will change in 6; the ranges of this study end before.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+@dataclass
+class Loaded:
+    """A model on its device with its tokenizer and what identifies its weights."""
+
+    model: nn.Module
+    tokenizer: Any
+    sha256: str
+    revision: str | None
+    random_weights: bool = False
+
+
+def default_device() -> torch.device:
+    """The card of this process (one of several has its number in LOCAL_RANK), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
+
+
+def load_model(
+    ref: ModelRef,
+    method: MethodSettings,
+    dtype: str,
+    seed: int = 0,
+    attention: str = "sdpa",
+    device: torch.device | None = None,
+) -> Loaded:
+    """Load weights in `dtype` (fp32, bf16), or in 4 bits computing in `dtype`, on the device."""
+    device = device or default_device()
+    if ref.kind == "shape":
+        return load_shape(ref, method, dtype, seed, attention, device)
+    folder, revision = model_folder(ref)
+    sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
+    model = open_weights(folder, method, dtype, ref, attention, device)
+    return Loaded(model, load_tokenizer(folder), sha256, revision)
+
+
+def open_weights(
+    folder: Path,
+    method: MethodSettings,
+    dtype: str,
+    ref: ModelRef,
+    attention: str,
+    device: torch.device,
+) -> nn.Module:
+    """A checkpoint's model. Towards the meta device: with no weights, as FSDP's other ranks."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    torch_dtype = DTYPES[dtype]
+    extra: dict[str, Any] = {}
+    if method.kind.quantized:
+        extra["quantization_config"] = quantization_config(torch_dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch_dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            device_map={"": device},
+            trust_remote_code=False,
+            **extra,
+        )
+    except ImportError as error:
+        raise StudyError(
+            f"train.attention = {attention}", first_line(error), "Install it, or use sdpa."
+        ) from error
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise StudyError(
+            ref,
+            f"the checkpoint cannot be loaded ({first_line(error)})",
+            "It must be a causal language model that transformers knows.",
+        ) from error
+    keep_unpacked(model)
+    return model
+
+
+def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Module:
+    """The trained model that an earlier process of the same run left in `folder`."""
+    if method.kind.adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(
+            base, folder, is_trainable=True, autocast_adapter_dtype=method.adapter_dtype == "fp32"
+        )
+        keep_unpacked(model)
+        return model
+    from transformers import AutoModelForCausalLM
+
+    dtype = next(base.parameters()).dtype
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="sdpa", device_map={"": default_device()}
+    )
+
+
+def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn.Module:
+    """The 4-bit base's dequantized weights with the adapter added, rounded to bf16.
+
+    plain: the same model in 16 or 32 bits; it is overwritten. The sum is computed in its dtype,
+    rounded once, and kept in that dtype for scoring.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+    from peft import PeftModel
+
+    for name, module in quantized.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+            weight: Any = module.weight
+            target: Any = plain.get_submodule(path).weight
+            target.data.copy_(dequantize_4bit(weight.data, weight.quant_state))
+    model: Any = PeftModel.from_pretrained(plain, adapter)
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
+    return merged
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            folder,
+            "the folder has no tokenizer that loads",
+            "Add tokenizer.json and tokenizer_config.json.",
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise StudyError(
+            folder,
+            "the tokenizer has no end-of-sequence token",
+            "Set eos_token in tokenizer_config.json.",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_shape(
+    ref: ModelRef,
+    method: MethodSettings,
+    dtype: str,
+    seed: int,
+    attention: str,
+    device: torch.device,
+) -> Loaded:
+    """Random weights of a published shape, seeded. Its text is spelled by the ladder's tokenizer:
+    lengths in tokens are not the model's own, but every position costs what it would."""
+    from transformers import AutoModelForCausalLM
+
+    from studylib.modelling.skeleton import shape_config
+
+    config = shape_config(ref.name)
+    # Before the dtype enters it: methods of one study may need the same weights in others.
+    sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[dtype], attn_implementation=attention
+        )
+    if method.kind.quantized:
+        quantize_linears(model, DTYPES[dtype])
+    tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
+    return Loaded(model, tokenizer, sha256, None, random_weights=True)
+
+
+def quantize_linears(model: nn.Module, compute_dtype: torch.dtype) -> None:
+    """Replace every linear layer but the output layer by its NF4 form, as transformers does."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    for name, linear in linears:
+        layer = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            device="meta",
+            compute_dtype=compute_dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+        )
+        device = linear.weight.device
+        weight = Params4bit(
+            linear.weight.data.cpu(),
+            requires_grad=False,
+            compress_statistics=True,
+            quant_type="nf4",
+            module=layer,
+        )
+        layer.weight = weight.to(device)  # type: ignore[misc]
+        layer.bias = linear.bias
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer)
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # so that peft knows its layers
+    keep_unpacked(model)

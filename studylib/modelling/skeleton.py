@@ -1,0 +1,212 @@
+"""Build a model without its weights: the architecture of a shape, a hub config or a folder.
+
+The same transformers classes, the same attach of studylib.modelling.methods and bitsandbytes' own
+4-bit layers as a training run uses, on the meta device; then every parameter and buffer becomes a
+fake tensor, so that a step can be traced without memory. Only config.json is ever read or fetched.
+
+Not covered: running the step (studylib.forecasting.trace).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studylib.core.errors import StudyError
+from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.sources import hub_errors
+from studylib.modelling.methods import DTYPES, attach
+from studylib.planning.catalog import Shape, find_shape
+from studylib.schema.settings import MethodSettings, ModelRef
+
+NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)
+ABSMAX_BLOCK = 256  # constants that share one second-level constant
+
+
+def shape_config(name: str) -> Any:
+    """The transformers configuration of a published shape; StudyError with the nearest names."""
+    return config_of(find_shape(name))
+
+
+def config_of(shape: Shape) -> Any:
+    """A shape's numbers in the configuration class of its family."""
+    from transformers import CONFIG_MAPPING
+
+    numbers: dict[str, Any] = {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "intermediate_size": shape.intermediate_size,
+        "num_attention_heads": shape.num_attention_heads,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(shape.rope_theta)},
+    }
+    if shape.family == "gpt_neox":
+        numbers["rope_parameters"]["partial_rotary_factor"] = 0.25
+        numbers["attention_bias"] = shape.attention_qkv_bias
+    else:
+        numbers |= {"num_key_value_heads": shape.num_key_value_heads, "head_dim": shape.head_dim}
+    if shape.family in ("llama", "olmo2", "qwen3"):
+        numbers["attention_bias"] = shape.attention_qkv_bias
+    return CONFIG_MAPPING[shape.family](**numbers)
+
+
+def read_config(ref: ModelRef) -> Any:
+    """The configuration behind shape:, hub:, path: or ladder:, without any weights."""
+    if ref.kind == "shape":
+        return shape_config(ref.name)
+    from transformers import AutoConfig
+
+    folder = config_folder(ref)
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(
+            ref,
+            f"the configuration cannot be read ({first_line(error)})",
+            "It must be a causal language model that transformers knows.",
+        ) from error
+
+
+def config_folder(ref: ModelRef) -> Path:
+    """The folder of a model's config.json, fetched alone from a hub."""
+    if ref.kind == "hub":
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors(ref):
+            return Path(hf_hub_download(ref.name, "config.json", revision=ref.revision)).parent
+    folder = ladder_folder(ref.name) if ref.kind == "ladder" else Path(ref.name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise StudyError(ref, "there is no config.json", "Point to a model's folder.")
+    return folder
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def text_config(config: Any) -> Any:
+    """The part of a configuration that describes the language model."""
+    return config.get_text_config(decoder=True)
+
+
+def with_depth(config: Any, layers: int) -> Any:
+    """The same configuration with another number of layers."""
+    config = copy.deepcopy(config)
+    text = text_config(config)
+    text.num_hidden_layers = layers
+    if "layer_types" in vars(text):
+        text.layer_types = text.layer_types[:layers]
+    return config
+
+
+def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) -> nn.Module:
+    """The model with its method attached, all on the meta device (0 bytes)."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=DTYPES[dtype], attn_implementation=attention
+            )
+    except (ValueError, KeyError) as error:
+        raise StudyError(
+            config.model_type,
+            f"this architecture cannot be built ({first_line(error)})",
+            "Forecasts need a causal language model of transformers.",
+        ) from error
+    if method.kind.quantized:
+        quantize_meta(model, DTYPES[dtype])
+    with torch.device("meta"):
+        return attach(model, method)
+
+
+def quantize_meta(model: Any, compute_dtype: torch.dtype) -> None:
+    """Replace the linear layers by NF4 layers, all but the output layer, as transformers does."""
+    from bitsandbytes.nn import Linear4bit
+
+    head = model.get_output_embeddings()
+    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    if not linears:
+        raise StudyError(
+            model.config.model_type, "no layer of this model can be quantized", "Use lora or full."
+        )
+    for name, linear in linears:
+        layer = Linear4bit(
+            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta",
+            compute_dtype=compute_dtype, compress_statistics=True, quant_type="nf4",
+        )  # fmt: skip
+        layer.bias = linear.bias
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, layer)
+    model.is_loaded_in_4bit = model.is_quantized = True
+
+
+def materialise_fakes(model: nn.Module) -> None:
+    """Swap every meta parameter and buffer for a fake tensor on the CPU; call under FakeTensorMode.
+
+    Module.to cannot do it: fake parameters must be set one by one. Tied ones stay tied.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        four_bit = type(module).__name__ == "Linear4bit"
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                if four_bit and name == "weight":
+                    made[id(parameter)] = fake_4bit(module, parameter)
+                else:
+                    fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                    made[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device.type == "meta":
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
+
+
+def fake_4bit(layer: Any, weight: torch.Tensor) -> nn.Parameter:
+    """A quantized weight as bitsandbytes would leave it: two weights a byte, and its constants.
+
+    Quantizing itself depends on data and cannot be traced; its result's layout does not.
+    """
+    from bitsandbytes.functional import QuantState
+
+    count = weight.numel()
+    blocks = -(-count // NF4_BLOCK)
+    second = QuantState(
+        absmax=torch.empty(-(-blocks // ABSMAX_BLOCK), dtype=torch.float32),
+        code=torch.empty(256, dtype=torch.float32),
+        blocksize=ABSMAX_BLOCK,
+        dtype=torch.float32,
+    )
+    state = QuantState(
+        absmax=torch.empty(blocks, dtype=torch.uint8),
+        shape=weight.shape,
+        code=torch.empty(16, dtype=torch.float32),
+        blocksize=NF4_BLOCK,
+        quant_type="nf4",
+        dtype=layer.compute_dtype,
+        offset=torch.empty((), dtype=torch.float32),
+        state2=second,
+    )
+    packed = nn.Parameter(torch.empty(((count + 1) // 2, 1), dtype=torch.uint8), False)
+    packed.quant_state = layer.quant_state = state  # type: ignore[attr-defined]
+    return packed
+
+
+def quantization_constants(model: nn.Module) -> list[torch.Tensor]:
+    """Every tensor of every layer's quantization state, both levels."""
+    constants = []
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            constants += [state.absmax, state.code, state.offset]
+            constants += [state.state2.absmax, state.state2.code]
+    return constants

@@ -1,0 +1,141 @@
+"""Make what is served: adapters with seeded weights on one base, and models merged from them.
+
+A trained adapter and a random one cost the same, so none is trained here; B is not zero, so that
+an adapter's answers differ from the base's and an equality between two ways means something.
+
+Merging an adapter of a 4-bit base goes by way of a plain model: its linear layers take the 4-bit
+base's dequantized weights, then the adapter is added. peft's merge on the 4-bit layers themselves
+would round the sum to 4 bits again.
+
+Not covered: timing (latency), bytes (serve), changing variants under way (hot_swap).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studylib.modelling.methods import DTYPES, attach, keep_unpacked, lora_config, module_list
+from studylib.schema.settings import MethodSettings
+
+B_STD = 0.02  # of the weights of B; a new adapter's are zero
+
+
+def share_weights(model: nn.Module) -> nn.Module:
+    """A second model on the very tensors of the first: modules are copied, weights are not."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def adapter_names(count: int) -> list[str]:
+    """default, a1, a2 ...: the first has the name that peft gives to an only adapter."""
+    return ["default", *(f"a{index}" for index in range(1, count))]
+
+
+def add_adapters(
+    base: nn.Module, method: MethodSettings, count: int, dtype: str, seed: int = 0
+) -> nn.Module:
+    """Wrap `base` (in place) in `count` adapters of a method, seeded, all weights non-zero.
+
+    The first one is active. Equal seeds give equal adapters on a plain and on a 4-bit base.
+    """
+    names = adapter_names(count)
+    model: Any = attach(base, method, seed)
+    for index, name in enumerate(names[1:], 1):
+        torch.manual_seed(seed + index)
+        model.add_adapter(name, lora_config(method, base))
+    for index, name in enumerate(names):
+        seed_adapter(model, name, seed + index, DTYPES[dtype])
+    return ready(model, "default")
+
+
+def seed_adapter(model: nn.Module, name: str, seed: int, dtype: torch.dtype) -> None:
+    """Draw the B matrices of one adapter and cast the whole adapter to `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    for path, parameter in model.named_parameters():
+        if f".{name}." in path:
+            if ".lora_B." in path:
+                drawn = torch.randn(parameter.shape, generator=generator) * B_STD
+                parameter.data = drawn.to(parameter.device, dtype)
+            else:
+                parameter.data = parameter.data.to(dtype)
+
+
+def ready(model: Any, name: str) -> Any:
+    """In evaluation mode, without gradients, with one adapter active."""
+    model.set_adapter(name)
+    keep_unpacked(model)
+    return model.requires_grad_(False).eval()
+
+
+def save_adapter(model: Any, name: str, folder: Path) -> Path:
+    """Write one adapter as peft does; returns the folder to load it from."""
+    model.save_pretrained(folder, selected_adapters=[name])
+    return folder if name == "default" else folder / name
+
+
+def load_adapters(base: nn.Module, folders: dict[str, Path]) -> nn.Module:
+    """A base (wrapped in place) with adapters from disk, the first one active."""
+    from peft import PeftModel
+
+    names = list(folders)
+    model = PeftModel.from_pretrained(
+        base, folders[names[0]], adapter_name=names[0], autocast_adapter_dtype=False
+    )
+    for name in names[1:]:
+        model.load_adapter(folders[name], name, autocast_adapter_dtype=False)
+    return ready(model, names[0])
+
+
+def plain_copy(base: nn.Module, four_bit: nn.Module | None = None) -> nn.Module:
+    """A model like `base` on weights of its own; with those of a 4-bit base, dequantized."""
+    model = copy.deepcopy(base)
+    if four_bit is not None:
+        for name, module in four_bit.named_modules():
+            if type(module).__name__ == "Linear4bit":
+                plain: Any = model.get_submodule(name.removesuffix(".base_layer"))
+                plain.weight.data.copy_(dequantize(module))
+    return model
+
+
+def dequantize(layer: Any) -> torch.Tensor:
+    """The weights of a bitsandbytes 4-bit layer, in the dtype that they were quantized from."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+
+
+def merge_adapter(
+    base: nn.Module, adapter_folder: Path, four_bit: nn.Module | None = None
+) -> nn.Module:
+    """One adapter merged into a copy of `base`, or of the 4-bit base's dequantized weights."""
+    model: Any = load_adapters(plain_copy(base, four_bit), {"default": adapter_folder})
+    return model.merge_and_unload().eval()
+
+
+def is_four_bit(model: nn.Module) -> bool:
+    return bool(module_list(model, "Linear4bit"))
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of all tensors of a model, tied ones once: parameters, buffers, 4-bit constants."""
+    seen: dict[int, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        for part in [tensor, *constants(tensor)]:
+            storage = part.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
+
+
+def constants(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """What a 4-bit weight needs beside itself, both levels of quantization."""
+    state = getattr(tensor, "quant_state", None)
+    found = []
+    while state is not None:
+        found += [part for part in (state.absmax, state.code, state.offset) if part is not None]
+        state = state.state2
+    return found

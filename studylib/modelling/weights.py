@@ -1,0 +1,72 @@
+"""The weights of a run: as they come to be trained, as they are scored, as they are kept.
+
+Trained weights lie in the run's work folder (`trained`, with a marker written last), so that a
+process that goes on after a kill need not train again.
+
+Not covered: loading a checkpoint (studylib.modelling.models), what a method trains
+(studylib.modelling.methods).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studylib.modelling.methods import DTYPES, attach
+from studylib.modelling.models import Loaded, load_model, load_trained
+from studylib.schema.records import write_atomically
+from studylib.schema.spec import RunSpec
+
+TRAINED, WHOLE = "trained", "whole"
+
+
+def find_trained(work: Path) -> Path | None:
+    """Where the trained weights lie, whole, or None."""
+    folder = work / TRAINED
+    return folder if (folder / WHOLE).is_file() else None
+
+
+def bring_in(spec: RunSpec, trained: Path | None) -> tuple[Loaded, nn.Module]:
+    """(the base, the model to train on it) or, from `trained`, the model that was trained.
+
+    Where several cards train it, each of their processes loads its own: this one stays on the
+    host, to be counted.
+    """
+    if torch.cuda.is_available():  # for scoring as for training, and for the untrained model too
+        backends: Any = torch.backends
+        backends.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
+    if trained is not None:
+        loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
+        return loaded, load_trained(loaded.model, spec.method, trained)
+    device = torch.device("cpu") if spec.gpus > 1 else None
+    loaded = load_model(
+        spec.model_ref, spec.method, spec.weights_dtype, spec.seed, spec.train.attention, device
+    )
+    return loaded, attach(loaded.model, spec.method, spec.seed)
+
+
+def settle(spec: RunSpec, base: nn.Module, model: nn.Module) -> None:
+    """From how a model is trained to how it is scored and served, in place."""
+    recipe = spec.train
+    if spec.weights_dtype != recipe.dtype:
+        model.to(DTYPES[recipe.dtype])
+    if recipe.attention != "sdpa":  # scoring shares prefixes, by masks of its own
+        base.set_attn_implementation("sdpa")  # type: ignore[operator]
+
+
+def keep(work: Path, model: nn.Module | None) -> None:
+    """Keep trained weights (None: they lie in `trained` already) and let checkpoints go.
+
+    The marker comes last, so that half a folder never counts.
+    """
+    folder = work / TRAINED
+    if model is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder)  # type: ignore[operator]
+    write_atomically(folder / WHOLE, b"")
+    for checkpoint in work.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)

@@ -1,0 +1,278 @@
+"""What the planning notebook shows: memory by part against a card, what fits where, break-even.
+
+Menus over any of it are made here too, for the other notebooks as well.
+
+Not covered: the forecast itself (studylib.forecasting.forecast), the reader's profile
+(studylib.planning.plan).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
+from studylib.planning.case import METHOD_LABELS
+from studylib.planning.catalog import find_gpu
+from studylib.planning.plan import Plan, PlannedRun
+
+# transformers 5 warns of names that it will change in 6; bitsandbytes of kernels for other CPUs.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+# One colour a part, from the Okabe-Ito palette, which colour-blind readers can tell apart.
+COLOURS = {
+    "weights": "#0072b2",
+    "quantization_constants": "#56b4e9",
+    "adapter": "#009e73",
+    "gradients": "#d55e00",
+    "optimizer_states": "#e69f00",
+    "saved_activations": "#cc79a7",
+    "logits_and_loss": "#f0e442",
+    "temporaries": "#999999",
+    "gathered": "#7f5539",
+    "allocator": "#cccccc",
+    "cuda_context": "#444444",
+}
+PART_WORDS = {"cuda_context": "CUDA context"}
+UNKNOWN = "unknown"
+FEW = 5  # choices that stand side by side; more go into a menu
+
+
+@lru_cache(maxsize=256)
+def foresee(
+    model: str,
+    method: str,
+    gpu: str,
+    micro_batch: int = 1,
+    seq_len: int = 2048,
+    checkpointing: bool = True,
+    gpus: int = 1,
+) -> Forecast:
+    """A forecast with the study's usual recipe; more than one card means sharding by FSDP."""
+    return forecast(
+        ForecastSettings(
+            model=model,
+            method=method,
+            gpu=gpu,
+            micro_batch=micro_batch,
+            seq_len=seq_len,
+            checkpointing=checkpointing,
+            gpus=gpus,
+            sharding="fsdp" if gpus > 1 else "none",
+        )
+    )
+
+
+def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
+    """One stacked bar of the peak's parts a forecast, in GB, with the card's usable memory."""
+    card = find_gpu(gpu)
+    figure, axes = plt.subplots(figsize=(8, 1.6 + 0.6 * len(forecasts)), layout="constrained")
+    used: set[str] = set()
+    for row, made in enumerate(forecasts):
+        left = 0.0
+        for part, size in made.parts.items():
+            width = size / 1e9
+            label = (
+                PART_WORDS.get(part, part.replace("_", " "))
+                if part not in used and width > 0
+                else None
+            )
+            used |= {part} if label else set()
+            axes.barh(
+                row,
+                width,
+                left=left,
+                color=COLOURS.get(part, "#bbbbbb"),
+                label=label,
+                edgecolor="white",
+                linewidth=0.5,
+                height=0.6,
+            )
+            left += width
+        axes.annotate(f" {left:.1f} GB", (left, row), va="center", fontsize=9)
+    usable = card.usable_bytes / 1e9
+    axes.axvline(usable, color="#222222", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"{gpu}: {usable:.1f} GB usable",
+        (usable, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=8,
+        ha="center",
+        annotation_clip=False,
+    )
+    axes.set_yticks(range(len(forecasts)), [describe_job(made) for made in forecasts], fontsize=9)
+    axes.set_ylim(len(forecasts) - 0.5, -0.5)
+    axes.set_xlabel("GB at the peak of a training step (forecast)")
+    axes.margins(x=0.12)
+    figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)  # a cell shows the figure that it ends with, once
+    return figure
+
+
+def describe_job(made: Forecast) -> str:
+    job = made.settings
+    return (
+        f"{label_method(job.method)}\n{job.model.partition(':')[2]}, "
+        f"{job.micro_batch} × {job.seq_len:,} tokens"
+    )
+
+
+def label_method(method: str) -> str:
+    return METHOD_LABELS.get(method, method)
+
+
+def tabulate_fits(
+    models: Sequence[str],
+    methods: Sequence[str],
+    gpus: Sequence[str],
+    micro_batch: int,
+    seq_len: int,
+) -> pd.DataFrame:
+    """Peak in GB, and for each card the GB that are left, or "no"."""
+    rows = []
+    for model in models:
+        for method in methods:
+            made = foresee(model, method, gpus[0], micro_batch, seq_len)
+            fits = {
+                gpu: f"{made.fits[gpu].headroom_bytes / 1e9:.1f}" if made.fits[gpu].fits else "no"
+                for gpu in gpus
+            }
+            rows.append(
+                {
+                    "model": model,
+                    "method": label_method(method),
+                    "peak GB": made.peak_bytes / 1e9,
+                    **fits,
+                    "smallest card": made.smallest_gpu or "none",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["model", "method"]).round({"peak GB": 1})
+
+
+def tabulate_costs(
+    models: Sequence[str], methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
+) -> pd.DataFrame:
+    """Hours and dollars of the standard Alpaca-style run, packed: low, mid and high."""
+    rows = []
+    for model in models:
+        for method in methods:
+            job = foresee(model, method, gpu, micro_batch, seq_len).jobs["packed"]
+            usd = job.usd
+            rows.append(
+                {
+                    "model": model,
+                    "method": label_method(method),
+                    "hours": f"{job.hours.mid:.1f} ({job.hours.low:.1f} to {job.hours.high:.1f})",
+                    "dollars": f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
+                    if usd
+                    else "no offer",
+                }
+            )
+    return pd.DataFrame(rows).set_index(["model", "method"])
+
+
+def break_even(small: Forecast, big: Forecast) -> str:
+    """At which ratio of hourly prices the job on the small card costs what the big one does."""
+    ratio = small.jobs["packed"].hours.mid / big.jobs["packed"].hours.mid
+    s, b = small.settings, big.settings
+    names = label_method(s.method), label_method(b.method)
+    lines = [
+        f"{names[0]} on {s.gpu} takes {ratio:.2f} times the hours of {names[1]} on {b.gpu}: it is "
+        f"the cheaper one where an hour of {b.gpu} costs more than {ratio:.2f} times an hour of "
+        f"{s.gpu}."
+    ]
+    costs = small.jobs["packed"].usd, big.jobs["packed"].usd
+    if costs[0] and costs[1]:
+        cheaper = names[0] if costs[0].mid < costs[1].mid else names[1]
+        lines.append(
+            f"At the median offers: {costs[0].mid:.0f} against {costs[1].mid:.0f} dollars, so "
+            f"{cheaper} is cheaper there."
+        )
+    lines += [
+        f"It does not fit {f.settings.gpu}: {label_method(f.settings.method)}."
+        for f in (small, big)
+        if not f.fits[f.settings.gpu].fits
+    ]
+    return " ".join(lines)
+
+
+def choose_job(models: Sequence[str], methods: Sequence[str], gpus: Sequence[str]) -> Any:
+    """Menus over models, methods and cards that redraw the memory picture."""
+    return explore(plot_job, model=models, method=methods, gpu=gpus)
+
+
+def plot_job(model: str, method: str, gpu: str) -> Figure:
+    return plot_parts([foresee(model, method, gpu)], gpu)
+
+
+def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:
+    """Menus over `show`'s arguments where widgets can be drawn; the first choices' result else."""
+    try:
+        import ipywidgets
+    except ImportError:
+        return show(**{name: values[0] for name, values in options.items()})
+    from IPython.display import display
+
+    menus = {name: make_menu(list(values)) for name, values in options.items()}
+    wide = ipywidgets.Layout(width="9em")
+    rows = [
+        ipywidgets.HBox([ipywidgets.Label(name.replace("_", " "), layout=wide), menu])
+        for name, menu in menus.items()
+    ]
+    answer = ipywidgets.interactive_output(lambda **chosen: display(show(**chosen)), menus)
+    return ipywidgets.VBox([*rows, answer])
+
+
+def make_menu(values: list[Any]) -> Any:
+    """A slider over numbers in order, buttons for a few choices, a menu for many; the first set."""
+    import ipywidgets
+
+    if len(values) > 2 and all(isinstance(value, int | float) for value in values):
+        steps = [(f"{value:,}", value) for value in sorted(values)]
+        return ipywidgets.SelectionSlider(options=steps, value=values[0])
+    labels = [(label_method(str(value)), value) for value in values]
+    if len(values) > FEW:
+        return ipywidgets.Dropdown(options=labels, value=values[0])
+    fitting = {"button_width": "max-content"}
+    return ipywidgets.ToggleButtons(options=labels, value=values[0], style=fitting)
+
+
+def summarise_plan(plan: Plan) -> pd.DataFrame:
+    """One row a model and method: its runs over the seeds, and what those left take."""
+    groups: dict[str, list[PlannedRun]] = {}
+    for run in plan.runs:
+        groups.setdefault(re.sub(r"--s\d+$", "", run.run_id), []).append(run)
+    rows = []
+    for name, runs in groups.items():
+        left = [run for run in runs if run.state != "done"]
+        rows.append(
+            {
+                "runs": name,
+                "all": len(runs),
+                "left": len(left),
+                "seconds of those left": add_up([run.seconds for run in left], 0),
+                "dollars of those left": add_up([run.usd for run in left], 4),
+                "known from": "; ".join(dict.fromkeys(run.seconds_source for run in left)) or "—",
+            }
+        )
+    return pd.DataFrame(rows).set_index("runs")
+
+
+def add_up(figures: Sequence[float | None], digits: int) -> str:
+    """The sum in words; unknown where one of them is."""
+    known = [figure for figure in figures if figure is not None]
+    if len(known) < len(figures):
+        return UNKNOWN
+    return f"{sum(known):,.{digits}f}" if known else "0"

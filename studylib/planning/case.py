@@ -1,0 +1,243 @@
+"""A reader's case, and the evidence that advice on it may use: plain values with ids.
+
+Every piece of evidence carries the id by which a sentence names it: `record:` (a run or a
+serving), `forecast:` (a traced step on a card), `count:` (exact arithmetic) or `price:` (offers).
+
+Not covered: where the pieces come from (studylib.advice.evidence,
+studylib.forecasting.card_forecasts) and what follows from them (studylib.advice.advise).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from studylib.core.errors import StudyError
+from studylib.planning.catalog import find_gpu
+from studylib.schema.settings import Frozen, ModelRef, Settings, nearest
+
+CHANGES = ("task", "knowledge", "language")
+Change = Literal["task", "knowledge", "language"]
+CHANGE_WORDS = {
+    "task": "a new style or task",
+    "knowledge": "new knowledge",
+    "language": "a new language or new tokens",
+}
+METHODS = ("full", "lora", "qlora")
+METHOD_LABELS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+
+
+class Span(Frozen):
+    """A figure with its interval; null where nothing tells."""
+
+    low: float | None = None
+    mid: float | None = None
+    high: float | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.high is not None
+
+
+ZERO = Span(low=0.0, mid=0.0, high=0.0)
+UNKNOWN = Span()
+
+
+class Case(Settings):
+    """What the reader wants. The assumptions at the end are theirs to change.
+
+    tokens: of the data, read `epochs` times in each training. gpu: the card at hand (with `gpus` of
+    them), or None for any that somebody offers. max_accuracy_loss_pp: points behind full
+    fine-tuning of the same model that may be lost; None asks for no proof. budget_usd: a year's.
+    """
+
+    model: str
+    change: Change
+    tokens: int = Field(ge=1, le=10**14)
+    facts: int | None = Field(default=None, ge=1)
+    variants: int = Field(default=1, ge=1, le=10**7)
+    retrains_per_year: float = Field(default=1, ge=0, le=10**5)
+    gpu: str | None = None
+    gpus: int = Field(default=1, ge=1, le=64)
+    budget_usd: float | None = Field(default=None, ge=0)
+    max_latency_overhead_percent: float | None = Field(default=None, ge=0)
+    max_accuracy_loss_pp: float | None = Field(default=None, ge=0)
+    epochs: float = Field(default=3, gt=0, le=10**4)
+    usd_per_gpu_hour: float | None = Field(default=None, ge=0)
+    serving_gpu: str | None = None
+    serving_hours_per_year: float = Field(default=8760, ge=0, le=8760)
+    usd_per_gb_month: float = Field(default=0.023, ge=0)
+
+    @model_validator(mode="after")
+    def facts_need_knowledge(self) -> Case:
+        if self.facts is not None and self.change != "knowledge":
+            raise ValueError(f"facts are new knowledge, not a new {self.change}")
+        return self
+
+    @property
+    def trainings_per_year(self) -> float:
+        """Of each variant: what is never retrained is still trained once."""
+        return max(self.retrains_per_year, 1.0)
+
+    @property
+    def trained_tokens(self) -> float:
+        return self.tokens * self.epochs
+
+
+def build_case(**given: object) -> Case:
+    """A checked case; StudyError names the option that is wrong. gpu may read 8xa100-80gb."""
+    if given.get("change") not in CHANGES:
+        raise StudyError(
+            f"--change {given.get('change')}",
+            "a change is task, knowledge or language",
+            nearest(str(given.get("change")), list(CHANGES)),
+        )
+    given = {key: value for key, value in given.items() if value is not None}
+    ModelRef.parse(str(given.get("model")))
+    if "gpu" in given:
+        given |= dict(zip(("gpus", "gpu"), parse_cards(str(given["gpu"])), strict=True))
+    if "serving_gpu" in given:
+        given["serving_gpu"] = find_gpu(str(given["serving_gpu"])).name
+    try:
+        return Case.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = str(fault["loc"][0]) if fault["loc"] else "facts"
+        rule = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        raise StudyError(
+            f"--{option_name(field)} {given.get(field)}", rule, "See `study advise --help`."
+        ) from None
+
+
+def option_name(field: str) -> str:
+    renamed = {
+        "budget_usd": "budget",
+        "max_latency_overhead_percent": "max-latency-overhead",
+        "max_accuracy_loss_pp": "max-accuracy-loss",
+    }
+    return renamed.get(field, field).replace("_", "-")
+
+
+def parse_cards(text: str) -> tuple[int, str]:
+    """`a100-80gb` or `8xa100-80gb` as how many of which card."""
+    match = re.fullmatch(r"(?:(\d+)\s*[x×*]\s*)?(.+)", text.strip().lower())
+    if not match:
+        raise StudyError(text, "cards are written a100-80gb or 8xa100-80gb", "Name a card.")
+    return int(match.group(1) or 1), find_gpu(match.group(2)).name
+
+
+class JobForecast(Frozen):
+    """One model and method on one kind and number of cards: forecast peak, time, sizes."""
+
+    id: str
+    model: str
+    method: str
+    gpu: str
+    gpus: int
+    peak_bytes: int
+    usable_bytes: int
+    seconds_per_token: Span
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_bytes <= self.usable_bytes
+
+
+class Sizes(Frozen):
+    """Bytes of one model and method, counted: a whole variant, the shared base, one adapter."""
+
+    id: str
+    model: str
+    method: str
+    params: int
+    whole_bytes: int
+    base_bytes: int
+    adapter_bytes: int | None
+
+
+class Quote(Frozen):
+    """Dollars an hour of one card: cheapest, median and dearest offer."""
+
+    id: str
+    gpu: str
+    usd_per_hour: Span
+
+
+class AccuracyEvidence(Frozen):
+    """Points behind full fine-tuning of `against` on the same questions, where it was measured.
+
+    merged: the adapter was merged into 16-bit weights before the questions were asked.
+    """
+
+    ids: tuple[str, ...]
+    model: str
+    against: str
+    params: int
+    method: str
+    merged: bool = False
+    change: Change
+    tokens: int
+    facts: int | None = None
+    loss_pp: Span
+    kept_pp: Span = UNKNOWN
+    questions: int
+    seeds: int
+
+
+class LatencyEvidence(Frozen):
+    """Per cent that an adapter kept apart adds to an answer's time; `device` is where."""
+
+    id: str
+    model: str
+    params: int | None
+    method: str
+    device: str
+    overhead_percent: Span
+
+
+class LeftOut(Frozen):
+    """What could not be used, why, and the command that says more or mends it."""
+
+    what: str
+    why: str
+    command: str
+
+
+class Evidence(Frozen):
+    """All that advice may rest on."""
+
+    forecasts: tuple[JobForecast, ...] = ()
+    sizes: tuple[Sizes, ...] = ()
+    quotes: tuple[Quote, ...] = ()
+    accuracy: tuple[AccuracyEvidence, ...] = ()
+    latency: tuple[LatencyEvidence, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        single = [p.id for p in self.forecasts] + [p.id for p in self.sizes]
+        single += [p.id for p in self.quotes] + [p.id for p in self.latency]
+        return frozenset(single) | {i for piece in self.accuracy for i in piece.ids}
+
+    @cached_property
+    def quote_of(self) -> dict[str, Quote]:
+        return {quote.gpu: quote for quote in self.quotes}
+
+    @cached_property
+    def sizes_of(self) -> dict[tuple[str, str], Sizes]:
+        return {(s.model, s.method): s for s in self.sizes}
+
+    @cached_property
+    def forecasts_of(self) -> dict[tuple[str, str], tuple[JobForecast, ...]]:
+        found: dict[tuple[str, str], list[JobForecast]] = {}
+        for made in self.forecasts:
+            found.setdefault((made.model, made.method), []).append(made)
+        return {key: tuple(made) for key, made in found.items()}
+
+
+def ratio(one: float, other: float) -> float:
+    """How many times the larger of two positive figures is the smaller one."""
+    return max(one, other) / min(one, other)

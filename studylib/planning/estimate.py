@@ -1,0 +1,212 @@
+"""Hours of a run besides its training steps, before anything was measured: assumptions with ranges.
+
+A run starts a process, reads weights, trains, asks its questions, and a serving run times its
+cases. Training is forecast by a traced step (studylib.forecasting.prospects); the rest is reckoned
+here from what a plan knows: bytes of the weights, characters of the questions, settings of the
+timing. Each constant below is an assumption: the best case, the expected one and the worst.
+
+Not covered: waiting for a machine, setting it up, saving checkpoints, the sweep of learning rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from studylib.core.errors import StudyError
+from studylib.inputs.almanac import build_almanac, questions
+from studylib.inputs.data import parse_almanac
+from studylib.inputs.questions import Question, group_by_subject, read_question_folder
+from studylib.planning.catalog import Gpu, load_prices, price_range
+from studylib.planning.roofline import Range
+from studylib.schema.serving import ServeSpec
+from studylib.schema.settings import EvaluateSettings, Frozen
+from studylib.schema.spec import RunSpec
+
+NOTHING = Range(low=0, mid=0, high=0)
+# A notebook's process: imports, tokenising and packing some 50,000 examples, writing the record.
+START_SECONDS = Range(low=20, mid=45, high=120)
+# From a hub to the disk, once for each model; and from the disk to the card, once for each load.
+DOWNLOAD_BYTES_PER_SECOND = Range(low=30e6, mid=150e6, high=600e6)
+READ_BYTES_PER_SECOND = Range(low=0.3e9, mid=1e9, high=3e9)
+# Share of the datasheet's bf16 arithmetic that packed scoring passes of 4,096 tokens reach; the
+# lowest one is that of 4-bit weights, which are dequantized at every pass.
+SCORING_SHARE = Range(low=0.1, mid=0.3, high=0.6)
+CHARACTERS_PER_TOKEN = Range(low=3.5, mid=4.0, high=4.5)
+# Loads of a serving run: its base and variants, then fresh ones to compare a swap with.
+SERVING_LOADS = Range(low=4, mid=7, high=12)
+TIMING_SHARE = Range(low=1.0, mid=2.0, high=4.0)  # of the budget: warm-ups, and 3 pairs at least
+COMPILE_SECONDS = Range(low=10, mid=30, high=90)  # a model, decoding and case
+
+# MMLU by `length` below, counted on 2026-11-24 over re-exports of hendrycks/test: the test split
+# and the 5 dev questions of each subject. The hub's cais/mmlu has the same questions.
+MMLU_QUESTIONS, MMLU_SUBJECTS, MMLU_SHOTS = 14_042, 57, 5
+MMLU_CHARACTERS, MMLU_SHOT_CHARACTERS = 6_545_414, 116_841
+# What tasks:A,B ask is known to lm-eval alone, and may have to be fetched.
+TASK_QUESTIONS, TASK_CHARACTERS = Range(low=1_000, mid=5_000, high=20_000), 400
+
+
+class RunHours(Frozen):
+    """Hours of one run by part; gpus: cards that it takes."""
+
+    gpus: int
+    start: Range = NOTHING
+    train: Range = NOTHING
+    evaluate: Range = NOTHING
+    measured: Range | None = None
+
+    @property
+    def total(self) -> Range:
+        """What like runs took where they were measured, else the sum of the parts."""
+        return self.measured or add(self.start, self.train, self.evaluate)
+
+
+class Estimate(Frozen):
+    """What is left of a study on a machine of `cards` cards that runs one run after the other.
+
+    hours: the machine is held. usd: all its cards for that time, (low) fastest at the cheapest
+    offer, (mid) expected at the median one, (high) slowest at the dearest; None where no offer
+    names the card. misfits: run id -> why it is recorded and not started. unknown: runs that could
+    not be forecast; they are in no sum.
+    """
+
+    gpu: str | None
+    cards: int
+    hours: Range
+    usd: Range | None
+    runs: dict[str, RunHours]
+    misfits: dict[str, str]
+    unknown: tuple[str, ...]
+    assumptions: str = (
+        "training: a traced step over 0.5 to 1.0 of the roofline's speed; downloads, loading, "
+        "scoring and serving: assumed (studylib.planning.estimate)"
+    )
+
+    @property
+    def known(self) -> bool:
+        return self.usd is not None and not self.unknown
+
+
+def exactly(value: float) -> Range:
+    return Range(low=value, mid=value, high=value)
+
+
+def add(*parts: Range) -> Range:
+    return Range(
+        low=sum(p.low for p in parts),
+        mid=sum(p.mid for p in parts),
+        high=sum(p.high for p in parts),
+    )
+
+
+def times(span: Range, factor: float) -> Range:
+    return Range(low=span.low * factor, mid=span.mid * factor, high=span.high * factor)
+
+
+def over(amount: Range | float, speed: Range) -> Range:
+    """Time of an amount at a speed: the least amount at the highest speed is the best case."""
+    if not isinstance(amount, Range):
+        amount = exactly(amount)
+    return Range(
+        low=amount.low / speed.high, mid=amount.mid / speed.mid, high=amount.high / speed.low
+    )
+
+
+def hours(seconds: Range) -> Range:
+    return times(seconds, 1 / 3600)
+
+
+def price(machine_hours: Range, gpu: str | None, cards: int) -> Range | None:
+    """Dollars of a machine's hours; None where no offer names the card."""
+    offers = price_range(gpu, load_prices()) if gpu else None
+    if offers is None:
+        return None
+    return Range(
+        low=machine_hours.low * cards * offers.cheapest,
+        mid=machine_hours.mid * cards * offers.median,
+        high=machine_hours.high * cards * offers.dearest,
+    )
+
+
+def download_hours(specs: Iterable[RunSpec], params: dict[str, int]) -> Range:
+    """Each hub model once, in 16 bits."""
+    models = {spec.model for spec in specs if spec.model_ref.kind == "hub"}
+    amount = float(sum(2 * params.get(model, 0) for model in models))
+    return hours(over(amount, DOWNLOAD_BYTES_PER_SECOND))
+
+
+def start_hours(spec: RunSpec, params: int) -> Range:
+    """The process and its weights: read once; a quantized run reads them again to merge."""
+    loads = 2 if spec.method.kind.quantized else 1
+    size = params * (4 if spec.train.dtype == "fp32" else 2)
+    return hours(add(START_SECONDS, over(float(loads * size), READ_BYTES_PER_SECOND)))
+
+
+def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
+    """Two operations a weight and token; a quantized run asks twice, of other weights."""
+    if spec.model_ref.kind == "shape":
+        return NOTHING  # random weights are not asked
+    tokens = question_tokens(spec.evaluate)
+    asked = 2 if spec.method.kind.quantized else 1
+    rate = gpu.flops_per_second("fp32" if spec.train.dtype == "fp32" else "bf16")
+    return hours(over(times(tokens, 2.0 * params * asked / rate), SCORING_SHARE))
+
+
+def serving_hours(spec: ServeSpec, params: int) -> Range:
+    asked, adapter = spec.settings, spec.method.kind.adapter
+    size = params * (4 if spec.dtype == "fp32" else 2)
+    reads = over(float(size), READ_BYTES_PER_SECOND)
+    loads = Range(
+        low=SERVING_LOADS.low * reads.low,
+        mid=SERVING_LOADS.mid * reads.mid,
+        high=SERVING_LOADS.high * reads.high,
+    )
+    compiled = "compiled" in asked.decoding
+    cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * (3 if adapter else 2) * compiled
+    timing = times(TIMING_SHARE, asked.budget_seconds)
+    return hours(add(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
+
+
+def question_tokens(asked: EvaluateSettings) -> Range:
+    """Tokens that a model reads for all questions, every shared prefix once."""
+    sources = [source for source in (asked.questions, asked.retention) if source]
+    characters = add(*(count_characters(asked, source) for source in sources))
+    return over(characters, CHARACTERS_PER_TOKEN)
+
+
+def count_characters(asked: EvaluateSettings, source: str) -> Range:
+    """Characters of one source's prompts; the hub's MMLU is known, not fetched."""
+    if source.startswith("tasks:"):
+        most = asked.limit or math.inf
+        numbers = {name: min(n, most) for name, n in TASK_QUESTIONS.model_dump().items()}
+        return times(Range(**numbers), TASK_CHARACTERS)
+    if source == "hub":
+        asked_questions = min((asked.limit or math.inf) * MMLU_SUBJECTS, MMLU_QUESTIONS)
+        text = MMLU_CHARACTERS * asked_questions / MMLU_QUESTIONS
+        found = text + MMLU_SHOT_CHARACTERS * asked.shots / MMLU_SHOTS
+    else:
+        found = read_characters(source, asked.shots, asked.facts, asked.limit)
+    return exactly(found)
+
+
+@lru_cache(maxsize=16)
+def read_characters(source: str, shots: int, facts: int | None, limit: int | None) -> int:
+    """The same, counted in a folder's or the almanac's questions; none where it is not here."""
+    if source.startswith("almanac:"):
+        half, language = parse_almanac(source)
+        test: list[Question] = questions(build_almanac(), half, facts, language, None)
+        dev: list[Question] = []
+    else:
+        try:
+            test, dev = read_question_folder(Path(source).expanduser(), shots)
+        except StudyError:
+            return 0
+    groups = group_by_subject(test).values()
+    return sum(length(doc) for docs in [*(g[:limit] for g in groups), dev] for doc in docs)
+
+
+def length(doc: Question) -> int:
+    """Characters of MMLU's own prompt of a question: four lines of letters, then "Answer:"."""
+    return len(doc["question"]) + sum(len(choice) + 4 for choice in doc["choices"]) + 8

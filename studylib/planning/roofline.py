@@ -1,0 +1,84 @@
+"""Seconds of a traced step on a card: arithmetic or memory traffic, whichever takes longer.
+
+Each operator takes max(flops / arithmetic, bytes / bandwidth, one launch) at the datasheet's
+rates; their sum divided by an efficiency is the forecast. The efficiency comes from measured
+records of the same card where there are any; otherwise it is an assumption with a range.
+
+Not covered: communication between cards, the data loader, compiled (fused) operators.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from studylib.planning.catalog import Gpu
+from studylib.schema.settings import Frozen
+
+LAUNCH_SECONDS = 5e-6  # an eager operator's least time: one kernel launch
+
+
+class Range(Frozen):
+    """Three values of one quantity: the best case, the expected one and the worst."""
+
+    low: float
+    mid: float
+    high: float
+
+
+class Efficiency(Frozen):
+    """Share of the roofline's speed that a real step reaches, and where the figure comes from.
+
+    low and high are the range, mid the expected share.
+    """
+
+    low: float
+    mid: float
+    high: float
+    source: str
+
+
+# Uncompiled PyTorch on one card. The one published step whose settings and time are both stated
+# (torchtune's Llama-3.2-3B, full, packed 2 x 4096 on an A100, 7,075 tokens/s) reaches 0.98 with
+# fewer operators a layer than transformers has; cards held back by heat or hosts stay far below.
+ASSUMED = Efficiency(low=0.5, mid=0.75, high=1.0, source="assumption, not measured on this card")
+
+
+def ideal_seconds(
+    operators: Mapping[tuple[str, float, int], float], gpu: Gpu, dtype: Literal["bf16", "fp32"]
+) -> float:
+    """Seconds at the datasheet's rates. operators: (stage, flops, bytes) -> how often."""
+    rate, bandwidth = gpu.flops_per_second(dtype), gpu.bytes_per_second
+    return sum(
+        count * max(flops / rate, moved / bandwidth, LAUNCH_SECONDS)
+        for (_, flops, moved), count in operators.items()
+    )
+
+
+def repeat_passes(
+    operators: Counter[tuple[str, float, int]], times: float
+) -> dict[tuple[str, float, int], float]:
+    """The operators of a step with `times` as many passes as were traced, and one update."""
+    return {key: n if key[0] == "optimizer" else n * times for key, n in operators.items()}
+
+
+def forecast_seconds(ideal: float, efficiency: Efficiency) -> Range:
+    return Range(
+        low=ideal / efficiency.high, mid=ideal / efficiency.mid, high=ideal / efficiency.low
+    )
+
+
+def calibrate(pairs: Iterable[tuple[str, float, float]], gpu: Gpu) -> Efficiency:
+    """Efficiency from measured steps. pairs: (card's name, ideal seconds, measured seconds).
+
+    Steps of other cards are left out; with none left, the assumption stands.
+    """
+    shares = [ideal / seconds for name, ideal, seconds in pairs if name == gpu.name and seconds > 0]
+    if not shares:
+        return ASSUMED
+    return Efficiency(
+        low=min(shares), mid=statistics.median(shares), high=max(shares),
+        source=f"{len(shares)} measured steps on {gpu.name}",
+    )  # fmt: skip

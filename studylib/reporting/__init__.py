@@ -1,0 +1,1 @@
+"""From records to tables, figures and verdicts on the claims. No torch."""

@@ -1,0 +1,153 @@
+"""The report's appendix: each run by itself, how to make it again, and where it came from.
+
+Not covered: limits in words (studylib.reporting.prose).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from studylib.core.metrics import METRICS, percent
+from studylib.reporting.cells import NOT_RUN, Table, run_path
+from studylib.reporting.resources import wall_seconds
+from studylib.reporting.summary import Summary
+from studylib.schema.profile import shipped_profiles
+from studylib.schema.records import Record
+
+
+def run_command(record: Record) -> str:
+    """The command that makes a run again. A changed custom profile needs its own words."""
+    run = record.run
+    if run.profile in shipped_profiles() or not run.profile.startswith("custom-"):
+        return f"study run {record.run_id} --profile {run.profile}"
+    words = {
+        "PROFILE": "custom",
+        "MODEL": run.model,
+        "DATA": run.data.source,
+        "MMLU": run.evaluate.questions,
+        "METHODS": run.method.slug if run.method.kind.trains else None,
+        "SEEDS": run.seed if run.method.kind.trains else None,
+        "STEPS": run.train.steps,
+        "LIMIT": run.evaluate.limit,
+    }
+    named = (f"{key}={shlex.quote(str(v))}" for key, v in words.items() if v is not None)
+    return f"make reproduce {' '.join(named)}"
+
+
+def runs_table(summary: Summary) -> Table:
+    header = ("Run", "Status", "Seed", "Learning rate", "Accuracy (%)", "Wall clock (s)",
+              "Sessions", "Runs at once", "Command")  # fmt: skip
+    rows = []
+    for record in summary.study.records:
+        score = record.evaluate.score("questions") if record.evaluate else None
+        link = f"{run_path(summary.study.link, record.run_id)}/record.json"
+        rows.append((
+            f"[{record.run_id}]({link})",
+            record.status + (f": {record.reason}" if record.reason else ""),
+            str(record.run.seed) if record.run.method.kind.trains else "—",
+            learning_rate(record),
+            percent(score.accuracy) if score else "not measured",
+            METRICS["end_to_end_seconds"].number(wall_seconds(record)),
+            sessions(record),
+            str(record.environment.concurrent_runs),
+            f"`{run_command(record)}`",
+        ))  # fmt: skip
+    for spec in summary.study.missing:
+        end = summary.study.failed.get(spec.run_id)
+        words = f"failed: {end}" if end else NOT_RUN
+        command = f"`study run {spec.run_id} --profile {spec.profile}`"
+        rows.append((spec.run_id, words, str(spec.seed), "—", "—", "—", "—", "—", command))
+    return Table(header, tuple(rows))
+
+
+def serves_table(summaries: Sequence[Summary]) -> Table:
+    """Every serving run: its record, how it ended, what it took and the command."""
+    header = ("Serving run", "Status", "Wall clock (s)", "Runs at once", "Commit", "Command")
+    rows = []
+    for summary in summaries:
+        for record in summary.study.serves:
+            place = "/".join(filter(None, (summary.study.link, "serve", record.serve_id)))
+            environment = record.environment
+            dirty = ", with uncommitted changes" if environment.git_dirty else ""
+            engine = (
+                "" if record.spec.engine == "transformers" else f" --engine {record.spec.engine}"
+            )
+            rows.append((
+                f"[{record.serve_id}]({place}/serve.json)",
+                record.status + (f": {record.reason}" if record.reason else ""),
+                METRICS["end_to_end_seconds"].number(
+                    sum(measure.wall_seconds for measure in record.stages.values())
+                ),
+                str(environment.concurrent_runs),
+                (environment.git_commit or "unknown")[:12] + dirty,
+                f"`study serve {record.serve_id} --profile {record.spec.profile}{engine}`",
+            ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def learning_rate(record: Record) -> str:
+    if not record.run.method.kind.trains:
+        return "not trained"
+    return f"{record.run.learning_rate:g}, {record.run.learning_rate_source}"
+
+
+def sessions(record: Record) -> str:
+    """How many processes the run took, and where it was taken up again."""
+    steps = record.train.resumed_at_steps if record.train else ()
+    resumed = f", resumed at step {', '.join(map(str, steps))}" if steps else ""
+    return f"{record.environment.sessions}{resumed}"
+
+
+def provenance_table(summary: Summary) -> Table:
+    """Each fact once, with the number of runs that share it where they do not all agree."""
+    records = summary.study.records
+    facts: dict[str, list[str]] = {}
+    for record in records:
+        for name, value in provenance(record).items():
+            facts.setdefault(name, []).append(value)
+    rows = []
+    for name, values in facts.items():
+        distinct = sorted(set(values))
+        cells = [
+            value if len(distinct) == 1 else f"{value} ({values.count(value)} runs)"
+            for value in distinct
+        ]
+        rows.append((name, "; ".join(cells)))
+    return Table(("What", "Value"), tuple(rows))
+
+
+def provenance(record: Record) -> dict[str, str]:
+    environment, marks, host = record.environment, record.fingerprint, record.environment.host
+    dirty = {True: ", with uncommitted changes", False: "", None: ""}[environment.git_dirty]
+    packages = ", ".join(f"{name} {v}" for name, v in sorted(environment.packages.items()))
+    drivers = sorted({str(d.get("driver_version")) for d in environment.devices})
+    facts = {
+        "Device": environment.device,
+        "Driver": ", ".join(drivers) or f"none ({environment.devices_reason or 'no card'})",
+        "System": f"{host.get('system')}, Python {host.get('python')}",
+        "Threads": str(environment.threads),
+        "Commit": (environment.git_commit or "unknown") + dirty,
+        "Measuring code": short(marks.get("code.sha256")),
+        "Packages": packages,
+    }
+    if record.load:
+        revision = record.load.model_revision
+        facts[f"Weights of {record.run.model}"] = short(record.load.model_sha256) + (
+            f", revision {revision}" if revision else ""
+        )
+    if marks.get("evaluate.items_sha256"):
+        facts[f"Questions, track {record.run.track}"] = (
+            f"{record.run.evaluate.questions}, {record.run.evaluate.scoring}, "
+            f"{record.run.evaluate.shots} shots, {short(marks.get('evaluate.items_sha256'))}"
+        )
+    if marks.get("data.sha256"):
+        facts[f"Training data, track {record.run.track}"] = (
+            f"{record.run.data.source}, {short(marks.get('data.sha256'))}"
+        )
+    return facts
+
+
+def short(sha256: object) -> str:
+    """The first twelve digits of a hash; the record has it whole."""
+    return f"sha256 {str(sha256)[:12]}" if sha256 else "unknown"

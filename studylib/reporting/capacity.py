@@ -1,0 +1,235 @@
+"""The learning-capacity curve: how many new facts each method takes in, against full fine-tuning.
+
+A study whose tracks differ in the number of facts is read as one curve a method. Where a method
+stops being enough is said by a rule: the first number of facts at which it lies clearly behind
+full fine-tuning (Holm's p at most 0.05) and by more than MARGIN.
+
+Not covered: studies that compare methods at one number of facts (studylib.reporting.tables, prose).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from studylib.core.metrics import METRICS, MISSING, percent, plain_number
+from studylib.reporting.cells import Table, interval_cell, record_link, trainable_cell
+from studylib.reporting.notes import count_of, join_words
+from studylib.reporting.panels import (
+    INK,
+    MARKERS,
+    colour,
+    error_bar,
+    house_style,
+    label_right,
+    new_panels,
+    note,
+    tint,
+)
+from studylib.reporting.summary import Comparison, Row, Summary
+
+MARGIN = 0.05  # of accuracy: a smaller gap to full is not called a limit
+CAPTION = ("Accuracy by number of new facts, and the facts known beyond guessing, 95 % intervals "
+           "over questions")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one number of facts."""
+
+    facts: int
+    comparison: Comparison
+    row: Row
+
+
+def is_capacity(summary: Summary) -> bool:
+    """Whether the tracks ask the same of different numbers of facts, three or more."""
+    counts = {(r.run.track, r.run.evaluate.facts) for r in summary.study.records}
+    facts = {count for _, count in counts}
+    return None not in facts and len(facts) == len(counts) and len(facts) >= 3
+
+
+def read_curves(summary: Summary) -> dict[str, list[Point]]:
+    """Points by the method's label, methods in their order, facts rising; one model's."""
+    found: dict[str, list[Point]] = {}
+    for comparison in summary.comparisons:
+        for row in comparison.rows:
+            facts = row.records[0].run.evaluate.facts
+            if row.accuracy is not None and facts is not None:
+                found.setdefault(row.method.label, []).append(Point(facts, comparison, row))
+    return {label: sorted(points, key=lambda p: p.facts) for label, points in found.items()}
+
+
+def falls_short(row: Row) -> bool:
+    """Whether a method is clearly behind full fine-tuning, and by more than the margin."""
+    clear = row.gap_p_holm is not None and row.gap_p_holm <= 0.05
+    return row.gap is not None and clear and row.gap.high < 0 and row.gap.value < -MARGIN
+
+
+def tell_capacity(summary: Summary) -> str:
+    """Where each method stops being enough, and how far full fine-tuning itself came."""
+    full = tell_full(read_curves(summary).get("full", []))
+    return f"{tell_limits(summary)} {full}".rstrip()
+
+
+def tell_limits(summary: Summary) -> str:
+    """Where each method stops being enough, in one or two sentences."""
+    curves = read_curves(summary)
+    judged = {
+        label: [p for p in points if p.row.gap is not None] for label, points in curves.items()
+    }
+    judged = {label: points for label, points in judged.items() if points}
+    if not judged:
+        return "Nothing can be said of capacity: no method stands beside full fine-tuning."
+    ends = {
+        label: next((p for p in points_ if falls_short(p.row)), None)
+        for label, points_ in judged.items()
+    }
+    short = [f"{label} at {p.facts:,} facts ({interval_cell(p.row.gap)} pp)"
+             for label, p in ends.items() if p]  # fmt: skip
+    enough = []
+    for label, points_ in judged.items():
+        if ends[label] is None:
+            worst = min(points_, key=lambda p: p.row.gap.value)  # type: ignore[union-attr]
+            enough.append(f"{label} (at worst {interval_cell(worst.row.gap)} pp, at "
+                          f"{worst.facts:,} facts)")  # fmt: skip
+    most = max(p.facts for points_ in judged.values() for p in points_)
+    margin = f"{100 * MARGIN:g} pp"
+    parts = []
+    if short:
+        parts.append(f"**Adapters stop being enough:** {join_words(short)}. That is the first "
+                     "number of facts at which the gap to full fine-tuning is clear of zero and "
+                     f"beyond {margin}.")  # fmt: skip
+    if enough:
+        verb = "was" if len(enough) == 1 else "were"
+        parts.append(f"{join_words(enough)} {verb} enough by that rule up to {most:,} facts.")
+    return " ".join(parts)
+
+
+def tell_full(points_: Sequence[Point]) -> str:
+    """What full fine-tuning itself learned: no method can fall behind what was not learned."""
+    if len(points_) < 2:
+        return ""
+    first, last = points_[0], points_[-1]
+    text = (
+        f"Full fine-tuning itself went from {percent(first.row.accuracy.value)} % at "  # type: ignore[union-attr]
+        f"{first.facts:,} facts to {percent(last.row.accuracy.value)} % at {last.facts:,}"  # type: ignore[union-attr]
+    )
+    epochs = [r.train.epochs for p in (first, last) for r in p.row.complete if r.train]
+    if len(epochs) >= 2:
+        text += (
+            f", each fact being read about {plain_number(epochs[0], 2)} and "
+            f"{plain_number(epochs[-1], 2)} times: the number of updates is the same for all"
+        )
+    return f"{text}."
+
+
+def detectable_sentence(summary: Summary) -> str:
+    sizes = [100 * d for c in summary.comparisons for row in c.rows if (d := row.detectable)]
+    if not sizes:
+        return ""
+    seeds = max(len(row.complete) for c in summary.comparisons for row in c.rows)
+    return (
+        f"The smallest gap that one point could have shown is {plain_number(min(sizes), 2)} to "
+        f"{plain_number(max(sizes), 2)} pp; with {count_of(seeds, 'seed')} the intervals speak of "
+        + ("the questions alone, not of another seed." if seeds == 1 else "questions and seeds.")
+    )
+
+
+def capacity_table(summary: Summary) -> Table:
+    """One row a method: accuracy at each number of facts, with the gap to full beneath it."""
+    curves = read_curves(summary)
+    facts = sorted({p.facts for points_ in curves.values() for p in points_})
+    header = ("Method", METRICS["trainable_params"].header,
+              *(f"{n:,} facts: accuracy (%) ↑; gap (pp)" for n in facts), "Records")  # fmt: skip
+    rows = []
+    for label, points_ in curves.items():
+        at = {p.facts: p for p in points_}
+        cells = [capacity_cell(at[n].row) if n in at else MISSING for n in facts]
+        links = " ".join(
+            record_link(p.comparison, record).replace("[s", f"[{p.facts:,} s", 1)
+            for p in points_
+            for record in p.row.records
+        )
+        rows.append((label, trainable_cell(points_[0].row), *cells, links))
+    return Table(header, tuple(rows))
+
+
+def capacity_cell(row: Row) -> str:
+    text = interval_cell(row.accuracy, signed=False)
+    if row.gap is None:
+        return text
+    shown = f"{text}; {interval_cell(row.gap)}"
+    return f"**{shown}**" if falls_short(row) else shown
+
+
+def draw_capacity(summary: Summary) -> Figure | None:
+    """Accuracy, and facts known beyond guessing, against the number of facts; one line a method."""
+    curves = read_curves(summary)
+    if not curves:
+        return None
+    with house_style():
+        figure, panels = new_panels(2, sharey=False)
+        for panel, scaled in zip(panels, (False, True), strict=True):
+            labels = []
+            for label, points_ in curves.items():
+                method = points_[0].row.method
+                if not method.kind.trains and not any(p.row.above_chance for p in points_):
+                    continue  # it lies on the line of guessing
+                if scaled and not method.kind.trains:
+                    continue
+                shade = line_shade(method.label, curves)
+                xs = [p.facts for p in points_]
+                ys, bars = zip(*(height(p, scaled) for p in points_), strict=True)
+                below, above = ([bar[side] for bar in bars] for side in (0, 1))
+                panel.errorbar(
+                    xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
+                    marker=MARKERS.get(method.name, "o"), markersize=5,
+                    linestyle="-" if method.kind.trains else "--",
+                )  # fmt: skip
+                labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
+            facts = sorted({p.facts for points_ in curves.values() for p in points_})
+            panel.set_xscale("log")
+            panel.xaxis.set_major_locator(FixedLocator(facts))
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.set_xticklabels([f"{n:,}" for n in facts])
+            panel.set_xlabel("new facts in the training data")
+            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
+            panel.margins(x=0.08, y=0.12)
+            chance = guess_level(curves)
+            level = 0 if scaled or chance is None else 100 * chance
+            panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+            note(panel, level, "guessing", below=True)
+            label_right(panel, labels)
+        panels[0].set_ylabel("accuracy (%) ↑")
+        panels[1].set_ylabel("facts known beyond guessing ↑")
+    return figure
+
+
+def height(point: Point, scaled: bool) -> tuple[float, tuple[float, float]]:
+    """The point's height with its error bar: per cent, or facts with guessing taken out."""
+    estimate, chance = point.row.accuracy, point.row.chance
+    assert estimate is not None
+    (down,), (up,) = error_bar(estimate)
+    if not scaled or chance is None:
+        return 100 * estimate.value, (down, up)
+    factor = point.facts / (1 - chance.chance)
+    return factor * (estimate.value - chance.chance), (factor * down / 100, factor * up / 100)
+
+
+def line_shade(label: str, curves: dict[str, list[Point]]) -> str:
+    """The method's colour, paler for lower ranks of the same method."""
+    method = curves[label][0].row.method
+    ranks = sorted({p[0].row.method.rank or 0 for p in curves.values()
+                    if p[0].row.method.name == method.name})  # fmt: skip
+    if len(ranks) < 2:
+        return colour(method)
+    return tint(colour(method), 0.5 * (1 - ranks.index(method.rank or 0) / (len(ranks) - 1)))
+
+
+def guess_level(curves: dict[str, list[Point]]) -> float | None:
+    chances = [p.row.chance.chance for points_ in curves.values() for p in points_ if p.row.chance]
+    return chances[0] if chances else None

@@ -1,0 +1,142 @@
+"""One cell of a table: a figure with its interval, or a word where there is none.
+
+Words are the same everywhere: not measured, not trained, not run, out of memory, no price stated.
+
+Not covered: which cells make a table (studylib.reporting.tables).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from studylib.core import stats
+from studylib.core.metrics import METRICS, MISSING, percent, points
+from studylib.reporting.costs import dollars
+from studylib.reporting.resources import Spread
+from studylib.reporting.summary import Comparison, Row
+from studylib.schema.records import Record
+
+GLUE = "\u00a0"  # a space at which no line breaks
+NOT_RUN = "not run"
+NOT_TRAINED = "not trained"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of text, all of one length."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        if not self.rows:
+            return "Nothing was measured that belongs here."
+        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
+        return "\n".join("| " + " | ".join(escape(c) for c in row) + " |" for row in lines)
+
+
+def escape(cell: str) -> str:
+    """One line without bars; a figure stays on one line with its unit and interval."""
+    cell = cell.replace("|", "\\|").replace("\n", " ").replace(" ± ", f"{GLUE}±{GLUE}")
+    return re.sub(r"(?<=\w) (?=(?:[TGMk]B|%)(?!\w))", GLUE, cell)
+
+
+def spread_cell(key: str, spread: Spread | None) -> str:
+    """Median (or peak) with the range over seeds where it shows."""
+    metric = METRICS[key]
+    if spread is None:
+        return MISSING
+    value, low, high = (metric.number(x) for x in (spread.value, spread.low, spread.high))
+    return value if low == high else f"{value} ({low}–{high})"
+
+
+def accuracy_cell(row: Row) -> str:
+    """Accuracy ± half of its interval (items × seeds)."""
+    estimate = row.accuracy
+    if estimate is None:
+        return row.status or why_unasked(row)
+    count = f"{estimate.items:,}"
+    count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
+    return f"{interval_cell(estimate, signed=False)} (n={count})"
+
+
+def why_unasked(row: Row) -> str:
+    """The words that whole runs without answers left: random weights are not asked."""
+    blocks = [record.evaluate for record in row.complete if record.evaluate]
+    return next((block.reason for block in blocks if block.reason), MISSING)
+
+
+def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:
+    """value ± half-width, or value [low, high] where the interval is not symmetric."""
+    if estimate is None:
+        return MISSING
+    show = points if signed else percent
+    up, down = estimate.high - estimate.value, estimate.value - estimate.low
+    if abs(up - down) < 5e-4:
+        return f"{show(estimate.value)} ± {percent(up)}"
+    return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
+
+
+def record_link(comparison: Comparison, record: Record) -> str:
+    name = f"s{record.run.seed}" if record.run.method.kind.trains else "base"
+    return f"[{name}]({run_path(comparison.study.link, record.run_id)}/record.json)"
+
+
+def run_path(link: str, run_id: str) -> str:
+    return "/".join(part for part in (link, "runs", run_id) if part)
+
+
+def record_links(comparison: Comparison, row: Row) -> str:
+    return " ".join(record_link(comparison, record) for record in row.records)
+
+
+def absent(row: Row) -> str:
+    """What stands where a figure is missing: the method's cell has the word if no run is whole."""
+    return MISSING if row.complete or not row.status else "—"
+
+
+def method_cell(row: Row) -> str:
+    return f"{row.method.label} — {row.status}" if row.status else row.method.label
+
+
+def cost_cell(row: Row, brief: bool = False) -> str:
+    """Dollars at the median price, and from the cheapest to the dearest offer."""
+    if not row.method.kind.trains:
+        return NOT_TRAINED
+    spread, price = row.figures.get("cost_usd"), row.price
+    if spread is None or price is None:
+        return "no price stated"
+    if brief:
+        return METRICS["cost_usd"].number(spread.value)
+    if price.single:
+        return spread_cell("cost_usd", spread)
+    seconds, show = row.figures["train_seconds"].value, METRICS["cost_usd"].number
+    low, high = (show(dollars(seconds, hour)) for hour in (price.cheapest, price.dearest))
+    return f"{show(spread.value)} ({low}–{high})"
+
+
+def trained_cell(row: Row, key: str) -> str:
+    if not row.method.kind.trains:
+        return NOT_TRAINED
+    return spread_cell(key, row.figures.get(key)) if row.complete else absent(row)
+
+
+def trainable_cell(row: Row) -> str:
+    count, share = (row.figures.get(f"trainable_{what}") for what in ("params", "share"))
+    if count is None or share is None:
+        return absent(row)
+    if not count.value:
+        return "0"
+    return f"{int(count.value):,} ({METRICS['trainable_share'].number(share.value)} %)"
+
+
+def peak_cell(row: Row, kind: str, stage: str) -> str:
+    if stage == "train" and not row.method.kind.trains:
+        return NOT_TRAINED
+    spread = row.memory.get((kind, stage))
+    return absent(row) if spread is None else METRICS[f"{stage}_peak_bytes"].number(spread.value)
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,272 @@
+"""Where our figures for the article's claims come from: counts, records, servings, forecasts.
+
+Each source turns a part of claims.yaml into figures: what we found, in words and for the rule.
+
+Not covered: the verdict (studylib.reporting.claims) and how a figure was measured or traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from studylib.core import stats
+from studylib.core.metrics import percent, plain_number, points
+from studylib.core.verdicts import Measured
+from studylib.planning.catalog import find_shape
+from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
+from studylib.reporting.cells import p_value
+from studylib.reporting.summary import Comparison, Row
+from studylib.schema.serve_records import ServeRecord
+from studylib.schema.serving import LatencyRow, PairedRatio
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Our figure for a part: in words, how it was got, for the rule, and what hinders comparing.
+
+    settled: verdict and reason where the rule is in words and no figure alone decides.
+    """
+
+    ours: str
+    how: str
+    measured: Measured | None
+    obstacle: str | None = None
+    settled: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A figure traced without the device, in the unit of the claim's rule.
+
+    low, high: what its error leaves possible. source: how it was got, in words. more: what else
+    belongs beside the figure.
+    """
+
+    value: float
+    low: float
+    high: float
+    source: str
+    more: str = ""
+
+
+Part = Mapping[str, Any]
+
+
+# Counted ------------------------------------------------------------------------------------------
+
+
+def count_adapter_parameters(source: Part) -> Figure:
+    shape = find_shape(source["shape"])
+    count = count_adapter(shape, source["rank"], targets_of(source))
+    ours = f"{count:,} on {where(source)}"
+    return Figure(ours, counted(shape.name), Measured(count / 1e6, "M"))
+
+
+def count_adapter_share(source: Part) -> Figure:
+    shape = find_shape(source["shape"])
+    total = count_parameters(shape)
+    share = 100 * count_adapter(shape, source["rank"], targets_of(source)) / total
+    every = 100 * count_adapter(shape, source["rank"]) / total
+    ours = f"{share:.4f} % of {total:,}; {every:.4f} % on all linear layers"
+    return Figure(ours, counted(shape.name), Measured(share, "%"))
+
+
+def count_checkpoint_size(source: Part) -> Figure:
+    shape = find_shape(source["shape"])
+    size = checkpoint_bytes(count_parameters(shape), source["dtype"])
+    ours = f"{size:,} bytes = {size / 1e9:.2f} GB in {source['dtype']}"
+    return Figure(ours, counted(shape.name), Measured(size / 1e9, "GB"))
+
+
+def count_adapter_size(source: Part) -> Figure:
+    """Bytes of an adapter in bf16 and in fp32, as one range."""
+    shape = find_shape(source["shape"])
+    count = count_adapter(shape, source["rank"], targets_of(source))
+    low, high = (checkpoint_bytes(count, dtype) / 1e6 for dtype in ("bf16", "fp32"))
+    ours = f"{low:.1f} MB in bf16, {high:.1f} MB in fp32, r={source['rank']} on {where(source)}"
+    return Figure(ours, counted(shape.name), Measured(high, "MB", low, high))
+
+
+def targets_of(source: Part) -> tuple[str, ...] | None:
+    return tuple(source["targets"]) if "targets" in source else None
+
+
+def where(source: Part) -> str:
+    targets = targets_of(source)
+    return "all linear layers" if targets is None else ",".join(t[0] for t in targets)
+
+
+def counted(shape: str) -> str:
+    return f"counted from the shape of {shape}"
+
+
+# Measured -----------------------------------------------------------------------------------------
+
+
+def measure_behind_full(comparison: Comparison, row: Row) -> Figure | None:
+    """How far a method's accuracy lies behind full fine-tuning's, in points."""
+    if row.gap is None:
+        return None
+    gap = row.gap
+    measured = Measured(-100 * gap.value, "pp", -100 * gap.high, -100 * gap.low, seeds(row))
+    ours = f"{row.label}: {interval(gap)} against full"
+    judged = sum(other.gap is not None for other in comparison.scored)
+    if row.gap_p_holm is not None and judged > 1:
+        ours += f", p {p_value(row.gap_p_holm)} by Holm for {judged} rows"
+    if row.detectable is not None:
+        ours += f"; a gap of {percent(row.detectable)} pp would have shown"
+    return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
+
+
+def measure_share_of_gain(comparison: Comparison, row: Row) -> Figure | None:
+    """A method's share of full fine-tuning's gain over the base, in per cent.
+
+    The interval is the paired gap's, over full's gain taken as known: a gain that is clear of zero
+    by far makes its own error small beside it.
+    """
+    full = comparison.row("full")
+    if row.gap is None or full is None or full.gain is None:
+        return None
+    gain = full.gain.value
+    ours = f"{row.label} {points(gain + row.gap.value)} pp, full {interval(full.gain)}"
+    if full.gain.low <= 0:
+        obstacle = "full fine-tuning's own gain is not clear of zero"
+        return Figure(ours, measured_on(comparison), None, obstacle)
+    value, low, high = (
+        100 * (1 + end / gain) for end in (row.gap.value, row.gap.low, row.gap.high)
+    )
+    measured = Measured(value, "% of full's gain", low, high, seeds(row))
+    return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
+
+
+def find_obstacle(comparison: Comparison, row: Row) -> str | None:
+    full = comparison.row("full")
+    if not row.above_chance and not (full and full.above_chance):
+        return "neither accuracy can be told from chance"
+    return None
+
+
+def seeds(row: Row) -> int | None:
+    return None if row.gap is None else row.gap.seeds
+
+
+def measured_on(comparison: Comparison) -> str:
+    device = comparison.rows[0].records[0].environment.device
+    return f"measured on {device}: {comparison.name}, track {comparison.track}"
+
+
+def interval(estimate: stats.Estimate) -> str:
+    """A difference in points with its 95 % interval."""
+    return f"{points(estimate.value)} pp [{points(estimate.low)}, {points(estimate.high)}]"
+
+
+# Served -------------------------------------------------------------------------------------------
+
+
+def measure_overhead(source: Part, record: ServeRecord) -> Figure | None:
+    """What a variant adds to the time between tokens, in per cent, at the smallest batch and
+    prompt; the range over all settings stands beside it."""
+    rows = [r for r in record.measures.overheads(source["variant"]) if r.against == "base"]
+    known = [(row, ratio) for row in rows if (ratio := row.between_tokens_ratio) is not None]
+    if record.spec.method.name != source["method"] or not known:
+        return None
+    row, ratio = known[0]
+    low, value, high = (100 * (end - 1) for end in (ratio.low, ratio.value, ratio.high))
+    ours = (
+        f"{record.spec.method.label} {source['variant']}: {overhead_text(ratio)} between tokens at "
+        f"{setting(row)}"
+    )
+    if len(known) > 1:
+        middles = sorted(100 * (r.value - 1) for _, r in known)
+        ours += f"; {signed(middles[0])} to {signed(middles[-1])} % over {len(known)} settings"
+    return Figure(ours, served_on(record), Measured(value, "%", low, high))
+
+
+def overhead_text(ratio: PairedRatio) -> str:
+    """A paired ratio as what is added, in per cent with its 95 % interval."""
+    value, low, high = (100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
+    return f"{signed(value)} % [{signed(low)}, {signed(high)}]"
+
+
+def signed(value: float) -> str:
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def setting(row: LatencyRow) -> str:
+    return f"batch {row.batch}, prompt of {row.prompt_tokens:,} tokens"
+
+
+def measure_hot_swap(source: Part, record: ServeRecord) -> Figure | None:
+    """Whether a switch gives the other adapter's answers, and sooner than loading the model."""
+    swap = record.measures.swap
+    if swap is None:
+        return None
+    switch, load = swap.switch_seconds, swap.load_model_seconds
+    label = record.spec.method.label
+    ours = f"{label}: switch {milliseconds(switch.p50)} ms, at most {milliseconds(switch.highest)}"
+    ours += f"; loading the model {milliseconds(load.p50)} ms" if load else ""
+    required = [check for check in swap.checks if check.required]
+    held = sum(check.holds for check in required)
+    proof = f"{held} of {len(required)} equalities hold, adapters are {swap.contrast:.2g} apart"
+    if not swap.proven:
+        verdict = ("differs", f"the answers after a swap are not proven equal: {proof}")
+    elif swap.sooner is None or load is None:
+        verdict = ("inconclusive", f"{proof}; loading the model was not timed")
+    else:
+        word = "less" if swap.sooner else "not less"
+        figures = (
+            f"slowest switch {milliseconds(switch.highest)} ms is {word} than the fastest load, "
+            f"{milliseconds(load.lowest)} ms; {proof}"
+        )
+        verdict = ("reproduced" if swap.sooner else "differs", figures)
+    return Figure(ours, served_on(record), None, settled=verdict)
+
+
+def milliseconds(seconds: float) -> str:
+    return plain_number(1e3 * seconds, 3)
+
+
+def served_on(record: ServeRecord) -> str:
+    model = record.spec.model_ref
+    return f"measured on {record.environment.device}: {model}, {record.spec.dtype}"
+
+
+# Forecast -----------------------------------------------------------------------------------------
+
+
+def forecast_figure(part: Part, forecast: Forecast) -> Figure:
+    """A forecast with what its error leaves possible."""
+    unit = part["rule"]["unit"]
+    measured = Measured(forecast.value, unit, forecast.low, forecast.high)
+    ours = f"{with_unit(forecast.value, unit)} ({number_range(measured)})"
+    ours += f"; {forecast.more}" if forecast.more else ""
+    return Figure(ours, f"forecast: {forecast.source}", measured)
+
+
+def with_unit(value: float, unit: str) -> str:
+    text = f"{float(f'{value:.3g}'):,g}".replace("-", "−")
+    return f"${text}" if unit == "$" else f"{text} {unit}"
+
+
+def number_range(measured: Measured) -> str:
+    low, high = measured.interval
+    return f"{plain_number(low, 3)} to {plain_number(high, 3)}"
+
+
+COUNTS: dict[str, Callable[[Part], Figure]] = {
+    "adapter_parameters": count_adapter_parameters,
+    "adapter_share": count_adapter_share,
+    "checkpoint_size": count_checkpoint_size,
+    "adapter_size": count_adapter_size,
+}
+MEASURES: dict[str, Callable[[Comparison, Row], Figure | None]] = {
+    "behind_full": measure_behind_full,
+    "share_of_gain": measure_share_of_gain,
+}
+SERVED: dict[str, Callable[[Part, ServeRecord], Figure | None]] = {
+    "overhead": measure_overhead,
+    "hot_swap": measure_hot_swap,
+}

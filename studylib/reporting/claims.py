@@ -1,0 +1,131 @@
+"""The article's claims against our figures: one finding a part, judged by the rule in claims.yaml.
+
+Every finding says how its figure was got: counted (exact arithmetic on the model's shape),
+measured (records), forecast (traced without the device) or not measured yet, and what it needs.
+Where a study has several sizes, each is judged by itself.
+
+Not covered: the rule itself (studylib.core.verdicts) and getting forecasts, which are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import yaml
+
+from studylib.core.places import PACKAGE
+from studylib.core.verdicts import Rule, judge_claim, parse_rule
+from studylib.reporting.claim_sources import (
+    COUNTS,
+    MEASURES,
+    SERVED,
+    Figure,
+    Forecast,
+    Part,
+    forecast_figure,
+    with_unit,
+)
+from studylib.reporting.summary import Summary
+
+CLAIMS = PACKAGE / "claims.yaml"
+NOT_YET = "not measured yet"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part of a claim beside what we found.
+
+    how: "counted ...", "measured on ...", "forecast ...", or what it still needs. decided_by: the
+    figure that the verdict rests on.
+    """
+
+    claim: str
+    part: str
+    topic: str
+    article: str
+    ours: str
+    how: str
+    verdict: str
+    decided_by: str
+    rule: str
+
+
+@lru_cache(maxsize=1)
+def read_claims() -> dict[str, dict[str, Any]]:
+    return yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+
+
+def article_rule(method: str, track: str) -> Rule | None:
+    """The rule by which the article's gap of a method is judged (C4), in points behind full; None
+    on tracks that C4 does not speak of."""
+    for part in read_claims()["C4"]["parts"]:
+        if part["key"] == method and track in part["source"]["tracks"]:
+            return parse_rule(part["rule"])
+    return None
+
+
+def evaluate_claims(
+    summaries: Iterable[Summary], forecasts: Mapping[str, Sequence[Forecast]] | None = None
+) -> list[Finding]:
+    """All findings in the order of the claims. forecasts: by CLAIM.PART, such as C2.qlora."""
+    studies = list(summaries)
+    found = []
+    for claim, content in read_claims().items():
+        for part in content["parts"]:
+            figures = find_figures(part, studies)
+            traced = (forecasts or {}).get(f"{claim}.{part['key']}", ())
+            figures += [forecast_figure(part, forecast) for forecast in traced]
+            found += [judge(claim, content["topic"], part, figure) for figure in figures]
+            if not figures:
+                needs = f"needs {part['needs']}"
+                found.append(
+                    Finding(claim, part["key"], content["topic"], part["article"], NOT_YET, needs,
+                            NOT_YET, "", describe_rule(part))
+                )  # fmt: skip
+    return found
+
+
+def find_figures(part: Part, studies: list[Summary]) -> list[Figure]:
+    """Our figures for a part: one count, or one a comparison, or one a serving run, or none."""
+    source = part.get("source", {})
+    if "count" in source:
+        return [COUNTS[source["count"]](source)]
+    found: list[Figure | None] = []
+    if "measure" in source:
+        measure = MEASURES[source["measure"]]
+        for comparison in (c for study in studies for c in study.comparisons):
+            if comparison.track in source.get("tracks", [comparison.track]):
+                rows = comparison.scored if source.get("every_weights") else comparison.rows
+                ours = [row for row in rows if row.method.name == source["method"]]
+                found += [measure(comparison, row) for row in ours]
+    if "serve" in source:
+        records = [record for study in studies for record in study.study.serves]
+        found += [SERVED[source["serve"]](source, record) for record in records]
+    return [figure for figure in found if figure is not None]
+
+
+def judge(claim: str, topic: str, part: Part, figure: Figure) -> Finding:
+    """The finding of one figure, by the part's rule."""
+    if figure.settled is not None:
+        verdict, reason = figure.settled
+    else:
+        judgement = judge_claim(parse_rule(part["rule"]), figure.measured, figure.obstacle)
+        verdict, reason = str(judgement.verdict), judgement.reason.replace(" -", " −")
+    got = figure.how.split()[0].rstrip(":")
+    if got != "measured":  # a count or a forecast has a range, not a sampling interval
+        reason = reason.replace("measured", got).replace("95 % interval", "range")
+    return Finding(claim, part["key"], topic, part["article"], figure.ours, figure.how,
+                   verdict, reason, describe_rule(part))  # fmt: skip
+
+
+def describe_rule(part: Part) -> str:
+    """The rule of a part in words, as it stands in claims.yaml."""
+    if "rule" not in part:
+        return part["words"]
+    rule = parse_rule(part["rule"])
+    low, high = (with_unit(end, rule.unit) for end in rule.band)
+    seeds = f", {rule.min_seeds} seeds or more" if rule.min_seeds > 1 else ""
+    return f"reproduced from {low} to {high}{seeds} ({part['why']})"

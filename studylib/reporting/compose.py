@@ -1,0 +1,318 @@
+"""The order of a report: from summaries to its parts in Markdown, its pictures and csv files.
+
+REPORT.md is the parts one after the other; the report notebook, and report.html with it, shows the
+same parts. Nothing is read or written here, and no figure is computed.
+
+Not covered: which records go in and where the files go (studylib.reporting.report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from studylib.reporting import (
+    appendix,
+    exports,
+    figures,
+    notes,
+    panels,
+    prose,
+    serve_tables,
+    tables,
+)
+from studylib.reporting.capacity import (
+    capacity_table,
+    detectable_sentence,
+    is_capacity,
+    tell_capacity,
+    tell_limits,
+)
+from studylib.reporting.claims import NOT_YET, Finding
+from studylib.reporting.forecast_tables import brief
+from studylib.reporting.forecast_tables import section as forecast_section
+from studylib.reporting.made_from import REPORT, Files
+from studylib.reporting.serve_figures import draw_monthly
+from studylib.reporting.summary import Comparison, Summary
+from studylib.schema.forecast_book import ForecastBook
+from studylib.schema.serve_records import ServeRecord
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report's parts, name to Markdown, in their order; and all of its files by relative path.
+
+    parts: answer, results, claims, serving, forecast, beside (the reference), appendix. Pictures
+    and records are named in the Markdown as they lie from the report's folder.
+    """
+
+    parts: Mapping[str, str]
+    files: Files
+
+
+def compose(
+    studies: list[Summary],
+    findings: list[Finding],
+    reference: Summary | None,
+    own_folder: str | None = None,
+    book: ForecastBook | None = None,
+) -> Report:
+    """All of a report. own_folder: where figures go if not beside each study's records."""
+    files: Files = {}
+    results: list[str] = []
+    for summary in studies:
+        folder = summary.study.link if own_folder is None else own_folder
+        pictures = draw(summary, folder)
+        files |= pictures | csv_files(summary, findings, folder)
+        results += study_section(summary, [*pictures], len(studies) > 1)
+    files |= draw_counted(studies, own_folder)
+    parts = {
+        "answer": answer_section(studies, findings, book),
+        "results": results,
+        "claims": claims_section(findings),
+        "serving": serve_section(studies, [*files]),
+        "forecast": forecast_section(book, [r for s in studies for r in s.study.records]),
+        "beside": reference_section(studies[0], reference) if reference is not None else [],
+        "appendix": appendix_section(studies, findings),
+    }
+    whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
+    texts = {name: "\n".join(lines) for name, lines in parts.items()}
+    return Report(texts, files | {REPORT: whole.encode()})
+
+
+def answer_section(
+    studies: list[Summary], findings: list[Finding], book: ForecastBook | None
+) -> list[str]:
+    """What was found, in a paragraph each: tracks, serving, forecast, the article's claims."""
+    lines = ["# PEFT or full fine-tuning? What these runs show", "", "## The answer", ""]
+    for summary in studies:
+        lines += [*name_study(summary, studies), tell(summary, len(studies) > 1), ""]
+        lines += [note, ""] if (note := notes.not_run_note(summary)) else []
+    lines += [serve_tables.brief([r for s in studies for r in s.study.serves]), ""]
+    lines += [brief(book), ""] if book is not None else []
+    return [*lines, tally_findings(findings), ""]
+
+
+def tell(summary: Summary, several: bool) -> str:
+    """The answer of a study: whole where it is the only one of one track, else in brief."""
+    if is_capacity(summary):
+        return tell_limits(summary)
+    if several or len(summary.tracks) > 1:
+        return prose.answer_briefly(summary)
+    return prose.answer(summary)
+
+
+def tally_findings(findings: list[Finding]) -> str:
+    """How many findings came to which verdict, in one sentence."""
+    words = {"reproduced": "reproduced", "differs": "differ", "inconclusive": "inconclusive",
+             "not comparable": "not comparable", NOT_YET: NOT_YET}  # fmt: skip
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in words}
+    parts = [f"{n} {words[verdict]}" for verdict, n in counts.items() if n]
+    return (
+        f"**The article's claims**, judged part by part at each size and setting ({len(findings)} "
+        f"findings): {', '.join(parts)}. *Claimed and measured* below says which and why."
+    )
+
+
+def name_study(summary: Summary, studies: list[Summary]) -> list[str]:
+    return [f"**Profile {summary.study.name}.**"] if len(studies) > 1 else []
+
+
+def draw(summary: Summary, folder: str) -> Files:
+    return {
+        join(folder, "figures", f"{name}.svg"): panels.to_svg(figure)
+        for name, figure in figures.draw_all(summary).items()
+    }
+
+
+def draw_counted(studies: list[Summary], own_folder: str | None) -> Files:
+    """The counted picture of serving, once: beside the first study that has serving records."""
+    home = next((s for s in studies if s.study.serves), studies[0])
+    figure = draw_monthly()
+    folder = home.study.link if own_folder is None else own_folder
+    name = join(folder, "figures", "serve-monthly.svg")
+    return {} if figure is None else {name: panels.to_svg(figure)}
+
+
+def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
+    serves = summary.study.serves
+    served = {join(folder, "tables", "serving.csv"): exports.serving_csv(serves)} if serves else {}
+    return served | {
+        join(folder, "tables", "comparison.csv"): exports.comparison_csv(summary),
+        join(folder, "tables", "claims.csv"): exports.claims_csv(findings),
+        join(folder, "tables", "runs.csv"): exports.runs_csv(summary),
+        join(folder, "tables", "subjects.csv"): exports.subjects_csv(summary),
+    }
+
+
+def join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def study_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+    if is_capacity(summary):
+        return capacity_section(summary, pictures, several)
+    lines = []
+    for track in summary.tracks:
+        comparisons = [c for c in summary.comparisons if c.track == track]
+        names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
+        title = f"Profile {summary.study.name}, track {track}" if several else f"Track {track}"
+        title = "Results" if not several and len(summary.tracks) == 1 else title
+        lines += [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+        lines += refusal_lines(summary, track)
+        told = several or len(summary.tracks) > 1  # else the whole answer stands at the top
+        words = prose.answer_track(summary, track, named=False) if told else []
+        lines += track_section(comparisons, names, words)
+    return lines
+
+
+def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+    """One curve and one table for all tracks of a capacity study."""
+    title = f"Profile {summary.study.name}: new facts" if several else "New facts"
+    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+    for track in summary.tracks:
+        lines += refusal_lines(summary, track)
+    lines += picture_lines(pictures, ("capacity",))
+    reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
+    return [*lines, tell_capacity(summary), "", capacity_table(summary).markdown(), "",
+            reading.strip(), ""]  # fmt: skip
+
+
+def track_section(
+    comparisons: list[Comparison], pictures: list[str], words: list[str]
+) -> list[str]:
+    lines = [tables.headline_table(comparisons).markdown(), ""]
+    reading = [
+        "All figures are measured, but for the trainable parameters, which are counted.",
+        notes.spread_note(comparisons),
+        notes.memory_note(comparisons),
+        notes.price_note(comparisons),
+        notes.command_note(comparisons),
+        *notes.chance_notes(comparisons),
+    ]
+    lines += [" ".join(reading), ""]
+    lines += picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
+    lines += [line for paragraph in words for line in (paragraph, "")]
+    lines += ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
+    lines += ["### Differences to full fine-tuning", ""]
+    lines += [tables.gap_table(comparisons).markdown(), "", notes.detectable_note(comparisons), ""]
+    lines += picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
+    lines += ["### Memory by stage", "", tables.memory_table(comparisons).markdown(), ""]
+    lines += ["### Time and cost", "", tables.time_table(comparisons).markdown(), ""]
+    if any(comparison.sweeps for comparison in comparisons):
+        lines += ["### Learning rates", "", tables.tuning_table(comparisons).markdown(), ""]
+    return lines + picture_lines(pictures, ("tuning", "loss"))
+
+
+def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:
+    lines = []
+    for kind in kinds:
+        for path in pictures:
+            if path.endswith((f"-{kind}.svg", f"/{kind}.svg")):
+                caption = figures.CAPTIONS[kind]
+                lines += [f"![{caption}]({path})", "", f"*{caption}.*", ""]
+    return lines
+
+
+def refusal_lines(summary: Summary, track: str) -> list[str]:
+    """Which runs were not put into one table, by field and values."""
+    lines = []
+    for refusal in summary.refusals:
+        if refusal.track != track:
+            continue
+        values = "; ".join(
+            f"`{shorten(value)}` in {', '.join(runs)}"
+            for value, runs in sorted(refusal.values.items())
+        )
+        lines.append(f"- {refusal.model}: **{refusal.field}** differs: {values}")
+    if not lines:
+        return []
+    return ["**Not put into one table**, because these fields must be shared and are not:", "",
+            *lines, ""]  # fmt: skip
+
+
+def shorten(value: str) -> str:
+    """A hash by its first 16 digits; other values whole."""
+    return f"{value[:16]}…" if len(value) == 64 and " " not in value else value
+
+
+def serve_section(studies: list[Summary], pictures: list[str]) -> list[str]:
+    """What one more variant costs to serve: measured on these models, counted for 13B."""
+    records = [record for summary in studies for record in summary.study.serves]
+    lines = ["## What one more variant costs to serve", ""]
+    if records:
+        lines += [serve_tables.setting_sentence(records), ""]
+        lines += ["### Footprint, measured", ""]
+        lines += [serve_tables.footprint_table(records).markdown(), ""]
+    else:
+        lines += ["No serving run is on record yet: `study serve` makes them. What follows is "
+                  "counted.", ""]  # fmt: skip
+    lines += ["### Footprint of a 13B model, counted", ""]
+    lines += [serve_tables.counted_table().markdown(), ""]
+    if records:
+        lines += serve_timings(records, pictures)
+    lines += ["### N variants", ""]
+    if records:
+        lines += ["Measured bytes of these models:", ""]
+        lines += [serve_tables.measured_variants_table(records).markdown(), ""]
+    lines += picture_lines(pictures, ("serve-monthly",))
+    counted = f"{serve_tables.assumption_sentence()} {serve_tables.break_even_sentence()}"
+    lines += [counted, ""]
+    lines += [serve_tables.counted_variants_table().markdown(), ""]
+    left_out = serve_tables.skipped_lines(records)
+    return lines + (["### Not measured in serving", "", *left_out, ""] if left_out else [])
+
+
+def serve_timings(records: list[ServeRecord], pictures: list[str]) -> list[str]:
+    """Overhead, speed, hot-swap and mixed batches, as far as they were measured."""
+    lines = picture_lines(pictures, ("serve-overhead",))
+    parts = {
+        "Overhead of an adapter": serve_tables.overhead_table,
+        "Speed": serve_tables.speed_table,
+        "Hot-swap": serve_tables.swap_table,
+        "One batch, several adapters": serve_tables.mixed_table,
+    }
+    for title, make in parts.items():
+        table = make(records)
+        if table.rows:
+            lines += [f"### {title}", "", table.markdown(), ""]
+            lines += [serve_tables.swap_notes(records), ""] if title == "Hot-swap" else []
+    return lines
+
+
+def claims_section(findings: list[Finding]) -> list[str]:
+    return [
+        "## Claimed and measured", "",
+        "Each claim of the article beside what was found, by a rule that was written down before "
+        "any run (in the appendix). Counted is exact arithmetic on the model's shape, measured "
+        "is a record, forecast is traced without the device.", "",
+        tables.verdicts_table(findings).markdown(), "",
+        "### Each finding", "", tables.claims_table(findings).markdown(), "",
+    ]  # fmt: skip
+
+
+def reference_section(own: Summary, reference: Summary) -> list[str]:
+    table = tables.side_by_side_table(own, reference)
+    lines = ["## Beside the reference", ""]
+    if table is None:
+        return [*lines, "The reference has none of these runs: nothing to set beside them.", ""]
+    return [
+        *lines,
+        f"**Yours** / reference. Yours: {notes.machine_line(own)}. Reference: "
+        f"{notes.machine_line(reference)}.", "",
+        table.markdown(), "",
+    ]  # fmt: skip
+
+
+def appendix_section(studies: list[Summary], findings: list[Finding]) -> list[str]:
+    lines = ["## Appendix", ""]
+    for summary in studies:
+        name = f", profile {summary.study.name}" if len(studies) > 1 else ""
+        lines += [f"### Runs{name}", "", appendix.runs_table(summary).markdown(), ""]
+        lines += [f"### Provenance{name}", "", appendix.provenance_table(summary).markdown(), ""]
+    served = [record for summary in studies for record in summary.study.serves]
+    if served:
+        lines += ["### Serving runs", "", appendix.serves_table(studies).markdown(), ""]
+    lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
+    lines += ["### Limits", ""]
+    return lines + [f"- {limit}" for limit in notes.limits(studies)]

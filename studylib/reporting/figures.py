@@ -1,0 +1,318 @@
+"""The report's pictures as SVG: the same summary gives the same bytes.
+
+Points and lines are labelled where they lie, axes carry units and direction, and every accuracy and
+difference has its 95 % interval.
+
+Not covered: colours and bytes (studylib.reporting.panels), which figures there are
+(studylib.reporting.summary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from studylib.reporting import serve_figures
+from studylib.reporting.capacity import CAPTION, draw_capacity, is_capacity
+from studylib.reporting.cells import interval_cell
+from studylib.reporting.claims import article_rule
+from studylib.reporting.curves import draw_loss, draw_tuning
+from studylib.reporting.notes import count_of
+from studylib.reporting.panels import (
+    BAND,
+    CLAIM,
+    COLOURS,
+    INK,
+    MARKERS,
+    colour,
+    error_bar,
+    house_style,
+    label_right,
+    new_panels,
+    note,
+    sign_ticks,
+)
+from studylib.reporting.resources import MEMORY
+from studylib.reporting.serve_figures import draw_overhead
+from studylib.reporting.summary import Comparison, Row, Summary
+
+
+def draw_all(summary: Summary) -> dict[str, Figure]:
+    """Every picture of a study by file name without ending; those without data are left out."""
+    found: dict[str, Figure] = {}
+    served = draw_overhead(summary.study.serves)
+    if served is not None:
+        found["serve-overhead"] = served
+    if is_capacity(summary):
+        curve = draw_capacity(summary)
+        return found | ({"capacity": curve} if curve is not None else {})
+    with house_style():
+        for track in summary.tracks:
+            comparisons = [c for c in summary.comparisons if c.track == track]
+            for name, draw in PICTURES.items():
+                figure = draw(comparisons)
+                if figure is not None:
+                    found[f"{track}-{name}"] = figure
+    return found
+
+
+# Accuracy against what it takes -------------------------------------------------------------------
+
+
+def draw_accuracy_memory(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Accuracy against the peak memory of training, one panel a size."""
+    kind = comparisons[0].memory_kind
+    peaks = [row.memory.get((kind, "train")) for c in comparisons for row in c.rows]
+    small = all(peak.value < 1e8 for peak in peaks if peak)
+    unit, size = ("MB", 1e6) if small else ("GB", 1e9)
+
+    def memory(row: Row) -> tuple[float, float, float] | None:
+        spread = row.memory.get((kind, "train"))
+        if spread is None:
+            return None
+        return (spread.value / size, spread.low / size, spread.high / size)
+
+    return draw_pareto(comparisons, memory, f"← peak memory of training, {MEMORY[kind]} ({unit})")
+
+
+def draw_accuracy_cost(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Accuracy against dollars, or against seconds of training where no price is stated."""
+    priced = all(
+        "cost_usd" in row.figures
+        for c in comparisons
+        for row in c.rows
+        if row.method.kind.trains and row.accuracy
+    )
+    key = "cost_usd" if priced else "train_seconds"
+    label = "← cost of training, median price ($)" if priced else "← training, wall clock (s)"
+
+    known = [row.figures[key].high for c in comparisons for row in c.rows if key in row.figures]
+    # an axis in 0.00001 dollars cannot be read
+    times = 1000 if priced and max(known, default=1) < 0.01 else 1
+    if times > 1:
+        label = "← cost of 1,000 such trainings, median price ($)"
+
+    def cost(row: Row) -> tuple[float, float, float] | None:
+        spread = row.figures.get(key)
+        if spread is None:
+            return None
+        return (times * spread.value, times * spread.low, times * spread.high)
+
+    return draw_pareto(comparisons, cost, label)
+
+
+def draw_pareto(
+    comparisons: Sequence[Comparison],
+    place: Callable[[Row], tuple[float, float, float] | None],
+    label: str,
+) -> Figure | None:
+    """Accuracy (up is better) against something that is better to the left."""
+    shown = [c for c in comparisons if any(placed(row, place) for row in c.rows)]
+    if not shown:
+        return None
+    figure, panels = new_panels(len(shown))
+    for panel, comparison in zip(panels, shown, strict=True):
+        panel.set_title(title_of(comparison))
+        labels = []
+        for row in comparison.rows:
+            spot = placed(row, place)
+            if spot is None or row.accuracy is None:
+                continue
+            (x, low, high), y = spot, row.accuracy
+            panel.errorbar(
+                x, 100 * y.value, yerr=error_bar(y), xerr=[[x - low], [high - x]],
+                color=colour(row.method), marker=MARKERS.get(row.method.name, "o"), markersize=7,
+                capsize=2, linewidth=1.2,
+            )  # fmt: skip
+            labels.append((x, 100 * y.value, row.method.label, colour(row.method)))
+        draw_levels(panel, comparison)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.margins(x=0.12, y=0.08)
+        label_right(panel, labels)
+        panel.set_xlabel(label)
+    panels[0].set_ylabel("accuracy (%) ↑")
+    return figure
+
+
+def placed(
+    row: Row, place: Callable[[Row], tuple[float, float, float] | None]
+) -> tuple[float, float, float] | None:
+    return place(row) if row.accuracy is not None and row.method.kind.trains else None
+
+
+def draw_levels(panel: Axes, comparison: Comparison) -> None:
+    """The untouched model and guessing, as lines: they cost no training."""
+    base = comparison.row("base")
+    chances = [row.chance.chance for row in comparison.rows if row.chance]
+    level = 100 * base.accuracy.value if base and base.accuracy else None
+    if chances:
+        guess = 100 * chances[0]
+        panel.axhline(guess, color=INK, linewidth=0.8, linestyle=":")
+        note(panel, guess, "guessing", below=level is None or level >= guess)
+    if level is not None:
+        panel.axhline(level, color=COLOURS["base"], linewidth=1, linestyle="--")
+        note(panel, level, "base", below=bool(chances) and level < 100 * chances[0])
+
+
+def title_of(comparison: Comparison) -> str:
+    return comparison.name
+
+
+# Differences --------------------------------------------------------------------------------------
+
+
+def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Differences to full with intervals, and the article's margins as bands."""
+    rows = [(c, row) for c in comparisons for row in c.scored if row.gap is not None]
+    if not rows:
+        return None
+    figure = Figure(figsize=(8.4, 1.3 + 0.38 * len(rows)), layout="constrained")
+    panel = figure.subplots()
+    claimed = False
+    for i, (comparison, row) in enumerate(rows):
+        gap, rule = row.gap, article_rule(row.method.name, comparison.track)
+        assert gap is not None
+        if rule is not None:  # the article counts points behind full, the picture points above it
+            claimed = True
+            low, high = rule.band
+            panel.barh(-i, high - low, left=-high, height=0.72, color=BAND)
+            width = max(rule.high - rule.low, 0.06)
+            panel.barh(-i, width, left=-rule.high, height=0.72, color=CLAIM)
+        panel.errorbar(
+            100 * gap.value, -i, xerr=error_bar(gap), color=colour(row.method), capsize=3,
+            marker=MARKERS.get(row.method.name, "o"), markersize=7, linewidth=1.6,
+        )  # fmt: skip
+        panel.annotate(
+            f"{interval_cell(gap)} pp", (1.01, -i), xycoords=("axes fraction", "data"),
+            va="center", fontsize=8.5, color=colour(row.method), annotation_clip=False,
+        )  # fmt: skip
+    panel.axvline(0, color=INK, linewidth=1)
+    panel.set_yticks([-i for i in range(len(rows))])
+    panel.set_yticklabels([f"{c.name}  {row.label}" for c, row in rows])
+    panel.set_ylim(-len(rows) + 0.4, 0.6)
+    panel.grid(axis="y", visible=False)
+    bands = "\ndark band: the article's claim, light band: what still agrees with it"
+    panel.set_xlabel(
+        "accuracy less full fine-tuning's (pp, 95 % interval)" + (bands if claimed else "")
+    )
+    sign_ticks(panel)
+    return figure
+
+
+def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
+    """What was kept of old knowledge against what was gained of new, one panel a size."""
+    shown = [c for c in comparisons if any(row.forgetting and row.gain for row in c.rows)]
+    if not shown:
+        return None
+    figure, panels = new_panels(len(shown))
+    for panel, comparison in zip(panels, shown, strict=True):
+        panel.set_title(title_of(comparison))
+        labels = []
+        for row in comparison.rows:
+            if row.forgetting is None or row.gain is None:
+                continue
+            x, y = 100 * row.gain.value, 100 * row.forgetting.value
+            panel.errorbar(
+                x, y, xerr=error_bar(row.gain), yerr=error_bar(row.forgetting), capsize=2,
+                color=colour(row.method), marker=MARKERS.get(row.method.name, "o"), markersize=7,
+                linewidth=1.2,
+            )  # fmt: skip
+            labels.append((x, y, row.method.label, colour(row.method)))
+        panel.axhline(0, color=COLOURS["base"], linewidth=1, linestyle="--")
+        note(panel, 0, "nothing forgotten", below=False, right=True)
+        panel.margins(x=0.12, y=0.1)
+        label_right(panel, labels)
+        panel.set_xlabel("gain on the new questions (pp) →")
+    panels[0].set_ylabel("change on what the base knew (pp) ↑")
+    return figure
+
+
+def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Differences to full by subject, largest model: where a gap comes from."""
+    shown = [c for c in comparisons if any(row.gap for row in c.rows)]
+    if not shown:
+        return None
+    comparison = shown[-1]
+    rows = [row for row in comparison.rows if row.gap is not None]
+    gaps = {row.method.label: subject_gaps(row, comparison.row("full")) for row in rows}
+    names = sorted(gaps[rows[0].method.label], key=lambda n: (gaps[rows[0].method.label][n], n))
+    if len(names) < 2:
+        return None
+    figure = Figure(figsize=(8.4, 1.2 + 0.2 * len(names)), layout="constrained")
+    panel = figure.subplots()
+    for i, row in enumerate(rows):
+        values = [100 * gaps[row.method.label][name] for name in names]
+        panel.plot(
+            values, range(len(names)), linestyle="", markersize=5.5, alpha=0.85,
+            marker=MARKERS.get(row.method.name, "o"), color=colour(row.method),
+        )  # fmt: skip
+        panel.annotate(
+            row.method.label, (values[-1], len(names) - 1), xytext=(0, 8 + 11 * i), ha="center",
+            textcoords="offset points", color=colour(row.method), fontsize=8.5, fontweight="bold",
+        )  # fmt: skip
+    panel.axvline(0, color=INK, linewidth=1)
+    panel.set_yticks(range(len(names)), names, fontsize=7.5)
+    panel.set_ylim(-0.7, len(names) + 0.8 * len(rows))
+    sign_ticks(panel)
+    panel.set_xlabel(
+        f"accuracy less full fine-tuning's, {comparison.name} (pp; {asked_each(rows[0])})"
+    )
+    return figure
+
+
+def subject_gaps(row: Row, full: Row | None) -> dict[str, float]:
+    """Difference to full by subject, all seeds of each side together, as shares."""
+    assert full is not None
+    ours, theirs = (subject_shares(side) for side in (row, full))
+    return {name: ours[name] - theirs[name] for name in ours}
+
+
+def asked_each(row: Row) -> str:
+    """How many questions a point of a subject rests on: without that, its scatter misleads."""
+    scores = [r.evaluate.score("questions") for r in row.complete if r.evaluate]
+    counts = [asked for s in scores if s for asked, _ in s.by_subject.values()]
+    each = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    return f"{each} questions a subject × {count_of(len(row.complete), 'seed')}"
+
+
+def subject_shares(row: Row) -> dict[str, float]:
+    totals: dict[str, tuple[int, int]] = {}
+    for record in row.complete:
+        score = record.evaluate.score("questions") if record.evaluate else None
+        for name, (asked, right) in score.by_subject.items() if score else ():
+            before = totals.get(name, (0, 0))
+            totals[name] = (before[0] + asked, before[1] + right)
+    return {name: right / asked for name, (asked, right) in totals.items()}
+
+
+PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
+    "accuracy-memory": draw_accuracy_memory,
+    "accuracy-cost": draw_accuracy_cost,
+    "gap-to-full": draw_forest,
+    "kept-and-gained": draw_forgetting,
+    "subjects": draw_subjects,
+    "tuning": draw_tuning,
+    "loss": draw_loss,
+}
+CAPTIONS = {
+    "accuracy-memory": "Accuracy against the peak memory of training, 95 % intervals",
+    "accuracy-cost": "Accuracy against what training costs, 95 % intervals",
+    "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
+    "kept-and-gained": "What was kept of old knowledge against what was gained of new",
+    "subjects": "Differences to full fine-tuning by subject, sorted by the first method",
+    "tuning": "Validation accuracy by learning rate; the ring is the rate that was chosen",
+    "loss": "Training loss, mean over seeds; the band is their range",
+    "capacity": CAPTION,
+    **serve_figures.CAPTIONS,
+}
+
+
+def caption(name: str) -> str:
+    """The caption of a picture by its name, TRACK-KIND or KIND alone."""
+    if name in CAPTIONS:
+        return CAPTIONS[name]
+    kind = next(kind for kind in CAPTIONS if name.endswith(kind))
+    return f"{CAPTIONS[kind]} (track {name.removesuffix(f'-{kind}')})"

@@ -1,0 +1,278 @@
+"""What was forecast for the article's 13B model, as tables, sentences and figures for the claims.
+
+Not covered: tracing (studylib.forecasting.article_forecasts), the file
+(studylib.schema.forecast_book), verdicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from studylib.core.metrics import byte_size, plain_number
+from studylib.reporting.cells import Table
+from studylib.reporting.claim_sources import Forecast
+from studylib.reporting.claims import read_claims
+from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
+from studylib.schema.profile import METHODS
+from studylib.schema.records import Record
+
+NEAR = 0.05  # of the article's figure: near enough to say that it comes true
+
+
+def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
+    """Figures for C2, C3 and C7's card by CLAIM.PART; none without a book."""
+    if book is None:
+        return {}
+    found: dict[str, list[Forecast]] = {}
+    for method in ("full", "lora", "qlora"):
+        plain = [job for job in book.jobs if job.method == method and job.plain]
+        found[f"C2.{method}"] = [memory_forecast(book, job) for job in plain]
+        if found[f"C2.{method}"]:
+            first = found[f"C2.{method}"][0]
+            more = come_true(book, method)
+            found[f"C2.{method}"][0] = Forecast(
+                first.value, first.low, first.high, first.source, more
+            )
+        found[f"C3.{method}"] = cost_forecasts(book, method)
+    found["C3.qlora-on-top"] = found["C3.qlora"]
+    card = next((a for a in book.cards if a.method == "qlora" and a.checkpointing), None)
+    found["C7.fits-24gb"] = [
+        Forecast(f.value, f.low, f.high, f.source, describe_answer(card) if card else "")
+        for f in found["C2.qlora"][:1]
+    ]
+    return {key: value for key, value in found.items() if value}
+
+
+def memory_forecast(book: ForecastBook, job: JobForecast) -> Forecast:
+    """The peak of all cards in GB, give or take the worst error against published peaks."""
+    value, worst = job.total_bytes / 1e9, book.worst_error
+    return Forecast(value, value / (1 + worst), value / (1 - worst), f"traced, {describe(job)}")
+
+
+def describe(job: JobForecast) -> str:
+    rows, length = job.settings["micro_batch"], job.settings["seq_len"]
+    size = f"{rows} × {length:,}"
+    return job.words if f"{rows} × {length}" in job.words else f"{job.words}, {size} tokens"
+
+
+def come_true(book: ForecastBook, method: str) -> str:
+    """The other jobs at which the article's figure comes true, if any do."""
+    near = [
+        f"{describe(job)} ({gigabytes(job.total_bytes)})"
+        for job in book.jobs
+        if job.method == method and not job.plain and abs(job.off) <= NEAR
+    ]
+    return f"the article's figure comes true at: {'; '.join(near)}" if near else ""
+
+
+def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
+    """Dollars of the Alpaca-style run, packed and padded; full fine-tuning on several cards."""
+    jobs = [job for job in book.jobs if job.method == method and job.plain]
+    job = next((j for j in jobs if j.cards > 1), jobs[0] if jobs else None)
+    if job is None:
+        return []
+    cards = f"{job.cards} cards" if job.cards > 1 else "one card"
+    return [
+        Forecast(
+            row.usd.mid, row.usd.low, row.usd.high,
+            f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
+            f"{span(row.hours)} h on {cards}",
+        )
+        for row in job.jobs
+        if row.usd
+    ]  # fmt: skip
+
+
+def gigabytes(count: float) -> str:
+    return f"{plain_number(count / 1e9, 3)} GB"
+
+
+def span(values: Span, unit: str = "") -> str:
+    """Expected, with the best and the worst case."""
+    mid, low, high = (f"{unit}{plain_number(v, 3)}" for v in (values.mid, values.low, values.high))
+    return f"{mid} ({low} to {high})"
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def memory_table(book: ForecastBook) -> Table:
+    """Each job's peak beside the article's figure."""
+    header = ("Job (forecast)", "Cards", "Peak of a card ↓", "All cards ↓", "Article",
+              "Off", "Smallest card")  # fmt: skip
+    rows = [
+        (
+            describe(job), str(job.cards), gigabytes(job.peak_bytes), gigabytes(job.total_bytes),
+            claimed(job), near_text(job.off), job.smallest_gpu or "none",
+        )
+        for job in book.jobs
+    ]  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def claimed(job: JobForecast) -> str:
+    return f"{job.article_bytes / 1e9:g} GB"
+
+
+def near_text(share: float) -> str:
+    text = f"{100 * share:+.0f} %".replace("-", "−")
+    text = "0 %" if text in ("+0 %", "−0 %") else text
+    return f"**{text}**" if abs(share) <= NEAR else text
+
+
+def cost_table(book: ForecastBook) -> Table:
+    """Hours and dollars of the Alpaca-style run for the jobs that one would try first."""
+    header = ("Job (forecast)", "Examples", "Tokens", "Hours ↓", "Dollars ↓", "Article")
+    rows = []
+    for job in (job for job in book.jobs if job.plain):
+        for row in job.jobs:
+            usd = "no offer" if row.usd is None else span(row.usd, "$")
+            rows.append((describe(job), row.form,
+                         f"{row.tokens / 1e6:.1f}M", span(row.hours), usd,
+                         article_cost(job.method)))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def article_cost(method: str) -> str:
+    """What the article says a run costs."""
+    parts = read_claims()["C3"]["parts"]
+    return next(part["article"] for part in parts if part["key"] == method)
+
+
+def card_table(book: ForecastBook) -> Table:
+    """Which job fits the card, and how far it can grow."""
+    header = ("Method", "Checkpointing", "Fits (forecast)", "Longest row ↑",
+              "Most rows a step ↑")  # fmt: skip
+    rows = []
+    for a in book.cards:
+        fits = "yes" if a.seq_len else f"no: at least {gigabytes(a.least_bytes)}"
+        rows.append((
+            METHODS[a.method].label, "on" if a.checkpointing else "off", fits,
+            longest(a) if a.seq_len else "—",
+            f"{a.micro_batch} of {a.rows_of} tokens" if a.micro_batch else "—",
+        ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def longest(a: CardAnswer) -> str:
+    text = f"{a.seq_len:,} tokens"
+    return f"{text} (all that the model can read)" if a.limited_by_positions else text
+
+
+def describe_answer(a: CardAnswer) -> str:
+    if a.seq_len is None:
+        return f"no row fits {a.gpu}: at least {gigabytes(a.least_bytes)}"
+    rows = f", {a.micro_batch} rows of {a.rows_of} tokens a step" if a.micro_batch else ""
+    return f"on {a.gpu} rows of up to {longest(a)}{rows}"
+
+
+def published_table(book: ForecastBook) -> Table:
+    """Forecast against published, every case; those that cannot be compared say why."""
+    header = ("Published case", "Counter", "Published", "Forecast", "Error", "Source")
+    rows = []
+    for row in book.published:
+        error = f"{100 * row.error:+.1f} %".replace("-", "−")
+        left_out = f" (left out: {row.not_comparable})" if row.not_comparable else ""
+        rows.append((row.case, row.counter, gigabytes(row.published_bytes),
+                     gigabytes(row.forecast_bytes), error + left_out, row.source))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+# Sentences ----------------------------------------------------------------------------------------
+
+
+def brief(book: ForecastBook) -> str:
+    """What the first screen says of the 13B model."""
+    parts = []
+    for method in ("full", "lora", "qlora"):
+        sizes = sorted(j.total_bytes for j in book.jobs if j.method == method and j.plain)
+        if sizes:
+            ends = dict.fromkeys(plain_number(x / 1e9, 3) for x in (sizes[0], sizes[-1]))
+            said = next(claimed(j) for j in book.jobs if j.method == method)
+            parts.append(f"{METHODS[method].label} {' to '.join(ends)} GB (article: {said})")
+    return (
+        "**For the article's 13B model** peak memory was forecast without a device, one row of "
+        f"2,048 tokens a step: {', '.join(parts)}. Which setting one picks moves these figures by "
+        "more than which method; the article names none."
+        if spread_beats_methods(book)
+        else "**For the article's 13B model** peak memory was forecast without a device, one row "
+        f"of 2,048 tokens a step: {', '.join(parts)}. The article names no settings."
+    )
+
+
+def spread_beats_methods(book: ForecastBook) -> bool:
+    """Whether full fine-tuning's own settings are further apart than it is from LoRA."""
+    full = [j.total_bytes for j in book.jobs if j.method == "full"]
+    lora = [j.total_bytes for j in book.jobs if j.method == "lora"]
+    return bool(full and lora) and max(full) / min(full) > min(full) / min(lora)
+
+
+def card_sentence(book: ForecastBook) -> str:
+    """Which 13B job fits a 24 GB card."""
+    if not book.cards:
+        return ""
+    gpu, usable = book.cards[0].gpu, book.cards[0].usable_bytes
+    fitting = [a for a in book.cards if a.seq_len]
+    parts = [
+        f"{METHODS[a.method].label} with checkpointing {'on' if a.checkpointing else 'off'} "
+        f"up to {longest(a)} in a row, or {a.micro_batch or 'no'} rows of {a.rows_of} a step"
+        for a in fitting
+    ]
+    found = "; ".join(parts) or "none"
+    return (
+        f"**Which 13B job fits a 24 GB card?** Of full fine-tuning, LoRA r=16 and QLoRA r=16 on "
+        f"{gpu} ({byte_size(usable)} usable, the least of the catalog's 24 GB cards): {found}."
+    )
+
+
+def published_sentence(book: ForecastBook) -> str:
+    errors = book.errors
+    if not errors:
+        return "No published peak was forecast."
+    return (
+        f"Against {len(errors)} published peaks whose settings are stated, the forecast is off by "
+        f"{100 * book.mean_error:.1f} % on average and {100 * book.worst_error:.1f} % at worst; "
+        "the ranges of memory above are that worst error."
+    )
+
+
+def measured_sentence(records: Sequence[Record]) -> str:
+    """Forecast against this study's own peaks."""
+    cards = [r for r in records if r.train and r.train.measure.nvml_peak_bytes is not None]
+    if not cards:
+        return (
+            "No record of this study has a device's peak yet: forecast against measured on our own "
+            "runs is still open."
+        )
+    return f"{len(cards)} records have a device's peak; they are not set beside forecasts yet."
+
+
+def limits(book: ForecastBook) -> str:
+    return (
+        "Limits: a traced step is eager PyTorch; compiled models and offloading are not covered. "
+        "Seconds are the datasheet's roofline over an efficiency of "
+        f"{plain_number(book.efficiency.low, 2)} to {plain_number(book.efficiency.high, 2)} "
+        f"({book.efficiency_source}); time that cards spend talking to each other is not counted, "
+        f"so that several cards look better than they are. Prices: {book.offers}; dollars go from "
+        "the fastest run at the cheapest offer to the slowest at the dearest. Made with "
+        + ", ".join(f"{name} {version}" for name, version in sorted(book.packages.items()))
+        + f", code {book.code_sha256[:12]}; made again by `study forecast-article`."
+    )
+
+
+def section(book: ForecastBook | None, records: Sequence[Record]) -> list[str]:
+    """The report's part on the 13B model; without a book it says what to run."""
+    lines = ["## Forecast for a 13B model", ""]
+    if book is None:
+        return [*lines, "Not forecast yet: `study forecast-article` makes it without a card.", ""]
+    return [
+        *lines,
+        f"Everything in this part is **forecast**: one training step of {book.model} traced "
+        "without a card. No cell here was measured by this study.", "",
+        "### Peak memory", "", memory_table(book).markdown(), "",
+        "### An Alpaca-style run", "", cost_table(book).markdown(), "",
+        "### A 24 GB card", "", card_sentence(book), "", card_table(book).markdown(), "",
+        "### How far off are such forecasts?", "",
+        f"{published_sentence(book)} {measured_sentence(records)}", "",
+        published_table(book).markdown(), "", limits(book), "",
+    ]  # fmt: skip

@@ -1,0 +1,167 @@
+"""The sentences under tables: how to read them, what they could have shown, what they do not say.
+
+Not covered: the answer (studylib.reporting.prose).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from studylib.core.metrics import percent, plain_number
+from studylib.reporting.appendix import run_command
+from studylib.reporting.resources import MEMORY
+from studylib.reporting.summary import Comparison, Summary
+from studylib.schema.tuning import TuneRecord
+
+
+def count_of(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
+
+
+def join_words(words: Sequence[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def machine_line(summary: Summary) -> str:
+    """Where and when the runs were made, as the records say it."""
+    records = summary.study.records
+    devices = sorted({record.environment.device for record in records})
+    days = sorted({record.environment.finished_at[:10] for record in records})
+    host = records[0].environment.host
+    memory = host.get("memory_total_bytes")
+    parts = [join_words(devices), f"{host.get('cores_logical', '?')} cores"]
+    if memory:
+        parts.append(f"{plain_number(memory / 1e9, 3)} GB of host memory")
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{', '.join(parts)}; runs of {when}; {count_of(len(records), 'record')}"
+
+
+def memory_note(comparisons: Sequence[Comparison]) -> str:
+    kind = comparisons[0].memory_kind
+    text = f"Train peak is {MEMORY[kind]}, the largest over seeds."
+    if kind == "live_tensor_peak_bytes":
+        text += (
+            " There was no card to read: every operator of one training step was watched and the"
+            " bytes of the tensors alive were counted; the process's own memory, Python included,"
+            " stands in *Memory by stage*."
+        )
+    if kind == "host_peak_bytes":
+        text += (
+            " There was no card to read: it is the whole process's memory, Python and its libraries"
+            " included, which hides most of the difference between methods on models this small."
+        )
+    return text
+
+
+def price_note(comparisons: Sequence[Comparison]) -> str:
+    notes = sorted({row.price.note for c in comparisons for row in c.rows if row.price})
+    if notes:
+        return "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
+    return (
+        "No price is stated for this device and no offer in the catalog names it: set "
+        "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
+    )
+
+
+def spread_note(comparisons: Sequence[Comparison]) -> str:
+    several = any(len(row.complete) > 1 for c in comparisons for row in c.rows)
+    text = "Accuracies and differences are given with 95 % intervals over subjects"
+    text += " and seeds" if several else ", for these runs alone: one seed says nothing of others"
+    ranges = "; resources are medians over seeds with their range" if several else ""
+    return text + ranges + "."
+
+
+def not_run_note(summary: Summary) -> str:
+    """Models and tracks of the plan of which no run has a record; empty where there are none."""
+    begun = {(r.run.track, r.run.model) for r in summary.study.records}
+    missing = dict.fromkeys((spec.track, spec.model) for spec in summary.study.missing)
+    names = [f"{model} (track {track})" for track, model in missing if (track, model) not in begun]
+    return f"Not run at all: {join_words(names)}." if names else ""
+
+
+def command_note(comparisons: Sequence[Comparison]) -> str:
+    record = comparisons[0].rows[0].records[0]
+    if run_command(record).startswith("study run"):
+        return (
+            f"Each linked record is made again by `study run RUN_ID --profile {record.run.profile}`"
+            " with its folder's name as RUN_ID."
+        )
+    return "The command that makes a record again stands in the appendix."
+
+
+def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence for each size at which some accuracy cannot be told from guessing."""
+    notes = []
+    for comparison in comparisons:
+        rows = [row for row in comparison.rows if row.chance is not None]
+        at = [row.method.label for row in rows if not row.above_chance]
+        if not at:
+            continue
+        chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
+        who = "no accuracy" if len(at) == len(rows) else f"the accuracy of {join_words(at)}"
+        verb = "is" if len(at) == len(rows) else "is not"
+        notes.append(f"At {comparison.name} {who} {verb} distinguishable from chance ({chance} %).")
+    return notes
+
+
+def detectable_note(comparisons: Sequence[Comparison]) -> str:
+    parts = [
+        f"{percent(row.detectable)} pp for {row.label} at {comparison.name}"
+        for comparison in comparisons
+        for row in comparison.scored
+        if row.detectable is not None
+    ]
+    if not parts:
+        return ""
+    return (
+        "The smallest true gap to full fine-tuning that a study of this size finds 8 times in 10: "
+        f"{join_words(parts)}. Smaller gaps may exist and would not show here."
+    )
+
+
+def is_at_edge(sweep: TuneRecord) -> bool:
+    """Whether a sweep's best rate is its grid's lowest or highest; not if all diverged."""
+    return any(p.correct is not None for p in sweep.points) and sweep.at_edge
+
+
+def limits(summaries: Sequence[Summary]) -> list[str]:
+    """What the figures do not say, as far as the records show it."""
+    found = [
+        "A verdict speaks for the models, data and questions named beside it. The article's claims "
+        "are about 13B models; where smaller ones were run, size is a difference left open.",
+    ]
+    records = [record for summary in summaries for record in summary.study.records]
+    rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
+    if any("not tuned" in source for source in rates):
+        found.append("Some learning rates are the method's defaults and not tuned: a method may "
+                     "look worse for its rate alone.")  # fmt: skip
+    edges = [s.sweep_id for summary in summaries for s in summary.study.sweeps if is_at_edge(s)]
+    if edges:
+        found.append(f"The best learning rate lies at its grid's edge in {join_words(edges)}: a "
+                     "better one may lie beyond.")  # fmt: skip
+    if any(record.environment.concurrent_runs > 1 for record in records):
+        found.append("Some runs shared the machine with others at the time: their seconds are not "
+                     "those of a machine of their own.")  # fmt: skip
+    if any(record.environment.git_dirty for record in records):
+        found.append("Some runs were made from code with changes that no commit holds.")
+    if all(record.environment.device.startswith("CPU") for record in records):
+        found.append("No run used a card: memory is the process's host memory, energy and card "
+                     "memory were not measured.")  # fmt: skip
+    if any(r.train and r.train.resumed_at_steps for r in records):
+        found.append("Some runs were interrupted and resumed from a checkpoint (see the runs).")
+    few = [
+        s.study.name
+        for s in summaries
+        if any(
+            len(row.complete) < 3 for c in s.comparisons for row in c.rows if row.method.kind.trains
+        )
+    ]
+    if few:
+        where = f" of profile {join_words(few)}" if len(summaries) > 1 else ""
+        found.append(f"Some methods{where} have fewer than three complete seeds: their intervals "
+                     "say little or nothing of what another seed would give.")  # fmt: skip
+    if any(summary.study.serves for summary in summaries):
+        found.append("Serving was timed on the models and device named there; what an adapter adds "
+                     "to a token's time depends on both.")  # fmt: skip
+    return found

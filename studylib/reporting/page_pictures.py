@@ -1,0 +1,83 @@
+"""A picture of the report as a part of report.html: readable on a dark page, named in words.
+
+The page's palette is the pictures' own (studylib.reporting.panels), so that a method has one colour
+in both; for a dark page each colour has a lighter twin. Colours become CSS variables, names of
+parts are made unique on the page, the caption is the text alternative.
+
+Not covered: what is drawn (studylib.reporting.figures), the rest of the page
+(studylib.reporting.page).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from html import escape
+
+from matplotlib.colors import to_rgb
+
+from studylib.reporting.panels import BAND, CLAIM, COLOURS, FAINT, INK, tint
+
+PAPER = "#ffffff"
+DARK_PAPER, DARK_INK = "#14171b", "#e4e6e8"
+# name -> colour on a light and on a dark page
+PALETTE = {
+    "paper": (PAPER, DARK_PAPER),
+    "ink": (INK, DARK_INK),
+    "faint": (FAINT, "#363c43"),
+    "band": (BAND, "#4a3d17"),
+    "claim": (CLAIM, "#d09a1f"),
+    **{name: (shade, tint(shade, 0.35)) for name, shade in COLOURS.items()},
+}
+
+VARIABLE = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
+LEFT_OUT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.S)
+ROOT = re.compile(r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
+ID = re.compile(r' id="([^"]+)"')
+USE = re.compile(r'(xlink:href="#|url\(#)([^")]+)')
+COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+OUTLINE = re.compile(r' d="[^"]*"')
+LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
+
+
+def inline_picture(svg: str, caption: str) -> str:
+    """The `svg` element for the page, of its container's width."""
+    mark = "p" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+    used = {name for _, name in USE.findall(svg)}
+    svg = LEFT_OUT.sub("", svg)
+    svg = ID.sub(lambda m: f' id="{mark}-{m[1]}"' if m[1] in used else "", svg)
+    svg = USE.sub(lambda m: f"{m[1]}{mark}-{m[2]}", svg)
+    svg = COLOUR.sub(lambda m: page_colour(m[0]), svg)
+    svg = OUTLINE.sub(lambda m: LONG_NUMBER.sub(r"\1", m[0]), svg)
+    svg = ROOT.sub(lambda m: root_element(m[1], m[2], caption), svg, count=1)
+    return re.sub(r"\s*\n\s*", " ", svg.strip())
+
+
+def page_colour(shade: str) -> str:
+    """A colour of the palette, or a method's paled by the paper, as CSS; else as it is."""
+    if shade in VARIABLE:
+        return VARIABLE[shade]
+    for name, full in COLOURS.items():
+        red, own = to_rgb(shade)[0], to_rgb(full)[0]
+        share = (red - own) / (1 - own)
+        if 0 < share < 1 and is_close(tint(full, share), shade):
+            return f"color-mix(in srgb, var(--{name}) {round(100 * (1 - share))}%, var(--paper))"
+    return shade
+
+
+def is_close(one: str, other: str) -> bool:
+    return all(abs(a - b) < 0.01 for a, b in zip(to_rgb(one), to_rgb(other), strict=True))
+
+
+def root_element(width: str, height: str, caption: str) -> str:
+    """The opening tag. Points become pixels: a picture is at most as large as it was drawn."""
+    pixels = round(float(width) * 4 / 3)
+    return (
+        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" '
+        f'style="max-width:{pixels}px" role="img" aria-label="{escape(caption)}">'
+    )
+
+
+def palette_css(dark: bool) -> str:
+    """The palette as declarations of CSS variables."""
+    return " ".join(f"--{name}: {shades[dark]};" for name, shades in PALETTE.items())

@@ -1,0 +1,157 @@
+"""The look of every picture, and its bytes: colours, markers, labels, SVG without a date.
+
+Each method has one colour and one marker in every picture (Okabe and Ito's colours, which people
+with any colour vision can tell apart). The background is solid white, so that a picture reads on a
+dark page too. Text is drawn as outlines: it looks the same without the font.
+
+Not covered: what is drawn (studylib.reporting.figures).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from studylib.core.metrics import points
+from studylib.core.stats import Estimate
+from studylib.schema.profile import MethodSettings
+
+COLOURS = {"base": "#5a5a5a", "full": "#0072b2", "lora": "#d55e00", "qlora": "#009e73",
+           "lora-embed": "#cc79a7"}  # fmt: skip
+
+
+MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D", "lora-embed": "v"}
+
+
+INK, FAINT, BAND, CLAIM = "#222222", "#d9d9d9", "#fdf0cf", "#f0b429"
+
+
+STYLE: Any = {
+    "svg.hashsalt": "study", "svg.fonttype": "path", "font.family": "DejaVu Sans",
+    "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+}  # fmt: skip
+
+
+PANEL_INCHES = (4.2, 3.3)
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """The same look whatever the reader's own matplotlibrc says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def to_svg(figure: Figure) -> bytes:
+    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    with house_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    lines = buffer.getvalue().decode().splitlines()
+    return ("\n".join(line.rstrip() for line in lines) + "\n").encode()
+
+
+def made_elsewhere(path: Path, content: bytes) -> bool:
+    """Whether a picture on disk was drawn by another version of matplotlib than this one."""
+    creator = re.compile(rb"<dc:title>(Matplotlib [^<,]*)")
+    theirs, ours = creator.search(path.read_bytes()), creator.search(content)
+    return bool(theirs and ours and theirs.group(1) != ours.group(1))
+
+
+def to_png(figure: Figure, dpi: int = 110) -> bytes:
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def new_panels(
+    count: int, height: float = PANEL_INCHES[1], sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A row of panels; alone, one is as wide as its labels need."""
+    width = max(PANEL_INCHES[0] * count, 6.4)  # one panel needs room for its labels
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
+    return figure, list(panels)
+
+
+def colour(method: MethodSettings) -> str:
+    return COLOURS.get(method.name, INK)
+
+
+def tint(shade: str, share: float) -> str:
+    """A colour mixed with that share of white."""
+    red, green, blue = (c + share * (1 - c) for c in to_rgb(shade))
+    return to_hex((red, green, blue))
+
+
+def note(panel: Axes, y: float, text: str, below: bool, right: bool = False) -> None:
+    """A word on a level line, at the panel's left or right end."""
+    panel.annotate(
+        text, (1 if right else 0, y), xycoords=("axes fraction", "data"),
+        xytext=(-3 if right else 3, -2 if below else 2), textcoords="offset points",
+        ha="right" if right else "left", va="top" if below else "bottom", fontsize=7.5, color=INK,
+    )  # fmt: skip
+
+
+def sign_ticks(panel: Axes) -> None:
+    """Ticks of an axis of differences: +20, 0, −20."""
+    panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
+
+
+def label_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names beside their points, moved apart where they would lie on each other.
+
+    The line from name to point is dotted: a drawn one would look like an interval.
+    """
+    panel.get_xlim(), panel.get_ylim()  # asking settles limits that are still open
+    place = panel.transData + panel.transAxes.inverted()  # a logarithmic axis included
+    heights = spread_apart([place.transform((x, y))[1] for x, y, _, _ in labels], 0.07)
+    for (x, y, text, shade), share in zip(labels, heights, strict=True):
+        height = place.inverted().transform((0.5, share))[1]
+        panel.annotate(
+            text, (x, y), xytext=(1.01, height), textcoords=("axes fraction", "data"), va="center",
+            color=shade, fontsize=8.5, fontweight="bold", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": shade, "linewidth": 0.7, "alpha": 0.6,
+                        "linestyle": (0, (1, 2)), "shrinkA": 1, "shrinkB": 5},
+        )  # fmt: skip
+
+
+def spread_apart(values: Sequence[float], step: float) -> list[float]:
+    """The values moved as little as needed so that neighbours are at least a step apart."""
+    order = np.argsort(values, kind="stable")
+    placed = np.array(values, dtype=float)
+    for _ in range(200):
+        moved = False
+        for a, b in pairwise(order):
+            lack = step - (placed[b] - placed[a])
+            if lack > 1e-9:
+                placed[a] -= lack / 2
+                placed[b] += lack / 2
+                moved = True
+        if not moved:
+            break
+    return placed.tolist()
+
+
+def error_bar(estimate: Estimate) -> list[list[float]]:
+    return [[100 * (estimate.value - estimate.low)], [100 * (estimate.high - estimate.value)]]

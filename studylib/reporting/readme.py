@@ -1,0 +1,43 @@
+"""The README's first screen: the report's answer, its first table and its first picture.
+
+They are taken from the report's own text, so the two cannot differ.
+
+Not covered: the report (studylib.reporting.compose).
+"""
+
+from __future__ import annotations
+
+from itertools import dropwhile, takewhile
+
+from studylib.core.errors import StudyError
+
+START = "<!-- findings: written by `make report` from the reference records -->"
+END = "<!-- /findings -->"
+
+
+def fill_findings(readme: str, report: str) -> str:
+    """The README with what stands between its two marks made anew from REPORT.md's text."""
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise StudyError("README.md", "the marks around its findings are missing",
+                         f"Put {START} and {END} on lines of their own.")  # fmt: skip
+    return "\n".join([before + START, *findings(report), END]) + after
+
+
+def findings(report: str) -> list[str]:
+    """The answer's paragraphs, the first table and the first picture, as lines."""
+    lines = report.split("\n")
+    answer = list(dropwhile(lambda line: line != "## The answer", lines))[1:]
+    answer = list(takewhile(lambda line: not line.startswith("## "), answer))
+    table = takewhile(is_row, dropwhile(lambda line: not is_row(line), lines))
+    picture = next((line for line in lines if line.startswith("![")), "")
+    return [*strip(answer), "", *table, "", picture]
+
+
+def is_row(line: str) -> bool:
+    return line.startswith("|")
+
+
+def strip(lines: list[str]) -> list[str]:
+    return "\n".join(lines).strip("\n").split("\n")

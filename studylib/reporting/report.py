@@ -1,0 +1,243 @@
+"""REPORT.md with its figures and tables: a pure function of the records.
+
+The same records give the same bytes, in whatever order they are read. Two reports are made: a
+reader's own, results/PROFILE/REPORT.md, which sets the reader's figures beside the reference's;
+and the repository's, REPORT.md at the top, from the reference records alone. The report notebook
+shows either and writes it.
+
+Pandas, scipy and matplotlib are imported only where a report is really made: finding that nothing
+changed takes a fraction of a second.
+
+Not covered: running anything (the report knows records and nothing of how they came to be), and
+report.html, which is made of the executed notebook (studylib.reporting.page).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studylib.core.errors import StudyError
+from studylib.reporting.made_from import REPORT, Files, hash_inputs, remember
+from studylib.schema.forecast_book import FORECASTS, read_book
+from studylib.schema.profile import RunSpec, read_profile
+from studylib.schema.records import explain_write_error, write_atomically
+
+if TYPE_CHECKING:
+    from studylib.reporting.compose import Report
+
+REFERENCE = Path("results") / "reference"
+README = "README.md"
+PROFILE_FILE = "profile.yaml"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a report is made from, and the folder that it goes to.
+
+    folders: the results folders that it tells of. beside: another one that is set beside the first.
+    book: the file of forecasts. planned, failed: what the profile asks and what is known of
+    failures, for the words not run and failed. shipped: the report is the repository's and not a
+    reader's. instead_of: results that were asked for and are not there; then the report is shown
+    and not written.
+    """
+
+    out: Path
+    folders: tuple[Path, ...]
+    beside: Path | None = None
+    book: Path | None = None
+    planned: tuple[RunSpec, ...] | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+    shipped: bool = False
+    instead_of: Path | None = None
+
+    @property
+    def inputs(self) -> str:
+        """One hash of all of it."""
+        folders = [*self.folders, *([self.beside] if self.beside else [])]
+        book = read_book(self.book) if self.book else None
+        return hash_inputs(folders, self.planned, sorted(self.failed.items()), book and book.digest)
+
+
+def find_sources(
+    results: Path, reference: Path, failed: Mapping[str, str] | None = None
+) -> Sources:
+    """The sources that two folders give: results/PROFILE (or results/reference) and the reference.
+
+    Where `results` is the reference itself, the repository's report; where no run of the reader's
+    lies there yet, the same, to be shown only. StudyError: neither has runs.
+    """
+    if has_runs(results):
+        return own_sources(results, reference / results.name, failed=failed)
+    if results.resolve() == reference.resolve():
+        return reference_sources(reference_root(reference))
+    if not any(has_runs(folder) for folder in reference.glob("*")):
+        raise StudyError(results, "no record lies below its runs folder",
+                         "Run the study first: make reproduce.")  # fmt: skip
+    return reference_sources(reference_root(reference), instead_of=results)
+
+
+def own_sources(
+    results: Path,
+    reference: Path | None = None,
+    out: Path | None = None,
+    planned: Iterable[RunSpec] | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> Sources:
+    """results: results/PROFILE with its runs. reference: results/reference/PROFILE, set beside it
+    where it exists; forecasts beside its folder are shown. out: another folder to write to; links
+    then still lead to the records. planned: None takes the profile that lies beside the runs.
+    """
+    file = results / PROFILE_FILE
+    if planned is None and file.is_file():
+        planned = read_profile(str(file)).runs()
+    return Sources(
+        out=out or results,
+        folders=(results,),
+        beside=reference if reference is not None and has_runs(reference) else None,
+        book=None if reference is None else reference.parent / FORECASTS,
+        planned=None if planned is None else tuple(planned),
+        failed=dict(failed or {}),
+    )
+
+
+def reference_sources(root: Path, instead_of: Path | None = None) -> Sources:
+    """All profiles below results/reference, cpu first: a reader can make it on any machine."""
+    folders = [f for f in (root / REFERENCE).glob("*") if has_runs(f)]
+    if not folders:
+        raise StudyError(root / REFERENCE, "there are no reference records",
+                         "Run a study and publish it: make publish PROFILE=cpu.")  # fmt: skip
+    folders.sort(key=lambda folder: (folder.name != "cpu", folder.name))
+    book = root / REFERENCE / FORECASTS
+    return Sources(root, tuple(folders), book=book, shipped=True, instead_of=instead_of)
+
+
+def reference_root(reference: Path) -> Path:
+    """The repository in which a folder of reference records lies."""
+    return Path(os.path.normpath(reference / ".." / ".."))
+
+
+def compose_report(sources: Sources) -> Report:
+    """All parts and files of the report. StudyError: no records, an untrusted record."""
+    from studylib.reporting.claims import evaluate_claims
+    from studylib.reporting.compose import compose
+    from studylib.reporting.forecast_tables import forecast_claims
+    from studylib.reporting.study import read_study
+    from studylib.reporting.summary import summarise
+
+    book = read_book(sources.book) if sources.book else None
+    if sources.shipped:
+        links = [relative(folder, sources.out) for folder in sources.folders]
+        pairs = zip(sources.folders, links, strict=True)
+        studies = [summarise(read_study(folder, link)) for folder, link in pairs]
+        return compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+    (results,) = sources.folders
+    link = "" if sources.out == results else relative(results, sources.out)
+    own = summarise(read_study(results, link, sources.planned, sources.failed))
+    other = None
+    if sources.beside is not None:
+        link = relative(sources.beside, sources.out)
+        other = summarise(read_study(sources.beside, link, planned=()))
+    findings = evaluate_claims([own], forecast_claims(book))
+    return compose([own], findings, other, own_folder="", book=book)
+
+
+def write_report(sources: Sources, report: Report) -> Path:
+    """Write REPORT.md, figures and tables; returns the report's path.
+
+    Nothing is written of a report that is shown instead of another. StudyError: a folder that
+    cannot be written.
+    """
+    if sources.instead_of is not None:
+        return sources.out / REPORT
+    files = with_readme(sources, report)
+    path = write_files(sources.out, files)
+    if not sources.shipped:
+        remember(sources.out, sources.inputs, files)
+    return path
+
+
+def build_report(
+    results: Path,
+    reference: Path | None = None,
+    out: Path | None = None,
+    planned: Iterable[RunSpec] | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> Path:
+    """A reader's REPORT.md, in one call; see own_sources."""
+    sources = own_sources(results, reference, out, planned, failed)
+    return write_report(sources, compose_report(sources))
+
+
+def build_reference_report(root: Path) -> Path:
+    """The repository's REPORT.md, in one call, figures beside records."""
+    sources = reference_sources(root)
+    return write_report(sources, compose_report(sources))
+
+
+def check_reference_report(root: Path) -> list[str]:
+    """What is stale: one line for each file that is missing, differs or should not be there.
+
+    A picture made by another version of matplotlib is not compared byte by byte.
+    """
+    from studylib.reporting.panels import made_elsewhere
+
+    sources = reference_sources(root)
+    expected = with_readme(sources, compose_report(sources))
+    stale = []
+    for name, content in sorted(expected.items()):
+        path = root / name
+        if not path.is_file():
+            stale.append(f"{name} is missing")
+        elif path.read_bytes() != content and not made_elsewhere(path, content):
+            stale.append(f"{name} is not what the records give")
+    stale += [f"{name} belongs to no record" for name in leftovers(root, expected)]
+    return stale
+
+
+def with_readme(sources: Sources, report: Report) -> Files:
+    """The report's files and, beside the repository's own, the README with its findings."""
+    from studylib.reporting.readme import fill_findings
+
+    path = sources.out / README
+    if not sources.shipped or not path.is_file():
+        return dict(report.files)
+    text = fill_findings(path.read_text(encoding="utf-8"), report.files[REPORT].decode())
+    return report.files | {README: text.encode()}
+
+
+def has_runs(folder: Path) -> bool:
+    return any((folder / "runs").glob("*/record.json"))
+
+
+def relative(target: Path, start: Path) -> str:
+    return Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
+
+
+def write_files(out: Path, files: Files) -> Path:
+    """Write what changed and remove pictures and tables that no record gives any more."""
+    for name, content in files.items():
+        path = out / name
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_write_error(path, error) from error
+        write_atomically(path, content)
+    for name in leftovers(out, files):
+        (out / name).unlink()
+    return out / REPORT
+
+
+def leftovers(out: Path, files: Files) -> list[str]:
+    """Pictures and tables in the report's own folders that are not among its files."""
+    folders = {(out / name).parent for name in files if name not in (REPORT, README)}
+    found = [p for folder in sorted(folders) for p in folder.glob("*") if p.suffix in ENDINGS]
+    return sorted(n for p in found if (n := p.relative_to(out).as_posix()) not in files)
+
+
+ENDINGS = (".svg", ".csv")

@@ -1,0 +1,113 @@
+"""What runs took, over seeds: memory by stage, time, energy, cost, bytes on disk.
+
+A figure is the median over seeds with its range; a peak is the largest. What was not measured is
+left out, so that whoever shows it has to say so.
+
+Not covered: accuracy (studylib.reporting.summary) and the price of an hour
+(studylib.reporting.costs).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from studylib.core.measure import StageMeasure
+from studylib.reporting.costs import dollars, price_of
+from studylib.schema.records import Record
+
+STAGES = ("load", "train", "evaluate", "serve")
+
+
+MEMORY = {
+    "nvml_peak_bytes": "NVML, device",
+    "nvml_process_peak_bytes": "NVML, process",
+    "torch_peak_reserved_bytes": "torch reserved",
+    "torch_peak_allocated_bytes": "torch allocated",
+    "live_tensor_peak_bytes": "live tensors",
+    "host_peak_bytes": "host memory",
+}
+
+# Figures of a training's steps, as records name them.
+STEP_FIGURES = ("clean_step_seconds", "tokens_per_second", "model_flops_per_token",
+                "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
+                "data_share")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A resource over seeds: `value` is the median (a peak: the largest)."""
+
+    value: float
+    low: float
+    high: float
+    runs: int
+
+
+def spread(values: Iterable[float | None], peak: bool = False) -> Spread | None:
+    known = sorted(v for v in values if v is not None)
+    if not known:
+        return None
+    value = known[-1] if peak else statistics.median(known)
+    return Spread(float(value), float(known[0]), float(known[-1]), len(known))
+
+
+def spread_figures(records: list[Record], total_params: int | None) -> dict[str, Spread]:
+    """Resources that are not memory, by metric key; what was not measured is left out."""
+    found: dict[str, Spread | None] = {}
+    trained = [r for r in records if r.train]
+    found["trainable_params"] = spread(r.load.trainable_params for r in records if r.load)
+    if total_params:
+        found["trainable_share"] = spread(
+            r.load.trainable_params / total_params for r in records if r.load
+        )
+    for key in STEP_FIGURES:
+        found[key] = spread(getattr(r.train, key) for r in trained)
+    found["train_seconds"] = spread(train_seconds(r) for r in trained)
+    found["end_to_end_seconds"] = spread(
+        sum(m.wall_seconds for m in stage_measures(r).values()) for r in records
+    )
+    found["energy_watt_hours"] = spread(watt_hours(r) for r in trained)
+    found["cost_usd"] = spread(
+        dollars(seconds, price.median)
+        for r in trained
+        if (seconds := train_seconds(r)) is not None and (price := price_of(r)) is not None
+    )
+    found["variant_bytes"] = spread(r.serve.variant_bytes for r in records if r.serve)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def spread_memory(records: list[Record]) -> dict[tuple[str, str], Spread]:
+    """Peaks by (measure, stage), the largest over seeds; a run out of memory counts as reached."""
+    found = {}
+    for kind in MEMORY:
+        for stage in STAGES:
+            measures = [stage_measures(r).get(stage) for r in records]
+            peak = spread((getattr(m, kind) for m in measures if m), peak=True)
+            if peak is not None:
+                found[kind, stage] = peak
+    return found
+
+
+def stage_measures(record: Record) -> dict[str, StageMeasure]:
+    blocks = {stage: getattr(record, stage) for stage in STAGES}
+    return {stage: block.measure for stage, block in blocks.items() if block is not None}
+
+
+def train_seconds(record: Record) -> float | None:
+    """Wall clock of the load and train stages, None where nothing was trained."""
+    if record.train is None or record.load is None:
+        return None
+    return record.load.measure.wall_seconds + record.train.measure.wall_seconds
+
+
+def watt_hours(record: Record) -> float | None:
+    if record.train is None or record.load is None:
+        return None
+    joules = (record.load.measure.energy_joules, record.train.measure.energy_joules)
+    return None if joules[0] is None or joules[1] is None else (joules[0] + joules[1]) / 3600
+
+
+def wall_seconds(record: Record) -> float:
+    return sum(measure.wall_seconds for measure in stage_measures(record).values())

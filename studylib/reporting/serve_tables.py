@@ -1,0 +1,332 @@
+"""What one more variant costs to serve, as tables and sentences of the report.
+
+Measured tables come from serving records; those of the article's 13B model are counted from its
+shape. Neither shares a cell with the other.
+
+Not covered: pictures (studylib.reporting.serve_figures), one serving run by itself
+(studylib.notebook_views.serve_views).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from studylib.core.metrics import MISSING, byte_size, plain_number
+from studylib.planning.catalog import find_gpu, find_shape, load_prices, price_range
+from studylib.planning.footprint import (
+    HOURS_A_MONTH,
+    RESERVE_SHARE,
+    count_cards,
+    count_footprint,
+    find_break_even,
+    monthly_usd,
+    shape_ways,
+)
+from studylib.reporting.cells import Table
+from studylib.reporting.claim_sources import milliseconds, overhead_text
+from studylib.reporting.notes import count_of, join_words
+from studylib.schema.serve_records import ServeRecord
+from studylib.schema.serving import LatencyRow, PairedRatio
+
+SHAPE, RANK, DTYPE = "llama-2-13b", 16, "bf16"
+CARD = "a100-80gb"
+COUNTS = (1, 10, 100, 1000)
+ARTICLE = {"checkpoint": "about 26 GB", "adapter": "50 to 200 MB"}
+
+
+def model_name(record: ServeRecord) -> str:
+    return str(record.spec.model_ref)
+
+
+def variant_name(record: ServeRecord, row: LatencyRow) -> str:
+    """A variant in words: LoRA r=16 dynamic, full, base again."""
+    decoding = "" if row.decoding == "eager" else f", {row.decoding} decoding"
+    if row.variant == "again":
+        return f"base against itself{decoding}"
+    if row.variant in ("base", "4-bit base", "full"):
+        return f"{row.variant}{decoding}"
+    return f"{record.spec.method.label} {row.variant}{decoding}"
+
+
+def footprint_table(records: Sequence[ServeRecord]) -> Table:
+    """Bytes on disk and in memory of each thing to keep; what several runs share stands once."""
+    header = ("Model", "What is kept", "dtype", "On disk ↓", "In memory ↓", "Disk figure")
+    rows: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for record in records:
+        for row in record.measures.footprint:
+            own = row.what in ("adapter", "merged model")
+            what = f"{row.what}, {record.spec.method.label}" if own else row.what
+            cells = (byte_size(row.disk_bytes), byte_size(row.memory_bytes), row.disk_how)
+            rows.setdefault((model_name(record), what, row.dtype), cells)
+    return Table(header, tuple((*key, *cells) for key, cells in sorted_by_model(rows)))
+
+
+def sorted_by_model(rows: dict) -> list:
+    """Rows of one model together, and of one variant, in the order in which they first come."""
+    models = list(dict.fromkeys(key[0] for key in rows))
+    variants = list(dict.fromkeys(key[1] for key in rows))
+    return sorted(rows.items(), key=lambda i: (models.index(i[0][0]), variants.index(i[0][1])))
+
+
+def counted_table() -> Table:
+    """The article's row by arithmetic on the shape of Llama-2-13B."""
+    header = ("What is kept", "dtype", "Parameters", "Bytes (counted) ↓", "Article")
+    rows = [
+        (row.what, row.dtype, f"{row.parameters:,}", byte_size(row.size_bytes),
+         next((v for k, v in ARTICLE.items() if row.what.startswith(k)), "—"))
+        for row in count_footprint(find_shape(SHAPE), RANK, DTYPE)
+    ]  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def overhead_table(records: Sequence[ServeRecord]) -> Table:
+    """What each variant adds to its base's time between tokens, by batch size."""
+    batches = sorted({row.batch for r in records for row in r.measures.latency})
+    header = ("Model", "Variant", "Against", "Prompt (tokens)",
+              *(f"Batch {batch}: adds between tokens ↓" for batch in batches))  # fmt: skip
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
+    for record in records:
+        for row in record.measures.latency:
+            if row.against is not None:
+                key = (model_name(record), variant_name(record, row), row.against,
+                       f"{row.prompt_tokens:,}")  # fmt: skip
+                rows.setdefault(key, {})[row.batch] = ratio_cell(row.between_tokens_ratio)
+    cells = [
+        (*key, *(by_batch.get(batch, MISSING) for batch in batches))
+        for key, by_batch in sorted_by_model(rows)
+    ]
+    return Table(header, tuple(cells))
+
+
+def ratio_cell(ratio: PairedRatio | None) -> str:
+    """An overhead with its interval, bold where the interval is clear of none."""
+    if ratio is None:
+        return MISSING
+    text = overhead_text(ratio)
+    return f"**{text}**" if ratio.low > 1 or ratio.high < 1 else text
+
+
+def speed_table(records: Sequence[ServeRecord]) -> Table:
+    """Each variant's own speed by batch size; percentiles beyond the median are in the csv."""
+    batches = sorted({row.batch for r in records for row in r.measures.latency})
+    header = ("Model", "Variant", "Prompt (tokens)",
+              *(f"Batch {batch}: first token ↓; between tokens (p50, ms) ↓; tokens/s ↑"
+                for batch in batches))  # fmt: skip
+    rows: dict[tuple[str, ...], dict[int, str]] = {}
+    for record in records:
+        for row in record.measures.latency:
+            if row.variant != "again":
+                key = (model_name(record), variant_name(record, row), f"{row.prompt_tokens:,}")
+                rows.setdefault(key, {}).setdefault(row.batch, "; ".join((
+                    milliseconds(row.first_token_seconds.p50),
+                    milliseconds(row.between_tokens_seconds.p50),
+                    plain_number(row.tokens_per_second, 3),
+                )))  # fmt: skip
+    cells = [
+        (*key, *(by_batch.get(batch, MISSING) for batch in batches))
+        for key, by_batch in sorted_by_model(rows)
+    ]
+    return Table(header, tuple(cells))
+
+
+def swap_table(records: Sequence[ServeRecord]) -> Table:
+    """Changing variants on a running base, and the proof that the answers are right."""
+    header = ("Model", "Method", "Adapters", "Switch p50 (ms) ↓", "Load adapter (ms) ↓",
+              "Merge (ms) ↓", "Unmerge (ms) ↓", "Load the model (ms)",
+              "Answers equal to a fresh load's")  # fmt: skip
+    rows = []
+    for record in records:
+        swap = record.measures.swap
+        if swap is None:
+            continue
+        required = [check for check in swap.checks if check.required]
+        worst = max(required, key=lambda c: c.difference / c.tolerance, default=None)
+        proof = "not checked"
+        if worst is not None:
+            proof = (
+                f"{'**yes**' if swap.proven else '**NO**'}: {count_of(len(required), 'check')}, "
+                f"largest difference {worst.difference:.1e} of {worst.tolerance:.0e} "
+                f"allowed; two adapters are {swap.contrast:.2g} apart"
+            )
+        times = (swap.switch_seconds, swap.load_adapter_seconds, swap.merge_seconds)
+        unmerge, load = swap.unmerge_seconds, swap.load_model_seconds
+        rows.append((
+            model_name(record), record.spec.method.label, str(swap.adapters),
+            *(milliseconds(t.p50) for t in times),
+            "not needed" if unmerge is None else milliseconds(unmerge.p50),
+            MISSING if load is None else milliseconds(load.p50), proof,
+        ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def swap_notes(records: Sequence[ServeRecord]) -> str:
+    """How each method merges, and what goes wrong in the way that is not relied on."""
+    ways: dict[str, list[str]] = {}
+    wrong: dict[str, float] = {}
+    for record in records:
+        swap = record.measures.swap
+        if swap is not None:
+            ways.setdefault(swap.merge_way, []).append(record.spec.method.label)
+            for check in swap.checks:
+                if not check.required and not check.holds:
+                    wrong[check.what] = max(wrong.get(check.what, 0), check.difference)
+    parts = [f"{join_words(list(dict.fromkeys(names)))}: {way}" for way, names in ways.items()]
+    text = f"How merging is done: {'; '.join(parts)}." if parts else ""
+    if wrong:
+        shown = join_words([f"{what}: off by {value:.1e}" for what, value in wrong.items()])
+        text += f" Shown and not relied on: {shown} (in standard deviations of the logits)."
+    return text
+
+
+def mixed_table(records: Sequence[ServeRecord]) -> Table:
+    """One batch whose rows use different adapters, against other ways to serve the same rows."""
+    header = ("Model", "Method", "Rows / adapters", "Mixed batch (tokens/s) ↑",
+              "Time against one adapter ↓", "against merged models in turn ↓",
+              "against switching in turn ↓", "Answers equal")  # fmt: skip
+    rows = []
+    for record in records:
+        for row in record.measures.mixed:
+            speed = next((v for k, v in row.tokens_per_second.items() if "mixed" in k), None)
+            equal = all(check.holds for check in row.checks if check.required)
+            rows.append((
+                model_name(record), record.spec.method.label, f"{row.batch} / {row.adapters}",
+                MISSING if speed is None else plain_number(speed, 3),
+                *(times_cell(r) for r in (row.ratio_to_one_adapter, row.ratio_to_merged_in_turn,
+                                          row.ratio_to_swapped_in_turn)),
+                "yes" if equal else "**NO**",
+            ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def times_cell(ratio: PairedRatio) -> str:
+    value, low, high = (plain_number(x, 3) for x in (ratio.value, ratio.low, ratio.high))
+    return f"{value} × [{low}, {high}]"
+
+
+def measured_variants_table(records: Sequence[ServeRecord]) -> Table:
+    """Disk and memory of N variants in each way, from measured bytes, and from which N it pays."""
+    counts = sorted({row.variants for r in records for row in r.measures.variants})
+    header = ("Model", "Way", *(f"{n:,}: disk; memory" for n in counts), "Pays from (disk; memory)")
+    rows: dict[tuple[str, str], dict[int, str]] = {}
+    pays: dict[tuple[str, str], str] = {}
+    for record in records:
+        for row in record.measures.variants:
+            key = (model_name(record), row.way)
+            cell = f"{byte_size(row.disk_bytes)}; {byte_size(row.memory_bytes)}"
+            rows.setdefault(key, {})[row.variants] = cell
+        for even in record.measures.break_even:
+            ends = (even.disk_variants, even.memory_variants)
+            words = "; ".join("never" if n is None else f"{n:,}" for n in ends)
+            pays.setdefault((model_name(record), even.way), words)
+    cells = [
+        (*key, *(by_count.get(n, "—") for n in counts), pays.get(key, "reference"))
+        for key, by_count in sorted_by_model(rows)
+    ]
+    return Table(header, tuple(cells))
+
+
+def counted_variants_table() -> Table:
+    """Disk, memory, cards and dollars a month of N variants of the 13B model, counted."""
+    card, prices = find_gpu(CARD), price_range(CARD, load_prices())
+    header = ("Way (counted)", "Variants", "On disk ↓", "In memory ↓", f"{card.label}s ↓",
+              "Dollars a month, median (cheapest to dearest) ↓")  # fmt: skip
+    rows = []
+    for kept in shape_ways(find_shape(SHAPE), RANK, DTYPE):
+        for n in COUNTS:
+            dollars = "no offer"
+            if prices is not None:
+                mid, low, high = (
+                    f"${monthly_usd(kept, n, card, hour):,.0f}"
+                    for hour in (prices.median, prices.cheapest, prices.dearest)
+                )
+                dollars = f"{mid} ({low} to {high})"
+            rows.append((
+                kept.way, f"{n:,}", byte_size(kept.base_disk_bytes + n * kept.disk_bytes),
+                byte_size(kept.base_memory_bytes + n * kept.memory_bytes),
+                f"{count_cards(kept, n, card):,}", dollars,
+            ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+# Sentences ----------------------------------------------------------------------------------------
+
+
+def assumption_sentence() -> str:
+    card, prices = find_gpu(CARD), price_range(CARD, load_prices())
+    price = "no offer of it is listed"
+    if prices is not None:
+        price = (
+            f"{len(prices.offers)} offers, ${prices.cheapest:.2f} to ${prices.dearest:.2f} an hour"
+        )
+    return (
+        f"Assumed: every variant is kept ready in the memory of {card.label}s "
+        f"({byte_size(card.usable_bytes)} usable, {100 * RESERVE_SHARE:.0f} % of it left for "
+        f"requests under way), rented {HOURS_A_MONTH:.0f} hours a month at prices.csv ({price}); "
+        f"{DTYPE} weights, r={RANK} on all linear layers. Storage is not priced."
+    )
+
+
+def break_even_sentence() -> str:
+    """From how many variants on adapters take less than checkpoints, by bytes and by cards."""
+    whole, *ways = shape_ways(find_shape(SHAPE), RANK, DTYPE)
+    card = find_gpu(CARD)
+    parts = []
+    for kept in ways:
+        even = find_break_even(kept, whole)
+        cheaper = next(
+            (n for n in range(1, COUNTS[-1] + 1)
+             if count_cards(kept, n, card) < count_cards(whole, n, card)), None)  # fmt: skip
+        parts.append(
+            f"{kept.way} from {even.memory_variants or 'no number of'} variants on by bytes and "
+            f"from {cheaper or 'no number'} on by cards"
+        )
+    return f"Adapters take less than checkpoints: {join_words(parts)}."
+
+
+def brief(records: Sequence[ServeRecord]) -> str:
+    """What the first screen says of serving: overheads at the smallest batch, and bytes counted."""
+    parts = []
+    for record in records:
+        for variant in ("dynamic", "merged"):
+            rows = [r for r in record.measures.overheads(variant) if r.against == "base"]
+            ratio = rows[0].between_tokens_ratio if rows else None
+            if ratio is not None and record.spec.method.name == "lora":
+                parts.append(f"{record.spec.method.label} {variant} at {model_name(record)} "
+                             f"{overhead_text(ratio)}")  # fmt: skip
+    whole, *others = (row for row in count_footprint(find_shape(SHAPE), RANK, DTYPE))
+    sizes = [row.size_bytes for row in others if row.what.startswith("adapter")]
+    text = (
+        f"**To serve one more variant** of a 13B model takes {byte_size(min(sizes))} to "
+        f"{byte_size(max(sizes))} as an adapter and {byte_size(whole.size_bytes)} as a checkpoint "
+        "(counted)."
+    )
+    return text + (f" Added between tokens, measured: {'; '.join(parts)}." if parts else "")
+
+
+def setting_sentence(records: Sequence[ServeRecord]) -> str:
+    devices = join_words(sorted({r.environment.device for r in records}))
+    dtypes = join_words(sorted({r.spec.dtype for r in records}))
+    first = records[0].spec.settings
+    shared = max(r.environment.concurrent_runs for r in records)
+    text = (
+        f"Measured on {devices}, {dtypes}, {first.new_tokens} new tokens; each variant in turn "
+        "with its base (A B A B), so that an overhead is a paired ratio with its 95 % interval, "
+        "bold where it is clear of none. Base against itself shows what the clock alone makes of "
+        "nothing."
+    )
+    if shared > 1:
+        text += f" Up to {shared} runs shared the machine."
+    return text
+
+
+def skipped_lines(records: Iterable[ServeRecord]) -> list[str]:
+    """What was not measured, once each, with the runs that it concerns; and runs that broke off."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for skipped in record.measures.skipped:
+            found.setdefault(f"{skipped.what}: not measured, {skipped.reason}", []).append(
+                record.serve_id
+            )
+        if record.status != "complete":
+            found.setdefault(f"{record.status}: {record.reason}", []).append(record.serve_id)
+    return [f"- {words} ({join_words(ids)})" for words, ids in found.items()]

@@ -1,0 +1,126 @@
+"""What a results folder holds, read once: records and, by run, the tables that they name.
+
+Not covered: aggregating (studylib.reporting.summary) and showing (tables, figures, report).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from studylib.core.errors import StudyError
+from studylib.schema.profile import RunSpec, read_profile, shipped_profiles
+from studylib.schema.records import Record, read_records
+from studylib.schema.serve_records import ServeRecord, read_serve_records
+from studylib.schema.tuning import TuneRecord, read_sweeps
+
+ITEM_COLUMNS = ["task", "weights", "subject", "item", "correct"]
+PER_SEED_FIELDS = ("data.tokens_seen", "data.order_sha256")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Records of one profile by run id, where they lie, and what was planned but has no record.
+
+    `folder` is the results folder itself; `link` is the same folder as seen from the report.
+    `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates;
+    `serves` measured what it costs to serve.
+    """
+
+    name: str
+    folder: Path
+    link: str
+    records: tuple[Record, ...]
+    planned: tuple[RunSpec, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+    sweeps: tuple[TuneRecord, ...] = ()
+    serves: tuple[ServeRecord, ...] = ()
+
+    def items(self, record: Record) -> pd.DataFrame | None:
+        """Answered items of a run; None where none was asked. Columns: ITEM_COLUMNS.
+
+        A quantized run has each item twice, told apart by the weights that were scored.
+        """
+        path = self.folder / "runs" / record.run_id / "items.parquet"
+        if "items.parquet" not in record.files:
+            return None
+        return pd.read_parquet(path, columns=ITEM_COLUMNS)
+
+    def steps(self, record: Record) -> pd.DataFrame | None:
+        """One row an update: step, loss, ...; None where nothing was trained."""
+        if "steps.parquet" not in record.files:
+            return None
+        return pd.read_parquet(self.folder / "runs" / record.run_id / "steps.parquet")
+
+    @property
+    def missing(self) -> list[RunSpec]:
+        """Planned runs that have no record."""
+        have = {record.run_id for record in self.records}
+        return [spec for spec in self.planned if spec.run_id not in have]
+
+
+def read_study(
+    folder: Path,
+    link: str = "",
+    planned: Iterable[RunSpec] | None = None,
+    failed: Mapping[str, str] | None = None,
+) -> Study:
+    """The study in a results folder. StudyError: no runs there, or a record that cannot be trusted.
+
+    planned: None takes the shipped profile of the folder's name, if there is one with models.
+    """
+    records = read_records(folder / "runs")
+    if not records:
+        raise StudyError(folder, "no record lies below its runs folder",
+                         "Run the study first: make reproduce.")  # fmt: skip
+    if planned is None:
+        shipped = folder.name in set(shipped_profiles()) - {"custom"}
+        planned = read_profile(folder.name).runs() if shipped else ()
+    return Study(
+        name=folder.name,
+        folder=folder,
+        link=link,
+        records=tuple(sorted(records, key=lambda record: record.run_id)),
+        planned=tuple(planned),
+        failed=dict(failed or {}),
+        sweeps=tuple(read_sweeps(folder / "tune")),
+        serves=tuple(read_serve_records(folder / "serve")),
+    )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Right and wrong answers of one method: `correct` [seeds, items], `subjects` [items]."""
+
+    correct: NDArray[np.bool_]
+    subjects: NDArray[np.str_]
+
+    @property
+    def clusters(self) -> NDArray[np.str_] | None:
+        """Subjects as clusters; None (each item its own) where there is one subject only."""
+        return self.subjects if len(set(self.subjects)) > 1 else None
+
+
+def gather_answers(frames: Iterable[pd.DataFrame], task: str, weights: str) -> Answers | None:
+    """One row a run for a task's items on one set of weights; None where a run has fewer than two.
+
+    StudyError: the runs answered other items, or the same in another order.
+    """
+    rows, keys = [], []
+    for frame in frames:
+        part = frame[(frame["task"] == task) & (frame["weights"] == weights)]
+        if len(part) < 2:
+            return None
+        rows.append(part["correct"].to_numpy(dtype=bool))
+        keys.append((part["subject"].tolist(), part["item"].tolist()))
+    if not rows:
+        return None
+    if any(key != keys[0] for key in keys):
+        raise StudyError(task, "runs of one comparison answered other items",
+                         "Run them again on the same questions.")  # fmt: skip
+    return Answers(np.stack(rows), np.array(keys[0][0], dtype=np.str_))

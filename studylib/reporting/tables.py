@@ -1,0 +1,293 @@
+"""The report's tables, for reading: rows are methods, over their seeds.
+
+Not covered: single cells (studylib.reporting.cells), csv files (studylib.reporting.exports) and
+prose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from studylib.core import stats
+from studylib.core.metrics import METRICS, MISSING, percent
+from studylib.reporting.cells import (
+    NOT_RUN,
+    NOT_TRAINED,
+    Table,
+    absent,
+    accuracy_cell,
+    cost_cell,
+    interval_cell,
+    method_cell,
+    p_value,
+    peak_cell,
+    record_links,
+    spread_cell,
+    trainable_cell,
+    trained_cell,
+)
+from studylib.reporting.claims import Finding, article_rule
+from studylib.reporting.resources import MEMORY, STAGES
+from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.profile import RunSpec
+
+# Tables of one track ------------------------------------------------------------------------------
+
+
+def headline_table(comparisons: Sequence[Comparison]) -> Table:
+    """Base and methods of every size of a track: what each takes and what it reaches."""
+    kept = any(row.forgetting for c in comparisons for row in c.rows)
+    keys = ["trainable_params", "train_peak_bytes", "clean_step_seconds", "end_to_end_seconds",
+            "cost_usd", "accuracy", "gap", *(["forgetting"] if kept else []),
+            "variant_bytes"]  # fmt: skip
+    header = ("Model", "Method", *(METRICS[key].header for key in keys), "Records")
+    rows = []
+    for comparison in comparisons:
+        for row in comparison.rows:
+            cells = [headline_cell(comparison, row, key) for key in keys]
+            rows.append((comparison.name, method_cell(row), *cells, record_links(comparison, row)))
+        for label, words in missing_methods(comparison):
+            rows.append((comparison.name, label, *("—" for _ in keys), words))
+    return Table(header, tuple(rows))
+
+
+def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
+    trains = row.method.kind.trains
+    if key == "train_peak_bytes":
+        return peak_cell(row, comparison.memory_kind, "train")
+    if key == "cost_usd":
+        return cost_cell(row, brief=True) if row.complete else absent(row)
+    if key == "accuracy":
+        return accuracy_cell(row)
+    if key == "gap":
+        if row.method.name == "full" or not trains:
+            return "reference" if trains else NOT_TRAINED
+        return absent(row) if row.gap is None else interval_cell(row.gap)
+    if key == "forgetting":
+        if not trains:
+            return "reference"
+        return absent(row) if row.forgetting is None else interval_cell(row.forgetting)
+    if key == "trainable_params":
+        return trainable_cell(row)
+    spread = row.figures.get(key)
+    if key == "clean_step_seconds" and not trains:
+        return NOT_TRAINED
+    if spread is None:
+        return absent(row)
+    return METRICS[key].number(spread.value)  # its range stands in the table of times
+
+
+def missing_methods(comparison: Comparison) -> list[tuple[str, str]]:
+    """Planned runs without a record, by method: label, and the words for them."""
+    groups: dict[str, list[RunSpec]] = {}
+    for spec in comparison.missing:
+        groups.setdefault(spec.method.label, []).append(spec)
+    failed = comparison.study.failed
+    found = []
+    for label, specs in groups.items():
+        words = []
+        for spec in specs:
+            name = f"s{spec.seed}" if spec.method.kind.trains else "base"
+            end = f"failed ({failed[spec.run_id]})" if spec.run_id in failed else NOT_RUN
+            words.append(f"{name} {end}")
+        found.append((label, ", ".join(words)))
+    return found
+
+
+def memory_table(comparisons: Sequence[Comparison]) -> Table:
+    """Peaks by stage, every measure that at least one run has."""
+    header = ("Model", "Method", "Measure", *(METRICS[f"{s}_peak_bytes"].header for s in STAGES))
+    rows = []
+    for comparison in comparisons:
+        for row in comparison.rows:
+            for kind, label in MEMORY.items():
+                if any((kind, stage) in row.memory for stage in STAGES):
+                    cells = [peak_cell(row, kind, stage) for stage in STAGES]
+                    rows.append((comparison.name, row.method.label, label, *cells))
+    return Table(header, tuple(rows))
+
+
+def time_table(comparisons: Sequence[Comparison]) -> Table:
+    """Clean step and its parts, tokens, training, end to end, energy and cost.
+
+    What no row has (utilisation where no datasheet is known, say) takes no column.
+    """
+    keys = ["clean_step_seconds", "tokens_per_second", "model_flops_per_token",
+            "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
+            "data_share", "train_seconds", "end_to_end_seconds", "energy_watt_hours"]  # fmt: skip
+    found = {key for c in comparisons for row in c.rows for key, v in row.figures.items() if v.high}
+    keys = [key for key in keys if key in found]
+    header = ("Model", "Method", *(METRICS[key].header for key in keys), METRICS["cost_usd"].header)
+    rows = []
+    for comparison in comparisons:
+        for row in comparison.rows:
+            if not row.complete:
+                continue
+            cells = [
+                spread_cell(key, row.figures.get(key))
+                if key == "end_to_end_seconds"
+                else trained_cell(row, key)
+                for key in keys
+            ]
+            rows.append((comparison.name, row.method.label, *cells, cost_cell(row)))
+    return Table(header, tuple(rows))
+
+
+def gap_table(comparisons: Sequence[Comparison]) -> Table:
+    """The paired differences: what they are, how sure, and what these data could have shown."""
+    header = ("Model", "Method", METRICS["gap"].header, "Standard error, items / seeds (pp)",
+              "p (Holm)", "Only this / only full right", "McNemar p",
+              "Equivalent within", "Smallest gap these data show (pp)")  # fmt: skip
+    rows = []
+    for comparison in comparisons:
+        for row in comparison.scored:
+            if row.gap is not None:
+                cells = difference_cells(row, row.gap, comparison.track)
+                rows.append((comparison.name, row.label, *cells))
+    return Table(header, tuple(rows))
+
+
+def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
+    """Micro and macro means, which weights were scored, and the gain over the base."""
+    header = ("Model", "Method", "Scored on", "Micro mean (%) ↑", "Macro mean (%) ↑",
+              METRICS["gain"].header, "Told from chance")  # fmt: skip
+    rows = []
+    for comparison in comparisons:
+        for row in comparison.scored:
+            if row.accuracy is None or row.chance is None:
+                continue
+            chance = percent(row.chance.chance)
+            rows.append((
+                comparison.name, row.label, row.weights or MISSING,
+                interval_cell(row.accuracy, signed=False),
+                interval_cell(row.macro, signed=False) if row.macro else "one subject",
+                interval_cell(row.gain) if row.method.kind.trains else "reference",
+                f"yes ({chance} %)" if row.above_chance else f"no ({chance} %)",
+            ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def difference_cells(row: Row, gap: stats.Estimate, track: str) -> tuple[str, ...]:
+    test, detectable = row.mcnemar, row.detectable
+    return (
+        interval_cell(gap),
+        f"{percent(gap.item_se)} / "
+        + ("one seed" if gap.seed_se is None else percent(gap.seed_se)),
+        MISSING if row.gap_p_holm is None else p_value(row.gap_p_holm),
+        f"{test.only_method} / {test.only_reference}" if test else MISSING,
+        p_value(test.p_value) if test else MISSING,
+        equivalence_cell(row, track),
+        MISSING if detectable is None else percent(detectable),
+    )
+
+
+def equivalence_cell(row: Row, track: str) -> str:
+    """Whether two one-sided tests put the gap within the article's largest for the method."""
+    rule = article_rule(row.method.name, track)
+    if rule is None or row.gap is None:
+        return "no margin claimed"
+    test = stats.judge_equivalence(row.gap, rule.high / 100)
+    shown = "yes" if test.equivalent else "not shown"
+    return f"±{rule.high:g} pp: {shown} (p {p_value(test.p_value)})"
+
+
+def tuning_table(comparisons: Sequence[Comparison]) -> Table:
+    """Each search for a learning rate: what was tried, what was chosen, and a best at the edge."""
+    header = ("Model", "Method", "Rates tried", "Chosen", "Validation accuracy (%) ↑",
+              "Questions", "Dropped, also in the test", "At the edge")  # fmt: skip
+    rows = []
+    for comparison in comparisons:
+        for sweep in comparison.sweeps:
+            rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
+            link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
+            name = (comparison.name, f"[{sweep.method}]({link})", rates)
+            if all(point.accuracy is None for point in sweep.points):
+                rows.append((*name, "none: all diverged", MISSING, "—", "—", "—"))
+                continue
+            best = sweep.best
+            edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
+            rows.append((*name, f"{best.learning_rate:g}", percent(best.accuracy or 0),
+                         f"{best.questions:,}", f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+# Claims and sides ---------------------------------------------------------------------------------
+
+
+def claims_table(findings: Iterable[Finding]) -> Table:
+    """Claim by claim: the article's figure, ours, how it was got, the verdict and why."""
+    header = ("Claim", "Article", "Ours", "How it was got", "Verdict", "Decided by")
+    rows, last = [], ""
+    for found in findings:
+        name = f"**{found.claim}** {found.topic}" if found.claim != last else ""
+        last = found.claim
+        verdict = f"**{found.verdict}**" if found.decided_by else found.verdict
+        rows.append((name, found.article, found.ours, found.how, verdict,
+                     found.decided_by or "—"))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def verdicts_table(findings: Iterable[Finding]) -> Table:
+    """One row a part of a claim: how often which verdict, and how the figures were got."""
+    parts: dict[tuple[str, str, str], list[Finding]] = {}
+    for f in findings:
+        parts.setdefault((f.claim, f.topic, f.article), []).append(f)
+    rows = []
+    for (claim, topic, article), found in parts.items():
+        verdicts = [f.verdict for f in found]
+        judged = {f.verdict for f in found if f.decided_by}
+        words = [(f"**{v}**" if v in judged else v)
+                 + (f" ({verdicts.count(v)} of {len(found)})" if len(found) > 1 else "")
+                 for v in dict.fromkeys(verdicts)]  # fmt: skip
+        got = dict.fromkeys(f.how.split()[0].rstrip(":") for f in found if f.decided_by)
+        rows.append((f"**{claim}** {topic}", article, ", ".join(got) or "—", ", ".join(words)))
+    return Table(("Claim", "Article", "Got", "Verdict"), tuple(rows))
+
+
+def rules_table(findings: Iterable[Finding]) -> Table:
+    """The rule of each part of a claim, once."""
+    rows = dict.fromkeys((f.claim, f.article, f.rule) for f in findings)
+    return Table(("Claim", "Article", "Rule"), tuple(rows))
+
+
+def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
+    """The reader's figures beside the reference's for rows that both have; None if there are none.
+
+    The last column names shared fields that differ: such rows differ in more than the machine.
+    """
+    keys = ("accuracy", "gap", "clean_step_seconds", "train_seconds", "train_peak_bytes")
+    header = ("Track", "Model", "Method", *(METRICS[key].header for key in keys),
+              "Differs in")  # fmt: skip
+    theirs = {
+        (c.track, c.model, str(row.method)): (c, row)
+        for c in reference.comparisons
+        for row in c.rows
+    }
+    rows = []
+    for comparison in own.comparisons:
+        for row in comparison.rows:
+            other = theirs.get((comparison.track, comparison.model, str(row.method)))
+            if other is None or not row.complete or not other[1].complete:
+                continue
+            cells = [
+                f"**{headline_or_time(comparison, row, key)}** / {headline_or_time(*other, key)}"
+                for key in keys
+            ]
+            rows.append((comparison.track, comparison.name, row.method.label, *cells,
+                         differing_fields(row, other[1])))  # fmt: skip
+    return Table(header, tuple(rows)) if rows else None
+
+
+def headline_or_time(comparison: Comparison, row: Row, key: str) -> str:
+    if key == "train_seconds":
+        return trained_cell(row, key)
+    return headline_cell(comparison, row, key)
+
+
+def differing_fields(own: Row, other: Row) -> str:
+    from studylib.reporting.study import PER_SEED_FIELDS
+    from studylib.schema.records import find_mismatches
+
+    pair = (own.complete[0], other.complete[0])
+    fields = [f for f in find_mismatches(pair) if f not in PER_SEED_FIELDS]
+    return ", ".join(fields) or "nothing that must be shared"

@@ -1,0 +1,180 @@
+"""Where a study's runs go: what a run's process is told, and many of them on this machine.
+
+A task's result file is the only sign that it succeeded. A task that fails is reported with its
+log, the others go on.
+
+Not covered: other machines (studylib.running.ray_executor), which tasks a study has
+(studylib.running.runner).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studylib.core.errors import StudyError
+from studylib.core.places import ROOT
+from studylib.metering.devices import visible_cards
+
+if TYPE_CHECKING:
+    from studylib.schema.settings import Hardware
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command `study WORDS…` that leaves `result` if it succeeds; its log goes to `folder`.
+
+    profile, results: what the command is told by --profile and --results. needs: files below
+    `results` that it reads beside the profile; inputs: files and folders that its profile names
+    by a path relative to the working directory. Both matter only on another machine.
+    """
+
+    task_id: str
+    words: tuple[str, ...]
+    folder: Path
+    result: Path
+    profile: str
+    results: Path
+    gpus: int = 0
+    needs: tuple[Path, ...] = ()
+    inputs: tuple[str, ...] = ()
+
+    def command(self, jobs: int) -> list[str]:
+        """The words with their place; jobs: how many runs share the machine."""
+        place = ["--profile", self.profile, "--results", str(self.results), "--jobs", str(jobs)]
+        return [*self.words, *place]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run without a record: the log to read, and the message if it was bad input."""
+
+    log: Path
+    message: str | None
+
+
+@dataclass
+class Outcome:
+    """What `reproduce` did: run ids by how they ended."""
+
+    done_before: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    failed: dict[str, Failure] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """2 where every failure was bad input, 1 where one was not, else 0."""
+        if not self.failed:
+            return 0
+        return 2 if all(failure.message for failure in self.failed.values()) else 1
+
+    def sort_in(self, task: Task, exit_code: int, progress: Any) -> None:
+        """Enter a task that has ended, by whether its result is there."""
+        if task.result.is_file():
+            self.finished.append(task.task_id)
+            progress.finished(task.task_id, task.folder)
+        else:
+            self.failed[task.task_id] = explain_failure(task.folder, exit_code)
+            progress.failed(task.task_id, self.failed[task.task_id].log)
+
+
+# Runs tasks, tells `progress`, and sorts them into the outcome.
+Executor = Callable[[Sequence[Task], "Hardware", Any, Outcome], None]
+
+
+@dataclass(frozen=True)
+class Running:
+    """A task's process, and the cards that are its own until it ends."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    cards: tuple[str, ...]
+
+
+def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome: Outcome) -> None:
+    """The executor for this machine: `jobs` tasks at a time, each on cards of its own."""
+    waiting, running = list(tasks), list[Running]()
+    known = visible_cards()
+    free = list(known)
+    threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
+    try:
+        while waiting or running:
+            while waiting and len(running) < hardware.jobs:
+                # One that asks for more than the machine has is started alone, and says so itself.
+                if waiting[0].gpus > len(free) and running:
+                    break
+                task = waiting.pop(0)
+                cards, free = tuple(free[: task.gpus]), free[task.gpus :]
+                environ = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if known else {}
+                process = launch(task.command(hardware.jobs), task.folder, threads, environ)
+                running.append(Running(task, process, cards))
+                progress.started(task.task_id)
+            time.sleep(0.2)
+            for one in list(running):
+                if one.process.poll() is None:
+                    progress.update(one.task.task_id, read_progress(one.task.folder))
+                    continue
+                running.remove(one)
+                free += one.cards
+                outcome.sort_in(one.task, one.process.returncode, progress)
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
+
+
+def explain_failure(folder: Path, exit_code: int) -> Failure:
+    """The run's own last message, where it ended with one."""
+    log = folder / "log.txt"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    messages = [line.removeprefix("study: ") for line in lines if line.startswith("study: ")]
+    return Failure(log, messages[-1] if messages and exit_code == StudyError.exit_code else None)
+
+
+def launch(
+    words: Sequence[str],
+    folder: Path,
+    threads: int,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """`study WORDS…` in a process of its own, what it prints in the folder's log.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "progress.json").unlink(missing_ok=True)
+    environ = {
+        **os.environ,
+        **(environ or {}),
+        "OMP_NUM_THREADS": str(threads),
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "STUDY_PARENT_PID": str(os.getpid()),
+        "PYTHONPATH": os.pathsep.join(
+            part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part
+        ),
+    }
+    with (folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "studylib", *words],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=environ,
+            cwd=cwd,
+            start_new_session=True,
+        )
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The run's last word, or nothing: it is only for showing."""
+    try:
+        return json.loads((folder / "progress.json").read_bytes())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,113 @@
+"""Make finished results the reference that ships with the study.
+
+Not covered: the report that is made from it (studylib.reporting.report).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from studylib.core.errors import StudyError
+from studylib.core.files import explain_write_error
+from studylib.planning.plan import plan_study
+from studylib.schema.profile import read_profile
+from studylib.schema.records import RECORD, Environment, Record, Scalar, read_records
+from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, read_serve_records
+from studylib.schema.tuning import read_sweeps
+
+NOTEBOOK = "executed.ipynb"
+
+
+def publish_results(results: Path, reference: Path) -> Path:
+    """Copy the records of results/PROFILE to reference/PROFILE, whole or not at all.
+
+    Raises StudyError where a run of the profile is missing or was made with other settings, where
+    code differs from its commit, or where runs were made by different code.
+    """
+    file = results / "profile.yaml"
+    if not file.is_file():
+        raise StudyError(results, "there are no results", "Run `make reproduce` first.")
+    profile = read_profile(str(file))
+    missing = plan_study(profile, results).left
+    if missing:
+        raise StudyError(
+            results,
+            f"{len(missing)} runs are not done, {missing[0].run_id} for one",
+            "Run `make reproduce` to the end first.",
+        )
+    planned = {spec.run_id for spec in profile.runs()}
+    records = [r for r in read_records(results / "runs") if r.run_id in planned]
+    serves = read_serve_records(results / "serve")
+    sweeps = read_sweeps(results / "tune")
+    check_traceable([(r.run_id, r.environment, r.fingerprint) for r in records])
+    check_traceable([(s.serve_id, s.environment, s.fingerprint) for s in serves])
+    check_traceable([(s.sweep_id, s.environment, {}) for s in sweeps])
+    target = reference / results.name
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    try:
+        copy_results(records, results, fresh)
+        copy_serves(serves, results / "serve", fresh / "serve")
+        copy_sweeps(target / "tune", fresh / "tune")  # shipped ones, where there is no newer one
+        copy_sweeps(results / "tune", fresh / "tune")
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.replace(old)
+        fresh.replace(target)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise explain_write_error(target, error) from error
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+Made = tuple[str, Environment, Mapping[str, Scalar]]  # id, where it was made, fingerprint
+
+
+def check_traceable(made: Sequence[Made]) -> None:
+    """A reference is made by one state of the code, and that state is a commit."""
+    for name, environment, _ in made:
+        if environment.git_dirty is not False:
+            raise StudyError(
+                name,
+                "it was made by code that differs from its commit",
+                "Commit, move the results away, run again: a reference must be traceable.",
+            )
+    for name, _, marks in made[1:]:
+        if marks.get("code.sha256") != made[0][2].get("code.sha256"):
+            raise StudyError(
+                name,
+                f"it was made by other code than {made[0][0]}",
+                "Move the results away and run them again, all with the same code.",
+            )
+
+
+def copy_results(records: list[Record], results: Path, fresh: Path) -> None:
+    """Each run's record, the tables that it names and its notebook; no logs, no working files."""
+    shutil.rmtree(fresh, ignore_errors=True)
+    for record in records:
+        source, goal = results / "runs" / record.run_id, fresh / "runs" / record.run_id
+        goal.mkdir(parents=True)
+        for name in (RECORD, *record.files):
+            shutil.copyfile(source / name, goal / name)
+        if (source / NOTEBOOK).is_file():
+            shutil.copyfile(source / NOTEBOOK, goal / NOTEBOOK)
+    shutil.copyfile(results / "profile.yaml", fresh / "profile.yaml")
+
+
+def copy_serves(records: list[ServeRecord], source: Path, goal: Path) -> None:
+    """Each serving run's record with its notebook and memory samples."""
+    for record in records:
+        folder = goal / record.serve_id
+        folder.mkdir(parents=True)
+        for name in (SERVE_RECORD, NOTEBOOK, "trace.parquet"):
+            if (source / record.serve_id / name).is_file():
+                shutil.copyfile(source / record.serve_id / name, folder / name)
+
+
+def copy_sweeps(source: Path, goal: Path) -> None:
+    """The searches for learning rates, from which the runs' rates come."""
+    for path in sorted(source.glob("*.json")):
+        goal.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, goal / path.name)

@@ -1,0 +1,273 @@
+"""Start the runs of a study: each a notebook in a process of its own, sent where an executor says.
+
+record.json is the only sign that a run succeeded: papermill writes its output notebook also when
+a cell fails, and a killed kernel may end without an exception.
+
+Not covered: what happens inside a run (studylib.training.run), processes and machines
+(studylib.running.executor, studylib.running.ray_executor), how progress is drawn
+(studylib.running.progress).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from studylib.core.errors import StudyError
+from studylib.core.places import NOTEBOOKS, REFERENCE
+from studylib.forecasting.prospects import foresee, record_misfit
+from studylib.planning.plan import Plan, check_inputs, check_writable, pin_sources, plan_study
+from studylib.running.executor import Executor, Outcome, Task, run_batch
+from studylib.running.progress import Progress
+from studylib.running.ray_executor import RayExecutor
+from studylib.schema.profile import ModelRef, Profile, RunSpec
+from studylib.schema.records import RECORD, Record, read_records, write_atomically
+from studylib.schema.serve_records import SERVE_RECORD
+from studylib.schema.serving import serve_specs
+
+
+def reference_records(profile: str) -> list[Record]:
+    """The shipped records of a profile, for estimates and comparison; none is fine."""
+    runs = REFERENCE / profile / "runs"
+    return read_records(runs) if runs.is_dir() else []
+
+
+def open_executor(name: str, ray_address: str | None = None) -> AbstractContextManager[Executor]:
+    """Where runs go: `local` (this machine) or `ray` (a cluster's machines)."""
+    if name == "local":
+        return nullcontext(run_batch)
+    if name == "ray":
+        return RayExecutor(ray_address)
+    raise StudyError(name, "this is not an executor", "Write local or ray.")
+
+
+def reproduce(
+    profile: Profile,
+    results: Path,
+    progress: Progress,
+    force: bool = False,
+    executor: Executor = run_batch,
+) -> Outcome:
+    """Run all that is not done yet, the untrained models first.
+
+    A run that by forecast does not fit this machine is recorded so and not started, unless
+    `force` is given or the runs go to other machines.
+    """
+    plan = plan_study(profile, results, reference_records(profile.name))
+    outcome = Outcome(done_before=[run.run_id for run in plan.runs if run.state == "done"])
+    if not plan.left and not serve_left(profile, results):
+        return outcome
+    profile = pin_sources(profile)
+    here = executor is run_batch
+    check_inputs(profile, fetch=here)
+    check_writable(results / "runs")
+    file = write_profile(profile, results)
+    if here and not force:
+        skip_misfits(profile, plan, results, outcome, progress)
+        plan = plan_study(profile, results, reference_records(profile.name))
+    serving = serve_tasks(profile, file, results)
+    progress.begin(plan, len(serving), here)
+    batches = [
+        [run_task(s, file, results) for s in specs] for specs in order_batches(profile, plan)
+    ]
+    batches.append(serving)
+    if not here:  # a base's answers are only shown beside another's: no machine idles for them
+        batches = [[task for batch in batches for task in batch]]
+    for batch in batches:
+        executor(batch, profile.hardware, progress, outcome)
+    progress.end(outcome.finished, list(outcome.failed))
+    return outcome
+
+
+def skip_misfits(
+    profile: Profile, plan: Plan, results: Path, outcome: Outcome, progress: Progress
+) -> None:
+    """Record the runs that cannot fit, by forecast, instead of starting them."""
+    specs = [profile.run(run.run_id) for run in plan.left]
+    for run_id, prospect in foresee(specs).items():
+        if not prospect.fits:
+            record_misfit(profile.run(run_id), prospect, results / "runs" / run_id)
+            outcome.finished.append(run_id)
+            progress.say(f"  {run_id}: not started, {prospect.reason} (--force starts it)")
+
+
+def order_batches(profile: Profile, plan: Plan) -> Iterator[list[RunSpec]]:
+    """Bases before what is compared with them."""
+    left = {run.run_id for run in plan.left}
+    specs = [spec for spec in profile.runs() if spec.run_id in left]
+    for trains in (False, True):
+        batch = [spec for spec in specs if spec.method.kind.trains == trains]
+        if batch:
+            yield batch
+
+
+def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
+    folder = results / "runs" / spec.run_id
+    asked = spec.evaluate
+    return Task(
+        task_id=spec.run_id,
+        words=("run", spec.run_id),
+        folder=folder,
+        result=folder / RECORD,
+        profile=str(file),
+        results=results.parent,
+        gpus=spec.gpus,
+        needs=(results / "runs" / spec.base_run_id / "items.parquet",),
+        inputs=local_inputs(
+            spec.model_ref, spec.data.source, asked.questions, asked.retention or ""
+        ),
+    )
+
+
+def local_inputs(model: ModelRef, *sources: str) -> tuple[str, ...]:
+    """Which of a run's inputs are files or folders named relative to the working directory."""
+    names = [model.name] if model.kind == "path" else []
+    names += [source for source in sources if source]
+    return tuple(name for name in names if not name.startswith(("/", "~")) and Path(name).exists())
+
+
+def serve_left(profile: Profile, results: Path) -> list[str]:
+    """The serving runs that the profile asks for and that have no record yet."""
+    if profile.serve is None:
+        return []
+    ids = [spec.serve_id for spec in serve_specs(profile)]
+    return [name for name in ids if not (results / "serve" / name / SERVE_RECORD).is_file()]
+
+
+def serve_tasks(profile: Profile, file: Path, results: Path) -> list[Task]:
+    specs = {spec.serve_id: spec for spec in serve_specs(profile)} if profile.serve else {}
+    return [
+        Task(
+            task_id=f"{serve_id} (serving)",
+            words=("serve", serve_id),
+            folder=results / "serve" / serve_id,
+            result=results / "serve" / serve_id / SERVE_RECORD,
+            profile=str(file),
+            results=results.parent,
+            gpus=min(profile.hardware.gpus, 1),
+            inputs=local_inputs(specs[serve_id].model_ref),
+        )
+        for serve_id in serve_left(profile, results)
+    ]
+
+
+def write_profile(profile: Profile, results: Path) -> Path:
+    """The resolved profile beside its results: each run's process reads this file."""
+    path = results / "profile.yaml"
+    content = profile.model_dump(mode="json")
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_atomically(path, text.encode())
+    return path
+
+
+class Refused(StudyError):
+    """A StudyError that was raised in a notebook's process; only its message came through."""
+
+    def __init__(self, message: str):
+        Exception.__init__(self, message)
+
+
+class RunFailed(Exception):
+    """A notebook ended without a record: a bug, a killed kernel. Its last lines are the message."""
+
+
+def run_notebook(name: str, output: Path, parameters: dict[str, Any]) -> None:
+    """Execute notebooks/NAME in a fresh kernel of this interpreter; parameters are checked first.
+
+    Raises StudyError where the notebook raised one, RunFailed for anything else.
+    """
+    from traitlets.config import Config
+
+    source = NOTEBOOKS / name
+    check_parameters(source, parameters)
+    with tempfile.TemporaryDirectory(prefix="study-") as sockets:
+        # Local sockets that only this user can open, not TCP ports that every user of the machine
+        # can reach; in a folder with a short name, as their names may be no longer than 107 bytes.
+        channel = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        execute(source, output, parameters, channel)
+
+
+def execute(source: Path, output: Path, parameters: dict[str, Any], channel: Any) -> None:
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        # Paths relative to where the command was given: the executed copy holds them, and it is
+        # meant to be shown to others.
+        papermill.execute_notebook(
+            os.path.relpath(source),
+            os.path.relpath(output),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=Path.cwd(),  # a profile's relative paths are the caller's
+            log_output=False,
+            config=channel,
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "StudyError":
+            raise Refused(error.evalue) from None
+        trace = "\n".join(error.traceback)
+        raise RunFailed(f"{error.ename}: {error.evalue}\n{trace}") from None
+    except DeadKernelError:
+        raise RunFailed("the notebook's process died (killed, or out of memory?)") from None
+
+
+def check_parameters(source: Path, parameters: dict[str, Any]) -> None:
+    """Every parameter is one that the notebook's tagged cell names: papermill would only warn."""
+    import papermill
+
+    if not source.is_file():
+        raise StudyError(source, "there is no such notebook", "Run from a checkout of the study.")
+    known = papermill.inspect_notebook(source)
+    for key in parameters:
+        if key not in known:
+            raise StudyError(
+                f"{source.name}: {key}",
+                "the notebook has no such parameter",
+                f"It has {', '.join(known)}.",
+            )
+
+
+def run_one(spec: RunSpec, profile: str, results: Path, concurrent_runs: int = 1) -> Path:
+    """Execute one run's notebook and return its record's path."""
+    folder = results / spec.profile / "runs" / spec.run_id
+    if (folder / RECORD).is_file():
+        raise StudyError(
+            folder / RECORD, "this run is finished", "Move its folder away to run it anew."
+        )
+    check_writable(folder)
+    parameters = {
+        "PROFILE": profile,
+        "RUN_ID": spec.run_id,
+        "RESULTS": str(results),
+        "CONCURRENT_RUNS": concurrent_runs,
+    }
+    run_notebook("10_run.ipynb", folder / "executed.ipynb", parameters)
+    if not (folder / RECORD).is_file():
+        raise RunFailed("the notebook ended without a record")
+    return folder / RECORD
+
+
+def follow_parent() -> None:
+    """End when the study that started this run has died, so that no run goes on unwatched."""
+    parent = os.environ.get("STUDY_PARENT_PID")
+    if not parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,290 @@
+"""The record of a run: its schema, how it is written and read, and what it must share with others.
+
+record.json is written last and atomically, so its existence means that the run is complete.
+It is the only thing (with the per-item and per-step tables that it names) that a report reads.
+A digest inside it tells a record that was edited by hand from one that was measured.
+
+Not covered: how the figures are measured (meter, train, evaluate, serve).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from studylib.core.errors import StudyError
+from studylib.core.files import explain_write_error, file_sha256, write_atomically
+from studylib.core.measure import StageMeasure
+from studylib.core.sealed import canonical, read_sealed, write_sealed
+from studylib.schema.profile import Frozen, RunSpec
+
+__all__ = [
+    "RECORD",
+    "SCHEMA_VERSION",
+    "Environment",
+    "EvaluateBlock",
+    "LoadBlock",
+    "Record",
+    "Score",
+    "ServeBlock",
+    "TrainBlock",
+    "canonical",
+    "check_files",
+    "explain_write_error",
+    "file_sha256",
+    "find_changes",
+    "find_mismatches",
+    "read_record",
+    "read_records",
+    "write_atomically",
+    "write_record",
+]
+
+SCHEMA_VERSION = 1
+RECORD = "record.json"
+Scalar = str | int | float | bool | None
+
+
+class LoadBlock(Frozen):
+    """How the weights came in, and what they are."""
+
+    measure: StageMeasure
+    total_params: int
+    trainable_params: int
+    model_sha256: str
+    model_revision: str | None = None
+    weights_dtype: str
+
+
+class TrainBlock(Frozen):
+    """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints.
+
+    optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
+    data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
+    peak_flops_per_second: the datasheet's, of all cards of the run; null where the catalog has no
+    such device.
+    """
+
+    measure: StageMeasure
+    steps: int
+    examples_seen: int
+    tokens_seen: int
+    answer_tokens_seen: int
+    epochs: float
+    examples_left_out: int = 0
+    examples_cut: int = 0
+    clean_step_seconds: float | None
+    clean_steps: int
+    tokens_per_second: float | None
+    optimizer_share: float | None = None
+    data_share: float | None = None
+    model_flops_per_token: float | None = None
+    recomputed_flops_per_token: float | None = None
+    peak_flops_per_second: float | None = None
+    first_loss: float | None
+    last_loss: float | None
+    resumed_at_steps: tuple[int, ...] = ()
+
+    @property
+    def model_flops_utilisation(self) -> float | None:
+        """Share of the cards' datasheet arithmetic that the model's own took, 0 to 1."""
+        rate, flops = self.tokens_per_second, self.model_flops_per_token
+        if rate is None or flops is None or self.peak_flops_per_second is None:
+            return None
+        return rate * flops / self.peak_flops_per_second
+
+
+class Score(Frozen):
+    """Accuracy on one set of questions. by_subject: subject -> (questions, right answers)."""
+
+    task: Literal["questions", "retention"]
+    weights: str
+    questions: int
+    correct: int
+    chance: float
+    by_subject: dict[str, tuple[int, int]]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers over all questions (micro mean), 0 to 1."""
+        return self.correct / self.questions
+
+    @property
+    def macro_accuracy(self) -> float:
+        """Mean of the subjects' accuracies, 0 to 1."""
+        return sum(right / n for n, right in self.by_subject.values()) / len(self.by_subject)
+
+
+class EvaluateBlock(Frozen):
+    measure: StageMeasure
+    scores: tuple[Score, ...]
+    engine: str | None = None
+    prompts_cut: int = 0
+    reason: str | None = None
+
+    def score(self, task: str) -> Score | None:
+        return next((s for s in self.scores if s.task == task), None)
+
+
+class ServeBlock(Frozen):
+    """Bytes on disk that one more variant of this model needs, as files were really written."""
+
+    measure: StageMeasure
+    checkpoint_bytes: int | None
+    adapter_bytes: int | None
+
+    @property
+    def variant_bytes(self) -> int | None:
+        """What one more variant needs on disk: its adapter, or its whole checkpoint."""
+        return self.checkpoint_bytes if self.adapter_bytes is None else self.adapter_bytes
+
+
+class Environment(Frozen):
+    """Where and with what the run was made."""
+
+    started_at: str
+    finished_at: str
+    device: str
+    devices: tuple[dict[str, Any], ...]
+    devices_reason: str | None
+    host: dict[str, Any]
+    threads: int
+    concurrent_runs: int
+    sessions: int
+    packages: dict[str, str]
+    git_commit: str | None
+    git_dirty: bool | None
+
+
+class Record(Frozen):
+    """One run, whole. `fingerprint` is flat: group.field -> value."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    status: Literal["complete", "out of memory", "diverged", "does not fit, forecast"]
+    reason: str | None = None
+    run: RunSpec
+    load: LoadBlock | None = None
+    train: TrainBlock | None = None
+    evaluate: EvaluateBlock | None = None
+    serve: ServeBlock | None = None
+    environment: Environment
+    fingerprint: dict[str, Scalar]
+    files: dict[str, str]
+    digest: str = ""
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    """Seal the record with its digest and write FOLDER/record.json. Never over another one."""
+    return write_sealed(folder / RECORD, record)
+
+
+def read_record(path: Path) -> Record:
+    """The record in FOLDER/record.json, or one message on what is wrong with it."""
+    remedy = "Restore it, or move its folder away and run again."
+    return read_sealed(path, Record, SCHEMA_VERSION, "the record", remedy)
+
+
+def check_files(folder: Path, record: Record) -> None:
+    """Raise where a table that the record names is missing or is not the one that was written."""
+    for name, sha256 in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise StudyError(path, "the record names this file, but it is missing", "Restore it.")
+        if file_sha256(path) != sha256:
+            raise StudyError(
+                path,
+                "the file was changed after the record was written",
+                "Restore it, or move the run's folder away and run again.",
+            )
+
+
+def read_records(runs: Path) -> list[Record]:
+    """All records below results/PROFILE/runs, by run id. Every bad one is named in one error."""
+    records, faults = [], []
+    for path in sorted(runs.glob(f"*/{RECORD}")):
+        try:
+            record = read_record(path)
+            if record.run_id != path.parent.name:
+                raise StudyError(path, f"the record is of run {record.run_id}", "Move it back.")
+            check_files(path.parent, record)
+        except StudyError as error:
+            faults.append(error)
+        else:
+            records.append(record)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise StudyError(
+            "; ".join(f"{fault.value}: {fault.rule}" for fault in faults),
+            f"{len(faults)} records cannot be trusted",
+            "Restore them, or move their folders away and run again.",
+        )
+    return records
+
+
+# What rows of one comparison must share. A field that one of them lacks (the base has no
+# training) is not compared.
+SHARED_FIELDS = (
+    "data.sha256",
+    "data.template",
+    "data.tokens_seen",
+    "data.packing",
+    "evaluate.items_sha256",
+    "evaluate.prompt",
+    "evaluate.shots",
+    "evaluate.scoring",
+    "evaluate.precision",
+    "recipe.steps",
+    "recipe.batch_tokens",
+    "recipe.schedule",
+    "recipe.dtype",
+    "recipe.switches",
+    "model.sha256",
+    "code.sha256",
+    "device.name",
+)
+
+
+def find_mismatches(records: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
+    """Fields that must be shared and are not: field -> value as text -> run ids."""
+    found: dict[str, dict[str, list[str]]] = {}
+    rows = list(records)
+    for field in SHARED_FIELDS:
+        values: dict[str, list[str]] = {}
+        for record in rows:
+            value = record.fingerprint.get(field)
+            if value is not None:
+                values.setdefault(str(value), []).append(record.run_id)
+        if len(values) > 1:
+            found[field] = values
+    return found
+
+
+def find_changes(planned: RunSpec, recorded: RunSpec) -> list[str]:
+    """What a record was made with that the plan asks differently, `field: recorded -> planned`.
+
+    How runs share the machine and where a learning rate was read does not make another run.
+    """
+    ignored = {"hardware", "learning_rate_source", "profile"}
+    old = flatten(recorded.model_dump(mode="json", exclude=ignored))
+    new = flatten(planned.model_dump(mode="json", exclude=ignored))
+    used = {"learning_rates", "checkpoint_every"}
+    keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
+    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,268 @@
+"""The parts of a profile: models, methods, data, recipe, questions, hardware, each checked alone.
+
+Pure data: no torch, no device.
+
+Not covered: how parts make a study (studylib.schema.profile), what a method does to a model
+(studylib.modelling.methods), whether files, models or cards exist (plan and data look).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from studylib.core.errors import StudyError
+
+MODEL_KINDS = ("hub", "path", "shape", "ladder")
+MAX_RANK = 1024
+
+
+class Frozen(BaseModel):
+    """Immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Method(Frozen):
+    """One row of the table of methods: what is trained, and on what base."""
+
+    trains: bool = True
+    adapter: bool = False
+    quantized: bool = False
+    embeddings: bool = False
+    label: str
+    default_learning_rate: float
+
+
+class Settings(Frozen):
+    """What a user writes: numbers are finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+# The one place where methods differ. The learning rates are starting points for real models
+# (LoRA's best is about ten times full's: "LoRA Without Regret", 2025); studies tune their own.
+METHODS: dict[str, Method] = {
+    "base": Method(trains=False, label="base", default_learning_rate=0.0),
+    "full": Method(label="full", default_learning_rate=1e-5),
+    "lora": Method(adapter=True, label="LoRA", default_learning_rate=1e-4),
+    "qlora": Method(adapter=True, quantized=True, label="QLoRA", default_learning_rate=1e-4),
+    "lora-embed": Method(
+        adapter=True, embeddings=True, label="LoRA + embeddings", default_learning_rate=1e-4
+    ),
+}
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The known names, the most alike first, for the remedy of a message."""
+    close = difflib.get_close_matches(word.lower(), known, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(known)}."
+
+
+class ModelRef(Frozen):
+    """Where weights come from: hub:ID[@REVISION], path:FOLDER, shape:NAME or ladder:NAME."""
+
+    kind: Literal["hub", "path", "shape", "ladder"]
+    name: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> ModelRef:
+        kind, colon, name = str(text).partition(":")
+        if not colon or kind not in MODEL_KINDS or not name:
+            raise StudyError(
+                text,
+                "a model is hub:ID[@REVISION], path:FOLDER, shape:NAME or ladder:NAME",
+                "For a folder of your own write path:/the/folder.",
+            )
+        revision = None
+        if kind == "hub":
+            name, _, revision = name.partition("@")
+        return cls(kind=kind, name=name, revision=revision or None)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def slug(self) -> str:
+        """A readable part of a folder's name: the last part of the path, ladder names in full."""
+        base = self.name.rstrip("/").rsplit("/", 1)[-1]
+        if self.kind == "ladder":
+            base = f"ladder-{base}"
+        return re.sub(r"[^a-z0-9.]+", "-", base.lower()).strip("-.") or "model"
+
+
+class MethodSettings(Settings):
+    """A method with its numbers. `targets` is "all-linear" or a list of module names."""
+
+    name: str
+    rank: int | None = Field(default=None, ge=1, le=MAX_RANK)
+    alpha: float | None = Field(default=None, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    adapter_dtype: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def kind(self) -> Method:
+        return METHODS[self.name]
+
+    @property
+    def slug(self) -> str:
+        return f"{self.name}-r{self.rank}" if self.kind.adapter else self.name
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind.label} r={self.rank}" if self.kind.adapter else self.kind.label
+
+
+class LoraSettings(Settings):
+    """Numbers shared by all adapter methods of a profile; `lora-r64` in a list overrides rank."""
+
+    rank: int = Field(default=16, ge=1, le=MAX_RANK)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    adapter_dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+def parse_method(text: str, lora: LoraSettings) -> MethodSettings:
+    """`full`, `lora`, `qlora-r64` ... as settings, or one message that names what is known."""
+    match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*?)(?:-r(\d+))?", text.strip().lower())
+    name = match.group(1) if match else text
+    if not match or name not in METHODS:
+        raise StudyError(text, "this is not a method", nearest(name, list(METHODS)))
+    if not METHODS[name].adapter:
+        if match.group(2):
+            raise StudyError(text, f"{name} has no adapter and so no rank", f"Write {name}.")
+        return MethodSettings(name=name)
+    numbers = lora.model_dump()
+    if match.group(2):
+        numbers["rank"] = int(match.group(2))
+    if not 1 <= numbers["rank"] <= MAX_RANK:
+        raise StudyError(
+            text, f"a rank is 1 to {MAX_RANK}", f"Write {name}-r{lora.rank}, for example."
+        )
+    return MethodSettings(name=name, **numbers)
+
+
+class DataSettings(Settings):
+    """Training examples: an Alpaca-format json or jsonl file, hub:ID[@REVISION], almanac:NAME."""
+
+    source: str
+    template: Literal["alpaca", "plain"] = "alpaca"
+    facts: int | None = Field(default=None, ge=1)
+
+
+class TrainSettings(Settings):
+    """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens.
+
+    master_weights: where all weights are trained in bf16, keep them in fp32 and multiply in bf16.
+    attention, loss, optimizer, compile, tf32: switches for speed and memory on a card. loss:
+    chunked and liger never hold the logits of all tokens (liger needs its package).
+    """
+
+    steps: int = Field(ge=1, le=10_000_000)
+    seq_len: int = Field(ge=8)
+    micro_batch: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    master_weights: bool = False
+    attention: Literal["sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
+    loss: Literal["full", "chunked", "liger"] = "full"
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
+    compile: bool = False
+    tf32: bool = False
+    checkpointing: bool = False
+    checkpoint_every: int = Field(default=100, ge=1)
+    learning_rates: dict[str, float] = {}
+
+    @field_validator("learning_rates")
+    @classmethod
+    def positive(cls, rates: dict[str, float]) -> dict[str, float]:
+        for name, rate in rates.items():
+            if not 0 < rate <= 1:
+                raise ValueError(f"learning rate {rate:g} of {name} is not in (0, 1]")
+        return rates
+
+
+class EvaluateSettings(Settings):
+    """Questions with four choices: hub (lm-eval's mmlu), a folder in MMLU's form, almanac:NAME.
+
+    scoring: letters (MMLU's own form, MCF) or text (the choices' text, CF).
+    retention: the same questions about what the base already knows; measures forgetting.
+    part: test, or validation to choose a learning rate; untold is the almanac's own.
+    facts: of the almanac, ask about its first so many facts only.
+    """
+
+    questions: str
+    retention: str | None = None
+    part: Literal["test", "validation", "untold"] = "test"
+    facts: int | None = Field(default=None, ge=1)
+    scoring: Literal["letters", "text"] = "letters"
+    shots: int = Field(default=5, ge=0, le=25)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class TuneSettings(Settings):
+    """The sweep that gives each method its learning rate: as many rates for each of them.
+
+    learning_rates: METHOD or METHOD-rRANK -> rates. seed: one that no run of the study uses.
+    limit: validation questions a subject.
+    """
+
+    learning_rates: dict[str, tuple[float, ...]]
+    seed: int = Field(default=1000, ge=0)
+    limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def fair(cls, grids: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        sizes = {name: len(set(rates)) for name, rates in grids.items()}
+        if len(set(sizes.values())) != 1 or min(sizes.values()) < 3:
+            raise ValueError(f"every method gets as many different rates, 3 or more, not {sizes}")
+        for name, rates in grids.items():
+            if not all(0 < rate <= 1 for rate in rates):
+                raise ValueError(f"a learning rate of {name} is not in (0, 1]")
+        return grids
+
+    def grid(self, method: MethodSettings) -> tuple[float, ...]:
+        """The rates of a method, the most specific key first; StudyError if it has none."""
+        for key in (method.slug, method.name):
+            if key in self.learning_rates:
+                return self.learning_rates[key]
+        raise StudyError(
+            method.slug,
+            "tune.learning_rates has no grid for this method",
+            f"Add {method.slug}: to it, with as many rates as the others have.",
+        )
+
+
+class TunedRate(Settings):
+    """A rate that a sweep chose, and where that is written, in words."""
+
+    learning_rate: float = Field(gt=0)
+    source: str
+
+
+class Hardware(Settings):
+    """How runs share the machine, and what an hour of it costs if no offer names this device.
+
+    gpus: cards of a run, 0 without any; gpus_of: METHOD -> cards, where a method needs others.
+    sharding: how a training on several cards divides the model: fsdp (FSDP2), zero3 (DeepSpeed),
+    or none (each card holds all of it).
+    """
+
+    jobs: int = Field(default=1, ge=1, le=64)
+    threads: int | None = Field(default=None, ge=1)
+    gpus: int = Field(default=1, ge=0, le=64)
+    gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
+    sharding: Literal["none", "fsdp", "zero3"] = "fsdp"
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    usd_note: str = ""

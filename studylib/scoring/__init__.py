@@ -1,0 +1,1 @@
+"""Asking a model questions: tasks, log-likelihoods, shared prefixes."""

@@ -1,0 +1,1 @@
+"""What a variant costs to serve: footprint, latency, hot-swap, mixed batches."""

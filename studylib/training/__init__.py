@@ -1,0 +1,1 @@
+"""One run: load, train, evaluate, serve, then its record."""

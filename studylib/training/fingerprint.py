@@ -1,0 +1,65 @@
+"""The fingerprint of a run: what identifies it, and what it must share with others.
+
+Not covered: comparing fingerprints (studylib.schema.records), code and machine
+(studylib.metering.environment).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studylib.metering.environment import code_sha256, device_name
+from studylib.schema.records import Scalar
+from studylib.schema.settings import TrainSettings
+from studylib.scoring.evaluate import hash_column
+
+if TYPE_CHECKING:
+    from studylib.training.run import Run
+
+
+def spell_switches(recipe: TrainSettings) -> str:
+    """What a recipe chose for speed and memory, in one line."""
+    words = [recipe.attention, f"{recipe.loss} loss", recipe.optimizer]
+    flags = ("master_weights", "compile", "tf32", "checkpointing")
+    return ", ".join([*words, *(name for name in flags if getattr(recipe, name))])
+
+
+def fingerprint(run: Run) -> dict[str, Scalar]:
+    """What identifies a run's data, questions, recipe, model, code and device, one level deep."""
+    spec, data, items = run.spec, run.data, run.items
+    recipe, asked = spec.train, spec.evaluate
+    marks: dict[str, Scalar] = {
+        "code.sha256": code_sha256(),
+        "device.name": device_name(),
+        "model.name": spec.model,
+        "model.sha256": run.load_block.model_sha256 if run.load_block else None,
+        "evaluate.source": asked.questions,
+        "evaluate.scoring": asked.scoring,
+        "evaluate.shots": asked.shots,
+        "evaluate.precision": "float32 log-softmax",
+    }
+    if items is not None:
+        # A quantized run asks everything twice, of other weights: what was asked is the same.
+        asked_once = items[items["weights"] == items["weights"].iloc[0]]
+        marks["evaluate.items_sha256"] = hash_column(asked_once, ["task", "item"])
+        marks["evaluate.prompt"] = hash_column(asked_once, ["task", "prompt_sha256"])
+        marks["evaluate.weights"] = run.weights_scored
+    if data is not None:
+        marks |= {
+            "data.source": spec.data.source,
+            "data.template": spec.data.template,
+            "data.sha256": data.sha256,
+            "data.order_sha256": data.order_sha256,
+            "data.tokens_seen": data.tokens_seen,
+            "recipe.steps": recipe.steps,
+            "recipe.seq_len": recipe.seq_len,
+            "recipe.batch_tokens": recipe.seq_len * recipe.micro_batch * recipe.accumulation,
+            "recipe.schedule": f"{recipe.schedule}, warm-up {recipe.warmup_share:g}",
+            "recipe.weight_decay": recipe.weight_decay,
+            "recipe.max_grad_norm": recipe.max_grad_norm,
+            "recipe.dtype": recipe.dtype,
+            "recipe.switches": spell_switches(recipe),
+            "recipe.cards": spec.gpus,
+            "recipe.sharding": spec.hardware.sharding if spec.gpus > 1 else "none",
+        }
+    return marks

@@ -1,0 +1,338 @@
+"""One run: load, train, evaluate, serve, then the record. A notebook calls it stage by stage.
+
+A stage that a killed process had finished is not done again. Running out of memory and a loss
+that is not finite are results: later stages are skipped and the record says so. Any other error
+is a bug and leaves no record.
+
+Not covered: which runs there are and in what order (studylib.running.runner).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from studylib.core.errors import StudyError, first_line
+from studylib.core.files import lock_folder
+from studylib.core.sharing import most_concurrent
+from studylib.inputs.data import TrainingData, prepare_data
+from studylib.metering.devices import refuse_busy_devices
+from studylib.metering.environment import (
+    code_sha256,
+    describe_environment,
+    device_name,
+    now,
+)
+from studylib.metering.meter import Meter
+from studylib.metering.session import Session
+from studylib.modelling.flops import count_token_flops
+from studylib.modelling.methods import count_parameters
+from studylib.modelling.models import load_model, merge_into_bf16
+from studylib.modelling.serve import measure_footprint
+from studylib.modelling.weights import bring_in, find_trained, keep, settle
+from studylib.planning.catalog import match_gpu
+from studylib.schema.profile import MethodSettings, RunSpec
+from studylib.schema.records import (
+    RECORD,
+    EvaluateBlock,
+    LoadBlock,
+    Record,
+    ServeBlock,
+    TrainBlock,
+    file_sha256,
+    write_record,
+)
+from studylib.schema.tuning import open_profile
+from studylib.scoring.evaluate import Answers, evaluate_model
+from studylib.training.distributed import take_cards, train_on_cards
+from studylib.training.fingerprint import fingerprint
+from studylib.training.train import (
+    OUT_OF_MEMORY,
+    Diverged,
+    StepLog,
+    checkpoint_step,
+    is_out_of_memory,
+    newest_checkpoint,
+    summarise,
+    train_model,
+)
+
+BASE = MethodSettings(name="base")
+MERGED = "4-bit base and adapter merged into bf16"
+
+
+def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
+    """The run of a profile, in results/PROFILE/runs/RUN_ID; refuses one that is finished."""
+    spec = open_profile(profile, Path(results)).run(run_id)
+    return Run(spec, Path(results) / spec.profile / "runs" / run_id, concurrent_runs)
+
+
+class Run:
+    """A run under way: its spec, its model, and what its stages have given so far."""
+
+    def __init__(self, spec: RunSpec, folder: Path, concurrent_runs: int = 1):
+        if (folder / RECORD).exists():
+            raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
+        take_cards(spec)
+        self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
+        self.work = folder / "work"
+        code_sha256()  # what runs now, whatever is edited while it runs
+        self.status = "complete"
+        self.reason: str | None = None
+        self.data: TrainingData | None = None
+        self.items: pd.DataFrame | None = None
+        self.load_block: LoadBlock | None = None
+        self.train_block: TrainBlock | None = None
+        self.evaluate_block: EvaluateBlock | None = None
+        self.serve_block: ServeBlock | None = None
+        self._lock = lock_folder(self.work)
+        import_libraries()
+        refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
+        self.meter = Meter(devices=None if torch.cuda.is_available() else [])
+        self.meter.__enter__()
+        self.session = Session(self.work, self.meter)
+        self.session.started_at = self.session.started_at or now()
+        self.log = StepLog(self.session.steps, self.session.notes.get("live_tensor_peak_bytes"))
+        self._last_shown = 0.0
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.loaded.tokenizer if self.ok else None
+
+    def base_items(self) -> pd.DataFrame | None:
+        """The untrained model's answers, if its run is finished."""
+        path = self.folder.parent / self.spec.base_run_id / "items.parquet"
+        return pd.read_parquet(path) if path.is_file() else None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "complete"
+
+    def load(self) -> None:
+        """Bring in weights and data, and attach the method."""
+        spec = self.spec
+        self.show("loading")
+        try:
+            with self.meter.stage("load"):
+                self.loaded, self.model = bring_in(spec, self.trained_folder)
+                if spec.method.kind.trains:
+                    self.data = prepare_data(
+                        spec.data, spec.train, self.loaded.tokenizer, spec.seed
+                    )
+        except OUT_OF_MEMORY as error:
+            self.give_up("out of memory", f"while loading: {first_line(error)}")
+            return
+        trainable, total = count_parameters(self.model)
+        self.load_block = LoadBlock(
+            measure=self.session.stages()["load"],
+            total_params=total,
+            trainable_params=trainable if spec.method.kind.trains else 0,
+            model_sha256=self.loaded.sha256,
+            model_revision=self.loaded.revision,
+            weights_dtype="nf4" if spec.method.kind.quantized else spec.weights_dtype,
+        )
+        if self.data is not None:
+            self.flops = count_token_flops(
+                self.model, self.data.lengths(), spec.train.checkpointing
+            )
+
+    @property
+    def trained_folder(self) -> Path | None:
+        """Where an earlier process left the trained weights, whole, or None."""
+        return find_trained(self.work)
+
+    def train(self) -> None:
+        """Train from the newest checkpoint, or take what an earlier process had trained."""
+        if not self.ok or not self.spec.method.kind.trains:
+            return
+        if self.trained_folder is None:
+            try:
+                with self.meter.stage("train"):
+                    self._train()
+            except Diverged as error:
+                self.give_up("diverged", str(error))
+            except (*OUT_OF_MEMORY, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.give_up("out of memory", f"while training: {first_line(error)}")
+            if self.ok and self.spec.gpus > 1:
+                keep(self.work, None)
+                with self.meter.stage("load"):
+                    self.loaded, self.model = bring_in(self.spec, self.trained_folder)
+            elif self.ok:
+                keep(self.work, self.model)
+            self.session.save()
+        assert self.data is not None
+        measure = self.session.stages().get("train")
+        if measure is None:
+            return
+        live_peak = self.session.notes.get("live_tensor_peak_bytes")
+        peaks = {"live_tensor_peak_bytes": live_peak, **self.session.notes.get("worker_peaks", {})}
+        measure = measure.model_copy(update=peaks)
+        self.train_block = TrainBlock(
+            measure=measure,
+            steps=len(self.log.rows),
+            examples_seen=self.data.examples_seen,
+            tokens_seen=self.data.tokens_seen,
+            answer_tokens_seen=self.data.answer_tokens_seen,
+            epochs=self.data.examples_seen / (self.data.examples - self.data.left_out),
+            examples_left_out=self.data.left_out,
+            examples_cut=self.data.cut,
+            resumed_at_steps=tuple(self.session.resumed_at_steps),
+            model_flops_per_token=self.flops.model,
+            recomputed_flops_per_token=self.flops.recomputed,
+            peak_flops_per_second=peak_flops(self.spec),
+            **summarise(self.log),  # type: ignore[arg-type]
+        )
+
+    def _train(self) -> None:
+        assert self.data is not None
+
+        def on_save(step: int) -> None:
+            self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
+            self.session.save()
+
+        if self.session.number > 1:
+            checkpoint = newest_checkpoint(self.work, len(self.log.rows))
+            self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
+        follow = (self.log, self.show_step, on_save)
+        if self.spec.gpus > 1:
+            del self.model, self.loaded.model
+            peaks = train_on_cards(self.spec, self.work, self.spec.gpus, *follow)
+            self.session.notes["worker_peaks"] = peaks
+        else:
+            train_model(self.model, self.data, self.spec, self.work, *follow)
+            settle(self.spec, self.loaded.model, self.model)
+            self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
+
+    def evaluate(self) -> None:
+        """Ask the questions, and those about what the base knew before."""
+        if not self.ok:
+            return
+        self.show("evaluating")
+        block: dict[str, Any] = {"scores": (), "reason": "not measured: random weights"}
+        with self.meter.stage("evaluate"):
+            if not self.loaded.random_weights:
+                answers = self._score()
+                self.items = answers.items
+                block = {
+                    "scores": tuple(answers.scores),
+                    "engine": answers.engine,
+                    "prompts_cut": answers.prompts_cut,
+                }
+        self.evaluate_block = EvaluateBlock(measure=self.session.stages()["evaluate"], **block)
+        self.session.save()
+
+    def _score(self) -> Answers:
+        """The trained model as it is; a quantized one also merged into 16 bits, as people serve."""
+        asked, tokenizer = self.spec.evaluate, self.loaded.tokenizer
+        answers = evaluate_model(self.model, tokenizer, asked, self.weights_scored)
+        folder = self.trained_folder
+        if self.spec.method.kind.quantized and folder is not None:
+            plain = load_model(self.spec.model_ref, BASE, self.spec.train.dtype, self.spec.seed)
+            merged = merge_into_bf16(plain.model, self.model, folder)
+            answers += evaluate_model(merged, tokenizer, asked, MERGED)
+        return answers
+
+    @property
+    def weights_scored(self) -> str:
+        """Which weights the accuracy belongs to, in words."""
+        kind, dtype = self.spec.method.kind, self.spec.train.dtype
+        base = "4-bit base" if kind.quantized else f"{dtype} weights"
+        return f"{base} with adapter" if kind.adapter else base
+
+    def serve(self) -> None:
+        """What one more variant needs on disk."""
+        if not self.ok:
+            return
+        with self.meter.stage("serve"):
+            footprint = measure_footprint(self.loaded.model, self.spec.method, self.trained_folder)
+        self.serve_block = ServeBlock(measure=self.session.stages()["serve"], **footprint)
+
+    def finish(self) -> Path:
+        """Write the tables and then the record, and clear the working files."""
+        self.show("writing")
+        self.meter.__exit__(None, None, None)
+        files = self._write_tables()
+        record = Record(
+            run_id=self.spec.run_id,
+            status=self.status,  # type: ignore[arg-type]
+            reason=self.reason,
+            run=self.spec,
+            load=self.load_block,
+            train=self.train_block,
+            evaluate=self.evaluate_block,
+            serve=self.serve_block,
+            environment=describe_environment(
+                self.session.started_at or now(),
+                now(),
+                most_concurrent(self.work, self.concurrent_runs),
+                self.session.number,
+            ),
+            fingerprint=fingerprint(self),
+            files=files,
+        )
+        path = write_record(self.folder, record)
+        shutil.rmtree(self.work, ignore_errors=True)
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        return path
+
+    def _write_tables(self) -> dict[str, str]:
+        tables = {"trace.parquet": self.session.samples()}
+        if self.log.rows:
+            tables["steps.parquet"] = pd.DataFrame(self.log.rows)
+        if self.items is not None:
+            tables["items.parquet"] = self.items
+        for name, table in tables.items():
+            table.to_parquet(self.folder / name, index=False)
+        return {name: file_sha256(self.folder / name) for name in sorted(tables)}
+
+    def give_up(self, status: str, reason: str) -> None:
+        self.status, self.reason = status, reason
+        print(f"{status}: {reason}")
+
+    def show(self, doing: str, **figures: Any) -> None:
+        """Leave word for whoever watches (the runner's progress line); at most twice a second."""
+        instant = time.monotonic()
+        if figures and instant - self._last_shown < 0.5:
+            return
+        self._last_shown = instant
+        content = {"doing": doing, "pid": os.getpid(), **figures}
+        temporary = self.folder / ".progress.tmp"
+        temporary.write_text(json.dumps(content))
+        temporary.replace(self.folder / "progress.json")
+
+    def show_step(self, row: dict[str, Any]) -> None:
+        if time.monotonic() - self._last_shown < 0.5:
+            return
+        measure = self.meter.stages.get("train")
+        peak = measure and (measure.nvml_peak_bytes or measure.host_peak_bytes)
+        self.show(
+            "training",
+            step=row["step"],
+            steps=self.spec.train.steps,
+            loss=row["loss"],
+            tokens_per_second=row["tokens"] / row["step_seconds"],
+            peak_bytes=peak,
+        )
+
+
+def peak_flops(spec: RunSpec) -> float | None:
+    """The datasheet's arithmetic of the run's cards by second; None for a device not in it."""
+    gpu = match_gpu(device_name()) if torch.cuda.is_available() else None
+    dtype: Any = spec.train.dtype
+    return gpu.flops_per_second(dtype) * max(spec.gpus, 1) if gpu else None
+
+
+def import_libraries() -> None:
+    """What the stages need, so that the load stage measures loading and not Python's imports."""
+    for name in ("peft", "transformers.trainer", "lm_eval.evaluator", "studylib.scoring.prefix_lm"):
+        importlib.import_module(name)

@@ -1,0 +1,331 @@
+"""One training path for all methods: transformers' Trainer over packed rows, on accelerate.
+
+Not covered: what differs between methods (studylib.modelling.methods), what a run does before and
+after (studylib.training.run).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studylib.inputs.data import Row, TrainingData
+from studylib.metering.live import LiveBytes
+from studylib.metering.step_clock import StepClock
+from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.schema.profile import RunSpec
+
+WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+# transformers' names of the profile's optimizers; PyTorch's own AdamW has one by device.
+OPTIMIZERS = {"adamw": None, "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
+LIVE_STEP = 2  # the warm-up step whose live tensors are counted: the optimizer's states exist
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also torch's CPU allocator, which raises a plain RuntimeError."""
+    return isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error)
+
+
+class Diverged(Exception):
+    """The loss is no longer a finite number: a result, not a bug."""
+
+
+@dataclass
+class StepLog:
+    """Per-step figures of all sessions, and the peak of live tensors in one step on a CPU."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    live_tensor_peak_bytes: int | None = None
+
+
+class LiveStep:
+    """Counts live tensor bytes through one whole step: a CPU has no allocator that keeps a peak.
+
+    Forward, backward and update of a session's second step are counted; that step is slower and
+    is left out of clean times with the others of the warm-up.
+    """
+
+    def __init__(self, log: StepLog):
+        self.log = log
+        self.mode: LiveBytes | None = None
+
+    def begin(self, model: nn.Module, optimizer: Any) -> None:
+        self.mode = LiveBytes()
+        states = (v for state in optimizer.state.values() for v in state.values())
+        self.mode.track([*model.parameters(), *model.buffers()])
+        self.mode.track(tensor for tensor in states if isinstance(tensor, torch.Tensor))
+        self.mode.note_peak(0)
+        self.mode.__enter__()
+
+    def end(self) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+            self.log.live_tensor_peak_bytes = self.mode.peak_bytes
+            self.mode = None
+
+
+class PackedCollator:
+    """Flatten rows of examples into one, with positions that restart at every example."""
+
+    def __init__(self) -> None:
+        from transformers import DataCollatorWithFlattening
+
+        self.flatten = DataCollatorWithFlattening()
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        return self.flatten([example for row in rows for example in row])
+
+
+def build_trainer(
+    model: nn.Module,
+    data: TrainingData,
+    spec: RunSpec,
+    folder: Path,
+    callbacks: list[Any],
+    clock: StepClock,
+    checkpoints: bool = True,
+) -> Any:
+    """A Trainer that takes the rows in their order and saves a checkpoint every so many steps.
+
+    In one of several processes it takes its share of every step's rows.
+    """
+    from torch.utils.data import SequentialSampler
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    class OrderedTrainer(Trainer):
+        """The order is the data's (equal for all methods), not the sampler's."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(data.rows)
+
+        def get_batch_samples(self, *words: Any, **options: Any) -> Any:
+            clock.start()
+            fetched = super().get_batch_samples(*words, **options)
+            clock.fetched()
+            return fetched
+
+    recipe, on_card = spec.train, torch.cuda.is_available()
+    switches: dict[str, Any] = {}
+    if recipe.checkpointing and not sharded():  # sharding wraps its layers for that itself
+        switches["gradient_checkpointing"] = True
+        switches["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
+    if on_card:
+        switches["tf32"] = recipe.tf32
+    if processes() > 1:
+        switches["ddp_backend"] = "nccl" if on_card else "gloo"
+        switches["ddp_find_unused_parameters"] = False
+    if recipe.loss == "chunked":
+        install_chunked_loss(model)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.micro_batch,
+        gradient_accumulation_steps=recipe.accumulation // processes(),
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=recipe.schedule
+        if recipe.schedule != "constant"
+        else "constant_with_warmup",
+        warmup_steps=math.ceil(recipe.warmup_share * recipe.steps),
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=OPTIMIZERS[recipe.optimizer] or ("adamw_torch_fused" if on_card else "adamw_torch"),
+        bf16=multiplies_mixed(spec),
+        torch_compile=recipe.compile,
+        use_liger_kernel=recipe.loss == "liger",
+        **switches,
+        save_strategy="steps" if checkpoints else "no",
+        save_steps=recipe.checkpoint_every,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=on_card,
+        use_cpu=not on_card,
+    )
+    trainer = OrderedTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data.rows,
+        data_collator=PackedCollator(),
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
+    return trainer
+
+
+def build_callback(
+    log: StepLog,
+    data: TrainingData,
+    spec: RunSpec,
+    on_step: Callable[[dict[str, Any]], None],
+    clock: StepClock,
+) -> Any:
+    """Times steps, keeps losses, stops at a loss that is not finite, and tells `on_step`."""
+    from transformers import TrainerCallback
+
+    rows_a_step = spec.train.accumulation * spec.train.micro_batch
+    tokens = [sum(len(e["input_ids"]) for e in row) for row in data.rows]
+
+    live, counts_live = LiveStep(log), not torch.cuda.is_available() and processes() == 1
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.session_start = state.global_step
+            log.rows[:] = [row for row in log.rows if row["step"] <= state.global_step]
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step - self.session_start == LIVE_STEP - 1 and counts_live:
+                live.begin(kwargs["model"], kwargs["optimizer"])
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.optimizer_begins()
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.optimizer_ends()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            clock.stop()
+            live.end()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" not in logs:
+                return
+            step = state.global_step
+            seen = tokens[(step - 1) * rows_a_step : step * rows_a_step]
+            row = {
+                "step": step,
+                "step_in_session": step - self.session_start,
+                "loss": float(logs["loss"]),
+                "learning_rate": float(logs["learning_rate"]),
+                "grad_norm": float(logs.get("grad_norm", math.nan)),
+                "step_seconds": clock.step_seconds,
+                "data_seconds": clock.data_seconds,
+                "optimizer_seconds": clock.optimizer_seconds,
+                "tokens": sum(seen),
+            }
+            if not math.isfinite(row["loss"]):
+                raise Diverged(f"the loss is {row['loss']} at step {step}")
+            log.rows.append(row)
+            on_step(row)
+
+    return Watch()
+
+
+def processes() -> int:
+    """How many processes train this run together, one a card."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def sharded() -> bool:
+    """Whether the launcher divides the model over the processes (studylib.training.distributed)."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(name, "").lower() == "true" for name in names)
+
+
+def multiplies_mixed(spec: RunSpec) -> bool:
+    """Whether matrices are multiplied in bf16 by autocast, or by FSDP's mixed precision.
+
+    FSDP keeps trained weights in fp32 under it; without master weights it must not be asked for.
+    """
+    if spec.train.dtype != "bf16":
+        return False
+    return not sharded() or spec.method.kind.adapter or spec.train.master_weights
+
+
+def train_model(
+    model: nn.Module,
+    data: TrainingData,
+    spec: RunSpec,
+    folder: Path,
+    log: StepLog,
+    on_step: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_save: Callable[[int], None] = lambda step: None,
+    checkpoints: bool = True,
+) -> Any:
+    """Train in place, from the newest whole checkpoint in `folder` if there is one.
+
+    Returns the Trainer, for what only it can do (gathering shards). Raises Diverged.
+    """
+    from transformers import TrainerCallback
+
+    class Saved(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            on_save(state.global_step)
+
+    clock, forwards = StepClock(), own_forwards(model)
+    watch = build_callback(log, data, spec, on_step, clock)
+    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], clock, checkpoints)
+    checkpoint = newest_checkpoint(folder, len(log.rows))
+    # With a cache, transformers takes restarting positions for one sequence, and packed examples
+    # would attend to each other.
+    model.config.use_cache = False  # type: ignore[union-attr]
+    model.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    for module, forward in forwards:
+        module.__dict__.pop("_original_forward", None)
+        module.__dict__.pop("forward", None)
+        if forward is not None:
+            module.forward = forward
+    return trainer
+
+
+def own_forwards(model: Any) -> list[tuple[Any, Any]]:
+    """The model, and what an adapter wraps, with the forward that each was given, if any.
+
+    Training replaces them (autocast, fp32 outputs, a chunked loss). A model that is scored computes
+    as one that was never trained, or was loaded after its training, does.
+    """
+    modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
+    return [(module, module.__dict__.get("forward")) for module in modules]
+
+
+def checkpoint_step(checkpoint: Path | None) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def newest_checkpoint(folder: Path, logged_steps: int) -> Path | None:
+    """The newest whole checkpoint that is not ahead of the step log.
+
+    A kill can fall between the checkpoint and the log, or into the writing of the checkpoint,
+    whose last file is the trainer's state.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
+    whole = (path for path in found if (path / "trainer_state.json").is_file())
+    return next((path for path in whole if checkpoint_step(path) <= logged_steps), None)
+
+
+def summarise(log: StepLog) -> dict[str, float | int | None]:
+    """Clean step time (median), clean tokens/s, first loss and the mean of the last tenth, and the
+    shares of the optimizer and of fetching rows in the clean steps' seconds."""
+    rows = log.rows
+    clean = [row for row in rows if row["step_in_session"] > WARMUP_STEPS]
+    seconds = [row["step_seconds"] for row in clean]
+    tail = [row["loss"] for row in rows[-max(1, len(rows) // 10) :]]
+
+    def share(part: str) -> float | None:
+        return sum(row[part] for row in clean) / sum(seconds) if seconds else None
+
+    return {
+        "optimizer_share": share("optimizer_seconds"),
+        "data_share": share("data_seconds"),
+        "clean_step_seconds": statistics.median(seconds) if seconds else None,
+        "clean_steps": len(seconds),
+        "tokens_per_second": sum(r["tokens"] for r in clean) / sum(seconds) if seconds else None,
+        "first_loss": rows[0]["loss"] if rows else None,
+        "last_loss": statistics.fmean(tail) if tail else None,
+    }

@@ -1,0 +1,138 @@
+"""Sweep learning rates for one model and method: the same number for each, on validation only.
+
+Every rate trains anew from the same weights, adapter and data order, through the study's own
+training and evaluation. A rate whose loss is not finite stays in the curve without an accuracy.
+
+Not covered: which rates (the profile), choosing among them (studylib.schema.tuning).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from studylib.core.errors import StudyError
+from studylib.inputs.data import TrainingData, prepare_data
+from studylib.inputs.questions import count_overlap
+from studylib.metering.devices import hold_cards
+from studylib.metering.environment import code_sha256, describe_environment, device_name, now
+from studylib.modelling.weights import bring_in, settle
+from studylib.schema.profile import RunSpec
+from studylib.schema.settings import EvaluateSettings
+from studylib.schema.tuning import TunePoint, TuneRecord, next_rate, sweep_name
+from studylib.scoring.evaluate import evaluate_model
+from studylib.training.train import Diverged, StepLog, summarise, train_model
+
+
+def validation_settings(asked: EvaluateSettings, limit: int | None) -> EvaluateSettings:
+    """The study's own questions, but those of the validation part."""
+    change = {"part": "validation", "retention": None, "limit": limit}
+    return asked.model_copy(update=change)
+
+
+def run_sweep(
+    spec: RunSpec,
+    rates: Sequence[float],
+    limit: int | None,
+    extend: int = 0,
+    earlier: TuneRecord | None = None,
+    jobs: int = 1,
+    on_point: Any = lambda rate: None,
+) -> TuneRecord:
+    """Train at each rate and ask the validation questions; returns the whole curve.
+
+    extend: while the best rate lies at the grid's edge, add up to so many rates beyond it.
+    earlier: a sweep of the same settings whose points are kept instead of made again.
+    """
+    if spec.gpus > 1:
+        raise StudyError(
+            f"{spec.run_id}: {spec.gpus} cards",
+            "a sweep trains on one card",
+            "State this method's rate in train.learning_rates instead.",
+        )
+    hold_cards(spec.gpus)
+    started_at = now()
+    code_sha256()  # what runs now, whatever is edited while it runs
+    asked = validation_settings(spec.evaluate, limit)
+    points = list(earlier.points) if earlier else []
+    data: TrainingData | None = None
+
+    def add(rate: float) -> None:
+        nonlocal data
+        on_point(rate)
+        point, data = try_rate(spec.model_copy(update={"learning_rate": rate}), asked, data)
+        points.append(point)
+
+    for rate in rates:
+        if rate not in {point.learning_rate for point in points}:
+            add(rate)
+    record = build_record(spec, asked, points, started_at, jobs, extended=False)
+    for _ in range(extend):
+        if not record.at_edge:
+            break
+        add(next_rate([p.learning_rate for p in points], record.best.learning_rate))
+        record = build_record(spec, asked, points, started_at, jobs, extended=True)
+    return record
+
+
+def try_rate(
+    spec: RunSpec, asked: EvaluateSettings, data: TrainingData | None
+) -> tuple[TunePoint, TrainingData]:
+    """Train from the beginning at spec's rate and count the right answers."""
+    started = time.monotonic()
+    loaded, model = bring_in(spec, None)
+    data = data or prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
+    log = StepLog()
+    correct, loss = None, None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            train_model(model, data, spec, Path(folder), log, checkpoints=False)
+    except Diverged:
+        questions = 0
+    else:
+        settle(spec, loaded.model, model)
+        [score] = evaluate_model(model, loaded.tokenizer, asked, "validation").scores
+        correct, questions = score.correct, score.questions
+        loss = summarise(log)["last_loss"]
+    point = TunePoint(
+        learning_rate=spec.learning_rate,
+        questions=questions,
+        correct=correct,
+        last_loss=loss,
+        seconds=time.monotonic() - started,
+    )
+    return point, data
+
+
+def build_record(
+    spec: RunSpec,
+    asked: EvaluateSettings,
+    points: list[TunePoint],
+    started_at: str,
+    jobs: int,
+    extended: bool,
+) -> TuneRecord:
+    return TuneRecord(
+        sweep_id=sweep_name(spec.model_ref.slug, spec.method.slug, spec.track),
+        profile=spec.profile,
+        track=spec.track,
+        model=spec.model,
+        method=spec.method.slug,
+        seed=spec.seed,
+        validation=f"{asked.questions} validation",
+        overlap_dropped=count_overlap(asked.questions),
+        points=tuple(sorted(points, key=lambda point: point.learning_rate)),
+        extended=extended,
+        environment=describe_environment(started_at, now(), jobs, 1),
+        fingerprint={
+            "code.sha256": code_sha256(),
+            "device.name": device_name(),
+            "recipe.steps": spec.train.steps,
+            "recipe.seq_len": spec.train.seq_len,
+            "recipe.accumulation": spec.train.accumulation,
+            "data.source": spec.data.source,
+        },
+    )
