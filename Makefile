@@ -34,7 +34,7 @@ publish: ## make results/PROFILE the reference records
 	@$(PY) -m studylib publish $(PLACE)
 
 forecasts: ## trace the article's 13B jobs again, without a GPU
-	@$(PY) -m studylib forecast-article
+	@$(PY) -m studylib forecasts
 
 rent: ## GPU=H100:1 runs a study on a rented machine; DRYRUN=1 only shows what it costs
 	@$(PY) -m studylib rent $(ASK) $(call opt,GPU,gpu) $(if $(SPOT),--spot) $(call opt,CLOUD,cloud) $(call opt,BUDGET,budget) $(call opt,MAX,max) $(call opt,PRICES,prices) $(if $(DRYRUN),--dry-run) $(if $(YES),--yes)

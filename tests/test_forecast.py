@@ -215,7 +215,6 @@ def test_own_prices_reach_the_dollars():
         ({"sharding": "fsdp"}, "one card cannot be sharded"),
         ({"sharding": "fsdp", "gpus": 2, "optimizer": "paged-adamw-8bit"}, "paged"),
         ({"optimizer": "adam8bit"}, "adamw-8bit"),
-        ({"packed": True, "padded": True}, "one or the other"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_message(changes, message):

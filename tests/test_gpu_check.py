@@ -320,7 +320,7 @@ def test_packed_examples_pass_in_bf16_too():
 class LeakingCollator:
     """Examples flattened without restarting positions: each sees those before it."""
 
-    def __init__(self):
+    def __init__(self, one_row=False):
         from transformers import DataCollatorWithFlattening
 
         self.flatten = DataCollatorWithFlattening()
@@ -332,7 +332,11 @@ class LeakingCollator:
 
 
 @pytest.mark.parametrize(
-    ("module", "fault"), [("check_packing", "packed logits are"), ("train", "the step's loss is")]
+    ("module", "fault"),
+    [
+        ("checking.check_packing", "packed logits are"),
+        ("training.train", "the step's loss is"),
+    ],
 )
 def test_examples_that_see_each_other_fail(monkeypatch, module, fault):
     monkeypatch.setattr(f"studylib.{module}.PackedCollator", LeakingCollator)

@@ -58,22 +58,35 @@ def summed_loss(model, batch):
     return float(model(**batch).loss) * count, count
 
 
-def test_packed_examples_do_not_see_each_other(tiny_folder):
+@pytest.mark.parametrize("one_row", [False, True])
+def test_packed_examples_do_not_see_each_other(tiny_folder, one_row):
     spec = make_spec(tiny_folder)
     model, data = prepare(spec)
-    row = data.rows[0]
-    assert len(row) > 3
+    rows = [data.rows[0], data.rows[1][:2]]  # of unequal length
+    assert len(rows[0]) > 3
     model.eval()
     model.config.use_cache = False
     with torch.no_grad():
-        packed = PackedCollator()([row])
-        logits = model(input_ids=packed["input_ids"], position_ids=packed["position_ids"]).logits[0]
-        start = 0
-        for example in row:
-            alone = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
-            end = start + len(example["input_ids"])
-            assert torch.allclose(logits[start:end], alone, atol=5e-6)
-            start = end
+        packed = PackedCollator(one_row)(rows)
+        logits = model(input_ids=packed["input_ids"], position_ids=packed["position_ids"]).logits
+        assert len(logits) == (1 if one_row else 2)
+        seen = [[example for row in rows for example in row]] if one_row else rows
+        for row, found in zip(seen, logits, strict=True):
+            start = 0
+            for example in row:
+                alone = model(input_ids=torch.tensor([example["input_ids"]])).logits[0]
+                end = start + len(example["input_ids"])
+                assert torch.allclose(found[start:end], alone, atol=5e-6)
+                start = end
+
+
+def test_what_fills_up_a_short_row_teaches_nothing(tiny_folder):
+    _, data = prepare(make_spec(tiny_folder))
+    rows = [data.rows[0], data.rows[1][:1]]
+    apart, together = PackedCollator()(rows), PackedCollator(one_row=True)(rows)
+    assert apart["input_ids"].shape[0] == 2
+    taught = [batch["labels"][batch["labels"] != IGNORED].tolist() for batch in (apart, together)]
+    assert taught[0] == taught[1]
 
 
 def test_packed_loss_is_the_mean_over_the_answers_of_separate_passes(tiny_folder):
@@ -203,12 +216,12 @@ def test_live_tensors_of_a_real_step_are_what_the_forecast_says(tmp_path, method
     train_model(model, data, spec, tmp_path, log, checkpoints=False)
     traced = forecast(
         ForecastSettings(
-            model="ladder:1.4m", method=method, rank=4, seq_len=length, packed=True,
+            model="ladder:1.4m", method=method, rank=4, seq_len=length, masked=True,
             weights="fp32", autocast=False, optimizer="adamw-foreach", checkpointing=False,
             kernels="cpu",
         )
     )  # fmt: skip
-    assert log.live_tensor_peak_bytes == pytest.approx(traced.peak_bytes, rel=0.02)
+    assert log.memory["live_tensor_peak_bytes"] == pytest.approx(traced.peak_bytes, rel=0.02)
 
 
 def test_clean_step_time_leaves_out_each_sessions_first_steps():
@@ -256,7 +269,7 @@ def test_chunked_loss_never_holds_all_logits(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunked_loss, "CHUNK_TOKENS", 128)
             train_model(model, data, spec, tmp_path / loss, log, checkpoints=False)
-        peaks[loss] = log.live_tensor_peak_bytes
+        peaks[loss] = log.memory["live_tensor_peak_bytes"]
         tokens = sum(len(e["input_ids"]) for e in data.rows[1])
     logits_bytes = 4 * tokens * model.config.vocab_size
     assert peaks["full"] - peaks["chunked"] > logits_bytes

@@ -128,7 +128,7 @@ def packed_errors(
     single: the model, with the same weights, that reads each example alone.
     """
     model.eval()
-    packed: dict[str, Any] = dict(PackedCollator()(rows))
+    packed: dict[str, Any] = dict(PackedCollator(one_row=True)(rows))
     ids, positions = packed["input_ids"].to(device), packed["position_ids"].to(device)
     onward = torch.arange(ids.shape[1], device=device)[None]
     apart = control = 0.0
@@ -161,7 +161,7 @@ def check_chunked_loss(device: torch.device) -> Found:
     """Loss and gradients over slices of tokens against those of all logits at once, in fp32."""
     spec = small_recipe(torch.float32, rows=6)
     model = small_model("sdpa", torch.float32, device)
-    packed: dict[str, Any] = dict(PackedCollator()(small_data(spec).rows))
+    packed: dict[str, Any] = dict(PackedCollator(one_row=True)(small_data(spec).rows))
     names = ("input_ids", "position_ids", "labels")
     batch = {name: packed[name].to(device) for name in names}
     whole, whole_gradients = loss_and_gradients(model, batch)

@@ -9,7 +9,6 @@ Not covered: accuracy, several cards, real weights.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,8 @@ import torch
 
 from studylib.forecasting.job_forecast import job_settings, this_machine, trace_once
 from studylib.inputs.data import prepare_data
-from studylib.metering.live import tensors_in
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
-from studylib.modelling.skeleton import quantization_constants
 from studylib.schema.checks import Figure, Found, judge
 from studylib.schema.settings import (
     DataSettings,
@@ -142,11 +139,10 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
         Meter(devices=[device.index or 0] if on_card else []) as meter,
         meter.stage("train"),
     ):
-        trainer = train_model(model, data, spec, Path(folder), log, checkpoints=False)
+        train_model(model, data, spec, Path(folder), log, checkpoints=False)
     measure = meter.stages["train"]
-    states = (v for state in trainer.optimizer.state.values() for v in state.values())
     peaks = {
-        "live tensors": log.live_tensor_peak_bytes,
+        "live tensors": log.memory.get("live_tensor_peak_bytes"),
         "torch allocated": measure.torch_peak_allocated_bytes if on_card else None,
         "torch reserved": measure.torch_peak_reserved_bytes if on_card else None,
         "NVML": measure.nvml_process_peak_bytes or measure.nvml_peak_bytes,
@@ -155,19 +151,11 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     context = known["NVML"] - known["torch reserved"] if "NVML" in known else None
     return {
         "peaks": known,
-        "weights_bytes": stored_bytes(
-            [*model.parameters(), *model.buffers(), *quantization_constants(model)]
-        ),
-        "states_bytes": stored_bytes(tensors_in(list(states))),
+        "weights_bytes": log.memory["weights_bytes"],
+        "states_bytes": log.memory["optimizer_states_bytes"],
         "context_bytes": context,
         "seconds": summarise(log)["clean_step_seconds"],
     }
-
-
-def stored_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages behind tensors, each once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
 
 
 def free_memory(device: torch.device) -> None:

@@ -18,9 +18,9 @@ from typing import Annotated
 import typer
 
 from studylib.commands.cli_advise import advise, diff
-from studylib.commands.cli_article import forecast_article
 from studylib.commands.cli_evaluate import evaluate
 from studylib.commands.cli_forecast import forecast, prices
+from studylib.commands.cli_forecasts import forecasts
 from studylib.commands.cli_gpu_check import gpu_check
 from studylib.commands.cli_options import (
     DEFAULT_RESULTS,
@@ -159,7 +159,7 @@ for command in (
     diff,
     evaluate,
     forecast,
-    forecast_article,
+    forecasts,
     gpu_check,
     plan,
     prices,

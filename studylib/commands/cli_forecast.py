@@ -28,10 +28,9 @@ def forecast(
     targets: Annotated[str, typer.Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear",
     micro_batch: Annotated[int, typer.Option(help="Rows a card holds at once.")] = 1,
     seq_len: Annotated[int, typer.Option(help="Tokens a row.")] = 2048,
-    packed: Annotated[
-        bool, typer.Option(help="Rows flattened into one, as training packs.")
+    masked: Annotated[
+        bool, typer.Option(help="A mask for every row, as packed or padded rows need with sdpa.")
     ] = False,
-    padded: Annotated[bool, typer.Option(help="Rows padded to seq_len, with a mask.")] = False,
     accumulation: int = 1,
     weights: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     master_weights: Annotated[bool, typer.Option(help="fp32 copies in the optimizer.")] = False,
@@ -61,8 +60,7 @@ def forecast(
         "targets": names,
         "micro_batch": micro_batch,
         "seq_len": seq_len,
-        "packed": packed,
-        "padded": padded,
+        "masked": masked,
         "accumulation": accumulation,
         "weights": weights,
         "master_weights": master_weights,

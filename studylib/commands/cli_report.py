@@ -55,10 +55,15 @@ def make_report(
     StudyError: no records, an untrusted record, a folder that cannot be written.
     """
     from studylib.core.places import REFERENCE
+    from studylib.forecasting.run_forecasts import refresh_forecasts
     from studylib.reporting.made_from import REPORT, is_fresh, remember_page
     from studylib.reporting.report import find_sources
+    from studylib.schema.records import read_records
 
     reference = reference or REFERENCE
+    own = results.resolve() != reference.resolve() and (results / "runs").is_dir()
+    if own:
+        refresh_forecasts(results, read_records(results / "runs"))
     sources = find_sources(results, reference, failed)
     if sources.instead_of is not None:
         raise StudyError(results, "no record lies below its runs folder",

@@ -7,18 +7,21 @@ Not covered: forecasts of a profile's own runs (studylib.forecasting.prospects).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from studylib.core.files import file_sha256
-from studylib.core.places import PACKAGE, REFERENCE
-from studylib.core.sealed import canonical
+from studylib.core.places import REFERENCE
 from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_case
 from studylib.forecasting.fitting import largest_that_fits, peak_bytes
-from studylib.forecasting.forecast import ASSUMED, STANDARD_TOKENS, Forecast, ForecastSettings
+from studylib.forecasting.forecast import ASSUMED, Forecast, ForecastSettings
 from studylib.forecasting.published import Published, compare, load_published
-from studylib.metering.environment import package_versions
+from studylib.metering.environment import (
+    FORECASTING,
+    TRACING_PACKAGES,
+    code_sha256,
+    package_versions,
+)
+from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.roofline import Range
 from studylib.schema.forecast_book import (
@@ -31,30 +34,6 @@ from studylib.schema.forecast_book import (
     write_book,
 )
 
-MADE_BY = (
-    "forecasting/article_forecasts.py",
-    "forecasting/article_memory.py",
-    "forecasting/depth.py",
-    "forecasting/fitting.py",
-    "forecasting/forecast.py",
-    "forecasting/kernels.py",
-    "forecasting/optimizers.py",
-    "forecasting/published.py",
-    "forecasting/sharding.py",
-    "forecasting/step.py",
-    "forecasting/trace.py",
-    "metering/allocator.py",
-    "modelling/chunked_loss.py",
-    "modelling/skeleton.py",
-    "planning/catalog.py",
-    "planning/cuda_terms.py",
-    "planning/roofline.py",
-    "gpus.csv",
-    "prices.csv",
-    "shapes.json",
-    "published_memory.json",
-)
-USED = ("torch", "transformers", "peft", "bitsandbytes")
 CARD_GB = 24
 ROWS_OF = 512  # tokens: what an Alpaca-style example is padded to
 SHORTEST = 256
@@ -90,16 +69,10 @@ def make_article_forecasts(
         jobs=tuple(jobs),
         cards=tuple(answers),
         published=tuple(rows),
-        packages={n: v for n, v in package_versions().items() if n in USED},
-        code_sha256=hash_code(),
+        packages=package_versions(TRACING_PACKAGES),
+        code_sha256=code_sha256(FORECASTING),
     )
     return write_book(out, book)
-
-
-def hash_code() -> str:
-    """One hash of the modules that trace and reckon, and of the tables that they read."""
-    files = [[name, file_sha256(PACKAGE / name)] for name in MADE_BY]
-    return hashlib.sha256(canonical(files)).hexdigest()
 
 
 def describe_job(case: Case, made: Forecast) -> JobForecast:
@@ -111,7 +84,7 @@ def describe_job(case: Case, made: Forecast) -> JobForecast:
             hours=rounded(made.jobs[form].hours),
             usd=None if (usd := made.jobs[form].usd) is None else rounded(usd),
         )
-        for form in STANDARD_TOKENS
+        for form in TOKENS
     ]
     return JobForecast(
         words=case.words,

@@ -128,7 +128,7 @@ def cache_bytes(config: Any, tokens: int) -> int:
 def trace_stage(settings: ForecastSettings, tokens: int, cuda: CudaTerms | None) -> StageForecast:
     config = read_config(ModelRef.parse(settings.model))
     alone = settings.model_copy(update={"gpus": 1, "micro_batch": 1, "seq_len": tokens})
-    step = alone.step.model_copy(update={"trains": False, "packed": False, "padded": False})
+    step = alone.step.model_copy(update={"trains": False, "masked": False})
     cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
     _, parts = find_peak(trace_depth(config, step), alone, cuda)
     return StageForecast(tokens=tokens, peak_bytes=sum(parts.values()), parts=parts)

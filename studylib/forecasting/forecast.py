@@ -23,6 +23,7 @@ from studylib.forecasting.sharding import GATHERED, card_events
 from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import PARTS, Trace
 from studylib.modelling.skeleton import read_config, shape_config, text_config
+from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.cuda_terms import NO_CUDA, CudaTerms, Measured, fit_cuda_terms
 from studylib.planning.roofline import (
@@ -43,16 +44,13 @@ __all__ = [
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 TRACED_PASSES = 2  # forward and backward passes that a trace of an accumulated step holds at most
-# The standard job: 52,002 Alpaca examples, 3 epochs, a mean of 127.5 tokens, or 512 when padded.
-STANDARD_EXAMPLES = 52_002 * 3
-STANDARD_TOKENS = {"packed": int(STANDARD_EXAMPLES * 127.5), "padded": STANDARD_EXAMPLES * 512}
 
 
 class ForecastSettings(Frozen):
     """A training job: model, method, recipe and cards. `micro_batch` is per card.
 
-    Rows are full and need no mask (flash attention), unless padded (a mask for every row) or packed
-    (flattened into one row with a mask that keeps examples apart, as studylib.training.train does).
+    Rows are full and need no mask (flash attention), unless masked: a mask for every row keeps
+    packed examples apart, as studylib.training.train has it with sdpa, or hides padding.
     autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
     fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
     fp32 copies in the optimizer. kernels: those of a CUDA card, or of a CPU (then without context
@@ -67,8 +65,7 @@ class ForecastSettings(Frozen):
     adapter: Literal["fp32", "bf16"] = "fp32"
     micro_batch: int = Field(default=1, ge=1)
     seq_len: int = Field(default=2048, ge=2)
-    packed: bool = False
-    padded: bool = False
+    masked: bool = False
     accumulation: int = Field(default=1, ge=1)
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
@@ -182,7 +179,7 @@ def forecast(
     operators = repeat_passes(trace.operators, passes)
     seconds = forecast_seconds(ideal_seconds(operators, gpu, dtype), efficiency)
     offers = load_prices() if prices is None else prices
-    jobs = {form: standard_job(form, settings, seconds, offers, gpu) for form in STANDARD_TOKENS}
+    jobs = {form: standard_job(form, settings, seconds, offers, gpu) for form in TOKENS}
     fits = {card.name: fit(peak, card) for card in load_gpus().values()}
     disk = bytes_on_disk(trace, settings)
     return Forecast(
@@ -222,8 +219,6 @@ def check_job(settings: ForecastSettings, config: Any) -> None:
     if settings.optimizer not in OPTIMIZERS:
         raise StudyError(settings.optimizer, "this is not an optimizer",
                          nearest(settings.optimizer, list(OPTIMIZERS)))  # fmt: skip
-    if settings.packed and settings.padded:
-        raise StudyError("packed and padded", "rows are one or the other", "Leave one of them out.")
     if settings.sharding == "fsdp" and settings.gpus == 1:
         raise StudyError("sharding = fsdp", "one card cannot be sharded", "Use gpus of 2 or more.")
     if settings.sharding == "fsdp" and settings.optimizer.startswith("paged"):
@@ -270,7 +265,7 @@ def standard_job(
     form: str, settings: ForecastSettings, step: Range, offers: list[Offer], gpu: Gpu
 ) -> Job:
     """Steps, hours and dollars of the standard run, its examples packed or padded to 512."""
-    tokens = STANDARD_TOKENS[form]
+    tokens = TOKENS[form]
     rows_a_step = settings.micro_batch * settings.accumulation * settings.gpus
     steps = -(-tokens // (rows_a_step * settings.seq_len))
     hours = {name: steps * seconds / 3600 for name, seconds in step.model_dump().items()}

@@ -80,7 +80,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         micro_batch=recipe.micro_batch,
         seq_len=recipe.seq_len,
         accumulation=max(1, recipe.accumulation // gpus),
-        packed=recipe.attention == "sdpa",  # the others keep examples apart without a mask
+        masked=recipe.attention == "sdpa",  # the others keep examples apart without a mask
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,
         autocast=half,

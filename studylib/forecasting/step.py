@@ -27,8 +27,7 @@ class StepSettings(Frozen):
     method: MethodSettings
     micro_batch: int = 1
     seq_len: int = 2048
-    packed: bool = False
-    padded: bool = False
+    masked: bool = False
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
     autocast: bool = True
@@ -105,15 +104,13 @@ def update(trained: list[nn.Parameter], optimizer: Optimizer, live: Watcher) -> 
 
 
 def make_batch(model: nn.Module, settings: StepSettings) -> dict[str, torch.Tensor]:
-    """Token ids and labels; padded and packed rows have the mask that transformers makes."""
+    """Token ids and labels; masked rows have the mask that transformers makes."""
     rows, length = settings.micro_batch, settings.seq_len
-    if settings.packed:
-        rows, length = 1, rows * length
     ids = torch.zeros(rows, length, dtype=torch.int64)
     batch = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
     if settings.trains:
         batch["labels"] = torch.zeros_like(ids)
-    if settings.packed or settings.padded:
+    if settings.masked:
         batch["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=torch.bool)
     return batch
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -59,6 +60,7 @@ MEASURING = (
     "scoring/token_tree.py",
     "training/distributed.py",
     "training/run.py",
+    "training/step_memory.py",
     "training/train.py",
     "training/train_worker.py",
 )
@@ -79,6 +81,34 @@ SERVING = (
     "serving/mixed_batch.py",
     "serving/serve_run.py",
 )
+
+# What a forecast is made by: traces, arithmetic, and the tables that they read.
+FORECASTING = (
+    "forecasting/article_forecasts.py",
+    "forecasting/article_memory.py",
+    "forecasting/depth.py",
+    "forecasting/fitting.py",
+    "forecasting/forecast.py",
+    "forecasting/job_forecast.py",
+    "forecasting/kernels.py",
+    "forecasting/optimizers.py",
+    "forecasting/published.py",
+    "forecasting/run_forecasts.py",
+    "forecasting/sharding.py",
+    "forecasting/step.py",
+    "forecasting/trace.py",
+    "metering/allocator.py",
+    "modelling/chunked_loss.py",
+    "modelling/skeleton.py",
+    "planning/catalog.py",
+    "planning/cuda_terms.py",
+    "planning/roofline.py",
+    "gpus.csv",
+    "prices.csv",
+    "shapes.json",
+    "published_memory.json",
+)
+TRACING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def now() -> str:
@@ -123,9 +153,9 @@ def device_name() -> str:
     return names[0] if names else torch.cuda.get_device_name(0)
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -164,8 +194,8 @@ def git_state() -> tuple[str | None, bool | None]:
     return commit, bool(status) if status is not None else None
 
 
-@lru_cache(maxsize=2)
-def code_sha256(modules: tuple[str, ...] = MEASURING) -> str:
-    """One hash of the modules that measure, as they are at the first call: call it at the start."""
-    marks = [[name, file_sha256(PACKAGE / name)] for name in modules]
+@lru_cache(maxsize=4)
+def code_sha256(files: tuple[str, ...] = MEASURING) -> str:
+    """One hash of files of the package, as they are at the first call: call it at the start."""
+    marks = [[name, file_sha256(PACKAGE / name)] for name in files]
     return hashlib.sha256(canonical(marks)).hexdigest()

@@ -14,10 +14,12 @@ from typing import Any
 from studylib.core import stats
 from studylib.core.metrics import percent, plain_number, points
 from studylib.core.verdicts import Measured
+from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
 from studylib.reporting.cells import p_value
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -139,6 +141,42 @@ def measure_share_of_gain(comparison: Comparison, row: Row) -> Figure | None:
     )
     measured = Measured(value, "% of full's gain", low, high, seeds(row))
     return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
+
+
+def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
+    """The peak of training in GB, all cards together: of NVML, which is what one rents."""
+    peak = row.memory.get(("nvml_peak_bytes", "train"))
+    if peak is None:
+        return None
+    value, low, high = (b / 1e9 for b in (peak.value, peak.low, peak.high))
+    first = row.records[0]
+    switches = first.fingerprint.get("recipe.switches", "")
+    ours = f"{row.label}, {rows_of(first)} tokens a pass ({switches}): "
+    if not row.complete:
+        ours += f"{row.status}, {plain_number(value, 3)} GB reached"
+        return Figure(ours, measured_on(comparison), None, "the run needs more than was reached")
+    ours += f"{plain_number(value, 3)} GB by NVML"
+    return Figure(ours, measured_on(comparison), Measured(value, "GB", low, high))
+
+
+def measure_run_dollars(comparison: Comparison, row: Row) -> Figure | None:
+    """Dollars of the article's Alpaca-style run at the measured tokens/s and listed prices."""
+    speed, price = row.figures.get("tokens_per_second"), row.price
+    if speed is None or price is None or price.single:
+        return None
+    hours = TOKENS["packed"] / speed.value / 3600
+    low, mid, high = (hours * hour for hour in (price.cheapest, price.median, price.dearest))
+    ours = (
+        f"{row.label}: {plain_number(TOKENS['packed'] / 1e6, 3)}M tokens at "
+        f"{plain_number(speed.value, 3)} tokens/s, {plain_number(hours, 3)} h: "
+        f"{with_unit(mid, '$')} ({plain_number(low, 3)} to {plain_number(high, 3)}); {price.note}"
+    )
+    return Figure(ours, measured_on(comparison), Measured(mid, "$", low, high))
+
+
+def rows_of(record: Record) -> str:
+    """Rows × tokens of one pass."""
+    return f"{record.run.train.micro_batch} × {record.run.train.seq_len:,}"
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:
@@ -265,6 +303,8 @@ COUNTS: dict[str, Callable[[Part], Figure]] = {
 MEASURES: dict[str, Callable[[Comparison, Row], Figure | None]] = {
     "behind_full": measure_behind_full,
     "share_of_gain": measure_share_of_gain,
+    "train_peak": measure_train_peak,
+    "run_dollars": measure_run_dollars,
 }
 SERVED: dict[str, Callable[[Part, ServeRecord], Figure | None]] = {
     "overhead": measure_overhead,

@@ -28,7 +28,7 @@ from studylib.reporting.claim_sources import (
     forecast_figure,
     with_unit,
 )
-from studylib.reporting.summary import Summary
+from studylib.reporting.summary import Comparison, Summary
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
@@ -97,7 +97,7 @@ def find_figures(part: Part, studies: list[Summary]) -> list[Figure]:
     if "measure" in source:
         measure = MEASURES[source["measure"]]
         for comparison in (c for study in studies for c in study.comparisons):
-            if comparison.track in source.get("tracks", [comparison.track]):
+            if speaks_of(source, comparison):
                 rows = comparison.scored if source.get("every_weights") else comparison.rows
                 ours = [row for row in rows if row.method.name == source["method"]]
                 found += [measure(comparison, row) for row in ours]
@@ -105,6 +105,13 @@ def find_figures(part: Part, studies: list[Summary]) -> list[Figure]:
         records = [record for study in studies for record in study.study.serves]
         found += [SERVED[source["serve"]](source, record) for record in records]
     return [figure for figure in found if figure is not None]
+
+
+def speaks_of(source: Part, comparison: Comparison) -> bool:
+    """Whether a part is about this track and a model of this size (least, most parameters)."""
+    least, most = source.get("params", (0, float("inf")))
+    size = comparison.total_params or 0
+    return comparison.track in source.get("tracks", [comparison.track]) and least <= size <= most
 
 
 def judge(claim: str, topic: str, part: Part, figure: Figure) -> Finding:

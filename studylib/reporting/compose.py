@@ -15,6 +15,7 @@ from studylib.reporting import (
     appendix,
     exports,
     figures,
+    forecast_errors,
     notes,
     panels,
     prose,
@@ -71,7 +72,7 @@ def compose(
         "results": results,
         "claims": claims_section(findings),
         "serving": serve_section(studies, [*files]),
-        "forecast": forecast_section(book, [r for s in studies for r in s.study.records]),
+        "forecast": forecast_section(book, forecast_errors.section([s.study for s in studies])),
         "beside": reference_section(studies[0], reference) if reference is not None else [],
         "appendix": appendix_section(studies, findings),
     }
@@ -142,6 +143,7 @@ def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
         join(folder, "tables", "claims.csv"): exports.claims_csv(findings),
         join(folder, "tables", "runs.csv"): exports.runs_csv(summary),
         join(folder, "tables", "subjects.csv"): exports.subjects_csv(summary),
+        join(folder, "tables", "forecasts.csv"): exports.forecasts_csv(summary),
     }
 
 

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from studylib.reporting.claims import Finding
+from studylib.reporting.forecast_errors import compare_runs
 from studylib.reporting.resources import MEMORY, STEP_FIGURES, wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.serve_records import ServeRecord
@@ -75,6 +76,25 @@ def serving_csv(records: Iterable[ServeRecord]) -> bytes:
                                                    row.between_tokens_seconds)
                            for p in ("p50", "p95", "p99")), row.tokens_per_second,
                          *(end for triple in ends for end in triple)))  # fmt: skip
+    return write_csv(header, rows)
+
+
+def forecasts_csv(summary: Summary) -> bytes:
+    """Forecast against measured of every training: its peak, its parts, its step."""
+    rows: list[tuple] = []
+    for one in compare_runs([summary.study]):
+        name = (one.record.run_id, one.record.status)
+        if one.peak:
+            rows.append((*name, "peak", one.counter, "bytes", one.peak.measured, one.peak.forecast,
+                         None, None))  # fmt: skip
+        for part, pair in one.parts.items():
+            rows.append((*name, part, None, "bytes", pair.measured, pair.forecast, None, None))
+        span, train = one.forecast.step_seconds, one.record.train
+        if span and train:
+            rows.append((*name, "step", None, "seconds", train.clean_step_seconds, span.mid,
+                         span.low, span.high))  # fmt: skip
+    header = ("run_id", "status", "part", "counter", "unit", "measured", "forecast",
+              "forecast_low", "forecast_high")  # fmt: skip
     return write_csv(header, rows)
 
 

@@ -6,15 +6,12 @@ Not covered: tracing (studylib.forecasting.article_forecasts), the file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from studylib.core.metrics import byte_size, plain_number
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
 from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
 from studylib.schema.profile import METHODS
-from studylib.schema.records import Record
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 
@@ -236,17 +233,6 @@ def published_sentence(book: ForecastBook) -> str:
     )
 
 
-def measured_sentence(records: Sequence[Record]) -> str:
-    """Forecast against this study's own peaks."""
-    cards = [r for r in records if r.train and r.train.measure.nvml_peak_bytes is not None]
-    if not cards:
-        return (
-            "No record of this study has a device's peak yet: forecast against measured on our own "
-            "runs is still open."
-        )
-    return f"{len(cards)} records have a device's peak; they are not set beside forecasts yet."
-
-
 def limits(book: ForecastBook) -> str:
     return (
         "Limits: a traced step is eager PyTorch; compiled models and offloading are not covered. "
@@ -256,23 +242,34 @@ def limits(book: ForecastBook) -> str:
         f"so that several cards look better than they are. Prices: {book.offers}; dollars go from "
         "the fastest run at the cheapest offer to the slowest at the dearest. Made with "
         + ", ".join(f"{name} {version}" for name, version in sorted(book.packages.items()))
-        + f", code {book.code_sha256[:12]}; made again by `study forecast-article`."
+        + f", code {book.code_sha256[:12]}; made again by `make forecasts`."
     )
 
 
-def section(book: ForecastBook | None, records: Sequence[Record]) -> list[str]:
-    """The report's part on the 13B model; without a book it says what to run."""
-    lines = ["## Forecast for a 13B model", ""]
+def section(book: ForecastBook | None, errors: list[str]) -> list[str]:
+    """The report's part on forecasts; without a book it says what to run.
+
+    errors: the lines on this study's own runs (studylib.reporting.forecast_errors).
+    """
+    lines = ["## Forecasts", "", *errors]
     if book is None:
-        return [*lines, "Not forecast yet: `study forecast-article` makes it without a card.", ""]
-    return [
-        *lines,
-        f"Everything in this part is **forecast**: one training step of {book.model} traced "
-        "without a card. No cell here was measured by this study.", "",
-        "### Peak memory", "", memory_table(book).markdown(), "",
-        "### An Alpaca-style run", "", cost_table(book).markdown(), "",
-        "### A 24 GB card", "", card_sentence(book), "", card_table(book).markdown(), "",
-        "### How far off are such forecasts?", "",
-        f"{published_sentence(book)} {measured_sentence(records)}", "",
-        published_table(book).markdown(), "", limits(book), "",
-    ]  # fmt: skip
+        return [*lines, "A 13B model is not forecast yet: `make forecasts` does it without a card.",
+                ""]  # fmt: skip
+    parts = {
+        "A 13B model: peak memory": (
+            f"From here on everything is **forecast**: one training step of {book.model} traced "
+            "without a card. No cell was measured by this study.",
+            memory_table(book).markdown(),
+        ),
+        "A 13B model: an Alpaca-style run": (cost_table(book).markdown(),),
+        "A 13B model: a 24 GB card": (card_sentence(book), card_table(book).markdown()),
+        "Forecast against published peaks": (
+            published_sentence(book),
+            published_table(book).markdown(),
+            limits(book),
+        ),
+    }
+    for title, paragraphs in parts.items():
+        lines += [f"### {title}", ""]
+        lines += [line for paragraph in paragraphs for line in (paragraph, "")]
+    return lines

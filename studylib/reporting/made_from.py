@@ -25,7 +25,8 @@ PAGE_FOLDER = PACKAGE / "page"  # the page's template, style and script
 Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
 CODE = ("*.py", "*.yaml", "*.csv", "*.json")  # whatever changes, the report is made again
-TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json", "serve/*/serve.json")
+TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json", "serve/*/serve.json",
+          "run_forecasts.json")  # fmt: skip
 
 
 def hash_inputs(folders: Iterable[Path], *others: object) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from studylib.core.errors import StudyError
 from studylib.schema.profile import RunSpec, read_profile, shipped_profiles
 from studylib.schema.records import Record, read_records
+from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
 from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.tuning import TuneRecord, read_sweeps
 
@@ -29,7 +30,7 @@ class Study:
 
     `folder` is the results folder itself; `link` is the same folder as seen from the report.
     `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates;
-    `serves` measured what it costs to serve.
+    `serves` measured what it costs to serve; `forecasts` belong to trainings.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Study:
     failed: Mapping[str, str] = field(default_factory=dict)
     sweeps: tuple[TuneRecord, ...] = ()
     serves: tuple[ServeRecord, ...] = ()
+    forecasts: tuple[RunForecast, ...] = ()
 
     def items(self, record: Record) -> pd.DataFrame | None:
         """Answered items of a run; None where none was asked. Columns: ITEM_COLUMNS.
@@ -81,6 +83,7 @@ def read_study(
     if planned is None:
         shipped = folder.name in set(shipped_profiles()) - {"custom"}
         planned = read_profile(folder.name).runs() if shipped else ()
+    forecasts = read_run_forecasts(folder)
     return Study(
         name=folder.name,
         folder=folder,
@@ -90,6 +93,7 @@ def read_study(
         failed=dict(failed or {}),
         sweeps=tuple(read_sweeps(folder / "tune")),
         serves=tuple(read_serve_records(folder / "serve")),
+        forecasts=forecasts.runs if forecasts else (),
     )
 
 

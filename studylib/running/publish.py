@@ -11,9 +11,11 @@ from pathlib import Path
 
 from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error
+from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.planning.plan import plan_study
 from studylib.schema.profile import read_profile
 from studylib.schema.records import RECORD, Environment, Record, Scalar, read_records
+from studylib.schema.run_forecasts import RUN_FORECASTS
 from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, read_serve_records
 from studylib.schema.tuning import read_sweeps
 
@@ -48,6 +50,7 @@ def publish_results(results: Path, reference: Path) -> Path:
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     try:
         copy_results(records, results, fresh)
+        refresh_forecasts(fresh, records)
         copy_serves(serves, results / "serve", fresh / "serve")
         copy_sweeps(target / "tune", fresh / "tune")  # shipped ones, where there is no newer one
         copy_sweeps(results / "tune", fresh / "tune")
@@ -94,6 +97,8 @@ def copy_results(records: list[Record], results: Path, fresh: Path) -> None:
         if (source / NOTEBOOK).is_file():
             shutil.copyfile(source / NOTEBOOK, goal / NOTEBOOK)
     shutil.copyfile(results / "profile.yaml", fresh / "profile.yaml")
+    if (results / RUN_FORECASTS).is_file():
+        shutil.copyfile(results / RUN_FORECASTS, fresh / RUN_FORECASTS)
 
 
 def copy_serves(records: list[ServeRecord], source: Path, goal: Path) -> None:

@@ -137,13 +137,16 @@ class Profile(Frozen):
             raise StudyError(f"learning_rates.{key}", error.rule, error.remedy) from None
 
     def runs(self) -> list[RunSpec]:
-        """Every run in the order in which it is started: each track's bases first, then by seed."""
+        """Every run in the order in which it is started: each track's bases first, then by seed.
+
+        Random weights are asked nothing, so that an untrained one has no run.
+        """
         runs: list[RunSpec] = []
         for track in self.tracks:
             methods = [parse_method(m, self.lora) for m in track.methods]
             base = MethodSettings(name="base")
             trained = [m for m in methods if m.kind.trains]
-            grid = [(model, base, 0) for model in track.models]
+            grid = [(m, base, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
             grid += [
                 (m, method, s)
                 for s in track.all_seeds

@@ -64,6 +64,9 @@ class TrainBlock(Frozen):
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
     peak_flops_per_second: the datasheet's, of all cards of the run; null where the catalog has no
     such device.
+
+    weights_bytes (with quantization constants), optimizer_states_bytes: what the device holds
+    between two steps; null where several cards divide them. Paged states are not in it.
     """
 
     measure: StageMeasure
@@ -82,6 +85,8 @@ class TrainBlock(Frozen):
     model_flops_per_token: float | None = None
     recomputed_flops_per_token: float | None = None
     peak_flops_per_second: float | None = None
+    weights_bytes: int | None = None
+    optimizer_states_bytes: int | None = None
     first_loss: float | None
     last_loss: float | None
     resumed_at_steps: tuple[int, ...] = ()

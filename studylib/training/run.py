@@ -100,7 +100,7 @@ class Run:
         self.meter.__enter__()
         self.session = Session(self.work, self.meter)
         self.session.started_at = self.session.started_at or now()
-        self.log = StepLog(self.session.steps, self.session.notes.get("live_tensor_peak_bytes"))
+        self.log = StepLog(self.session.steps, self.session.notes.get("memory", {}))
         self._last_shown = 0.0
 
     @property
@@ -174,8 +174,9 @@ class Run:
         measure = self.session.stages().get("train")
         if measure is None:
             return
-        live_peak = self.session.notes.get("live_tensor_peak_bytes")
-        peaks = {"live_tensor_peak_bytes": live_peak, **self.session.notes.get("worker_peaks", {})}
+        memory = self.session.notes.get("memory", {})
+        peaks = {"live_tensor_peak_bytes": memory.get("live_tensor_peak_bytes")}
+        peaks |= self.session.notes.get("worker_peaks", {})
         measure = measure.model_copy(update=peaks)
         self.train_block = TrainBlock(
             measure=measure,
@@ -190,6 +191,8 @@ class Run:
             model_flops_per_token=self.flops.model,
             recomputed_flops_per_token=self.flops.recomputed,
             peak_flops_per_second=peak_flops(self.spec),
+            weights_bytes=memory.get("weights_bytes"),
+            optimizer_states_bytes=memory.get("optimizer_states_bytes"),
             **summarise(self.log),  # type: ignore[arg-type]
         )
 
@@ -197,7 +200,7 @@ class Run:
         assert self.data is not None
 
         def on_save(step: int) -> None:
-            self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
+            self.session.notes["memory"] = self.log.memory
             self.session.save()
 
         if self.session.number > 1:
@@ -211,7 +214,7 @@ class Run:
         else:
             train_model(self.model, self.data, self.spec, self.work, *follow)
             settle(self.spec, self.loaded.model, self.model)
-            self.session.notes["live_tensor_peak_bytes"] = self.log.live_tensor_peak_bytes
+            self.session.notes["memory"] = self.log.memory
 
     def evaluate(self) -> None:
         """Ask the questions, and those about what the base knew before."""

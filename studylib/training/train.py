@@ -17,17 +17,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.inputs.data import Row, TrainingData
-from studylib.metering.live import LiveBytes
+from studylib.inputs.data import IGNORED, Row, TrainingData
 from studylib.metering.step_clock import StepClock
 from studylib.modelling.chunked_loss import install_chunked_loss
 from studylib.schema.profile import RunSpec
+from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # transformers' names of the profile's optimizers; PyTorch's own AdamW has one by device.
 OPTIMIZERS = {"adamw": None, "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
-LIVE_STEP = 2  # the warm-up step whose live tensors are counted: the optimizer's states exist
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -41,48 +40,43 @@ class Diverged(Exception):
 
 @dataclass
 class StepLog:
-    """Per-step figures of all sessions, and the peak of live tensors in one step on a CPU."""
+    """Per-step figures of all sessions, and bytes counted at one step (StepMemory's names)."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    live_tensor_peak_bytes: int | None = None
-
-
-class LiveStep:
-    """Counts live tensor bytes through one whole step: a CPU has no allocator that keeps a peak.
-
-    Forward, backward and update of a session's second step are counted; that step is slower and
-    is left out of clean times with the others of the warm-up.
-    """
-
-    def __init__(self, log: StepLog):
-        self.log = log
-        self.mode: LiveBytes | None = None
-
-    def begin(self, model: nn.Module, optimizer: Any) -> None:
-        self.mode = LiveBytes()
-        states = (v for state in optimizer.state.values() for v in state.values())
-        self.mode.track([*model.parameters(), *model.buffers()])
-        self.mode.track(tensor for tensor in states if isinstance(tensor, torch.Tensor))
-        self.mode.note_peak(0)
-        self.mode.__enter__()
-
-    def end(self) -> None:
-        if self.mode is not None:
-            self.mode.__exit__(None, None, None)
-            self.log.live_tensor_peak_bytes = self.mode.peak_bytes
-            self.mode = None
+    memory: dict[str, int] = field(default_factory=dict)
 
 
 class PackedCollator:
-    """Flatten rows of examples into one, with positions that restart at every example."""
+    """Examples side by side in their rows, with positions that restart at every example.
 
-    def __init__(self) -> None:
+    Short rows are filled up with tokens that see only each other and teach nothing. one_row: all
+    rows become one, as kernels that read where examples begin want it; a mask over one long row
+    would grow with its square, masks of several rows grow with their number.
+    """
+
+    def __init__(self, one_row: bool = False) -> None:
         from transformers import DataCollatorWithFlattening
 
+        self.one_row = one_row
         self.flatten = DataCollatorWithFlattening()
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        return self.flatten([example for row in rows for example in row])
+        if self.one_row:
+            rows = [[example for row in rows for example in row]]
+        flat = [self.flatten(row) for row in rows]
+        longest = max(row["input_ids"].shape[1] for row in flat)
+        return {
+            name: torch.cat([fill_up(name, row[name], longest) for row in flat])
+            for name in ("input_ids", "labels", "position_ids")
+        }
+
+
+def fill_up(name: str, row: torch.Tensor, length: int) -> torch.Tensor:
+    """One of a batch's tensors [1, tokens] with as many more tokens as a row of `length` lacks."""
+    missing = length - row.shape[1]
+    if name == "position_ids":  # they begin anew, as those of one more example would
+        return torch.cat([row, torch.arange(missing)[None]], dim=1)
+    return nn.functional.pad(row, (0, missing), value=IGNORED if name == "labels" else 0)
 
 
 def build_trainer(
@@ -161,7 +155,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=data.rows,
-        data_collator=PackedCollator(),
+        data_collator=PackedCollator(one_row=recipe.attention != "sdpa"),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
@@ -181,7 +175,7 @@ def build_callback(
     rows_a_step = spec.train.accumulation * spec.train.micro_batch
     tokens = [sum(len(e["input_ids"]) for e in row) for row in data.rows]
 
-    live, counts_live = LiveStep(log), not torch.cuda.is_available() and processes() == 1
+    memory, alone = StepMemory(log.memory), processes() == 1
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -189,8 +183,8 @@ def build_callback(
             log.rows[:] = [row for row in log.rows if row["step"] <= state.global_step]
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step - self.session_start == LIVE_STEP - 1 and counts_live:
-                live.begin(kwargs["model"], kwargs["optimizer"])
+            if state.global_step - self.session_start == WATCHED_STEP - 1 and alone:
+                memory.begin(kwargs["model"], kwargs["optimizer"])
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             clock.optimizer_begins()
@@ -200,7 +194,7 @@ def build_callback(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             clock.stop()
-            live.end()
+            memory.end()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" not in logs:

@@ -1,0 +1,89 @@
+"""Forecast the runs that a study has records of, as if they were still to come.
+
+Nothing that was measured goes in but on which device it was: the error that the report shows is
+that of a forecast made without the run. Runs that load only once are traced once.
+
+Not covered: the comparison (studylib.reporting.forecast_errors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from studylib.core.errors import StudyError
+from studylib.metering.environment import (
+    FORECASTING,
+    TRACING_PACKAGES,
+    code_sha256,
+    package_versions,
+)
+from studylib.planning.catalog import match_gpu
+from studylib.schema.forecast_book import Span
+from studylib.schema.records import Record
+from studylib.schema.run_forecasts import (
+    RUN_FORECASTS,
+    RunForecast,
+    RunForecasts,
+    digests,
+    read_run_forecasts,
+    write_run_forecasts,
+)
+
+Say = Callable[[str], None]
+
+
+def refresh_forecasts(folder: Path, records: Sequence[Record], say: Say = print) -> Path:
+    """Make results/PROFILE/run_forecasts.json where it is not that of these records and this code.
+
+    A model that cannot be traced any more (its folder is gone, say) is left out with the reason.
+    """
+    code, wanted = code_sha256(FORECASTING), digests(records)
+    known = read_run_forecasts(folder)
+    if not wanted or (known is not None and known.made_for(records, code)):
+        return folder / RUN_FORECASTS
+    say(f"forecast: {len(wanted)} trainings, to be set beside what was measured")
+    runs, left_out = [], {}
+    for record in records:
+        if record.run_id not in wanted:
+            continue
+        try:
+            runs.append(forecast_record(record))
+        except StudyError as error:
+            left_out[record.run_id] = str(error)
+    return write_run_forecasts(
+        folder,
+        RunForecasts(
+            runs=tuple(runs),
+            left_out=left_out,
+            records=wanted,
+            packages=package_versions(TRACING_PACKAGES),
+            code_sha256=code,
+        ),
+    )
+
+
+def forecast_record(record: Record) -> RunForecast:
+    """The forecast of a record's training on the device that it ran on."""
+    from studylib.forecasting.job_forecast import Machine, job_settings, trace_once
+
+    environment = record.environment
+    on_card = bool(environment.devices) and not environment.device.startswith("CPU")
+    gpu = match_gpu(environment.device) if on_card else None
+    machine = Machine(
+        gpu=gpu.name if gpu else None,
+        cards=len(environment.devices) if on_card else 0,
+        memory_bytes=0,  # whether it fits is not asked any more
+        here=False,
+    )
+    made = trace_once(job_settings(record.run, machine), machine.here)
+    seconds = made.seconds_per_step
+    return RunForecast(
+        run_id=record.run_id,
+        record_digest=record.digest,
+        peak_bytes=made.peak_bytes,
+        allocated_bytes=made.peak_allocated_bytes,
+        peak_stage=made.peak_stage,
+        parts={name: size for name, size in made.parts.items() if size},
+        step_seconds=Span(low=seconds.low, mid=seconds.mid, high=seconds.high) if gpu else None,
+    )

@@ -1,0 +1,218 @@
+"""Forecast against measured: each kind of run's peak, its parts and its step, side by side.
+
+Not covered: making forecasts (studylib.forecasting.run_forecasts), published peaks
+(studylib.reporting.forecast_tables).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number
+from studylib.reporting.cells import Table
+from studylib.reporting.claim_sources import rows_of
+from studylib.reporting.study import Study
+from studylib.schema.records import Record
+from studylib.schema.run_forecasts import RunForecast
+
+PARTS = ("Weights", "Optimizer states", "Rest of the step", "Allocator's reserve", "CUDA context")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One quantity in bytes, measured and forecast."""
+
+    measured: float
+    forecast: float
+
+    @property
+    def error(self) -> float:
+        """How far the forecast is off, as a share of what was measured."""
+        return self.forecast / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run beside its forecast. peak: None where it ran out of memory before it had one."""
+
+    record: Record
+    forecast: RunForecast
+    counter: str
+    peak: Pair | None
+    parts: dict[str, Pair]
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What runs share that have the same forecast: they stand in one row."""
+        run = self.record.run
+        return (self.record.environment.device, run.model, run.method.slug, pass_of(self.record),
+                self.forecast.peak_bytes, self.counter, self.record.status)  # fmt: skip
+
+
+def compare_runs(studies: Iterable[Study]) -> list[Compared]:
+    """Every record that has a forecast of its own, by study and run id."""
+    found = []
+    for study in studies:
+        records = {record.run_id: record for record in study.records}
+        for made in study.forecasts:
+            record = records.get(made.run_id)
+            if record is not None and record.digest == made.record_digest:
+                found.append(compare_run(record, made))
+    return found
+
+
+def compare_run(record: Record, made: RunForecast) -> Compared:
+    if record.train is None or not record.complete:
+        return Compared(record, made, "", None, {})
+    measure = record.train.measure
+    nvml = max(measure.nvml_peak_bytes_by_device.values(), default=measure.nvml_process_peak_bytes)
+    alone = record.run.gpus <= 1
+    counters = {
+        "NVML": (measure.nvml_process_peak_bytes if alone else None) or nvml,
+        "torch allocated": measure.torch_peak_allocated_bytes if alone else None,
+        "live tensors": measure.live_tensor_peak_bytes,
+    }
+    forecasts = {"torch allocated": made.allocated_bytes}
+    counter, peak = next(((n, b) for n, b in counters.items() if b), ("", None))
+    pair = Pair(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
+    return Compared(record, made, counter, pair, compare_parts(record, made) if alone else {})
+
+
+def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
+    """The parts of a peak that can be told apart from outside, by name of PARTS.
+
+    The rest of the step is the peak without weights and optimizer states: gradients, activations,
+    the loss and what operators need for themselves.
+    """
+    train = record.train
+    assert train is not None
+    measure, states = train.measure, made.parts.get("optimizer_states", 0)
+    in_tensors = measure.torch_peak_allocated_bytes or measure.live_tensor_peak_bytes
+    reserved, process = measure.torch_peak_reserved_bytes, measure.nvml_process_peak_bytes
+    context = made.parts.get("cuda_context", 0)
+    held = (train.weights_bytes, train.optimizer_states_bytes)
+    pairs = [(held[0], made.weights_bytes), (held[1], states)]
+    if in_tensors and None not in held:
+        rest = in_tensors - sum(filter(None, held))
+        pairs.append((rest, made.allocated_bytes - made.weights_bytes - states))
+    else:
+        pairs.append((None, 0))
+    on_card = reserved is not None and measure.torch_peak_allocated_bytes is not None
+    if on_card:
+        unused = reserved - measure.torch_peak_allocated_bytes  # type: ignore[operator]
+        pairs.append((unused, made.peak_bytes - context - made.allocated_bytes))
+        pairs.append((process - reserved if process else None, context))  # type: ignore[operator]
+    return {
+        name: Pair(seen, ours) for name, (seen, ours) in zip(PARTS, pairs, strict=False) if seen
+    }
+
+
+def group(found: Iterable[Compared]) -> list[list[Compared]]:
+    """Like runs together, in the order in which the first of each came."""
+    groups: dict[tuple[object, ...], list[Compared]] = {}
+    for one in found:
+        groups.setdefault(one.kind, []).append(one)
+    return list(groups.values())
+
+
+def pass_of(record: Record) -> str:
+    """Rows × tokens of a pass, and how many passes make a step."""
+    times = record.run.train.accumulation
+    return f"{rows_of(record)}, {times} times" if times > 1 else rows_of(record)
+
+
+def worst(pairs: Sequence[Pair]) -> Pair:
+    return max(pairs, key=lambda pair: abs(pair.error))
+
+
+def share(error: float) -> str:
+    text = f"{100 * error:+.1f} %".replace("-", "−")
+    return "0.0 %" if text in ("+0.0 %", "−0.0 %") else text
+
+
+# What the report shows ----------------------------------------------------------------------------
+
+
+def peak_table(found: Sequence[Compared]) -> Table:
+    """One row for runs of the same forecast: the worst error of their peaks, and their step."""
+    header = ("Model", "Method", "Tokens of a pass", "Runs", "Counter", "Peak, measured",
+              "Peak, forecast", "Worst error", "Step (s)", "Step, forecast (s)")  # fmt: skip
+    return Table(header, tuple(peak_row(like) for like in group(found)))
+
+
+def peak_row(like: Sequence[Compared]) -> tuple[str, ...]:
+    first, run = like[0], like[0].record.run
+    pairs = [one.peak for one in like if one.peak]
+    if pairs:
+        measured = byte_size(statistics.median(pair.measured for pair in pairs))
+        peaks = (measured, byte_size(pairs[0].forecast), share(worst(pairs).error))
+    else:
+        peaks = (first.record.status, byte_size(first.forecast.peak_bytes), "—")
+    return (run.model, run.method.label, pass_of(first.record), str(len(like)),
+            first.counter or "—", *peaks, *step_cells(like))  # fmt: skip
+
+
+def step_cells(like: Sequence[Compared]) -> tuple[str, str]:
+    seconds = [s for one in like if (s := one.record.train and one.record.train.clean_step_seconds)]
+    show = METRICS["clean_step_seconds"].number
+    measured = show(statistics.median(seconds)) if seconds else MISSING
+    span = like[0].forecast.step_seconds
+    if span is None:
+        return measured, "none"
+    return measured, f"{show(span.mid)} ({show(span.low)}–{show(span.high)})"
+
+
+def part_table(found: Sequence[Compared]) -> Table:
+    """Each part as it was measured (median of like runs) and the forecast's worst error."""
+    names = [name for name in PARTS if any(name in one.parts for one in found)]
+    rows = []
+    for like in group(one for one in found if one.parts):
+        run = like[0].record.run
+        cells = []
+        for name in names:
+            pairs = [one.parts[name] for one in like if name in one.parts]
+            if not pairs:
+                cells.append(MISSING)
+                continue
+            measured = statistics.median(pair.measured for pair in pairs)
+            cells.append(f"{byte_size(measured)} ({share(worst(pairs).error)})")
+        rows.append((run.model, run.method.label, pass_of(like[0].record), *cells))
+    return Table(("Model", "Method", "Tokens of a pass", *names), tuple(rows))
+
+
+def sentence(found: Sequence[Compared]) -> str:
+    """How far the forecasts are off, by counter, and what they leave out."""
+    by_counter: dict[str, list[Pair]] = {}
+    for one in found:
+        if one.peak:
+            by_counter.setdefault(one.counter, []).append(one.peak)
+    if not by_counter:
+        return "No run of this study was set beside its forecast."
+    parts = []
+    for counter, pairs in by_counter.items():
+        errors = [100 * abs(pair.error) for pair in pairs]
+        mean, most = (plain_number(e, 2) for e in (statistics.fmean(errors), max(errors)))
+        parts.append(f"{len(pairs)} trainings by {counter}: {mean} % on average, {most} % at worst")
+    text = f"The forecast of the peak is off, over {'; '.join(parts)}."
+    if set(by_counter) == {"live tensors"}:
+        text += (
+            " These ran without a card: the forecast's tensors are put to the test, what a card "
+            "adds (its context, what its allocator keeps) and the step's time are not."
+        )
+    return text
+
+
+def section(studies: Sequence[Study]) -> list[str]:
+    """The report's part, or nothing where no forecast was made of a run."""
+    found = compare_runs(studies)
+    if not found:
+        return []
+    lines = ["### Forecast against measured", "",
+             f"{sentence(found)} Nothing of a run goes into its own forecast.", "",
+             peak_table(found).markdown(), ""]  # fmt: skip
+    table = part_table(found)
+    if table.rows:
+        lines += ["By part, measured, with the forecast's worst error:", "", table.markdown(), ""]
+    return lines

@@ -1,0 +1,77 @@
+"""The forecasts of a study's own runs, to be set beside what was measured: schema, file, freshness.
+
+results/PROFILE/run_forecasts.json is made from records (studylib.forecasting.run_forecasts) and is
+read without torch. It can be made again by a better forecaster long after the runs.
+
+Not covered: tracing, and the article's jobs (studylib.schema.forecast_book).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from studylib.core.sealed import read_sealed, write_sealed
+from studylib.schema.forecast_book import Span
+from studylib.schema.records import Record
+from studylib.schema.settings import Frozen
+
+RUN_FORECASTS = "run_forecasts.json"
+VERSION = 1
+HELD = ("weights", "quantization_constants", "adapter")
+
+
+class RunForecast(Frozen):
+    """One training step as it was forecast, in bytes of one card (or of a host's tensors).
+
+    peak_bytes: what the driver shows. allocated_bytes: what torch counts. step_seconds: None on a
+    CPU and on a card that the catalog lacks. record_digest: of the record that it belongs to.
+    """
+
+    run_id: str
+    record_digest: str
+    peak_bytes: int
+    allocated_bytes: int
+    peak_stage: str
+    parts: dict[str, int]
+    step_seconds: Span | None
+
+    @property
+    def weights_bytes(self) -> int:
+        """What is held of a model between two steps: weights, 4-bit constants, adapter."""
+        return sum(self.parts.get(name, 0) for name in HELD)
+
+
+class RunForecasts(Frozen):
+    """All of a study's. left_out: run id -> why it has none. code_sha256: of what traced them."""
+
+    schema_version: int = VERSION
+    runs: tuple[RunForecast, ...]
+    left_out: dict[str, str]
+    records: dict[str, str]
+    packages: dict[str, str]
+    code_sha256: str
+    digest: str = ""
+
+    def made_for(self, records: Iterable[Record], code_sha256: str) -> bool:
+        """Whether these are the forecasts of these records by this code."""
+        return self.code_sha256 == code_sha256 and self.records == digests(records)
+
+
+def digests(records: Iterable[Record]) -> dict[str, str]:
+    """Run id -> digest of the records that a forecast can be set beside: those of trainings."""
+    started = (r for r in records if r.run.method.kind.trains and r.load is not None)
+    return {record.run_id: record.digest for record in started}
+
+
+def write_run_forecasts(folder: Path, made: RunForecasts) -> Path:
+    return write_sealed(folder / RUN_FORECASTS, made, over=True)
+
+
+def read_run_forecasts(folder: Path) -> RunForecasts | None:
+    """Those of results/PROFILE; None where there are none. StudyError: they cannot be trusted."""
+    path = folder / RUN_FORECASTS
+    if not path.is_file():
+        return None
+    remedy = "Delete it: the next `make report` makes it again."
+    return read_sealed(path, RunForecasts, VERSION, "the file of forecasts", remedy)
