@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from record_factory import Factory, make_spec
+from record_factory import GPU, Factory, make_spec
 
 from studylib.core.verdicts import parse_rule
 from studylib.reporting.claim_sources import Forecast
@@ -101,3 +101,44 @@ def test_deep_shift_is_judged_on_its_own_track(tmp_path: Path) -> None:
     findings = evaluate_claims([summarise(read_study(factory.folder))])
     assert find(findings, "C8", "deep").verdict == "reproduced"
     assert find(findings, "C8", "small").verdict == NOT_YET
+
+
+# Claims about a 13B model, by records ------------------------------------------------------------
+
+
+def run_13b(tmp_path: Path, status: str = "complete", **train: float) -> list[Finding]:
+    """QLoRA on Llama-2-13B's shape on a card: 17.6 GB by NVML, 4,000 tokens/s."""
+    factory = Factory(tmp_path / "gpu", device=GPU)
+    spec = make_spec("qlora", "shape:Llama-2-13B", gpus=1, retention=False)
+    block = factory.train(spec)
+    measure = block.measure.model_copy(update={"nvml_peak_bytes": 17_600_000_000})
+    block = block.model_copy(update={"measure": measure, "tokens_per_second": 4000.0, **train})
+    load = factory.load(spec).model_copy(update={"total_params": 13_042_078_720})
+    factory.train, factory.load = lambda _: block, lambda _: load  # type: ignore
+    factory.add(spec, status=status)
+    return evaluate_claims([summarise(read_study(tmp_path / "gpu", planned=()))])
+
+
+def test_a_13b_runs_own_peak_and_speed_are_judged(tmp_path: Path) -> None:
+    findings = run_13b(tmp_path)
+    memory = find(findings, "C2", "qlora")
+    assert memory.ours.startswith("QLoRA r=16, 1 × 256 tokens a pass")
+    assert "17.6 GB by NVML" in memory.ours
+    assert memory.verdict == "reproduced"  # 18 GB give or take 15 %
+    assert memory.how.startswith(f"measured on {GPU}")
+    assert find(findings, "C7", "fits-24gb").verdict == "reproduced"
+    cost = find(findings, "C3", "qlora")
+    assert "19.9M tokens at 4,000 tokens/s, 1.38 h" in cost.ours
+    assert find(findings, "C2", "full").verdict == NOT_YET
+
+
+def test_a_13b_run_out_of_memory_gives_no_peak_to_judge(tmp_path: Path) -> None:
+    found = find(run_13b(tmp_path, status="out of memory"), "C2", "qlora")
+    assert "out of memory, 17.6 GB reached" in found.ours
+    assert found.verdict == "not comparable"
+
+
+def test_a_small_models_peak_says_nothing_of_13b(tmp_path: Path) -> None:
+    Factory(tmp_path / "gpu", device=GPU).add(make_spec("qlora", gpus=1))
+    findings = evaluate_claims([summarise(read_study(tmp_path / "gpu", planned=()))])
+    assert find(findings, "C2", "qlora").verdict == NOT_YET

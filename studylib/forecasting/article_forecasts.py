@@ -13,7 +13,7 @@ from pathlib import Path
 from studylib.core.places import REFERENCE
 from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_case
 from studylib.forecasting.fitting import largest_that_fits, peak_bytes
-from studylib.forecasting.forecast import ASSUMED, Forecast, ForecastSettings
+from studylib.forecasting.forecast import Forecast, ForecastSettings
 from studylib.forecasting.published import Published, compare, load_published
 from studylib.metering.environment import (
     FORECASTING,
@@ -23,7 +23,7 @@ from studylib.metering.environment import (
 )
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
-from studylib.planning.roofline import Range
+from studylib.planning.roofline import ASSUMED, Range
 from studylib.schema.forecast_book import (
     CardAnswer,
     ForecastBook,

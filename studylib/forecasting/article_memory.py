@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
+from studylib.planning.cuda_terms import CudaTerms
+from studylib.planning.roofline import ASSUMED
 
 MODEL = "shape:llama-2-13b"
 ROWS = {"micro_batch": 1, "seq_len": 2048}
@@ -52,4 +54,5 @@ CASES = (
 
 def forecast_case(case: Case) -> Forecast:
     """The forecast of one case; its peak times the number of cards is the article's kind of sum."""
-    return forecast(ForecastSettings(model=MODEL, **case.changes))
+    settings = ForecastSettings(model=MODEL, **case.changes)
+    return forecast(settings, efficiency=ASSUMED, cuda=CudaTerms())

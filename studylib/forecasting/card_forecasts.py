@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.depth import trace_depth
 from studylib.forecasting.forecast import ForecastSettings, bytes_on_disk, find_peak
 from studylib.forecasting.trace import Trace
@@ -19,7 +20,7 @@ from studylib.modelling.skeleton import read_config, text_config
 from studylib.planning.case import METHODS, Case, JobForecast, LeftOut, Sizes, Span
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
-from studylib.planning.roofline import ASSUMED, forecast_seconds, ideal_seconds
+from studylib.planning.roofline import forecast_seconds, ideal_seconds
 from studylib.schema.settings import ModelRef
 
 Forecasts = tuple[list[JobForecast], list[Sizes], list[LeftOut]]
@@ -60,20 +61,21 @@ def foresee_jobs(
                 failed.append(LeftOut(what=f"{method} of {model}", why=str(error), command=command))
                 continue
             counts = sorted({n for n in COUNTS if n <= most_cards} | {most_cards})
-            peaks = {n: peak_on(settings, trace, n) for n in counts}
-            jobs += [j for card in chosen for j in foresee_card(settings, trace, card, peaks)]
+            jobs += [j for card in chosen for j in foresee_card(settings, trace, card, counts)]
             sizes.append(count_sizes(settings, trace))
     return jobs, sizes, failed
 
 
 def foresee_card(
-    settings: ForecastSettings, trace: Trace, card: Gpu, peaks: dict[int, int]
+    settings: ForecastSettings, trace: Trace, card: Gpu, counts: Sequence[int]
 ) -> list[JobForecast]:
     """One forecast for each number of cards, up to the first that holds the job."""
     dtype = "bf16" if settings.step.half else "fp32"
-    step = forecast_seconds(ideal_seconds(trace.operators, card, dtype), ASSUMED)  # type: ignore
+    efficiency, cuda = learn_terms(card.name)
+    step = forecast_seconds(ideal_seconds(trace.operators, card, dtype), efficiency)  # type: ignore
     found = []
-    for gpus, peak in peaks.items():
+    for gpus in counts:
+        peak = peak_on(settings.model, settings.method, gpus, cuda)
         tokens = settings.micro_batch * settings.seq_len * gpus
         found.append(
             JobForecast(
@@ -94,10 +96,12 @@ def foresee_card(
     return found
 
 
-def peak_on(settings: ForecastSettings, trace: Trace, gpus: int) -> int:
+@lru_cache(maxsize=256)
+def peak_on(model: str, method: str, gpus: int, cuda: CudaTerms) -> int:
     """The fullest moment of one of `gpus` cards, in bytes; more than one means FSDP."""
+    settings, trace = trace_model(model, method)
     sharded = settings.model_copy(update={"gpus": gpus, "sharding": "fsdp" if gpus > 1 else "none"})
-    return sum(find_peak(trace, sharded, CudaTerms())[1].values())
+    return sum(find_peak(trace, sharded, cuda)[1].values())
 
 
 def count_sizes(settings: ForecastSettings, trace: Trace) -> Sizes:

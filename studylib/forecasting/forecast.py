@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.depth import trace_depth
 from studylib.forecasting.forecast_text import format_forecast
 from studylib.forecasting.optimizers import OPTIMIZERS
@@ -27,7 +28,6 @@ from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.cuda_terms import NO_CUDA, CudaTerms, Measured, fit_cuda_terms
 from studylib.planning.roofline import (
-    ASSUMED,
     Efficiency,
     Range,
     calibrate,
@@ -157,17 +157,20 @@ class Forecast(Frozen):
 def forecast(
     settings: ForecastSettings,
     prices: list[Offer] | None = None,
-    efficiency: Efficiency = ASSUMED,
+    efficiency: Efficiency | None = None,
     cuda: CudaTerms | None = None,
     config: Any = None,
 ) -> Forecast:
     """Trace the job's step and say what it needs; StudyError for a job that cannot be.
 
+    efficiency, cuda: None takes what the reference's runs on this card teach, if it has any.
     config: a transformers configuration to use in place of the one that settings.model names.
     """
     started = time.perf_counter()
-    cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
     gpu = find_gpu(settings.gpu)
+    learned, terms = learn_terms(gpu.name)
+    efficiency = efficiency or learned
+    cuda = NO_CUDA if settings.kernels == "cpu" else cuda or terms
     config = config or read_config(ModelRef.parse(settings.model))
     check_job(settings, config)
     trace = trace_depth(config, settings.step)

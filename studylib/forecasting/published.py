@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from studylib.core.places import PACKAGE
+from studylib.planning.cuda_terms import CudaTerms
+from studylib.planning.roofline import ASSUMED
 from studylib.schema.settings import Frozen
 
 FILE = PACKAGE / "published_memory.json"
@@ -61,7 +63,7 @@ def compare(published: Published) -> Comparison:
     settings = ForecastSettings.model_validate(
         {**published.settings, "model": published.model or f"path:{published.case}"}
     )
-    made = forecast(settings, config=config)
+    made = forecast(settings, efficiency=ASSUMED, cuda=CudaTerms(), config=config)
     reserved = made.peak_bytes - made.parts["cuda_context"]
     counted = reserved if published.counter == "reserved" else made.peak_allocated_bytes
     return Comparison(published=published, forecast_bytes=counted)

@@ -19,6 +19,8 @@ from studylib.metering.environment import (
     package_versions,
 )
 from studylib.planning.catalog import match_gpu
+from studylib.planning.cuda_terms import CudaTerms
+from studylib.planning.roofline import ASSUMED
 from studylib.schema.forecast_book import Span
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import (
@@ -65,7 +67,8 @@ def refresh_forecasts(folder: Path, records: Sequence[Record], say: Say = print)
 
 def forecast_record(record: Record) -> RunForecast:
     """The forecast of a record's training on the device that it ran on."""
-    from studylib.forecasting.job_forecast import Machine, job_settings, trace_once
+    from studylib.forecasting.forecast import forecast
+    from studylib.forecasting.job_forecast import Machine, find_config, job_settings
 
     environment = record.environment
     on_card = bool(environment.devices) and not environment.device.startswith("CPU")
@@ -76,7 +79,9 @@ def forecast_record(record: Record) -> RunForecast:
         memory_bytes=0,  # whether it fits is not asked any more
         here=False,
     )
-    made = trace_once(job_settings(record.run, machine), machine.here)
+    settings = job_settings(record.run, machine)
+    config = find_config(settings.model, machine.here)
+    made = forecast(settings, efficiency=ASSUMED, cuda=CudaTerms(), config=config)
     seconds = made.seconds_per_step
     return RunForecast(
         run_id=record.run_id,
@@ -86,4 +91,5 @@ def forecast_record(record: Record) -> RunForecast:
         peak_stage=made.peak_stage,
         parts={name: size for name, size in made.parts.items() if size},
         step_seconds=Span(low=seconds.low, mid=seconds.mid, high=seconds.high) if gpu else None,
+        roofline_seconds=seconds.mid * ASSUMED.mid if gpu else None,
     )

@@ -86,6 +86,7 @@ SERVING = (
 FORECASTING = (
     "forecasting/article_forecasts.py",
     "forecasting/article_memory.py",
+    "forecasting/calibration.py",
     "forecasting/depth.py",
     "forecasting/fitting.py",
     "forecasting/forecast.py",

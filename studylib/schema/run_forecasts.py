@@ -24,8 +24,9 @@ HELD = ("weights", "quantization_constants", "adapter")
 class RunForecast(Frozen):
     """One training step as it was forecast, in bytes of one card (or of a host's tensors).
 
-    peak_bytes: what the driver shows. allocated_bytes: what torch counts. step_seconds: None on a
-    CPU and on a card that the catalog lacks. record_digest: of the record that it belongs to.
+    peak_bytes: what the driver shows. allocated_bytes: what torch counts. step_seconds, and
+    roofline_seconds at the datasheet's rates: None on a CPU and on a card that the catalog lacks.
+    record_digest: of the record that it belongs to.
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class RunForecast(Frozen):
     peak_stage: str
     parts: dict[str, int]
     step_seconds: Span | None
+    roofline_seconds: float | None = None
 
     @property
     def weights_bytes(self) -> int:

@@ -1,0 +1,57 @@
+"""What the reference's own runs on a card teach a forecast: its efficiency, context and reserve.
+
+Without such runs the assumptions stand, and say so. A run's own forecast, which the report sets
+beside it, is made from the assumptions alone (studylib.forecasting.run_forecasts).
+
+Not covered: fitting the terms (studylib.planning.roofline, studylib.planning.cuda_terms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from studylib.core.places import REFERENCE
+from studylib.planning.catalog import find_gpu, match_gpu
+from studylib.planning.cuda_terms import CudaTerms, Measured, fit_cuda_terms
+from studylib.planning.roofline import Efficiency, calibrate
+from studylib.schema.records import RECORD, Record, read_record
+from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
+
+
+@lru_cache(maxsize=64)
+def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, CudaTerms]:
+    """The terms of a card of the catalog."""
+    pairs, peaks = [], []
+    for record, made in card_runs(reference):
+        card = match_gpu(record.environment.device)
+        train = record.train
+        if card is None or card.name != gpu or train is None or record.run.gpus > 1:
+            continue
+        if train.clean_step_seconds and made.roofline_seconds:
+            pairs.append((card.name, made.roofline_seconds, train.clean_step_seconds))
+        measure = train.measure
+        seen = (
+            measure.torch_peak_allocated_bytes,
+            measure.torch_peak_reserved_bytes,
+            measure.nvml_process_peak_bytes,
+        )
+        if all(seen):
+            allocated, reserved, process = (int(b or 0) for b in seen)
+            peaks.append(
+                Measured(allocated_bytes=allocated, reserved_bytes=reserved, process_bytes=process)
+            )
+    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(peaks)
+
+
+def card_runs(reference: Path) -> Iterator[tuple[Record, RunForecast]]:
+    """Complete runs on cards that the catalog knows, each with its forecast."""
+    for folder in sorted(path.parent for path in reference.glob("*/runs")):
+        made = read_run_forecasts(folder)
+        for run in made.runs if made else ():
+            if run.roofline_seconds is None:
+                continue
+            record = read_record(folder / "runs" / run.run_id / RECORD)
+            if record.complete and record.digest == run.record_digest:
+                yield record, run
