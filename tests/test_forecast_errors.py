@@ -224,7 +224,8 @@ def reference(tmp_path):
     factory = Factory(tmp_path / "gpu", device=GPU)
     block = card_record().train
     factory.train = lambda spec: block
-    record = factory.add(make_spec("lora", gpus=1))
+    factory.add(make_spec("lora", gpus=1))
+    (record,) = read_records(tmp_path / "gpu" / "runs")  # as it was sealed
     made = forecast_of(record).model_copy(update={"roofline_seconds": 0.4})
     write_run_forecasts(
         tmp_path / "gpu",

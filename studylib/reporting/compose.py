@@ -33,6 +33,7 @@ from studylib.reporting.claims import NOT_YET, Finding
 from studylib.reporting.forecast_tables import brief
 from studylib.reporting.forecast_tables import section as forecast_section
 from studylib.reporting.made_from import REPORT, Files
+from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.serve_figures import draw_monthly
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.forecast_book import ForecastBook
@@ -98,6 +99,8 @@ def tell(summary: Summary, several: bool) -> str:
     """The answer of a study: whole where it is the only one of one track, else in brief."""
     if is_capacity(summary):
         return tell_limits(summary)
+    if is_grid(summary):
+        return tell_grid(summary)
     if several or len(summary.tracks) > 1:
         return prose.answer_briefly(summary)
     return prose.answer(summary)
@@ -154,6 +157,8 @@ def join(*parts: str) -> str:
 def study_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
     if is_capacity(summary):
         return capacity_section(summary, pictures, several)
+    if is_grid(summary):
+        return grid_section(summary, several)
     lines = []
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
@@ -178,6 +183,17 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
     reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
     return [*lines, tell_capacity(summary), "", capacity_table(summary).markdown(), "",
             reading.strip(), ""]  # fmt: skip
+
+
+def grid_section(summary: Summary, several: bool) -> list[str]:
+    """One table for all shapes of a pass."""
+    title = "Memory by rows and tokens of a pass"
+    title = f"Profile {summary.study.name}: {title.lower()}" if several else title
+    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+    for track in summary.tracks:
+        lines += refusal_lines(summary, track)
+    reading = f"{notes.memory_note(summary.comparisons)} {notes.price_note(summary.comparisons)}"
+    return [*lines, tell_grid(summary), "", grid_table(summary).markdown(), "", reading, ""]
 
 
 def track_section(
