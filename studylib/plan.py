@@ -19,15 +19,17 @@ from typing import Any, Literal
 
 from pydantic import computed_field
 
+from studylib.almanac import USUAL_FACTS
 from studylib.data import hash_examples, read_examples
 from studylib.errors import StudyError
 from studylib.extras import check_extras
 from studylib.files import disk_full, explain_write_error
 from studylib.hub import hub_errors, resolve_dataset
 from studylib.pins import apply_pins, unpinned
-from studylib.profile import DataSettings, Frozen, ModelRef, Profile, RunSpec
+from studylib.profile import DataSettings, EvaluateSettings, Frozen, ModelRef, Profile, RunSpec
 from studylib.questions import check_questions
 from studylib.records import RECORD, Record, find_changes, read_records
+from studylib.rungs import known_facts
 from studylib.sources import ask_model, model_folder, resolve_model
 
 SMALLEST_ROOM_BYTES = 16_000_000
@@ -178,6 +180,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> None:
                 check_questions(source, track.evaluate.shots)
         for model in track.models:
             check_model(ModelRef.parse(model), fetch)
+            check_known(ModelRef.parse(model), track.evaluate)
     for spec in profile.runs():
         check_extras(spec)
 
@@ -208,6 +211,20 @@ def check_model(ref: ModelRef, fetch: bool) -> None:
         ask_model(ref)
     else:
         model_folder(ref)
+
+
+def check_known(ref: ModelRef, asked: EvaluateSettings) -> None:
+    """Raise where a ladder's model is asked for OLD facts that it never read."""
+    sources = (asked.questions, asked.retention)
+    if ref.kind != "ladder" or not {"almanac:old", "almanac:shifted"} & set(sources):
+        return
+    known = known_facts(ref.name)
+    if (asked.facts or USUAL_FACTS) > known:
+        raise StudyError(
+            f"evaluate.facts = {asked.facts or USUAL_FACTS}",
+            f"{ref} knows the first {known:,} facts of the OLD half",
+            "Ask for no more of them, or use a larger rung.",
+        )
 
 
 def check_writable(folder: Path) -> None:

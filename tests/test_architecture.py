@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "studylib"
 
 FLOORS = {
-    "words": """__init__ errors files sealed places settings serve_settings spec profile
+    "words": """__init__ errors files sealed places rungs settings serve_settings spec profile
         measure records metrics sharing stats verdicts almanac token_tree pins tuning serving
         serve_records forecast_book checks""",
     "what there is": """catalog counts cuda_terms roofline host nvml devices hub sources
