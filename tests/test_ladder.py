@@ -219,6 +219,7 @@ def test_profile_for_a_card_asks_only_what_its_model_knows_and_teaches_all_alike
     profile = read_profile("ladder-gpu")
     known = rungs.known_facts("60m")
     for track in profile.tracks:
+        assert track.train.seq_len <= ladder.CONTEXT
         assert track.evaluate.facts <= min(known, track.data.facts)
         assert (track.evaluate.retention, track.train.master_weights) == ("almanac:old", True)
     assert profile.hardware.jobs == 1  # memory is measured: one run at a time on a card
