@@ -245,6 +245,12 @@ def _read_by_heart(
         losses.append(loss.detach())  # read at the end: a card would have to be waited for
         tokens += sum(len(rows[i]) for i in batch)
         if rung.enough_recall is not None and (step + 1) % CHECK_EVERY == 0:
+            if not math.isfinite(losses[-1].item()):
+                raise StudyError(
+                    f"ladder:{rung.name}, step {step + 1}",
+                    "the loss is no longer a finite number",
+                    f"Lower the rung's learning rate of {rung.learning_rate:g} (studylib.rungs)",
+                )
             known = recall(model.eval(), tokenizer, asked)
             model.train()
             speed = tokens / (time.monotonic() - started)

@@ -44,9 +44,10 @@ RUNGS = (
     Rung("1.4m", hidden=160, intermediate=448, layers=4, steps=500, learning_rate=3e-3),
 )
 
-# Wide and shallow, since a card waits for the launch of small kernels. The rates fall with the
-# width as the bundled rungs' do and the budgets are some 12 readings of every sentence, where
-# those read each 8 to 12 times: extrapolated, the three for cards are not yet tried on one.
+# Wide and shallow, since a card waits for the launch of small kernels. 3m is for rehearsals on a
+# CPU. The three for cards are extrapolated and not yet tried on one: their rates fall with the
+# width as those above do, and their budgets are 12 readings of every sentence, where the bundled
+# rungs read each 7 or 12 times and 3m knows enough after 5.
 LARGER_RUNGS = (
     Rung("3m", hidden=224, intermediate=608, layers=5, steps=600, learning_rate=2e-3,
          facts=1_000, enough_recall=0.95),
