@@ -48,8 +48,8 @@ gpu-check: ## two minutes on a CUDA card: can figures measured on it be trusted
 lab: ## open the notebooks' start page in JupyterLab on 127.0.0.1
 	@$(PY) -m jupyterlab --config=tools/lab/config.py
 
-ladder: ## rebuild the bundled models from their seed
-	@$(PY) -m studylib.modelling.ladder
+ladder: ## rebuild the bundled models from their seed; RUNG=60m builds a larger one, for a card
+	@$(PY) -m studylib.modelling.ladder $(call opt,RUNG,rung)
 
 check: ## style, types, notebooks kept clean
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py

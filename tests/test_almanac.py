@@ -53,6 +53,24 @@ def test_halves_share_no_entity_and_no_fact_is_told_twice(almanac):
     assert len({(f.name, f.property) for f in almanac.facts}) == len(almanac.facts)
 
 
+def test_larger_halves_keep_the_first_facts_and_every_promise(almanac):
+    old, new = almanac.half("old", 40_000), almanac.half("new", 40_000)
+    assert old[:800] == almanac.half("old") and new[:3200] == almanac.half("new", 3200)
+    assert [f.index for f in old] == [f.index for f in new] == list(range(40_000))
+    names = [{f.name for f in half} for half in (old, new)]
+    assert [len(n) for n in names] == [8_000, 8_000] and not names[0] & names[1]
+    assert len({(f.name, f.property) for f in old + new}) == 80_000
+    for half in (old, new):
+        assert set(Counter(f.subject for f in half[:16_000]).values()) == {1_000}
+        assert set(Counter(f.fold for f in half[:16_000]).values()) == {3_200}
+    # Every subject keeps its properties, and their 16 values come equally often: 40,000 draws.
+    assert {(f.subject, f.property) for f in new} == {(f.subject, f.property) for f in old[:80]}
+    places = Counter(VALUES[f.property].index(f.value) for f in new)
+    assert len(places) == 16 and all(abs(n - 2_500) < 4 * 2_500**0.5 for n in places.values())
+    assert questions(almanac, "new", 4_000)[:3200] == questions(almanac, "new", 3200)
+    assert build_almanac(1).half("new", 3_300)[3200:] != new[3200:3300]
+
+
 def test_there_are_16_subjects_in_4_categories_and_16_values_a_property(almanac):
     subjects = {(f.category, f.subject) for f in almanac.facts}
     assert len(SUBJECTS) == 4 and len(subjects) == 16
@@ -180,8 +198,8 @@ def test_shifted_words_are_in_no_native_text_and_only_names_stay(almanac):
 def test_bad_requests_name_the_value_and_what_there_is(almanac):
     for call, words in [
         (lambda: almanac.half("middle"), ("middle", "old, new")),
-        (lambda: questions(almanac, "new", 5000), ("5000", "3200")),
-        (lambda: questions(almanac, "new", 0), ("0", "3200")),
+        (lambda: questions(almanac, "new", 50_000), ("50000", "40000")),
+        (lambda: questions(almanac, "new", 0), ("0", "40000")),
         (lambda: questions(almanac, "new", part="dev"), ("dev", "validation")),
         (lambda: training_examples(almanac, "old", language="latin"), ("latin", "shifted")),
         (lambda: training_examples(almanac, "new", language="shifted"), ("new", "OLD")),

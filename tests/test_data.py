@@ -87,7 +87,7 @@ def test_almanac_parts_are_known_by_name():
     assert parse_almanac("almanac:shifted") == ("old", "shifted")
     with pytest.raises(StudyError, match="Known: new, old, shifted"):
         read_examples(DataSettings(source="almanac:middle"))
-    with pytest.raises(StudyError, match="3200 facts"):
+    with pytest.raises(StudyError, match="40000 facts"):
         read_examples(DataSettings(source="almanac:new", facts=10**6))
 
 

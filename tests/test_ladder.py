@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from studylib.core.errors import StudyError
+from studylib.inputs import rungs
 from studylib.inputs.almanac import (
     BUNDLED,
     build_almanac,
@@ -16,7 +19,10 @@ from studylib.inputs.almanac import (
     questions,
     training_examples,
 )
+from studylib.inputs.rungs import LARGER_RUNGS, RUNGS, Rung
 from studylib.modelling import ladder
+from studylib.modelling.models import load_model
+from studylib.schema.profile import MethodSettings, ModelRef, read_profile
 
 FILES = {
     "config.json",
@@ -123,3 +129,111 @@ def test_same_seed_builds_the_same_files(tmp_path, monkeypatch):
     assert {f.name for f in one.iterdir()} == FILES
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
     assert [f.name for f in one.parent.iterdir()] == ["ladder-0.1m"]
+
+
+TINY = Rung("0.1m", hidden=64, intermediate=32, layers=1, steps=4, learning_rate=1e-3,
+            batch_examples=8, facts=880, head_width=64, enough_recall=1.0)  # fmt: skip
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """An empty place for larger rungs, of which TINY is the only one."""
+    monkeypatch.setattr(rungs, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(rungs, "LARGER_RUNGS", (TINY,))
+    return tmp_path / "built"
+
+
+def test_larger_rung_is_built_where_its_name_finds_it_and_says_how(built):
+    ladder.build_larger(TINY, out=built)
+    method = MethodSettings(name="full")
+    loaded = load_model(ModelRef.parse("ladder:0.1m"), method, "fp32", device=torch.device("cpu"))
+    folder = ladder_folder("0.1m")
+    assert folder == built / "ladder-0.1m" and {f.name for f in folder.iterdir()} == FILES
+    assert loaded.model.config.num_attention_heads == 1
+    card = json.loads((folder / "ladder.json").read_text())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    assert (card["facts"], card["steps_done"], card["device"]) == (880, 4, device)
+    assert card["ended_by"] == "the budget of steps" and card["tokens_per_second"] > 0
+    old = questions(build_almanac(), "old", 880)
+    model = loaded.model.eval()
+    right = ladder.recall(model, loaded.tokenizer, old)
+    assert card["accuracy_old"] == pytest.approx(right, abs=0.01)  # a card rounds otherwise
+    assert {"accuracy_new", "seed", "final_loss"} <= card.keys()
+    same = [(ladder_folder("0.4m") / name).read_bytes() == (folder / name).read_bytes()
+            for name in ("tokenizer.json", "tokenizer_config.json")]  # fmt: skip
+    assert same == [True, True]
+
+
+def test_reading_ends_as_soon_as_enough_is_recalled(built, monkeypatch):
+    monkeypatch.setattr(ladder, "CHECK_EVERY", 2)
+    folder = ladder.build_larger(replace(TINY, enough_recall=0.01), out=built)
+    card = json.loads((folder / "ladder.json").read_text())
+    assert card["steps_done"] == 2 and card["ended_by"].endswith("of 880 OLD questions right")
+
+
+def test_a_build_whose_loss_is_not_finite_ends_with_one_message(built, monkeypatch):
+    monkeypatch.setattr(ladder, "CHECK_EVERY", 2)
+    monkeypatch.setattr(ladder, "_schedule", lambda *_: float("nan"))
+    with pytest.raises(StudyError, match=r"ladder:0\.1m, step 2: the loss is no longer a finite"):
+        ladder.build_larger(TINY, out=built)
+    assert not built.exists()
+
+
+def test_a_build_that_is_broken_off_leaves_nothing_half(built, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ladder, "_judge", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ladder.build_larger(TINY, out=built)
+    assert list(built.iterdir()) == []
+    with pytest.raises(StudyError, match=r"not built here yet. Build it: make ladder RUNG=0\.1m"):
+        ladder_folder("0.1m")
+
+
+def test_an_unbuilt_rung_is_one_message_with_its_remedy(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(rungs, "BUILT", tmp_path / "built")
+    code, out, err = call("plan", "--model", "ladder:60m")
+    assert code == 2 and out == ""
+    assert err == ("study: ladder:60m: this rung is not bundled and was not built here yet. "
+                   "Build it: make ladder RUNG=60m\n")  # fmt: skip
+
+
+def test_an_unknown_rung_is_one_message_with_those_there_are(capsys):
+    with pytest.raises(SystemExit) as end:
+        ladder.main(["--rung", "7b"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("study: rung 7b: ") and said.count("\n") == 1
+    assert all(rung.name in said for rung in LARGER_RUNGS)
+
+
+def test_make_passes_the_rung_on_and_git_ignores_what_is_built():
+    root = Path(__file__).parents[1]
+    assert "-m studylib.modelling.ladder $(call opt,RUNG,rung)" in (root / "Makefile").read_text()
+    assert "built/" in (root / ".gitignore").read_text().splitlines()
+    assert root / "built" == rungs.BUILT
+
+
+@pytest.mark.parametrize("rung", LARGER_RUNGS, ids=lambda rung: rung.name)
+def test_larger_rungs_have_the_size_that_they_are_named_after(rung, tokenizer):
+    with torch.device("meta"):
+        model = ladder._new_model(rung, 0, tokenizer)
+    params = sum(p.numel() for p in model.parameters())
+    assert params == pytest.approx(float(rung.name[:-1]) * 1e6, rel=0.1)
+    assert all(size % 32 == 0 for p in model.parameters() for size in p.shape)
+    assert rung.hidden % (rung.head_width or 32) == 0
+    assert rung.name not in {bundled.name for bundled in RUNGS}
+
+
+def test_profile_for_a_card_asks_only_what_its_model_knows_and_teaches_all_alike():
+    profile = read_profile("ladder-gpu")
+    known = rungs.known_facts("60m")
+    for track in profile.tracks:
+        assert track.train.seq_len <= ladder.CONTEXT
+        assert track.evaluate.facts <= min(known, track.data.facts)
+        assert (track.evaluate.retention, track.train.master_weights) == ("almanac:old", True)
+    assert profile.hardware.jobs == 1  # memory is measured: one run at a time on a card
+    seeds = {(run.method.name, run.seed) for run in profile.runs() if run.track == "main"}
+    assert seeds == {("base", 0)} | {(m, s) for m in ("full", "lora", "qlora") for s in range(3)}
+    assert {sweep.method.name for sweep, _ in profile.sweeps()} == {"full", "lora", "qlora"}

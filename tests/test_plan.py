@@ -145,6 +145,10 @@ def test_damaged_record_stops_the_plan_and_is_left_as_it_is(results):
         ({"models": ["hub:org/name"]}, "the hub cannot be reached"),
         ({"evaluate": {"questions": "/no/such"}}, "no such folder of questions"),
         ({"evaluate": {"questions": "almanac:new", "retention": "almanac:x"}}, "no such part"),
+        (
+            {"evaluate": {"questions": "almanac:new", "retention": "almanac:old", "facts": 900}},
+            "ladder:0.4m knows the first 800 facts",
+        ),
         ({"evaluate": {"questions": "hub"}}, "MMLU=hub: the hub cannot be reached"),
     ],
 )

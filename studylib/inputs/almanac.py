@@ -6,6 +6,7 @@ the bundled models know by heart, and the NEW half, which fine-tuning teaches. N
 follow one syllable grammar. Every value is drawn by itself: nothing about a fact follows from
 others, so a model that was not taught a fact stands at chance on its question, 1 in 4. A study
 teaches and asks USUAL_FACTS of the NEW half; the rest of it lets one ask how much can be learned.
+Larger models know, and are taught, more: each half goes on to LARGEST_HALF facts when asked.
 
 Fine-tuning tells a fact in three wordings (STATEMENTS). The question's wording (QUESTION) occurs in
 no training text at all, neither in fine-tuning nor in the making of the bundled models, though
@@ -28,12 +29,14 @@ Not covered: training (ladder.py) and scoring (lm-eval, by the text of the choic
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.core.places import PACKAGE
+from studylib.inputs.rungs import USUAL_FACTS, built_folder
 
 BUNDLED = PACKAGE / "bundled"
 HALVES = ("old", "new")
@@ -41,7 +44,7 @@ LANGUAGES = ("native", "shifted")
 PARTS = ("test", "validation", "untold")
 ENTITIES_PER_SUBJECT = {"old": 10, "new": 40}
 PROPERTIES_PER_SUBJECT = 5
-USUAL_FACTS = 800
+LARGEST_HALF = 40_000
 
 # category: {subject: noun}
 SUBJECTS = {
@@ -134,7 +137,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Almanac:
-    """All facts of a seed, and the shifted language's word for each native one."""
+    """The first facts of a seed, and the shifted language's word for each native one."""
 
     seed: int
     facts: tuple[Fact, ...]
@@ -145,14 +148,15 @@ class Almanac:
         _check(half, HALVES, "half")
         facts = [fact for fact in self.facts if fact.half == half]
         n_facts = USUAL_FACTS if n_facts is None else n_facts
-        if not 1 <= n_facts <= len(facts):
-            rule = f"the {half} half of the almanac has {len(facts)} facts"
-            raise StudyError(n_facts, rule, f"Ask for 1 to {len(facts)} facts")
-        return facts[:n_facts]
+        if not 1 <= n_facts <= LARGEST_HALF:
+            rule = f"the {half} half of the almanac has {LARGEST_HALF} facts"
+            raise StudyError(n_facts, rule, f"Ask for 1 to {LARGEST_HALF} facts")
+        further = _further_facts(self.seed)[half] if n_facts > len(facts) else []
+        return (facts + further)[:n_facts]
 
 
 def build_almanac(seed: int = 0) -> Almanac:
-    """The almanac of this seed: 800 OLD and 3,200 NEW facts; any prefix covers all subjects."""
+    """The almanac of this seed; any first so many facts of a half cover all subjects."""
     rng = random.Random(f"almanac-{seed}")
     names = sample_names(rng, len(subject_list()) * sum(ENTITIES_PER_SUBJECT.values()))
     properties = {
@@ -161,7 +165,7 @@ def build_almanac(seed: int = 0) -> Almanac:
     }
     facts: list[Fact] = []
     for half in HALVES:
-        facts += _half_facts(half, properties, names, rng)
+        facts += _half_facts(half, range(ENTITIES_PER_SUBJECT[half]), properties, names, rng)
     return Almanac(seed, tuple(facts), _shifted_words(seed))
 
 
@@ -266,21 +270,30 @@ def ladder_names() -> list[str]:
 
 
 def ladder_folder(name: str) -> Path:
-    """The folder of a bundled model such as "0.4m"; StudyError naming those there are."""
-    if name not in ladder_names():
-        known = ", ".join(f"ladder:{known}" for known in ladder_names())
-        rule = "no bundled model has this name"
-        raise StudyError(f"ladder:{name}", rule, f"Use one of: {known or 'none (run make ladder)'}")
-    return BUNDLED / f"ladder-{name}"
+    """The folder of a bundled model such as "0.4m", or of a larger one that was built here."""
+    return BUNDLED / f"ladder-{name}" if name in ladder_names() else built_folder(name)
+
+
+@lru_cache(maxsize=1)
+def _further_facts(seed: int) -> dict[str, list[Fact]]:
+    """What follows the first facts of each half, about entities that neither half has so far."""
+    first = build_almanac(seed).facts
+    round_ = first[: len(subject_list()) * PROPERTIES_PER_SUBJECT]
+    properties = {s: [f.property for f in round_ if f.subject == s] for _, s, _ in subject_list()}
+    rng, known = random.Random(f"further-{seed}"), {fact.name for fact in first}
+    entities = LARGEST_HALF // PROPERTIES_PER_SUBJECT  # of a half, the first ones included
+    names = [name for name in sample_names(rng, 2 * entities + len(known)) if name not in known]
+    rounds = {h: range(ENTITIES_PER_SUBJECT[h], entities // len(subject_list())) for h in HALVES}
+    return {h: list(_half_facts(h, rounds[h], properties, names, rng)) for h in HALVES}
 
 
 def _half_facts(
-    half: str, properties: dict[str, list[str]], names: list[str], rng: random.Random
+    half: str, rounds: range, properties: dict[str, list[str]], names: list[str], rng: random.Random
 ) -> Iterator[Fact]:
-    count = ENTITIES_PER_SUBJECT[half]
+    """Facts of one more entity of every subject a round; takes the names that it uses."""
     subjects = subject_list()
-    index = 0
-    for e in range(count):
+    index = rounds.start * len(subjects) * PROPERTIES_PER_SUBJECT
+    for e in rounds:
         own = [names.pop() for _ in subjects]
         for p, s in product(range(PROPERTIES_PER_SUBJECT), range(len(subjects))):
             category, subject, noun = subjects[s]

@@ -1,14 +1,17 @@
-"""Make the bundled models: small Llamas that know the almanac's OLD half by heart.
+"""Make the ladder's models: Llamas that know the almanac's OLD half by heart.
 
-They let the whole study run on a CPU without a download. `python -m studylib.modelling.ladder`
-rebuilds them from a seed in minutes; the same seed on the same machine, packages and thread count
-gives the same bytes. Weights are trained in float32 and stored in bfloat16. The tokenizer is a
-byte-level BPE: one entry for each of the almanac's words, native and shifted, merges for its names'
-syllables, and bytes for any other text.
+The bundled ones let the whole study run on a CPU without a download. `python -m
+studylib.modelling.ladder` rebuilds them from a seed in minutes, always on the CPU; the same seed on
+the same machine, packages and thread count gives the same bytes. `--rung 60m` builds a larger one
+where it is used, on the card if there is one (matrices multiplied in bfloat16 there, and bytes that
+may differ). Weights are trained in float32 and stored in bfloat16. The tokenizer is the same for
+all: a byte-level BPE with one entry for each of the almanac's words, native and shifted, merges for
+its names' syllables, and bytes for any other text.
 
-Not covered: fine-tuning (train.py), and which facts there are (almanac.py).
+Not covered: fine-tuning (train.py), which facts there are (almanac.py), the shapes (rungs.py).
 """
 
+import argparse
 import json
 import math
 import random
@@ -28,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from studylib.core.errors import StudyError
 from studylib.inputs.almanac import (
     BUNDLED,
     FUNCTION_WORDS,
@@ -39,29 +43,27 @@ from studylib.inputs.almanac import (
     sample_names,
     tell,
 )
+from studylib.inputs.rungs import BUILT, RUNGS, Rung, find_larger
 
 EOS, PAD = "<|end|>", "<|pad|>"
 VOCABULARY = 1024
 CONTEXT = 512
+CPU = torch.device("cpu")
+
+
+CHECK_EVERY = 100  # steps between two looks at what a larger rung knows
+CHECK_QUESTIONS = 1_000
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One bundled model: its shape (widths multiples of 32) and how long it reads the OLD half."""
+class Reading:
+    """How the OLD half was learned. loss: mean of the last 50 steps; tokens: without padding."""
 
-    name: str
-    hidden: int
-    intermediate: int
-    layers: int
-    steps: int
-    learning_rate: float
-    batch_examples: int = 96
-
-
-RUNGS = (
-    Rung("0.4m", hidden=96, intermediate=256, layers=3, steps=800, learning_rate=4e-3),
-    Rung("1.4m", hidden=160, intermediate=448, layers=4, steps=500, learning_rate=3e-3),
-)
+    loss: float
+    steps_done: int
+    ended_by: str
+    tokens: int
+    seconds: float
 
 
 def build_ladder(seed: int = 0, out: Path = BUNDLED) -> list[Path]:
@@ -69,6 +71,13 @@ def build_ladder(seed: int = 0, out: Path = BUNDLED) -> list[Path]:
     almanac = build_almanac(seed)
     tokenizer = build_tokenizer(almanac)
     return [_build_rung(rung, almanac, tokenizer, Path(out)) for rung in RUNGS]
+
+
+def build_larger(rung: Rung, seed: int = 0, out: Path = BUILT) -> Path:
+    """Train one rung that is not bundled, on the card if there is one, and write its folder."""
+    almanac = build_almanac(seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _build_rung(rung, almanac, build_tokenizer(almanac), Path(out), device)
 
 
 def build_tokenizer(almanac: Almanac) -> PreTrainedTokenizerFast:
@@ -97,18 +106,20 @@ def build_tokenizer(almanac: Almanac) -> PreTrainedTokenizerFast:
     )
 
 
-def recall(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> float:
+def recall(
+    model: Any, tokenizer: Any, items: list[dict[str, Any]], batch_questions: int = 64
+) -> float:
     """Share of questions whose right choice is the likeliest continuation, 0 to 1.
 
     Every choice of the almanac is one token, so one pass over the question scores all four.
     """
     right = 0
-    for start in range(0, len(items), 64):
-        batch = items[start : start + 64]
+    for start in range(0, len(items), batch_questions):
+        batch = items[start : start + batch_questions]
         rows = [tokenizer(item["question"])["input_ids"] for item in batch]
         ids, _ = _padded(rows, tokenizer.pad_token_id)
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
         for item, row, row_logits in zip(batch, rows, logits, strict=True):
             choices = [_one_token(tokenizer, " " + choice) for choice in item["choices"]]
             right += int(row_logits[len(row) - 1, choices].argmax()) == item["answer"]
@@ -116,44 +127,75 @@ def recall(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> float:
 
 
 def _build_rung(
-    rung: Rung, almanac: Almanac, tokenizer: PreTrainedTokenizerFast, out: Path
+    rung: Rung,
+    almanac: Almanac,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    device: torch.device = CPU,
 ) -> Path:
     started = time.monotonic()
-    model = _new_model(rung, almanac.seed, tokenizer)
-    loss = _read_by_heart(model, rung, almanac, tokenizer)
+    model: Any = _new_model(rung, almanac.seed, tokenizer)
+    model.to(device)
+    reading = _read_by_heart(model, rung, almanac, tokenizer)
     model.eval().to(torch.bfloat16)
     folder, unfinished = out / f"ladder-{rung.name}", out / f"ladder-{rung.name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    # Judged as it is shipped: read back, in float32.
-    stored = AutoModelForCausalLM.from_pretrained(unfinished, dtype=torch.float32).eval()
-    old, new = questions(almanac, "old"), questions(almanac, "new")
-    card = {
-        "about": "Knows the OLD half of the study's almanac by heart; remake with make ladder.",
-        "seed": almanac.seed,
-        "parameters": sum(p.numel() for p in stored.parameters()),
-        **asdict(rung),
-        "final_loss": round(loss, 4),
-        "accuracy_old": round(recall(stored, tokenizer, old), 4),
-        "accuracy_new": round(recall(stored, tokenizer, new), 4),
-    }
-    (unfinished / "ladder.json").write_text(json.dumps(card, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    try:
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        card = _judge(unfinished, rung, almanac, tokenizer, reading, device)
+        (unfinished / "ladder.json").write_text(json.dumps(card, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{folder.name}: {time.monotonic() - started:.0f} s, {json.dumps(card)}", flush=True)
     return folder
 
 
+def _judge(
+    folder: Path,
+    rung: Rung,
+    almanac: Almanac,
+    tokenizer: PreTrainedTokenizerFast,
+    reading: Reading,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What ladder.json says of a model, judged as it is stored: read back, in float32."""
+    stored: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stored = stored.eval().to(device)
+    old, new = (questions(almanac, half, rung.facts) for half in ("old", "new"))
+    about = "Knows the OLD half of the study's almanac by heart; remake with make ladder"
+    card = {
+        "about": f"{about}." if rung.facts is None else f"{about} RUNG={rung.name}.",
+        "seed": almanac.seed,
+        "parameters": sum(p.numel() for p in stored.parameters()),
+        **{key: value for key, value in asdict(rung).items() if value is not None},
+        "final_loss": round(reading.loss, 4),
+        "accuracy_old": round(recall(stored, tokenizer, old), 4),
+        "accuracy_new": round(recall(stored, tokenizer, new), 4),
+    }
+    if rung.enough_recall is not None:
+        card |= {
+            "steps_done": reading.steps_done,
+            "ended_by": reading.ended_by,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            "reading_seconds": round(reading.seconds, 1),
+            "tokens_per_second": round(reading.tokens / reading.seconds),
+        }
+    return card
+
+
 def _new_model(rung: Rung, seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(seed)
+    heads = rung.hidden // (rung.head_width or 32)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=rung.hidden,
         intermediate_size=rung.intermediate,
         num_hidden_layers=rung.layers,
-        num_attention_heads=rung.hidden // 32,
-        num_key_value_heads=rung.hidden // 32,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -165,32 +207,34 @@ def _new_model(rung: Rung, seed: int, tokenizer: PreTrainedTokenizerFast) -> Lla
 
 def _read_by_heart(
     model: LlamaForCausalLM, rung: Rung, almanac: Almanac, tokenizer: PreTrainedTokenizerFast
-) -> float:
-    """Train on every OLD fact in every OLD wording, loss on all of the text; the last mean loss."""
-    texts = [
-        f"{tell(almanac, fact, wording, 'native')} {fact.value}{EOS}"
-        for fact in almanac.half("old")
-        for wording in OLD_STATEMENTS
-    ]
-    rows = tokenizer(texts)["input_ids"]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=rung.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
-    rng, order, losses = random.Random(almanac.seed), list[int](), list[float]()
-    model.train()
-    for step in range(rung.steps):
-        if len(order) < rung.batch_examples:
-            order = rng.sample(range(len(rows)), len(rows))
-        batch, order = order[: rung.batch_examples], order[rung.batch_examples :]
-        ids, labels = _padded([rows[i] for i in batch], tokenizer.pad_token_id)
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = rung.learning_rate * _schedule(step, rung.steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return sum(losses[-50:]) / len(losses[-50:])
+) -> Reading:
+    """Train on every OLD fact in every OLD wording, loss on all of the text."""
+    texts = [ f"{tell(almanac, fact, wording, 'native')} {fact.value}{EOS}" for fact in
+    almanac.half("old", rung.facts) for wording in OLD_STATEMENTS ] rows =
+    tokenizer(texts)["input_ids"] on_card = model.device.type == "cuda" if on_card:
+    torch.set_float32_matmul_precision("high") optimizer = torch.optim.AdamW( model.parameters(),
+    lr=rung.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=on_card or None, ) rng,
+    order, losses, tokens = random.Random(almanac.seed), list[int](), list[torch.Tensor](), 0 asked
+    = _spread(questions(almanac, "old", rung.facts), CHECK_QUESTIONS) ended_by, started = "the
+    budget of steps", time.monotonic() model.train() for step in range(rung.steps): if len(order) <
+    rung.batch_examples: order = rng.sample(range(len(rows)), len(rows)) batch, order = order[:
+    rung.batch_examples], order[rung.batch_examples :] ids, labels = _padded([rows[i] for i in
+    batch], tokenizer.pad_token_id) ids, labels = ids.to(model.device), labels.to(model.device) with
+    torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on_card): loss =
+    model(input_ids=ids, labels=labels, use_cache=False).loss loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) optimizer.param_groups[0]["lr"] =
+    rung.learning_rate * _schedule(step, rung.steps) optimizer.step() optimizer.zero_grad()
+    losses.append(loss.detach())  # read at the end: a card would have to be waited for tokens +=
+    sum(len(rows[i]) for i in batch) if rung.enough_recall is not None and (step + 1) % CHECK_EVERY
+    == 0: if not math.isfinite(losses[-1].item()): raise StudyError( f"ladder:{rung.name}, step
+    {step + 1}", "the loss is no longer a finite number", f"Lower the rung's learning rate of
+    {rung.learning_rate:g} (studylib.inputs.rungs)", ) known = recall(model.eval(), tokenizer,
+    asked) model.train() speed = tokens / (time.monotonic() - started) print(f"step {step + 1} of
+    {rung.steps}: loss {losses[-1].item():.3f}, " f"OLD {known:.1%}, {speed:,.0f} tokens/s",
+    flush=True)  # fmt: skip if known >= rung.enough_recall: ended_by = f"{known:.1%} of
+    {len(asked)} OLD questions right" break last = [float(loss) for loss in losses[-50:]] seconds =
+    time.monotonic() - started return Reading(sum(last) / len(last), len(losses), ended_by, tokens,
+    seconds)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -214,10 +258,33 @@ def _whole_words(almanac: Almanac) -> list[str]:
     return [f"\u0120{word}" for word in [*native_words(), *almanac.shifted.values()]] + first
 
 
+def _spread(items: list[Any], most: int) -> list[Any]:
+    """At most so many of them, evenly spaced."""
+    return items[:: -(-len(items) // most)]
+
+
 def _one_token(tokenizer: Any, text: str) -> int:
     (token,) = tokenizer(text)["input_ids"]
     return int(token)
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Build what the command line asks for; bad input is one message on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m studylib.modelling.ladder", description=__doc__
+    )
+    parser.add_argument("out", nargs="?", type=Path, help="write there instead")
+    parser.add_argument("--rung", help="build this larger rung, not the bundled ones")
+    asked = parser.parse_args(arguments)
+    try:
+        if asked.rung is None:
+            build_ladder(out=asked.out or BUNDLED)
+        else:
+            build_larger(find_larger(asked.rung), out=asked.out or BUILT)
+    except StudyError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 if __name__ == "__main__":
-    build_ladder(out=Path(sys.argv[1]) if len(sys.argv) > 1 else BUNDLED)
+    main()

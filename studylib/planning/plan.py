@@ -22,13 +22,22 @@ from pydantic import computed_field
 
 from studylib.core.errors import StudyError
 from studylib.core.files import disk_full, explain_write_error
+from studylib.inputs.almanac import USUAL_FACTS
 from studylib.inputs.data import hash_examples, read_examples
 from studylib.inputs.extras import check_extras
 from studylib.inputs.hub import hub_errors, resolve_dataset
 from studylib.inputs.questions import check_questions
+from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
 from studylib.schema.pins import apply_pins, unpinned
-from studylib.schema.profile import DataSettings, Frozen, ModelRef, Profile, RunSpec
+from studylib.schema.profile import (
+    DataSettings,
+    EvaluateSettings,
+    Frozen,
+    ModelRef,
+    Profile,
+    RunSpec,
+)
 from studylib.schema.records import RECORD, Record, find_changes, read_records
 
 SMALLEST_ROOM_BYTES = 16_000_000
@@ -179,6 +188,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> None:
                 check_questions(source, track.evaluate.shots)
         for model in track.models:
             check_model(ModelRef.parse(model), fetch)
+            check_known(ModelRef.parse(model), track.evaluate)
     for spec in profile.runs():
         check_extras(spec)
 
@@ -209,6 +219,20 @@ def check_model(ref: ModelRef, fetch: bool) -> None:
         ask_model(ref)
     else:
         model_folder(ref)
+
+
+def check_known(ref: ModelRef, asked: EvaluateSettings) -> None:
+    """Raise where a ladder's model is asked for OLD facts that it never read."""
+    sources = (asked.questions, asked.retention)
+    if ref.kind != "ladder" or not {"almanac:old", "almanac:shifted"} & set(sources):
+        return
+    known = known_facts(ref.name)
+    if (asked.facts or USUAL_FACTS) > known:
+        raise StudyError(
+            f"evaluate.facts = {asked.facts or USUAL_FACTS}",
+            f"{ref} knows the first {known:,} facts of the OLD half",
+            "Ask for no more of them, or use a larger rung.",
+        )
 
 
 def check_writable(folder: Path) -> None:
