@@ -12,9 +12,15 @@ or runs out of memory says so in its row; one that fails otherwise, or did not d
 ends this with code 1. Libraries that want other versions of shared packages get an environment of
 their own, which needs this project's packages too: --python torchtune=ENVIRONMENT/bin/python.
 
+`ours` lays the rows of a micro-batch end to end under one mask (sdpa), so that attention costs it
+more the more rows there are; the profiles of the study take --micro-batch 1 with --accumulation.
+A padded peer then has one or two examples in a micro-batch.
+
 What is the same is checked: trainable parameters, tokens of all updates, and the loss of the first
 update, before any weight has changed, over the same examples (1 of 1,000 in fp32, 1 of 100 in bf16
 and in 4 bits, where peers round at other places).
+
+Every result is added to --out at once: a run that is cut off leaves what it had.
 
 Not covered: accuracy after training, several cards.
 """
@@ -31,7 +37,6 @@ import traceback
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import peer_libraries
 from peer_table import Rounds, build_table, format_table
@@ -219,9 +224,17 @@ def work_once(peer: str, job_file: str, result_file: str) -> None:
 
 
 def run_rounds(
-    peers: list[str], spec: RunSpec, rounds: int, work: Path, pythons: dict[str, str]
+    peers: list[str],
+    spec: RunSpec,
+    rounds: int,
+    work: Path,
+    pythons: dict[str, str],
+    keep: Callable[[Rounds], None] = lambda found: None,
 ) -> Rounds:
-    """Every peer once a round, in turn; one that ended early is not asked again."""
+    """Every peer once a round, in turn; one that ended early is not asked again.
+
+    keep: given all results so far after every one, so that a run that is cut off leaves them.
+    """
     found: Rounds = {peer: [] for peer in peers}
     for number in range(rounds):
         for peer in peers:
@@ -231,6 +244,7 @@ def run_rounds(
                 peer, spec, work / f"{peer}-{number}", pythons.get(peer, sys.executable)
             )
             found[peer].append(result)
+            keep(found)
             speed = result.tokens_per_second
             shown = f"{speed:,.0f} tokens/s" if speed else result.status
             print(f"round {number + 1} of {rounds}: {peer}: {shown}", file=sys.stderr, flush=True)
@@ -253,6 +267,12 @@ def describe(spec: RunSpec, options: argparse.Namespace) -> str:
     ])  # fmt: skip
 
 
+def spell_raw(found: Rounds, spec: RunSpec) -> str:
+    """All figures of all rounds so far, with packages and device, as JSON."""
+    peers = {p: [json.loads(r.to_json()) for r in rs] for p, rs in found.items() if rs}
+    return json.dumps({"spec": spec.model_dump(mode="json"), "peers": peers}, indent=1) + "\n"
+
+
 def judge(found: Rounds, rows: list[list[str]]) -> int:
     """1 where a peer failed or did other work, else 0."""
     failed = any(result.status == "failed" for results in found.values() for result in results)
@@ -271,16 +291,14 @@ def main(words: list[str] | None = None) -> int:
     except StudyError as error:
         print(error, file=sys.stderr)
         return 2
+
+    def keep(found: Rounds) -> None:
+        if options.out:
+            options.out.write_text(spell_raw(found, spec), encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as work:
-        found = run_rounds(peers, spec, options.rounds, Path(work), pythons)
+        found = run_rounds(peers, spec, options.rounds, Path(work), pythons, keep)
     rows = build_table(found, spec)
-    if options.out:
-        raw: dict[str, Any] = {
-            "spec": spec.model_dump(mode="json"),
-            "peers": {p: [json.loads(r.to_json()) for r in rs] for p, rs in found.items()},
-            "table": rows,
-        }
-        options.out.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
     print(describe(spec, options))
     print("memory: the largest peak of the training; in brackets by " + peers[0])
     for peer in NEVER_RUN.keys() & found.keys():
