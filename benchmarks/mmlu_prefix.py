@@ -10,11 +10,21 @@ left, each at another point, so that nothing but their equality is left to show:
 share them.
 
     OMP_NUM_THREADS=2 python benchmarks/mmlu_prefix.py --data FOLDER
+    python benchmarks/mmlu_prefix.py --model shape:OLMo-2-1B --dtype fp32 bf16 \\
+        --subjects 57 --limit 20
+
+Any model that a study takes can stand in for the Llama, on a card if there is one. Random weights
+(shape:NAME) keep the tokenizer that is trained here, never larger than their vocabulary; others
+bring their own. One JSON object is printed for each dtype as soon as it is done. Beside it,
+`stock_against_itself` tells how far stock's own batch sizes lie apart on the first subject: in bf16
+that is what rounding alone does.
 """
 
 import argparse
 import json
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +34,16 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from studylib.core.errors import StudyError
+from studylib.metering.environment import device_name
+from studylib.modelling.models import DTYPES, default_device, load_model
+from studylib.schema.settings import MethodSettings, ModelRef
 from studylib.scoring.compare_lm import ModelClock, compare, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
 
 LETTERS = ["A", "B", "C", "D"]
+OWN_MODEL = "llama-20m"
+SMALLEST_VOCABULARY = 300  # every byte, the two special tokens and some merges
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
 
 
@@ -118,60 +134,124 @@ def make_model(vocabulary: int, context: int = 4096) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def bring_in(name: str, dtype: str, data: Path, vocabulary: int, context: int) -> tuple[Any, Any]:
+    """(model in `dtype` on its device, tokenizer). StudyError for too small a vocabulary."""
+    if name == OWN_MODEL:
+        tokenizer = train_tokenizer(data, vocabulary)
+        model = make_model(len(tokenizer), context)
+        return model.to(default_device(), DTYPES[dtype]), tokenizer
+    loaded = load_model(ModelRef.parse(name), MethodSettings(name="base"), dtype)
+    model: Any = loaded.model.eval()
+    if not loaded.random_weights:
+        return model, loaded.tokenizer
+    size = min(vocabulary, model.config.vocab_size)
+    if size < SMALLEST_VOCABULARY:
+        rule = f"the questions need a vocabulary of {SMALLEST_VOCABULARY} or more"
+        raise StudyError(f"{name}, {size} tokens", rule, "Take another model or --vocabulary.")
+    return model, train_tokenizer(data, size)
+
+
 def pick_stock_batch_size(
-    model: Any, tokenizer: Any, tasks: dict, batch_sizes: list[int], limit: int
-) -> tuple[int, dict[int, float]]:
-    """The batch size at which stock scores one subject fastest, and the seconds of each."""
+    make_stock: Callable[[int], Any], tasks: dict, batch_sizes: list[int], limit: int
+) -> tuple[int, dict[int, float], dict[str, Any]]:
+    """The batch size at which stock scores one subject fastest, the seconds of each, and how far
+    the others' log-likelihoods and answers lie from its own."""
     name = next(iter(tasks))
-    seconds = {}
+    seconds, found = {}, {}
     for batch_size in batch_sizes:
         clock = ModelClock()
-        stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        evaluate_items(stock, {name: tasks[name]}, limit, clock)
+        found[batch_size] = evaluate_items(
+            make_stock(batch_size), {name: tasks[name]}, limit, clock
+        )
         seconds[batch_size] = clock.seconds
-    return min(seconds, key=seconds.__getitem__), seconds
+    best = min(seconds, key=seconds.__getitem__)
+    others = [size for size in batch_sizes if size != best]
+    pairs = [pair for size in others for pair in zip(found[best], found[size], strict=True)]
+    apart = [abs(a[0] - b[0]) for x, y in pairs for a, b in zip(x[0], y[0], strict=True)]
+    itself = {
+        "items": len(pairs),
+        "max_abs_loglikelihood_difference": max(apart, default=None),
+        "answers_changed": sum(x[1] != y[1] for x, y in pairs),
+    }
+    return best, seconds, itself
 
 
-def main() -> None:
-    """Run the comparison and print its figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
-    parser.add_argument("--subjects", type=int, default=10)
-    parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--shots", type=int, default=5)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--tokens-per-pass", type=int)
-    options = parser.parse_args()
-    logging.disable(logging.INFO)
-    tasks = make_tasks(options.data, options.subjects, options.shots)
-    tokenizer = train_tokenizer(options.data, vocabulary=8192)
-    model = make_model(len(tokenizer), options.context)
-    batch_size, seconds = pick_stock_batch_size(
-        model, tokenizer, tasks, options.batch_sizes, options.limit or 60
+def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, Any]:
+    """Stock and shared prefixes over the same questions with one model in one dtype."""
+    model, tokenizer = bring_in(
+        options.model, dtype, options.data, options.vocabulary, options.context
+    )
+    context = min(options.context, model.config.max_position_embeddings)
+    # Both take their log-softmax in fp32: in bf16 choices would tie.
+    shared = {"tokenizer": tokenizer, "max_length": context, "softmax_dtype": torch.float32}
+
+    def make_stock(batch_size: int) -> HFLM:
+        return HFLM(pretrained=model, batch_size=batch_size, **shared)
+
+    ours = PrefixLM(pretrained=model, tokens_per_pass=options.tokens_per_pass, **shared)
+    batch_size, seconds, itself = pick_stock_batch_size(
+        make_stock, tasks, options.batch_sizes, options.limit or 60
     )
     result = compare(
-        lambda: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-        lambda: PrefixLM(
-            pretrained=model, tokenizer=tokenizer, tokens_per_pass=options.tokens_per_pass
-        ),
-        tasks,
-        limit=options.limit,
-        rounds=options.rounds,
+        lambda: make_stock(batch_size), lambda: ours, tasks, options.limit, options.rounds
     )
     facts = {
+        "model": options.model,
+        "dtype": dtype,
+        "device": device_name(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
         "threads": torch.get_num_threads(),
         "subjects": [name.removeprefix("mmlu_") for name in tasks],
         "shots": options.shots,
-        "context": options.context,
+        "context": context,
+        "fallback_reason": ours.fallback_reason,
+        "prompts_cut": ours.prompts_cut // options.rounds,
         "stock_batch_size": batch_size,
         "stock_seconds_by_batch_size": seconds,
+        "stock_against_itself": itself,
     }
-    print(json.dumps(facts | result.to_dict(), indent=2))
+    return facts | result.to_dict()
+
+
+def read_options(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
+    parser.add_argument("--model", default=OWN_MODEL, help="or shape:, ladder:, path:, hub:")
+    parser.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=["fp32"])
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--subjects", type=int, default=10)
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--shots", type=int, default=5)
+    parser.add_argument("--limit", type=int, help="questions of each subject")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--tokens-per-pass", type=int)
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the comparison in each dtype and print its figures as JSON."""
+    options = read_options(words)
+    logging.disable(logging.INFO)
+    try:
+        tasks = make_tasks(options.data, options.subjects, options.shots)
+        for dtype in options.dtype:
+            found = measure(options, dtype, tasks)
+            print(json.dumps(found, indent=2), flush=True)
+            print(
+                f"{dtype}: stock takes {found['time_ratio']:.2f} times as long, largest difference "
+                f"{found['max_abs_loglikelihood_difference']:.2g}, "
+                f"{found['answers_changed']} of {found['items']} answers changed",
+                file=sys.stderr,
+            )
+    except StudyError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

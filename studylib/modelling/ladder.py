@@ -209,32 +209,59 @@ def _read_by_heart(
     model: LlamaForCausalLM, rung: Rung, almanac: Almanac, tokenizer: PreTrainedTokenizerFast
 ) -> Reading:
     """Train on every OLD fact in every OLD wording, loss on all of the text."""
-    texts = [ f"{tell(almanac, fact, wording, 'native')} {fact.value}{EOS}" for fact in
-    almanac.half("old", rung.facts) for wording in OLD_STATEMENTS ] rows =
-    tokenizer(texts)["input_ids"] on_card = model.device.type == "cuda" if on_card:
-    torch.set_float32_matmul_precision("high") optimizer = torch.optim.AdamW( model.parameters(),
-    lr=rung.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=on_card or None, ) rng,
-    order, losses, tokens = random.Random(almanac.seed), list[int](), list[torch.Tensor](), 0 asked
-    = _spread(questions(almanac, "old", rung.facts), CHECK_QUESTIONS) ended_by, started = "the
-    budget of steps", time.monotonic() model.train() for step in range(rung.steps): if len(order) <
-    rung.batch_examples: order = rng.sample(range(len(rows)), len(rows)) batch, order = order[:
-    rung.batch_examples], order[rung.batch_examples :] ids, labels = _padded([rows[i] for i in
-    batch], tokenizer.pad_token_id) ids, labels = ids.to(model.device), labels.to(model.device) with
-    torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on_card): loss =
-    model(input_ids=ids, labels=labels, use_cache=False).loss loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) optimizer.param_groups[0]["lr"] =
-    rung.learning_rate * _schedule(step, rung.steps) optimizer.step() optimizer.zero_grad()
-    losses.append(loss.detach())  # read at the end: a card would have to be waited for tokens +=
-    sum(len(rows[i]) for i in batch) if rung.enough_recall is not None and (step + 1) % CHECK_EVERY
-    == 0: if not math.isfinite(losses[-1].item()): raise StudyError( f"ladder:{rung.name}, step
-    {step + 1}", "the loss is no longer a finite number", f"Lower the rung's learning rate of
-    {rung.learning_rate:g} (studylib.inputs.rungs)", ) known = recall(model.eval(), tokenizer,
-    asked) model.train() speed = tokens / (time.monotonic() - started) print(f"step {step + 1} of
-    {rung.steps}: loss {losses[-1].item():.3f}, " f"OLD {known:.1%}, {speed:,.0f} tokens/s",
-    flush=True)  # fmt: skip if known >= rung.enough_recall: ended_by = f"{known:.1%} of
-    {len(asked)} OLD questions right" break last = [float(loss) for loss in losses[-50:]] seconds =
-    time.monotonic() - started return Reading(sum(last) / len(last), len(losses), ended_by, tokens,
-    seconds)
+    texts = [
+        f"{tell(almanac, fact, wording, 'native')} {fact.value}{EOS}"
+        for fact in almanac.half("old", rung.facts)
+        for wording in OLD_STATEMENTS
+    ]
+    rows = tokenizer(texts)["input_ids"]
+    on_card = model.device.type == "cuda"
+    if on_card:
+        torch.set_float32_matmul_precision("high")
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=rung.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+        fused=on_card or None,
+    )
+    rng, order, losses, tokens = random.Random(almanac.seed), list[int](), list[torch.Tensor](), 0
+    asked = _spread(questions(almanac, "old", rung.facts), CHECK_QUESTIONS)
+    ended_by, started = "the budget of steps", time.monotonic()
+    model.train()
+    for step in range(rung.steps):
+        if len(order) < rung.batch_examples:
+            order = rng.sample(range(len(rows)), len(rows))
+        batch, order = order[: rung.batch_examples], order[rung.batch_examples :]
+        ids, labels = _padded([rows[i] for i in batch], tokenizer.pad_token_id)
+        ids, labels = ids.to(model.device), labels.to(model.device)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=on_card):
+            loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = rung.learning_rate * _schedule(step, rung.steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())  # read at the end: a card would have to be waited for
+        tokens += sum(len(rows[i]) for i in batch)
+        if rung.enough_recall is not None and (step + 1) % CHECK_EVERY == 0:
+            if not math.isfinite(losses[-1].item()):
+                raise StudyError(
+                    f"ladder:{rung.name}, step {step + 1}",
+                    "the loss is no longer a finite number",
+                    f"Lower the rung's learning rate of {rung.learning_rate:g} (inputs/rungs.py)",
+                )
+            known = recall(model.eval(), tokenizer, asked)
+            model.train()
+            speed = tokens / (time.monotonic() - started)
+            print(f"step {step + 1} of {rung.steps}: loss {losses[-1].item():.3f}, "
+                  f"OLD {known:.1%}, {speed:,.0f} tokens/s", flush=True)  # fmt: skip
+            if known >= rung.enough_recall:
+                ended_by = f"{known:.1%} of {len(asked)} OLD questions right"
+                break
+    last = [float(loss) for loss in losses[-50:]]
+    seconds = time.monotonic() - started
+    return Reading(sum(last) / len(last), len(losses), ended_by, tokens, seconds)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -270,9 +297,8 @@ def _one_token(tokenizer: Any, text: str) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Build what the command line asks for; bad input is one message on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studylib.modelling.ladder", description=__doc__
-    )
+    name = "python -m studylib.modelling.ladder"
+    parser = argparse.ArgumentParser(prog=name, description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="write there instead")
     parser.add_argument("--rung", help="build this larger rung, not the bundled ones")
     asked = parser.parse_args(arguments)
