@@ -22,7 +22,8 @@ from studylib.inputs.data import IGNORED
 from studylib.inputs.sources import model_folder
 from studylib.modelling.methods import DTYPES, keep_unpacked, lora_config
 from studylib.modelling.models import load_model
-from studylib.training.train import LIVE_STEP, OPTIMIZERS, LiveStep
+from studylib.training.step_memory import WATCHED_STEP, StepMemory
+from studylib.training.train import OPTIMIZERS
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "output_proj"]  # torchtune's names, attention
 
@@ -157,10 +158,10 @@ def train_torchtune(job: Job) -> PeerResult:
             trained, lr=spec.learning_rate, weight_decay=recipe.weight_decay,
             fused=device.type == "cuda",
         )  # fmt: skip
-        padding, live = loaded.tokenizer.pad_token_id, LiveStep(job.log)
+        padding, memory = loaded.tokenizer.pad_token_id, StepMemory(job.log.memory)
         for update in range(recipe.steps):
-            if update == LIVE_STEP - 1 and device.type == "cpu":
-                live.begin(model, optimizer)
+            if update == WATCHED_STEP - 1:
+                memory.begin(model, optimizer)
             job.clock.start()
             learned, running = torch.zeros((), device=device), torch.zeros((), device=device)
             for k in range(batches.accumulation):
@@ -187,7 +188,7 @@ def train_torchtune(job: Job) -> PeerResult:
                 job.result.first_loss = float(running / learned)
             job.clock.stop()
             job.result.seconds.append(job.clock.step_seconds)
-            live.end()
+            memory.end()
     return job.finish(model, batches.accumulation)
 
 

@@ -34,11 +34,10 @@ from studylib.modelling.models import Loaded, load_model
 from studylib.modelling.weights import bring_in
 from studylib.planning.catalog import match_gpu
 from studylib.schema.spec import RunSpec
+from studylib.training.step_memory import WATCHED_STEP, StepMemory
 from studylib.training.train import (
-    LIVE_STEP,
     OPTIMIZERS,
     WARMUP_STEPS,
-    LiveStep,
     StepLog,
     multiplies_mixed,
     train_model,
@@ -180,7 +179,7 @@ class Job:
         if "load" in stages:
             self.result.load_seconds = stages["load"].wall_seconds
         if "train" in stages:
-            peak = {"live_tensor_peak_bytes": self.log.live_tensor_peak_bytes}
+            peak = {"live_tensor_peak_bytes": self.log.memory.get("live_tensor_peak_bytes")}
             self.result.measure = stages["train"].model_copy(update=peak)
         card = match_gpu(device_name()) if torch.cuda.is_available() else None
         dtype: Any = self.spec.train.dtype
@@ -193,7 +192,7 @@ def follow(job: Job, trainer: Any, batches: Batches | None) -> Any:
 
     batches None: its own loader stays, and its collator is counted.
     """
-    fetch, live = trainer.get_batch_samples, LiveStep(job.log)
+    fetch, memory = trainer.get_batch_samples, StepMemory(job.log.memory)
     trainer.data_collator = job.counted(trainer.data_collator)
 
     def fetch_timed(*words: Any, **options: Any) -> Any:
@@ -211,13 +210,13 @@ def follow(job: Job, trainer: Any, batches: Batches | None) -> Any:
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == LIVE_STEP - 1 and not torch.cuda.is_available():
-                live.begin(kwargs["model"], kwargs["optimizer"])
+            if state.global_step == WATCHED_STEP - 1:
+                memory.begin(kwargs["model"], kwargs["optimizer"])
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             job.clock.stop()
             job.result.seconds.append(job.clock.step_seconds)
-            live.end()
+            memory.end()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if job.result.first_loss is None and "loss" in logs:

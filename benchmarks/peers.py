@@ -12,10 +12,6 @@ or runs out of memory says so in its row; one that fails otherwise, or did not d
 ends this with code 1. Libraries that want other versions of shared packages get an environment of
 their own, which needs this project's packages too: --python torchtune=ENVIRONMENT/bin/python.
 
-`ours` lays the rows of a micro-batch end to end under one mask (sdpa), so that attention costs it
-more the more rows there are; the profiles of the study take --micro-batch 1 with --accumulation.
-A padded peer then has one or two examples in a micro-batch.
-
 What is the same is checked: trainable parameters, tokens of all updates, and the loss of the first
 update, before any weight has changed, over the same examples (1 of 1,000 in fp32, 1 of 100 in bf16
 and in 4 bits, where peers round at other places).
@@ -47,7 +43,7 @@ import studylib
 from studylib.core.errors import StudyError, first_line
 from studylib.inputs.data import prepare_data
 from studylib.inputs.sources import model_folder
-from studylib.metering.environment import device_name, package_versions, spell_switches
+from studylib.metering.environment import device_name, package_versions
 from studylib.modelling.models import load_tokenizer
 from studylib.schema.profile import explain
 from studylib.schema.settings import (
@@ -60,6 +56,7 @@ from studylib.schema.settings import (
     parse_method,
 )
 from studylib.schema.spec import RunSpec
+from studylib.training.fingerprint import spell_switches
 from studylib.training.train import WARMUP_STEPS, is_out_of_memory
 
 PEERS: dict[str, Callable[[Job], PeerResult]] = {
