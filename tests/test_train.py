@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from accelerate.utils import AutocastKwargs
 
+from studylib.forecasting.job_forecast import Machine, job_settings, trace_once
 from studylib.inputs.data import IGNORED, TrainingData, prepare_data
 from studylib.modelling import chunked_loss, weights
 from studylib.modelling.methods import attach
@@ -222,6 +224,28 @@ def test_live_tensors_of_a_real_step_are_what_the_forecast_says(tmp_path, method
         )
     )  # fmt: skip
     assert log.memory["live_tensor_peak_bytes"] == pytest.approx(traced.peak_bytes, rel=0.02)
+
+
+def test_autocast_keeps_no_copies_of_the_weights(tmp_path, monkeypatch):
+    """In bf16 they would be half of the fp32 weights, all at once at the end of a forward."""
+    spec = make_spec("x", seq_len=64, steps=2, dtype="bf16", master_weights=True,
+                     checkpointing=True, loss="chunked")  # fmt: skip
+    spec = spec.model_copy(update={"model": "ladder:1.4m"})
+    peaks = {}
+    for cached in (False, True):
+        if cached:
+            monkeypatch.setattr(
+                "accelerate.utils.AutocastKwargs",
+                lambda cache_enabled: AutocastKwargs(cache_enabled=True),
+            )
+        model, data = prepare(spec)
+        log = StepLog()
+        train_model(model, data, spec, tmp_path / str(cached), log, checkpoints=False)
+        peaks[cached] = log.memory["live_tensor_peak_bytes"]
+    here = Machine(gpu=None, cards=0, memory_bytes=0)
+    traced = trace_once(job_settings(spec, here), here=True)
+    assert peaks[False] == pytest.approx(traced.peak_bytes, rel=0.01)
+    assert peaks[True] > peaks[False] + 1_000_000
 
 
 def test_clean_step_time_leaves_out_each_sessions_first_steps():

@@ -37,7 +37,7 @@ def forecast(
     autocast: Annotated[bool, typer.Option(help="Multiply in bf16 under autocast.")] = True,
     adapter: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     optimizer: Annotated[
-        str, typer.Option(help="adamw, adamw-foreach, adamw-8bit or paged-adamw-8bit.")
+        str, typer.Option(help="adamw, adamw-foreach, adamw-loop, adamw-8bit or paged-adamw-8bit.")
     ] = "adamw",
     checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing.")] = True,
     loss: Annotated[str, typer.Option(help="full or chunked.")] = "full",

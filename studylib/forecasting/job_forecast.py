@@ -69,7 +69,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
     recipe, method, gpus = spec.train, spec.method, max(spec.gpus, 1)
     masters = recipe.master_weights and not method.kind.adapter
     half = recipe.dtype == "bf16"
-    foreach = recipe.optimizer == "adamw" and not machine.cards
+    loop = recipe.optimizer == "adamw" and not machine.cards  # what PyTorch chooses on a CPU
     return ForecastSettings(
         model=spec.model,
         method=method.name,
@@ -84,7 +84,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,
         autocast=half,
-        optimizer="adamw-foreach" if foreach else recipe.optimizer,
+        optimizer="adamw-loop" if loop else recipe.optimizer,
         checkpointing=recipe.checkpointing,
         loss="full" if recipe.loss == "full" else "chunked",
         gpus=gpus,

@@ -1,9 +1,10 @@
 """The optimizers of a traced step and the states that they keep.
 
-AdamW is PyTorch's own, fused or foreach. Two more update each parameter in place with states
-laid out by hand: bitsandbytes' 8-bit AdamW (it writes through pointers, which fake tensors lack;
-the layout is that of its init_state), and bf16 weights with an fp32 copy in the optimizer (as
-DeepSpeed's and Apex's fused mixed-precision Adam: 16-bit gradients, 12 bytes of state a weight).
+AdamW is PyTorch's own: fused, foreach, or (loop) one parameter after the other. Two more update
+each parameter in place with states laid out by hand: bitsandbytes' 8-bit AdamW (it writes through
+pointers, which fake tensors lack; the layout is that of its init_state), and bf16 weights with an
+fp32 copy in the optimizer (as DeepSpeed's and Apex's fused mixed-precision Adam: 16-bit gradients,
+12 bytes of state a weight).
 
 Not covered: learning-rate schedules, weight-decay groups (neither takes memory).
 """
@@ -21,7 +22,7 @@ from studylib.core.errors import StudyError
 from studylib.metering.live import tensors_in
 from studylib.schema.settings import nearest
 
-OPTIMIZERS = ("adamw", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit")
+OPTIMIZERS = ("adamw", "adamw-foreach", "adamw-loop", "adamw-8bit", "paged-adamw-8bit")
 BLOCK = 256  # values that share one constant in bitsandbytes' 8-bit states
 SMALLEST_8BIT = 4096  # smaller tensors keep fp32 states
 SMALLEST_PAGED = 100_000  # smaller tensors are never paged
@@ -45,8 +46,9 @@ def make_optimizer(name: str, parameters: list[nn.Parameter], master_weights: bo
         return bits_adamw(parameters, name.startswith("paged"), master_weights)
     if master_weights and halves:
         return master_adamw(parameters)
-    foreach = name == "adamw-foreach"
-    adam = torch.optim.AdamW(parameters, lr=1e-4, fused=not foreach, foreach=foreach)
+    adam = torch.optim.AdamW(
+        parameters, lr=1e-4, fused=name == "adamw", foreach=name == "adamw-foreach"
+    )
     return Optimizer(adam.step, lambda: adam_states(adam))  # type: ignore[arg-type]
 
 

@@ -122,7 +122,8 @@ def forward_backward(
     live.note_peak(0)
     cuda = settings.mixed and settings.kernels == "cuda"
     with cuda_autocast(model) if cuda else nullcontext():
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.mixed):
+        mixed = torch.autocast("cpu", torch.bfloat16, settings.mixed, cache_enabled=False)
+        with mixed:
             outputs = model(**batch, use_cache=False)
         if settings.mixed and outputs.logits is not None:
             outputs.logits = outputs.logits.float()  # accelerate hands back every output in fp32

@@ -92,6 +92,7 @@ def build_trainer(
 
     In one of several processes it takes its share of every step's rows.
     """
+    from accelerate.utils import AutocastKwargs
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -159,6 +160,9 @@ def build_trainer(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
+    # Autocast would keep a bf16 copy of every fp32 weight until the loss is there, to use it again;
+    # a pass uses each weight once.
+    trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     return trainer
 
 
