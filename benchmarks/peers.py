@@ -40,7 +40,7 @@ from peer_training import Job, NotSupported, PeerResult, train_ours, train_plain
 from pydantic import ValidationError
 
 import studylib
-from studylib.core.errors import StudyError, first_line
+from studylib.core.errors import StudyError, name_error
 from studylib.inputs.data import prepare_data
 from studylib.inputs.sources import model_folder
 from studylib.metering.environment import device_name, package_versions
@@ -214,7 +214,7 @@ def work_once(peer: str, job_file: str, result_file: str) -> None:
             job.result.status, job.result.reason = "not supported", str(refusal)
         except Exception as error:
             job.result.status = "out of memory" if is_out_of_memory(error) else "failed"
-            job.result.reason = f"{type(error).__name__}: {first_line(error)}"
+            job.result.reason = name_error(error)
             traceback.print_exc()
         result = job.close()
     Path(result_file).write_text(result.to_json(), encoding="utf-8")

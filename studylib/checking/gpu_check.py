@@ -49,7 +49,7 @@ from studylib.checking.check_study import (
     check_forecast,
     free_memory,
 )
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, first_line, name_error
 from studylib.core.files import write_atomically
 from studylib.core.sealed import write_sealed
 from studylib.metering.environment import describe_environment, device_name, now
@@ -109,7 +109,7 @@ def run_check(check: Check, device: torch.device) -> CheckResult:
     try:
         found = check.run(device)
     except expected_errors() as error:
-        found = Found(figures=(), fault=f"{type(error).__name__}: {first_line(error)}")
+        found = Found(figures=(), fault=name_error(error))
     free_memory_of(device)
     return CheckResult(
         name=check.name,
@@ -135,10 +135,6 @@ def expected_errors() -> tuple[type[Exception], ...]:
     except ImportError:
         return FAILURES
     return (*FAILURES, TritonError)
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def run_checks(

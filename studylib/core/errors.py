@@ -17,3 +17,9 @@ class StudyError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def name_error(error: BaseException) -> str:
+    """An error's kind and the first line of its text, for faults of others' code."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

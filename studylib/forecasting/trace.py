@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, name_error
 from studylib.forecasting.kernels import (
     bytes_of,
     flops_of,
@@ -29,7 +29,6 @@ from studylib.forecasting.step import StepSettings, evaluate_once, train_once
 from studylib.metering.live import LiveBytes, tensors_in
 from studylib.modelling.skeleton import (
     build_meta,
-    first_line,
     materialise_fakes,
     quantization_constants,
 )
@@ -135,7 +134,7 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     except (NotImplementedError, RuntimeError, TypeError) as error:
         raise StudyError(
             config.model_type,
-            f"this architecture cannot be traced: {live.last_operator} ({first_line(error)})",
+            f"this architecture cannot be traced: {live.last_operator} ({name_error(error)})",
             "Forecasts need operators that PyTorch can run without data.",
         ) from error
     return trace

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, name_error
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.sources import hub_errors
 from studylib.modelling.methods import DTYPES, attach
@@ -68,7 +68,7 @@ def read_config(ref: ModelRef) -> Any:
     except (OSError, ValueError, KeyError) as error:
         raise StudyError(
             ref,
-            f"the configuration cannot be read ({first_line(error)})",
+            f"the configuration cannot be read ({name_error(error)})",
             "It must be a causal language model that transformers knows.",
         ) from error
 
@@ -84,11 +84,6 @@ def config_folder(ref: ModelRef) -> Path:
     if not (folder / "config.json").is_file():
         raise StudyError(ref, "there is no config.json", "Point to a model's folder.")
     return folder
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def text_config(config: Any) -> Any:
@@ -118,7 +113,7 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
     except (ValueError, KeyError) as error:
         raise StudyError(
             config.model_type,
-            f"this architecture cannot be built ({first_line(error)})",
+            f"this architecture cannot be built ({name_error(error)})",
             "Forecasts need a causal language model of transformers.",
         ) from error
     if method.kind.quantized:
