@@ -7,12 +7,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
 from studylib.forecasting.step import StepSettings
-from studylib.forecasting.trace import PARTS, trace_step
+from studylib.forecasting.trace import PARTS, StepTrace, Trace, trace_step
 from studylib.metering.live import LiveBytes
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import quantize_linears
@@ -171,6 +172,25 @@ def test_frozen_weights_have_no_gradient_arithmetic_and_recomputation_counts():
     assert flops("full", checkpointing=False) == pytest.approx(3 * forward, rel=0.03)
     assert flops("full") == pytest.approx(4 * forward, rel=0.05)
     assert 2 * forward < flops("lora", checkpointing=False) < 2.5 * forward
+
+
+def test_what_a_layer_recomputes_is_temporary():
+    """What the forward saved only shrinks in the backward, whoever calls the layers' hooks."""
+    trace = trace_step(CONFIG, StepSettings(method=METHOD["full"], seq_len=256))
+    backward = [parts for (stage, _), parts in trace.events if stage == "backward"]
+    saved = [parts[PARTS.index("saved_activations")] for parts in backward]
+    assert saved == sorted(saved, reverse=True)
+    assert max(parts[PARTS.index("temporaries")] for parts in backward) > saved[0]
+
+
+def test_only_what_a_card_would_run_moves_bytes():
+    """PyTorch asks a fake tensor for its device by an operator, thousands of times a step."""
+    trace = Trace(layers=0)
+    with FakeTensorMode(), StepTrace(trace, cuda=True) as live:
+        rows, weight = torch.empty(4, 8), torch.empty(3, 8)
+        live.recording = True
+        torch.nn.functional.linear(rows, weight)
+    assert trace.operators == {("setup", 2 * 4 * 8 * 3, 4 * (4 * 8 + 3 * 8 + 4 * 3)): 1}
 
 
 def test_an_architecture_that_needs_data_names_its_operator(monkeypatch):

@@ -117,8 +117,9 @@ def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:
 
 
 def bytes_of(func: Any, args: Any, out: Any) -> int:
-    """Bytes that an operator reads and writes, each tensor once; views move none."""
-    if func.is_view or func._overloadpacket in MOVES_NOTHING:
+    """Bytes that an operator reads and writes, each tensor once; views and questions move none."""
+    # prim: what Python asks of a tensor (its device), which FakeTensorMode shows as an operator.
+    if func.is_view or func.namespace == "prim" or func._overloadpacket in MOVES_NOTHING:
         return 0
     moved = sum(size_of(tensor) for tensor in tensors_in(args))
     return moved + sum(size_of(tensor) for tensor in tensors_in(out)) + 2 * dequantized(func, args)

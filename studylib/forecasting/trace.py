@@ -171,12 +171,16 @@ def track_model(live: LiveBytes, model: nn.Module) -> None:
 
 
 def watch_layers(live: StepTrace, layers: list[nn.Module]) -> None:
-    """Let the trace know which layer's forward, recomputation or backward is at work."""
+    """Let the trace know which layer's forward or backward is at work.
+
+    What a checkpointed layer recomputes is temporary: some transformers call these hooks for the
+    recomputation (5.17), others do not (5.23), and no figure may depend on it.
+    """
 
     def before(index: int) -> Any:
         def hook(*_: Any) -> None:
-            backward = live.segment[0] == "backward"
-            live.enter("backward" if backward else "forward", index, "saved_activations")
+            if live.segment[0] != "backward":
+                live.enter("forward", index, "saved_activations")
 
         return hook
 
@@ -188,8 +192,6 @@ def watch_layers(live: StepTrace, layers: list[nn.Module]) -> None:
                 hidden = next(tensors_in(out))
                 if hidden.requires_grad:
                     hidden.register_hook(lambda _: live.enter("backward", index, "temporaries"))
-            else:
-                live.category = "temporaries"
 
         return hook
 

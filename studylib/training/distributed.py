@@ -187,11 +187,17 @@ def read_results(folder: Path, processes: int) -> dict[str, int]:
         if result["status"] == "out of memory":
             raise torch.OutOfMemoryError(result["reason"])
     if len(results) < processes:
-        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         raise WorkerFailed(
             f"{processes - len(results)} of {processes} processes ended without a result\n"
-            + "\n".join(lines[-40:])
+            + "\n".join(last_words(folder / LOG))
         )
     keys = ("torch_peak_allocated_bytes", "torch_peak_reserved_bytes")
     known = {key: [result[key] for result in results] for key in keys}
     return {key: sum(peaks) for key, peaks in known.items() if None not in peaks}
+
+
+def last_words(log: Path) -> list[str]:
+    """The 40 lines at the end of what the processes said, before the launcher's own 40 or more."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    ends = [number for number, line in enumerate(lines) if "failed (exitcode: " in line]
+    return lines[: ends[-1] if ends else None][-40:]
