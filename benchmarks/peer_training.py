@@ -244,7 +244,7 @@ def settings(job: Job, accumulation: int) -> dict[str, Any]:
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": OPTIMIZERS[recipe.optimizer] or f"adamw_torch{'_fused' if on_card else ''}",
-        "bf16": multiplies_mixed(spec),
+        "bf16": multiplies_mixed(spec, divided=False),
         "gradient_checkpointing": recipe.checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if recipe.checkpointing else None,
         "logging_steps": 1,

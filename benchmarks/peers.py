@@ -39,8 +39,8 @@ from peer_table import Rounds, build_table, format_table
 from peer_training import Job, NotSupported, PeerResult, train_ours, train_plain, train_plain_padded
 from pydantic import ValidationError
 
-import studylib
 from studylib.core.errors import StudyError, name_error
+from studylib.core.places import python_path
 from studylib.inputs.data import prepare_data
 from studylib.inputs.sources import model_folder
 from studylib.metering.environment import device_name, package_versions
@@ -180,8 +180,7 @@ def run_peer(peer: str, spec: RunSpec, work: Path, python: str = sys.executable)
     work.mkdir(parents=True, exist_ok=True)
     job, result = work / "job.json", work / "result.json"
     job.write_text(spec.model_dump_json(), encoding="utf-8")
-    roots = [str(Path(studylib.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, roots))}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     if spec.model_ref.kind != "hub":
         environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from record_factory import Factory, make_spec
@@ -15,7 +16,13 @@ from test_forecast_book import make_book
 
 from studylib.core.errors import StudyError
 from studylib.core.sealed import digest_of
-from studylib.reporting.report import build_reference_report, build_report, check_reference_report
+from studylib.reporting.report import (
+    check_reference_report,
+    compose_report,
+    own_sources,
+    reference_sources,
+    write_report,
+)
 from studylib.reporting.study import Study, read_study
 from studylib.reporting.summary import summarise
 from studylib.schema.forecast_book import write_book
@@ -25,6 +32,17 @@ SHARES = {
     "lora-r1": {400: 0.88, 800: 0.5, 1600: 0.35},
     "lora-r16": {400: 0.9, 800: 0.84, 1600: 0.69},
 }
+
+
+def build_report(results: Path, **sources: Any) -> Path:
+    """A reader's REPORT.md, as the report notebook makes it."""
+    found = own_sources(results, **sources)
+    return write_report(found, compose_report(found))
+
+
+def build_reference_report(root: Path) -> Path:
+    found = reference_sources(root)
+    return write_report(found, compose_report(found))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +74,7 @@ def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_p
         shutil.copytree(tmp_path / "two", copy)
         code = (
             "import sys, pathlib, studylib.reporting.report as r;"
-            "r.build_report(pathlib.Path(sys.argv[1]));"
+            "s = r.own_sources(pathlib.Path(sys.argv[1])); r.write_report(s, r.compose_report(s));"
             "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
         )
         environ = {**os.environ, "PYTHONHASHSEED": seed}
@@ -64,7 +82,7 @@ def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_p
         found.append(all_bytes(copy))
     assert found[0] == found[1]
     assert len([name for name in found[0] if name.endswith(".svg")]) == 7
-    assert len([name for name in found[0] if name.endswith(".csv")]) == 4
+    assert len([name for name in found[0] if name.endswith(".csv")]) == 5
 
 
 def test_the_order_of_the_records_does_not_matter(study: Path) -> None:
@@ -302,7 +320,7 @@ class TestWholeReference:
         assert titles == [
             "The answer", "Profile cpu, track main", "Profile cpu, track language",
             "Profile capacity: new facts", "Claimed and measured",
-            "What one more variant costs to serve", "Forecast for a 13B model", "Appendix",
+            "What one more variant costs to serve", "Forecasts", "Appendix",
         ]  # fmt: skip
         links = re.findall(r"\]\(([^)]+)\)", text)
         assert [link for link in links if not (root / link).is_file()] == []
@@ -337,6 +355,6 @@ class TestWholeReference:
 def test_a_readers_report_shows_the_forecasts_beside_the_reference(tmp_path: Path) -> None:
     own = Factory(tmp_path / "own").study(models=("ladder:0.4m",), seeds=(0,))
     reference = tmp_path / "reference" / "own"
-    assert "Not forecast yet" in build_report(own, reference=reference).read_text()
+    assert "is not forecast yet" in build_report(own, reference=reference).read_text()
     write_book(tmp_path / "reference" / "forecasts.json", make_book())
     assert "Peak of a card" in build_report(own, reference=reference).read_text()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.job_forecast import (
     Machine,
     count_params,
@@ -41,7 +42,7 @@ from studylib.planning.estimate import (
     start_hours,
     times,
 )
-from studylib.planning.roofline import Range
+from studylib.planning.roofline import ASSUMED, Range
 from studylib.schema.profile import RunSpec
 from studylib.schema.records import Record, write_record
 from studylib.schema.serving import ServeSpec
@@ -196,6 +197,7 @@ def estimate_on(
         runs=runs,
         misfits=misfits,
         unknown=tuple(unknown),
+        training=learn_terms(machine.gpu)[0] if machine.gpu else ASSUMED,
     )
 
 

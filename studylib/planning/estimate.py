@@ -20,7 +20,7 @@ from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.data import parse_almanac
 from studylib.inputs.questions import Question, group_by_subject, read_question_folder
 from studylib.planning.catalog import Gpu, load_prices, price_range
-from studylib.planning.roofline import Range
+from studylib.planning.roofline import ASSUMED, Efficiency, Range
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import EvaluateSettings, Frozen
 from studylib.schema.spec import RunSpec
@@ -69,7 +69,7 @@ class Estimate(Frozen):
     hours: the machine is held. usd: all its cards for that time, (low) fastest at the cheapest
     offer, (mid) expected at the median one, (high) slowest at the dearest; None where no offer
     names the card. misfits: run id -> why it is recorded and not started. unknown: runs that could
-    not be forecast; they are in no sum.
+    not be forecast; they are in no sum. training: the share of the roofline's speed that was taken.
     """
 
     gpu: str | None
@@ -79,10 +79,17 @@ class Estimate(Frozen):
     runs: dict[str, RunHours]
     misfits: dict[str, str]
     unknown: tuple[str, ...]
-    assumptions: str = (
-        "training: a traced step over 0.5 to 1.0 of the roofline's speed; downloads, loading, "
-        "scoring and serving: assumed (studylib.planning.estimate)"
-    )
+    training: Efficiency = ASSUMED
+
+    @property
+    def assumptions(self) -> str:
+        """How the hours are known, in words."""
+        share = self.training
+        return (
+            f"training: a traced step over {share.low:.2g} to {share.high:.2g} of the roofline's "
+            f"speed ({share.source}); downloads, loading, scoring and serving: assumed "
+            "(studylib.planning.estimate)"
+        )
 
     @property
     def known(self) -> bool:

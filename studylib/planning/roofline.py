@@ -42,8 +42,8 @@ class Efficiency(Frozen):
 
 # Uncompiled PyTorch on one card. The one published step whose settings and time are both stated
 # (torchtune's Llama-3.2-3B, full, packed 2 x 4096 on an A100, 7,075 tokens/s) reaches 0.67 with
-# fewer operators a layer than transformers has; cards held back by heat or hosts stay below.
-ASSUMED = Efficiency(low=0.5, mid=0.75, high=1.0, source="assumption, not measured on this card")
+# fewer operators a layer than transformers has; the range is a guess around it.
+ASSUMED = Efficiency(low=0.4, mid=0.65, high=0.9, source="assumption, not measured on this card")
 
 
 def ideal_seconds(

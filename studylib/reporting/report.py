@@ -160,24 +160,6 @@ def write_report(sources: Sources, report: Report) -> Path:
     return path
 
 
-def build_report(
-    results: Path,
-    reference: Path | None = None,
-    out: Path | None = None,
-    planned: Iterable[RunSpec] | None = None,
-    failed: Mapping[str, str] | None = None,
-) -> Path:
-    """A reader's REPORT.md, in one call; see own_sources."""
-    sources = own_sources(results, reference, out, planned, failed)
-    return write_report(sources, compose_report(sources))
-
-
-def build_reference_report(root: Path) -> Path:
-    """The repository's REPORT.md, in one call, figures beside records."""
-    sources = reference_sources(root)
-    return write_report(sources, compose_report(sources))
-
-
 def check_reference_report(root: Path) -> list[str]:
     """What is stale: one line for each file that is missing, differs or should not be there.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studylib.core.errors import StudyError
-from studylib.core.places import ROOT
+from studylib.core.places import python_path
 from studylib.metering.devices import visible_cards
 
 if TYPE_CHECKING:
@@ -156,9 +156,7 @@ def launch(
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "STUDY_PARENT_PID": str(os.getpid()),
-        "PYTHONPATH": os.pathsep.join(
-            part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part
-        ),
+        "PYTHONPATH": python_path(),
     }
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(

@@ -28,12 +28,12 @@ import torch
 import yaml
 
 from studylib.core.errors import StudyError
-from studylib.core.places import ROOT
+from studylib.core.places import python_path
 from studylib.metering.devices import hold_cards
 from studylib.modelling.weights import TRAINED
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
-from studylib.training.train import Diverged, StepLog
+from studylib.training.train import Diverged, StepLog, multiplies_mixed
 
 JOB, STEPS, LOG = "job.json", "worker-steps.jsonl", "workers.log"
 POLL_SECONDS = 0.2
@@ -106,7 +106,7 @@ def launch_words(spec: RunSpec, folder: Path, processes: int) -> list[str]:
 def launch_config(spec: RunSpec, processes: int) -> dict[str, Any]:
     """accelerate's configuration: how the model is divided, by the profile alone."""
     recipe = spec.train
-    mixed = recipe.dtype == "bf16" and (spec.method.kind.adapter or recipe.master_weights)
+    mixed = multiplies_mixed(spec, divided=spec.hardware.sharding != "none")
     config: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "num_machines": 1,
@@ -148,8 +148,7 @@ def launch_config(spec: RunSpec, processes: int) -> dict[str, Any]:
 
 
 def worker_environment() -> dict[str, str]:
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-    return {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, "PYTHONPATH": python_path(), "TOKENIZERS_PARALLELISM": "false"}
 
 
 def follow(

@@ -26,6 +26,10 @@ from studylib.training.step_memory import WATCHED_STEP, StepMemory
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # transformers' names of the profile's optimizers; PyTorch's own AdamW has one by device.
+# Liger's fused loss alone: its other kernels would change more than the profile's key says.
+LIGER_LOSS = dict.fromkeys(
+    ("rope", "rms_norm", "layer_norm", "swiglu", "geglu", "cross_entropy"), False
+) | {"fused_linear_cross_entropy": True}
 OPTIMIZERS = {"adamw": None, "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
 
 
@@ -133,9 +137,10 @@ def build_trainer(
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim=OPTIMIZERS[recipe.optimizer] or ("adamw_torch_fused" if on_card else "adamw_torch"),
-        bf16=multiplies_mixed(spec),
+        bf16=multiplies_mixed(spec, sharded()),
         torch_compile=recipe.compile,
         use_liger_kernel=recipe.loss == "liger",
+        liger_kernel_config=LIGER_LOSS if recipe.loss == "liger" else None,
         **switches,
         save_strategy="steps" if checkpoints else "no",
         save_steps=recipe.checkpoint_every,
@@ -235,14 +240,14 @@ def sharded() -> bool:
     return any(os.environ.get(name, "").lower() == "true" for name in names)
 
 
-def multiplies_mixed(spec: RunSpec) -> bool:
-    """Whether matrices are multiplied in bf16 by autocast, or by FSDP's mixed precision.
+def multiplies_mixed(spec: RunSpec, divided: bool) -> bool:
+    """Whether matrices are multiplied in bf16 by autocast, or by FSDP's mixed precision (divided).
 
     FSDP keeps trained weights in fp32 under it; without master weights it must not be asked for.
     """
     if spec.train.dtype != "bf16":
         return False
-    return not sharded() or spec.method.kind.adapter or spec.train.master_weights
+    return not divided or spec.method.kind.adapter or spec.train.master_weights
 
 
 def train_model(
