@@ -12,7 +12,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mm
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options: PROFILE=cpu|smoke|gpu|systems|article|custom|FILE.yaml RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
+	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
 	@echo "Of rent besides: GPU=H100:1 SPOT=1 CLOUD=lambda BUDGET=10 MAX=3.50 PRICES=FILE DRYRUN=1 YES=1"
 
 setup: ## install the packages (the other targets do it too)
@@ -33,7 +33,7 @@ report: ## rebuild REPORT.md from the reference records
 publish: ## make results/PROFILE the reference records
 	@$(PY) -m studylib publish $(PLACE)
 
-forecasts: ## trace the article's 13B jobs again, without a GPU
+forecasts: ## trace again what the report shows as forecast, without a GPU
 	@$(PY) -m studylib forecasts
 
 rent: ## GPU=H100:1 runs a study on a rented machine; DRYRUN=1 only shows what it costs

@@ -98,7 +98,7 @@ def test_context_is_what_the_study_needs_and_small():
         assert not travels(name), name
     excepted = [ROOT / rule[1:] for rule in ignore_rules() if rule.startswith("!")]
     assert all(path.exists() for path in excepted)
-    files = [f for path in kept for f in ([path] if path.is_file() else path.rglob("*"))]
+    files = [f for path in excepted for f in ([path] if path.is_file() else path.rglob("*"))]
     sent = [f for f in files if f.is_file() and travels(str(f.relative_to(ROOT)))]
     assert sum(f.stat().st_size for f in sent) < LARGEST_CONTEXT_BYTES
 

@@ -138,7 +138,7 @@ def test_a_forecast_of_another_record_is_not_shown(tmp_path):
     made[0] = made[0].model_copy(update={"record_digest": "0" * 64})
     write_run_forecasts(
         tmp_path / "cpu",
-        RunForecasts(runs=tuple(made), left_out={}, records={}, packages={}, code_sha256="c"),
+        RunForecasts(runs=tuple(made), left_out={}, packages={}, code_sha256="c"),
     )
     study = read_study(tmp_path / "cpu", planned=())
     assert {one.record.run_id for one in compare_runs([study])} == {m.run_id for m in made[1:]}
@@ -167,6 +167,15 @@ def test_forecasts_are_made_once_for_these_records_and_this_code(tmp_path):
     assert not found.made_for(records[:1], code_sha256(FORECASTING))
 
 
+def test_results_are_read_where_torch_is_not_installed(tmp_path, monkeypatch):
+    Factory(tmp_path / "cpu").study(models=("ladder:0.4m",), methods=("full",), seeds=(0,))
+    records, said = read_records(tmp_path / "cpu" / "runs"), []
+    monkeypatch.setattr("studylib.forecasting.run_forecasts.find_spec", lambda name: None)
+    refresh_forecasts(tmp_path / "cpu", records, said.append)
+    assert said == ["forecast: not made, torch is not installed here"]
+    assert read_run_forecasts(tmp_path / "cpu") is None
+
+
 def test_a_model_that_is_gone_is_left_out_with_the_reason(tmp_path):
     Factory(tmp_path / "x").study(models=("path:gone",), methods=("full",), seeds=(0,))
     records = read_records(tmp_path / "x" / "runs")
@@ -174,6 +183,7 @@ def test_a_model_that_is_gone_is_left_out_with_the_reason(tmp_path):
     found = read_run_forecasts(tmp_path / "x")
     assert found.runs == ()
     assert "config.json" in found.left_out["gone--full--s0"]
+    assert found.made_for(records, found.code_sha256)  # it is not tried again and again
 
 
 def test_a_cards_run_is_forecast_for_that_card():
@@ -184,9 +194,7 @@ def test_a_cards_run_is_forecast_for_that_card():
 
 
 def test_forecasts_that_were_edited_are_refused(tmp_path):
-    write_run_forecasts(
-        tmp_path, RunForecasts(runs=(), left_out={}, records={}, packages={}, code_sha256="c")
-    )
+    write_run_forecasts(tmp_path, RunForecasts(runs=(), left_out={}, packages={}, code_sha256="c"))
     content = json.loads((tmp_path / RUN_FORECASTS).read_text())
     content["code_sha256"] = "d"
     (tmp_path / RUN_FORECASTS).write_text(json.dumps(content))
@@ -229,7 +237,7 @@ def reference(tmp_path):
     made = forecast_of(record).model_copy(update={"roofline_seconds": 0.4})
     write_run_forecasts(
         tmp_path / "gpu",
-        RunForecasts(runs=(made,), left_out={}, records={}, packages={}, code_sha256="c"),
+        RunForecasts(runs=(made,), left_out={}, packages={}, code_sha256="c"),
     )
     return tmp_path
 

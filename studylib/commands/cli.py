@@ -23,7 +23,9 @@ from studylib.commands.cli_forecast import forecast, prices
 from studylib.commands.cli_forecasts import forecasts
 from studylib.commands.cli_gpu_check import gpu_check
 from studylib.commands.cli_options import (
+    DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
+    BudgetOption,
     DataOption,
     JsonOption,
     LimitOption,
@@ -35,15 +37,13 @@ from studylib.commands.cli_options import (
     SeedsOption,
     SetOption,
     StepsOption,
+    YesOption,
     default_profile,
     pick_profile,
     resolve_profile,
     results_name,
 )
 from studylib.commands.cli_plan import (
-    DEFAULT_BUDGET_USD,
-    BudgetOption,
-    YesOption,
     agree_to_spend,
     plan,
 )

@@ -44,6 +44,12 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any key of the profile: train.seq_len=1024 (may be repeated)."),
 ]
+DEFAULT_BUDGET_USD = "10"
+
+BudgetOption = Annotated[
+    str, typer.Option("--budget", help="Dollars that may be spent without asking.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
 
 
 def pick_profile(profile: str | None) -> tuple[str, str]:

@@ -12,9 +12,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from studylib.commands.cli_options import (
     DEFAULT_RESULTS,
@@ -33,13 +31,6 @@ from studylib.commands.cli_options import (
     resolve_profile,
 )
 from studylib.core.errors import StudyError
-
-DEFAULT_BUDGET_USD = "10"
-
-BudgetOption = Annotated[
-    str, typer.Option("--budget", help="Dollars that may be spent without asking.")
-]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
 
 
 def plan(

@@ -18,7 +18,9 @@ import typer
 
 from studylib.commands.cli_forecast import PricesOption
 from studylib.commands.cli_options import (
+    DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
+    BudgetOption,
     DataOption,
     LimitOption,
     MethodsOption,
@@ -29,9 +31,10 @@ from studylib.commands.cli_options import (
     SeedsOption,
     SetOption,
     StepsOption,
+    YesOption,
     resolve_profile,
 )
-from studylib.commands.cli_plan import DEFAULT_BUDGET_USD, BudgetOption, YesOption, parse_budget
+from studylib.commands.cli_plan import parse_budget
 from studylib.core.errors import StudyError
 
 

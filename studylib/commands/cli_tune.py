@@ -12,12 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from studylib.commands.cli_options import (
+    DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
+    BudgetOption,
     ProfileOption,
     ResultsOption,
+    YesOption,
     resolve_profile,
 )
-from studylib.commands.cli_plan import DEFAULT_BUDGET_USD, BudgetOption, YesOption, agree_to_sweep
+from studylib.commands.cli_plan import agree_to_sweep
 from studylib.core.errors import StudyError
 from studylib.schema.settings import nearest
 

@@ -9,6 +9,7 @@ Not covered: the comparison (studylib.reporting.forecast_errors).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from studylib.core.errors import StudyError
@@ -39,10 +40,14 @@ def refresh_forecasts(folder: Path, records: Sequence[Record], say: Say = print)
     """Make results/PROFILE/run_forecasts.json where it is not that of these records and this code.
 
     A model that cannot be traced any more (its folder is gone, say) is left out with the reason.
+    Without torch, which reading results does not need, they stay as they are.
     """
     code, wanted = code_sha256(FORECASTING), digests(records)
     known = read_run_forecasts(folder)
     if not wanted or (known is not None and known.made_for(records, code)):
+        return folder / RUN_FORECASTS
+    if find_spec("torch") is None:
+        say("forecast: not made, torch is not installed here")
         return folder / RUN_FORECASTS
     say(f"forecast: {len(wanted)} trainings, to be set beside what was measured")
     runs, left_out = [], {}
@@ -58,7 +63,6 @@ def refresh_forecasts(folder: Path, records: Sequence[Record], say: Say = print)
         RunForecasts(
             runs=tuple(runs),
             left_out=left_out,
-            records=wanted,
             packages=package_versions(TRACING_PACKAGES),
             code_sha256=code,
         ),

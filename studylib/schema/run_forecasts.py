@@ -50,14 +50,16 @@ class RunForecasts(Frozen):
     schema_version: int = VERSION
     runs: tuple[RunForecast, ...]
     left_out: dict[str, str]
-    records: dict[str, str]
     packages: dict[str, str]
     code_sha256: str
     digest: str = ""
 
     def made_for(self, records: Iterable[Record], code_sha256: str) -> bool:
         """Whether these are the forecasts of these records by this code."""
-        return self.code_sha256 == code_sha256 and self.records == digests(records)
+        wanted = digests(records)
+        made = {run.run_id: run.record_digest for run in self.runs}
+        made |= {run_id: wanted.get(run_id, "") for run_id in self.left_out}
+        return self.code_sha256 == code_sha256 and made == wanted
 
 
 def digests(records: Iterable[Record]) -> dict[str, str]:
@@ -75,5 +77,5 @@ def read_run_forecasts(folder: Path) -> RunForecasts | None:
     path = folder / RUN_FORECASTS
     if not path.is_file():
         return None
-    remedy = "Delete it: the next `make report` makes it again."
+    remedy = "Delete it and run `make report`, or `make forecasts` for the reference's."
     return read_sealed(path, RunForecasts, VERSION, "the file of forecasts", remedy)
