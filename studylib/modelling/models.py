@@ -182,30 +182,67 @@ def load_shape(
 ) -> Loaded:
     """Random weights of a published shape, seeded. Its text is spelled by the ladder's tokenizer:
     lengths in tokens are not the model's own, but every position costs what it would."""
-    from transformers import AutoModelForCausalLM
-
     from studylib.modelling.skeleton import shape_config
 
     config = shape_config(ref.name)
     # Before the dtype enters it: methods of one study may need the same weights in others.
     sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
     torch.manual_seed(seed)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[dtype], attn_implementation=attention
-        )
-    if method.kind.quantized:
-        quantize_linears(model, DTYPES[dtype])
+    model = build_random(config, method.kind.quantized, DTYPES[dtype], attention, device)
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
     return Loaded(model, tokenizer, sha256, None, random_weights=True)
 
 
-def quantize_linears(model: nn.Module, compute_dtype: torch.dtype) -> None:
+def build_random(
+    config: Any, quantized: bool, dtype: torch.dtype, attention: str, device: torch.device
+) -> nn.Module:
+    """A model with fresh weights, made layer by layer, each quantized before the next one comes.
+
+    So a 4-bit model never stands on its card in 16 bits: neither the load stage's peak nor the
+    holes that it would leave in the allocator's memory belong to a checkpoint's loading.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from studylib.modelling.skeleton import text_config, with_depth
+
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(
+            with_depth(config, 1), dtype=dtype, attn_implementation=attention
+        )
+    layers = model.base_model.layers
+    kind, own, whole = type(layers[0]), text_config(model.config), text_config(config)
+    own.num_hidden_layers = whole.num_hidden_layers
+    if "layer_types" in vars(whole):
+        own.layer_types = whole.layer_types
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for index in range(1, whole.num_hidden_layers):
+            if quantized:
+                quantize_part(layers[index - 1], dtype)
+            with torch.device(device):
+                layers.append(kind(own, index))
+            layers[index].apply(model._init_weights)
+    finally:
+        torch.set_default_dtype(usual)
+    if quantized:
+        quantize_linears(model, dtype)
+    return model
+
+
+def quantize_linears(model: Any, compute_dtype: torch.dtype) -> None:
     """Replace every linear layer but the output layer by its NF4 form, as transformers does."""
+    quantize_part(model, compute_dtype, model.get_output_embeddings())
+    model.is_loaded_in_4bit = True  # so that peft knows its layers
+    keep_unpacked(model)
+
+
+def quantize_part(
+    part: nn.Module, compute_dtype: torch.dtype, head: nn.Module | None = None
+) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
+    linears = [(n, m) for n, m in part.named_modules() if type(m) is nn.Linear and m is not head]
     for name, linear in linears:
         layer = Linear4bit(
             linear.in_features,
@@ -227,6 +264,4 @@ def quantize_linears(model: nn.Module, compute_dtype: torch.dtype) -> None:
         layer.weight = weight.to(device)  # type: ignore[misc]
         layer.bias = linear.bias
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer)
-    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # so that peft knows its layers
-    keep_unpacked(model)
+        setattr(part.get_submodule(parent), leaf, layer)
