@@ -61,14 +61,13 @@ def make_report(
     from studylib.schema.records import read_records
 
     reference = reference or REFERENCE
-    own = results.resolve() != reference.resolve() and (results / "runs").is_dir()
-    if own:
-        refresh_forecasts(results, read_records(results / "runs"))
     sources = find_sources(results, reference, failed)
     if sources.instead_of is not None:
         raise StudyError(results, "no record lies below its runs folder",
                          "Run the study first: make reproduce.")  # fmt: skip
     if not is_fresh(sources.out, sources.inputs):
+        if not sources.shipped:
+            refresh_forecasts(results, read_records(results / "runs"))
         parameters: dict[str, object] = {
             "RESULTS": str(results), "REFERENCE": str(reference), "FAILED": dict(failed or {}),
         }  # fmt: skip

@@ -15,6 +15,8 @@ from studylib.core.errors import StudyError
 from studylib.metering.devices import describe_devices
 from studylib.metering.environment import device_name
 from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
+from studylib.planning.cuda_terms import CudaTerms
+from studylib.planning.roofline import Efficiency
 from studylib.schema.profile import RunSpec
 from studylib.schema.settings import Frozen, MethodSettings, ModelRef
 
@@ -95,11 +97,17 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
 
 
 @lru_cache(maxsize=256)
-def trace_once(settings: ForecastSettings, here: bool) -> Forecast:
+def trace_once(
+    settings: ForecastSettings,
+    here: bool,
+    efficiency: Efficiency | None = None,
+    cuda: CudaTerms | None = None,
+) -> Forecast:
     """The forecast of a job; for a machine elsewhere a hub's model is not asked for if known."""
     from studylib.forecasting.forecast import forecast
 
-    return forecast(settings, config=find_config(settings.model, here))
+    config = find_config(settings.model, here)
+    return forecast(settings, efficiency=efficiency, cuda=cuda, config=config)
 
 
 def find_config(model: str, here: bool) -> Any:

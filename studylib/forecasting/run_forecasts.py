@@ -1,7 +1,7 @@
 """Forecast the runs that a study has records of, as if they were still to come.
 
 Nothing that was measured goes in but on which device it was: the error that the report shows is
-that of a forecast made without the run. Runs that load only once are traced once.
+that of a forecast made without the run. Runs of the same settings are traced once.
 
 Not covered: the comparison (studylib.reporting.forecast_errors).
 """
@@ -71,8 +71,7 @@ def refresh_forecasts(folder: Path, records: Sequence[Record], say: Say = print)
 
 def forecast_record(record: Record) -> RunForecast:
     """The forecast of a record's training on the device that it ran on."""
-    from studylib.forecasting.forecast import forecast
-    from studylib.forecasting.job_forecast import Machine, find_config, job_settings
+    from studylib.forecasting.job_forecast import Machine, job_settings, trace_once
 
     environment = record.environment
     on_card = bool(environment.devices) and not environment.device.startswith("CPU")
@@ -84,8 +83,7 @@ def forecast_record(record: Record) -> RunForecast:
         here=False,
     )
     settings = job_settings(record.run, machine)
-    config = find_config(settings.model, machine.here)
-    made = forecast(settings, efficiency=ASSUMED, cuda=CudaTerms(), config=config)
+    made = trace_once(settings, machine.here, ASSUMED, CudaTerms())
     seconds = made.seconds_per_step
     return RunForecast(
         run_id=record.run_id,

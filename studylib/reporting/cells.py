@@ -138,5 +138,10 @@ def peak_cell(row: Row, kind: str, stage: str) -> str:
     return absent(row) if spread is None else METRICS[f"{stage}_peak_bytes"].number(spread.value)
 
 
+def rows_of(record: Record) -> str:
+    """Rows × tokens of one pass."""
+    return f"{record.run.train.micro_batch} × {record.run.train.seq_len:,}"
+
+
 def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

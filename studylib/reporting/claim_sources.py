@@ -17,9 +17,8 @@ from studylib.core.verdicts import Measured
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
-from studylib.reporting.cells import p_value
+from studylib.reporting.cells import p_value, rows_of
 from studylib.reporting.summary import Comparison, Row
-from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -172,11 +171,6 @@ def measure_run_dollars(comparison: Comparison, row: Row) -> Figure | None:
         f"{with_unit(mid, '$')} ({plain_number(low, 3)} to {plain_number(high, 3)}); {price.note}"
     )
     return Figure(ours, measured_on(comparison), Measured(mid, "$", low, high))
-
-
-def rows_of(record: Record) -> str:
-    """Rows × tokens of one pass."""
-    return f"{record.run.train.micro_batch} × {record.run.train.seq_len:,}"
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:

@@ -10,9 +10,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number
-from studylib.reporting.cells import Table
-from studylib.reporting.claim_sources import rows_of
+from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, points
+from studylib.reporting.cells import Table, rows_of
 from studylib.reporting.study import Study
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import RunForecast
@@ -90,23 +89,27 @@ def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
     assert train is not None
     measure, states = train.measure, made.parts.get("optimizer_states", 0)
     in_tensors = measure.torch_peak_allocated_bytes or measure.live_tensor_peak_bytes
-    reserved, process = measure.torch_peak_reserved_bytes, measure.nvml_process_peak_bytes
-    context = made.parts.get("cuda_context", 0)
-    held = (train.weights_bytes, train.optimizer_states_bytes)
-    pairs = [(held[0], made.weights_bytes), (held[1], states)]
-    if in_tensors and None not in held:
-        rest = in_tensors - sum(filter(None, held))
-        pairs.append((rest, made.allocated_bytes - made.weights_bytes - states))
-    else:
-        pairs.append((None, 0))
-    on_card = reserved is not None and measure.torch_peak_allocated_bytes is not None
-    if on_card:
-        unused = reserved - measure.torch_peak_allocated_bytes  # type: ignore[operator]
-        pairs.append((unused, made.peak_bytes - context - made.allocated_bytes))
-        pairs.append((process - reserved if process else None, context))  # type: ignore[operator]
-    return {
-        name: Pair(seen, ours) for name, (seen, ours) in zip(PARTS, pairs, strict=False) if seen
+    reserved, context = measure.torch_peak_reserved_bytes, made.parts.get("cuda_context", 0)
+    pairs = {
+        "Weights": (train.weights_bytes, made.weights_bytes),
+        "Optimizer states": (train.optimizer_states_bytes, states),
+        "Rest of the step": (
+            less(in_tensors, train.weights_bytes, train.optimizer_states_bytes),
+            made.allocated_bytes - made.weights_bytes - states,
+        ),
+        "Allocator's reserve": (
+            less(reserved, measure.torch_peak_allocated_bytes),
+            made.peak_bytes - context - made.allocated_bytes,
+        ),
+        "CUDA context": (less(measure.nvml_process_peak_bytes, reserved), context),
     }
+    return {name: Pair(seen, ours) for name, (seen, ours) in pairs.items() if seen}
+
+
+def less(whole: int | None, *parts: int | None) -> int | None:
+    """What is left of a figure without its parts; None where one of them was not read."""
+    known = [part for part in parts if part is not None]
+    return None if whole is None or len(known) < len(parts) else whole - sum(known)
 
 
 def group(found: Iterable[Compared]) -> list[list[Compared]]:
@@ -127,11 +130,6 @@ def worst(pairs: Sequence[Pair]) -> Pair:
     return max(pairs, key=lambda pair: abs(pair.error))
 
 
-def share(error: float) -> str:
-    text = f"{100 * error:+.1f} %".replace("-", "−")
-    return "0.0 %" if text in ("+0.0 %", "−0.0 %") else text
-
-
 # What the report shows ----------------------------------------------------------------------------
 
 
@@ -147,7 +145,7 @@ def peak_row(like: Sequence[Compared]) -> tuple[str, ...]:
     pairs = [one.peak for one in like if one.peak]
     if pairs:
         measured = byte_size(statistics.median(pair.measured for pair in pairs))
-        peaks = (measured, byte_size(pairs[0].forecast), share(worst(pairs).error))
+        peaks = (measured, byte_size(pairs[0].forecast), f"{points(worst(pairs).error)} %")
     else:
         peaks = (first.record.status, byte_size(first.forecast.peak_bytes), "—")
     return (run.model, run.method.label, pass_of(first.record), str(len(like)),
@@ -177,7 +175,7 @@ def part_table(found: Sequence[Compared]) -> Table:
                 cells.append(MISSING)
                 continue
             measured = statistics.median(pair.measured for pair in pairs)
-            cells.append(f"{byte_size(measured)} ({share(worst(pairs).error)})")
+            cells.append(f"{byte_size(measured)} ({points(worst(pairs).error)} %)")
         rows.append((run.model, run.method.label, pass_of(like[0].record), *cells))
     return Table(("Model", "Method", "Tokens of a pass", *names), tuple(rows))
 

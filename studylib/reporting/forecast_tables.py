@@ -6,7 +6,7 @@ Not covered: tracing (studylib.forecasting.article_forecasts), the file
 
 from __future__ import annotations
 
-from studylib.core.metrics import byte_size, plain_number
+from studylib.core.metrics import byte_size, plain_number, points
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
@@ -168,7 +168,7 @@ def published_table(book: ForecastBook) -> Table:
     header = ("Published case", "Counter", "Published", "Forecast", "Error", "Source")
     rows = []
     for row in book.published:
-        error = f"{100 * row.error:+.1f} %".replace("-", "−")
+        error = f"{points(row.error)} %"
         left_out = f" (left out: {row.not_comparable})" if row.not_comparable else ""
         rows.append((row.case, row.counter, gigabytes(row.published_bytes),
                      gigabytes(row.forecast_bytes), error + left_out, row.source))  # fmt: skip

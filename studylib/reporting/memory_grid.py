@@ -14,9 +14,9 @@ from studylib.reporting.cells import (
     method_cell,
     peak_cell,
     record_links,
+    rows_of,
     trained_cell,
 )
-from studylib.reporting.claim_sources import rows_of
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 
