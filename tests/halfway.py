@@ -12,17 +12,22 @@ from pathlib import Path
 
 # Python imports it at its start, from PYTHONPATH. The trainer's state is a checkpoint's last file.
 SITECUSTOMIZE = """
-import os, re, signal, sys
+import os, signal, sys
 from pathlib import Path
+
+HERE = ["runs", "work", "checkpoint-{step}", "trainer_state.json"]
 
 def stop_once(event, args):
     if event != "open" or "w" not in (args[1] or ""):
         return
-    found = re.search(r"/runs/([^/]+)/work/checkpoint-{step}/trainer_state.json$", str(args[0]))
-    mark = found and Path({marks!r}) / found[1]
-    if mark and not mark.exists():
-        mark.with_suffix(".new").write_text(str(os.getpid()))
-        mark.with_suffix(".new").rename(mark)
+    *place, name = str(args[0]).split("/")[-5:]
+    if [*place[:1], *place[2:], name] != HERE:
+        return
+    mark = Path({marks!r}) / place[1]
+    if not mark.exists():
+        new = mark.with_name(mark.name + ".new")
+        new.write_text(str(os.getpid()))
+        new.rename(mark)
         os.kill(os.getpid(), signal.SIGSTOP)
 
 sys.addaudithook(stop_once)
