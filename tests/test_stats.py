@@ -119,6 +119,25 @@ def test_where_no_item_varies_the_interval_is_the_exact_binomial_bound(value):
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
 
 
+def test_subjects_that_happen_to_agree_do_not_make_half_right_certain():
+    answers = np.tile([0.0, 1.0], 40)
+    found = stats.measure_accuracy(answers, np.repeat(["a", "b"], 40))
+    exact = distributions.binomtest(40, 80).proportion_ci(method="exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=0.01)
+    other = np.tile([1.0, 0.0], 40)  # as many right, on none of the same items
+    gap = stats.compare_methods(other, answers, np.repeat(["a", "b"], 40))
+    assert gap.high == pytest.approx(1.99 * 80**-0.5, rel=0.02)
+
+
+def test_two_subjects_have_the_interval_of_one_degree_of_freedom():
+    rng = np.random.default_rng(5)
+    sizes, levels = np.full(2, 50.0), 0.6 + rng.normal(0, 0.1, (4000, 1, 2))
+    scores = rng.binomial(50, levels).astype(np.float64)
+    parts = stats.split_parts(scores, None, sizes, (True, True), draws=200)
+    held = np.abs(parts.value - 0.6) <= parts.item_half
+    assert held.mean() == pytest.approx(0.95, abs=0.015)
+
+
 def test_a_single_item_that_differs_gives_a_finite_interval_around_zero():
     reference = np.zeros(800)
     method = reference.copy()

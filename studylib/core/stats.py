@@ -186,7 +186,8 @@ def measure_accuracy(
     totals = sum_subjects(correct, subjects, mean)
     parts = split_parts(totals.scores, None, totals.sizes, (fixed, True), confidence, draws, seed)
     known = fixed or len(totals.scores) > 1
-    return build_estimate(parts, totals, len(totals.scores), known, confidence, (0.0, 1.0))
+    apart = separate_se(read_answers(correct).mean(0))
+    return build_estimate(parts, totals, len(totals.scores), known, confidence, (0.0, 1.0), apart)
 
 
 def compare_methods(
@@ -213,7 +214,13 @@ def compare_methods(
     fixed = (False, reference_fixed)
     parts = split_parts(ours.scores, theirs.scores, ours.sizes, fixed, confidence, draws, seed)
     seeds = len(ours.scores) if reference_fixed else min(len(ours.scores), len(theirs.scores))
-    return build_estimate(parts, ours, seeds, seeds > 1, confidence, (-1.0, 1.0))
+    apart = separate_se(read_answers(method).mean(0) - read_answers(reference).mean(0))
+    return build_estimate(parts, ours, seeds, seeds > 1, confidence, (-1.0, 1.0), apart)
+
+
+def separate_se(values: Floats) -> float:
+    """Standard error of the mean of [items], each item taken by itself."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def split_parts(
@@ -309,7 +316,7 @@ def bootstrap_quantile(
         np.divide(block, error, out=block, where=~still)
     # linear interpolation between infinities has no value
     quantile = np.quantile(ratios, confidence, axis=0, method="higher")
-    widest = distributions.t.ppf((1 + confidence) / 2, FEWEST_DF)
+    widest = distributions.t.ppf((1 + confidence) / 2, min(FEWEST_DF, clusters - 1))
     return np.minimum(quantile, widest).reshape(scores.shape[:-1])
 
 
@@ -320,15 +327,21 @@ def build_estimate(
     seeds_known: bool,
     confidence: float,
     bounds: tuple[float, float],
+    apart_se: float = 0.0,
 ) -> Estimate:
     """One study's parts as an estimate, cut at the bounds.
 
-    Where no item varies, the half-width is the exact binomial bound on an event that none of n
-    items showed, 1 - (alpha/2)^(1/n) (Clopper & Pearson 1934), since zero would claim certainty.
+    Where subjects and runs happen to agree to the last item (20 of 40 right in each of two), the
+    items taken apart, `apart_se`, stand in: chance made them agree. Where no item varies either,
+    the half-width is the exact binomial bound on an event that none of n items showed,
+    1 - (alpha/2)^(1/n) (Clopper & Pearson 1934), since zero would claim certainty.
     """
     half = float(np.hypot(parts.item_half, parts.seed_half))
     spread = float(np.hypot(parts.item_se, parts.seed_se))
-    if spread <= 1e-12:
+    if spread <= 1e-12 and apart_se > 1e-12:
+        spread = apart_se
+        half = spread * distributions.t.ppf((1 + confidence) / 2, totals.items - 1)
+    elif spread <= 1e-12:
         half = 1 - ((1 - confidence) / 2) ** (1 / totals.items)
         spread = half / distributions.norm.ppf((1 + confidence) / 2)
     se, df = calibrate_t(half, spread, confidence)
