@@ -133,8 +133,9 @@ def detectable_sentence(summary: Summary) -> str:
         return ""
     seeds = max(len(row.complete) for c in summary.comparisons for row in c.rows)
     return (
-        f"The smallest gap that one point could have shown is {plain_number(min(sizes), 2)} to "
-        f"{plain_number(max(sizes), 2)} pp; with {count_of(seeds, 'seed')} the intervals speak of "
+        "The smallest gap to full that one point could have shown (p by Holm of 0.05 or less, 8 "
+        f"times in 10) is {plain_number(min(sizes), 2)} to {plain_number(max(sizes), 2)} pp; with "
+        f"{count_of(seeds, 'seed')} the intervals speak of "
         + ("the questions alone, not of another seed." if seeds == 1 else "questions and seeds.")
     )
 

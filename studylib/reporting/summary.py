@@ -32,6 +32,7 @@ class Row:
 
     weights: which weights were scored. other_weights: a second row of the same runs, scored on
     other weights (a QLoRA adapter merged into 16 bits); it has estimates and no resources.
+    judged: how many gaps of its table Holm's correction counts.
     """
 
     method: MethodSettings
@@ -45,6 +46,7 @@ class Row:
     gain: stats.Estimate | None = None
     gap: stats.Estimate | None = None
     gap_p_holm: float | None = None
+    judged: int = 1
     chance_p_holm: float | None = None
     mcnemar: stats.McNemar | None = None
     retention: stats.Estimate | None = None
@@ -81,8 +83,14 @@ class Row:
 
     @property
     def detectable(self) -> float | None:
-        """Smallest true gap to full that runs like these find 8 times in 10, a share."""
-        return None if self.gap is None else stats.detectable_difference(self.gap.se, self.gap.df)
+        """Smallest true gap to full that runs like these find 8 times in 10, a share.
+
+        At the first step of Holm's correction, by which a gap is told from zero: another row that
+        shows nothing cannot hide it.
+        """
+        if self.gap is None:
+            return None
+        return stats.detectable_difference(self.gap.se, self.gap.df, alpha=0.05 / self.judged)
 
 
 @dataclass(frozen=True)
@@ -319,7 +327,7 @@ def with_holm(rows: list[Row]) -> list[Row]:
     }
     gaps, chances = (correct_values(values) for values in (gaps, chances))
     return [
-        replace(row, gap_p_holm=gaps.get(i), chance_p_holm=chances.get(i))
+        replace(row, gap_p_holm=gaps.get(i), chance_p_holm=chances.get(i), judged=max(len(gaps), 1))
         for i, row in enumerate(rows)
     ]
 
