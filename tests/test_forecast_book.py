@@ -114,6 +114,21 @@ def test_forecast_claims_carry_the_worst_error_and_where_the_article_comes_true(
     assert all("forecast" in found[key].how for key in ("C3.full", "C3.qlora-on-top"))
 
 
+def test_kinds_of_job_that_no_published_peak_bears_out_are_named() -> None:
+    book = make_book()
+    sentence = forecast_tables.published_sentence(book)
+    assert "1 more are left out" in sentence
+    assert "+100.0 to +100.0 %" in sentence
+    assert "No case of QLoRA or of several cards is among those that count" in sentence
+    more = [forecast_tables.memory_forecast(book, job).more for job in book.jobs]
+    assert more[0] == "no published peak of several cards bears the range out"
+    assert more[1:] == ["", "", "no published peak of QLoRA bears the range out"]
+    case = book.published[0].model_copy(update={"case": "a 7B QLoRA, 2 cards"})
+    tested = book.model_copy(update={"published": (case, *book.published[1:])})
+    assert "No case of" not in forecast_tables.published_sentence(tested)
+    assert not any(forecast_tables.memory_forecast(tested, job).more for job in book.jobs)
+
+
 def test_without_a_book_claims_stay_open_and_the_report_says_what_to_run() -> None:
     assert forecast_tables.forecast_claims(None) == {}
     assert "make forecasts" in "\n".join(forecast_tables.section(None, []))

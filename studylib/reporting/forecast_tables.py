@@ -16,6 +16,10 @@ from studylib.schema.profile import METHODS
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 
 
+# Kinds of job in words, and the mark of a published case of that kind in its name.
+UNTESTED = {"QLoRA": "QLoRA", "several cards": " cards"}
+
+
 def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
     """Figures for C2, C3 and C7's card by CLAIM.PART; none without a book."""
     if book is None:
@@ -26,7 +30,7 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
         found[f"C2.{method}"] = [memory_forecast(book, job) for job in plain]
         if found[f"C2.{method}"]:
             first = found[f"C2.{method}"][0]
-            more = come_true(book, method)
+            more = "; ".join(filter(None, (first.more, come_true(book, method))))
             found[f"C2.{method}"][0] = Forecast(
                 first.value, first.low, first.high, first.source, more
             )
@@ -43,7 +47,8 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
 def memory_forecast(book: ForecastBook, job: JobForecast) -> Forecast:
     """The peak of all cards in GB, give or take the worst error against published peaks."""
     value, worst = job.total_bytes / 1e9, book.worst_error
-    return Forecast(value, value / (1 + worst), value / (1 - worst), f"traced, {describe(job)}")
+    low, high = value / (1 + worst), value / (1 - worst)
+    return Forecast(value, low, high, f"traced, {describe(job)}", untested(book, job))
 
 
 def describe(job: JobForecast) -> str:
@@ -187,14 +192,16 @@ def brief(book: ForecastBook) -> str:
             ends = dict.fromkeys(plain_number(x / 1e9, 3) for x in (sizes[0], sizes[-1]))
             said = next(claimed(j) for j in book.jobs if j.method == method)
             parts.append(f"{METHODS[method].label} {' to '.join(ends)} GB (article: {said})")
-    return (
-        "**For the article's 13B model** peak memory was forecast without a device, one row of "
-        f"2,048 tokens a step: {', '.join(parts)}. Which setting one picks moves these figures by "
-        "more than which method; the article names none."
-        if spread_beats_methods(book)
-        else "**For the article's 13B model** peak memory was forecast without a device, one row "
-        f"of 2,048 tokens a step: {', '.join(parts)}. The article names no settings."
+    text = (
+        "**For the article's 13B model** peak memory, all cards together, was forecast without a "
+        f"device, one row of 2,048 tokens a card and pass: {', '.join(parts)}."
     )
+    if spread_beats_methods(book):
+        return (
+            f"{text} Which setting one picks moves these figures by more than which method; the "
+            "article names none."
+        )
+    return f"{text} The article names no settings."
 
 
 def spread_beats_methods(book: ForecastBook) -> bool:
@@ -229,8 +236,38 @@ def published_sentence(book: ForecastBook) -> str:
     return (
         f"Against {len(errors)} published peaks whose settings are stated, the forecast is off by "
         f"{100 * book.mean_error:.1f} % on average and {100 * book.worst_error:.1f} % at worst; "
-        "the ranges of memory above are that worst error."
+        f"the ranges of memory above are that worst error.{left_out_sentence(book)}"
     )
+
+
+def left_out_sentence(book: ForecastBook) -> str:
+    """What the error does not speak of: cases that were left out, kinds of job with none."""
+    out = [row.error for row in book.published if row.not_comparable is not None]
+    if not out:
+        return ""
+    text = (
+        f" {len(out)} more are left out, each for the reason beside it, though their settings are "
+        f"stated too: {100 * min(out):+.1f} to {100 * max(out):+.1f} %.".replace("-", "−")
+    )
+    bare = [words for words, mark in UNTESTED.items() if not is_tested(book, mark)]
+    if bare:
+        text += (
+            f" No case of {' or of '.join(bare)} is among those that count: there the ranges rest on "
+            "other jobs' error, and no published peak bears them out."
+        )
+    return text
+
+
+def is_tested(book: ForecastBook, mark: str) -> bool:
+    """Whether a published case that counts has this mark in its name."""
+    return any(mark in row.case for row in book.published if row.not_comparable is None)
+
+
+def untested(book: ForecastBook, job: JobForecast) -> str:
+    """In words, what of this job no published peak that counts has; empty where all is tested."""
+    marks = {"QLoRA": job.method == "qlora", " cards": job.cards > 1}
+    bare = [words for words, mark in UNTESTED.items() if marks[mark] and not is_tested(book, mark)]
+    return f"no published peak of {' or of '.join(bare)} bears the range out" if bare else ""
 
 
 def limits(book: ForecastBook) -> str:
