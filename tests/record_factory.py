@@ -36,7 +36,7 @@ from studylib.schema.records import (
     file_sha256,
     write_record,
 )
-from studylib.schema.tuning import TunePoint, TuneRecord, write_sweep
+from studylib.schema.tuning import TunePoint, TuneRecord, sweep_name, write_sweep
 
 SUBJECTS = 16
 PARAMS = {"ladder:0.4m": 430_000, "ladder:1.4m": 1_420_000}
@@ -171,7 +171,11 @@ class Factory:
         return self.folder
 
     def sweep(
-        self, method: str, rates: dict[float, int | None], model: str = "ladder:0.4m"
+        self,
+        method: str,
+        rates: dict[float, int | None],
+        model: str = "ladder:0.4m",
+        track: str = "main",
     ) -> None:
         """Write a search for learning rates: rate -> right answers of 200, None where diverged."""
         points = tuple(
@@ -179,8 +183,8 @@ class Factory:
             for rate, right in rates.items()
         )
         record = TuneRecord(
-            sweep_id=f"{ModelRef.parse(model).slug}--{method}",
-            profile="cpu", track="main", model=model, method=method, seed=0,
+            sweep_id=sweep_name(ModelRef.parse(model).slug, method, track),
+            profile="cpu", track=track, model=model, method=method, seed=0,
             validation="almanac:new, validation", overlap_dropped=3, points=points,
             extended=False, environment=self.environment(), fingerprint={},
         )  # fmt: skip

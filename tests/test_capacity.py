@@ -71,3 +71,34 @@ def test_the_curve_is_drawn_alike_each_time_and_ranks_differ(summary: Summary) -
 
 def test_one_seed_is_said(summary: Summary) -> None:
     assert "not of another seed" in capacity.detectable_sentence(summary)
+
+
+def test_few_seeds_and_rates_tuned_elsewhere_stand_beside_the_end(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "capacity", items=400)
+    factory.capacity(SHARES)
+    factory.sweep("full", {1e-3: 150, 2e-3: 151, 4e-3: 90}, track="facts-800")
+    text = capacity.tell_limits(summarise(read_study(factory.folder)))
+    assert "beyond 5 pp; 1 seed a point, learning rates tuned at 800 facts alone." in text
+    factory.sweep("full", {1e-3: 150, 2e-3: 151, 4e-3: 90}, track="facts-400")
+    factory.sweep("full", {1e-3: 150, 2e-3: 151, 4e-3: 90}, track="facts-1600")
+    text = capacity.tell_limits(summarise(read_study(factory.folder)))
+    assert "beyond 5 pp; 1 seed a point." in text
+
+
+def test_a_higher_rank_that_learned_less_is_named(tmp_path: Path, summary: Summary) -> None:
+    assert "higher rank" not in capacity.tell_capacity(summary)
+    shares = SHARES | {"lora-r64": {400: 0.9, 800: 0.5, 1600: 0.69}}
+    study = read_study(Factory(tmp_path / "capacity", items=400).capacity(shares))
+    text = capacity.tell_capacity(summarise(study))
+    assert "less was learned by LoRA r=64 than by LoRA r=16 at 800 facts (−" in text
+    assert "at 400 facts (−" not in text
+
+
+def test_who_is_not_behind_at_the_most_facts_is_said(tmp_path: Path, summary: Summary) -> None:
+    assert "not behind by that rule" not in capacity.tell_limits(summary)
+    shares = {"full": {400: 0.9, 800: 0.85, 1600: 0.3}, "lora": {400: 0.9, 800: 0.5, 1600: 0.3}}
+    study = read_study(Factory(tmp_path / "capacity", items=400).capacity(shares))
+    text = capacity.tell_limits(summarise(study))
+    assert "LoRA r=16 at 800 facts" in text
+    assert "At 1,600 facts, where full itself is " in text
+    assert "% right, LoRA r=16 is not behind by that rule." in text

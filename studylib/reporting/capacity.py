@@ -2,7 +2,9 @@
 
 A study whose tracks differ in the number of facts is read as one curve a method. Where a method
 stops being enough is said by a rule: the first number of facts at which it lies clearly behind
-full fine-tuning (Holm's p at most 0.05) and by more than MARGIN.
+full fine-tuning (Holm's p at most 0.05) and by more than MARGIN. What that end may owe to training
+and not to rank is said beside it: few seeds, rates tuned at one number of facts, a higher rank that
+learned less than a lower one.
 
 Not covered: studies that compare methods at one number of facts (studylib.reporting.tables, prose).
 """
@@ -11,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, plain_number
 from studylib.reporting.cells import Table, interval_cell, record_link, trainable_cell
 from studylib.reporting.notes import count_of, join_words
@@ -29,7 +33,8 @@ from studylib.reporting.panels import (
     note,
     tint,
 )
-from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.reporting.study import Answers
+from studylib.reporting.summary import Comparison, Row, Summary, read_answers
 
 MARGIN = 0.05  # of accuracy: a smaller gap to full is not called a limit
 CAPTION = ("Accuracy by number of new facts, and the facts known beyond guessing, 95 % intervals "
@@ -70,9 +75,10 @@ def falls_short(row: Row) -> bool:
 
 
 def tell_capacity(summary: Summary) -> str:
-    """Where each method stops being enough, and how far full fine-tuning itself came."""
-    full = tell_full(read_curves(summary).get("full", []))
-    return f"{tell_limits(summary)} {full}".rstrip()
+    """Where each method stops being enough, how far full came, and what higher ranks did."""
+    curves = read_curves(summary)
+    parts = [tell_limits(summary), tell_full(curves.get("full", [])), tell_ranks(curves)]
+    return " ".join(part for part in parts if part)
 
 
 def tell_limits(summary: Summary) -> str:
@@ -102,11 +108,93 @@ def tell_limits(summary: Summary) -> str:
     if short:
         parts.append(f"**Adapters stop being enough:** {join_words(short)}. That is the first "
                      "number of facts at which the gap to full fine-tuning is clear of zero and "
-                     f"beyond {margin}.")  # fmt: skip
+                     f"beyond {margin}; {reservation(summary)}.")  # fmt: skip
+    caught = tell_caught_up(judged)
+    parts += [caught] if caught else []
     if enough:
         verb = "was" if len(enough) == 1 else "were"
         parts.append(f"{join_words(enough)} {verb} enough by that rule up to {most:,} facts.")
     return " ".join(parts)
+
+
+def tell_caught_up(judged: dict[str, list[Point]]) -> str:
+    """Methods that fall short somewhere and no longer do so at the most facts."""
+    most = max(p.facts for points_ in judged.values() for p in points_)
+    back = [
+        label
+        for label, points_ in judged.items()
+        if any(falls_short(p.row) for p in points_)
+        and points_[-1].facts == most
+        and not falls_short(points_[-1].row)
+    ]
+    if not back:
+        return ""
+    verb = "is" if len(back) == 1 else "are"
+    full = judged[back[0]][-1].comparison.row("full")
+    known = f", where full itself is {percent(full.accuracy.value)} % right" if (
+        full and full.accuracy) else ""  # fmt: skip
+    return f"At {most:,} facts{known}, {join_words(back)} {verb} not behind by that rule."
+
+
+def reservation(summary: Summary) -> str:
+    """How far an end can be laid to the rank: seeds a point, and where the rates were tuned."""
+    trained = [row for c in summary.comparisons for row in c.rows if row.method.kind.trains]
+    text = f"{count_of(min(len(row.complete) for row in trained), 'seed')} a point"
+    facts = {r.run.track: r.run.evaluate.facts for r in summary.study.records}
+    tuned = {facts.get(sweep.track) for sweep in summary.study.sweeps} & set(facts.values())
+    if tuned and len(tuned) < len(set(facts.values())):
+        where = join_words([f"{n:,}" for n in sorted(n for n in tuned if n is not None)])
+        text += f", learning rates tuned at {where} facts alone"
+    return text
+
+
+def tell_ranks(curves: dict[str, list[Point]]) -> str:
+    """Where a higher rank of a method learned clearly less than the next lower one."""
+    judged = [
+        (label, lower, one.facts, gap)
+        for lower, label in neighbours(curves)
+        for one in curves[label]
+        for other in curves[lower]
+        if one.facts == other.facts and (gap := compare_points(one, other)) is not None
+    ]
+    if not judged:
+        return ""
+    found = stats.adjust_holm([gap.p_value for _, _, _, gap in judged])
+    worse = [
+        f"by {label} than by {lower} at {facts:,} facts ({interval_cell(gap)} pp)"
+        for (label, lower, facts, gap), p in zip(judged, found, strict=True)
+        if p <= 0.05 and gap.high < 0
+    ]
+    if not worse:
+        return ""
+    return (
+        f"A higher rank did not always learn more: less was learned {join_words(worse)}. A larger "
+        "adapter can hold no less, so that there the training (its rate, its number of updates) is "
+        "what ends, not the size."
+    )
+
+
+def neighbours(curves: dict[str, list[Point]]) -> list[tuple[str, str]]:
+    """Labels of a method's next lower and higher rank."""
+    ranked = sorted(
+        (p[0].row.method.name, p[0].row.method.rank, label)
+        for label, p in curves.items()
+        if p[0].row.method.rank
+    )
+    return [(a[2], b[2]) for a, b in pairwise(ranked) if a[0] == b[0]]
+
+
+def compare_points(one: Point, other: Point) -> stats.Estimate | None:
+    """Accuracy of one less the other's on the same questions; None where an answer is missing."""
+    ours, theirs = (answers_of(point) for point in (one, other))
+    if ours is None or theirs is None or ours.correct.shape[1] != theirs.correct.shape[1]:
+        return None
+    return stats.compare_methods(ours.correct, theirs.correct, ours.clusters)
+
+
+def answers_of(point: Point) -> Answers | None:
+    row = point.row
+    return read_answers(point.comparison.study, row.complete, row.weights or "").get("questions")
 
 
 def tell_full(points_: Sequence[Point]) -> str:
