@@ -276,8 +276,8 @@ def test_learning_rates_are_shown_and_a_best_at_the_edge_is_flagged(tmp_path: Pa
     text = build_report(folder).read_text()
     rates = text.partition("### Learning rates")[2].partition("###")[0]
     rows = [line for line in rates.splitlines() if line.startswith("| ladder")]
-    assert "| 0.001 | 75.0 | 200 | 3 | no |" in rows[0]
-    assert "| 0.005 | 70.0 | 200 | 3 | no |" in rows[1]
+    assert "| 0.001 | 75.0 | 200 | 70 (over 0.0001) | 3 | no |" in rows[0]
+    assert "| 0.005 | 70.0 | 200 | 20 (over 0.02) | 3 | no |" in rows[1]
     assert (folder / "figures" / "main-tuning.svg").is_file()
     factory.sweep("qlora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 160})
     assert "**yes: a better rate may lie beyond**" in build_report(folder).read_text()
@@ -358,3 +358,48 @@ def test_a_readers_report_shows_the_forecasts_beside_the_reference(tmp_path: Pat
     assert "is not forecast yet" in build_report(own, reference=reference).read_text()
     write_book(tmp_path / "reference" / "forecasts.json", make_book())
     assert "Peak of a card" in build_report(own, reference=reference).read_text()
+
+
+def test_the_verdicts_words_are_told_before_the_first_of_them(report: str) -> None:
+    words, _, table = section(report, "Claimed and measured").partition("\n| ")
+    for verdict in ("Reproduced", "differs", "inconclusive", "not comparable"):
+        assert f"**{verdict}**" in words
+    assert "**differs**" in table
+
+
+def test_small_models_are_said_beside_the_tally_of_claims(report: str) -> None:
+    answer = section(report, "The answer")
+    assert "measured): " in answer
+    assert "No 13B model was run: what was measured speaks of models of at most 1.42M" in answer
+
+
+def test_end_to_end_of_what_was_asked_twice_is_explained(report: str) -> None:
+    assert "QLoRA r=16 did once for each set of weights scored" in section(report, "Results")
+
+
+def test_every_figure_of_the_tables_has_its_meaning(report: str) -> None:
+    meanings = section(report, "Appendix").partition("### What the columns mean")[2]
+    for label in ("Clean step", "Kept knowledge", "p (Holm)", "Only this / only full right"):
+        assert f"| {label}" in meanings
+
+
+def test_a_searchs_lead_is_shown_in_questions(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "tuned")
+    factory.add(make_spec("full"))
+    factory.sweep("full", {1e-4: 149, 1e-3: 150, 1e-2: None})
+    text = section(build_report(factory.folder).read_text(), "Results")
+    assert "| 150" not in text
+    assert "| 1 (over 0.0001) |" in text
+    assert "A lead of a few questions is within the noise" in text
+
+
+def test_the_smallest_gap_is_found_by_the_corrected_test(study: Path) -> None:
+    from studylib.core import stats
+
+    rows = [r for r in summarise(read_study(study)).comparisons[0].scored if r.gap]
+    assert [row.judged for row in rows] == [3, 3, 3]
+    for row in rows:
+        assert row.gap is not None
+        assert row.detectable == pytest.approx(
+            stats.detectable_difference(row.gap.se, row.gap.df, alpha=0.05 / 3)
+        )

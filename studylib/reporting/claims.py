@@ -28,10 +28,13 @@ from studylib.reporting.claim_sources import (
     forecast_figure,
     with_unit,
 )
+from studylib.reporting.notes import join_words
+from studylib.reporting.prose import parameter_count
 from studylib.reporting.summary import Comparison, Summary
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
+ARTICLE_SIZE = 12e9  # parameters from which on a model is of the article's 13B
 
 
 @dataclass(frozen=True)
@@ -136,3 +139,29 @@ def describe_rule(part: Part) -> str:
     low, high = (with_unit(end, rule.unit) for end in rule.band)
     seeds = f", {rule.min_seeds} seeds or more" if rule.min_seeds > 1 else ""
     return f"reproduced from {low} to {high}{seeds} ({part['why']})"
+
+
+def tally_findings(findings: list[Finding], studies: Sequence[Summary]) -> str:
+    """How many findings came to which verdict, in one sentence."""
+    words = {"reproduced": "reproduced", "differs": "differ", "inconclusive": "inconclusive",
+             "not comparable": "not comparable", NOT_YET: NOT_YET}  # fmt: skip
+    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in words}
+    parts = [f"{n} {words[verdict]}" for verdict, n in counts.items() if n]
+    got = [f.how.split()[0].rstrip(":") for f in findings if f.decided_by]
+    ways = [f"{got.count(way)} {way}" for way in ("counted", "forecast", "measured") if way in got]
+    text = (
+        f"**The article's claims**, judged part by part at each size, setting and reading "
+        f"({len(findings)} findings{'; ' if ways else ''}{join_words(ways)}): {', '.join(parts)}."
+    )
+    return f"{text}{size_of_evidence(studies)} *Claimed and measured* below says which and why."
+
+
+def size_of_evidence(studies: Sequence[Summary]) -> str:
+    """That no model of the article's size was run, if so: what was measured speaks of others."""
+    sizes = [c.total_params for summary in studies for c in summary.comparisons if c.total_params]
+    if not sizes or max(sizes) >= ARTICLE_SIZE:
+        return ""
+    return (
+        f" No 13B model was run: what was measured speaks of models of at most "
+        f"{parameter_count(max(sizes))} parameters."
+    )

@@ -8,7 +8,7 @@ Not covered: which records go in and where the files go (studylib.reporting.repo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from studylib.reporting import (
@@ -29,7 +29,7 @@ from studylib.reporting.capacity import (
     tell_capacity,
     tell_limits,
 )
-from studylib.reporting.claims import NOT_YET, Finding
+from studylib.reporting.claims import Finding, tally_findings
 from studylib.reporting.forecast_tables import brief
 from studylib.reporting.forecast_tables import section as forecast_section
 from studylib.reporting.made_from import REPORT, Files
@@ -92,7 +92,7 @@ def answer_section(
         lines += [note, ""] if (note := notes.not_run_note(summary)) else []
     lines += [serve_tables.brief([r for s in studies for r in s.study.serves]), ""]
     lines += [brief(book), ""] if book is not None else []
-    return [*lines, tally_findings(findings), ""]
+    return [*lines, tally_findings(findings, studies), ""]
 
 
 def tell(summary: Summary, several: bool) -> str:
@@ -104,18 +104,6 @@ def tell(summary: Summary, several: bool) -> str:
     if several or len(summary.tracks) > 1:
         return prose.answer_briefly(summary)
     return prose.answer(summary)
-
-
-def tally_findings(findings: list[Finding]) -> str:
-    """How many findings came to which verdict, in one sentence."""
-    words = {"reproduced": "reproduced", "differs": "differ", "inconclusive": "inconclusive",
-             "not comparable": "not comparable", NOT_YET: NOT_YET}  # fmt: skip
-    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in words}
-    parts = [f"{n} {words[verdict]}" for verdict, n in counts.items() if n]
-    return (
-        f"**The article's claims**, judged part by part at each size and setting ({len(findings)} "
-        f"findings): {', '.join(parts)}. *Claimed and measured* below says which and why."
-    )
 
 
 def name_study(summary: Summary, studies: list[Summary]) -> list[str]:
@@ -181,8 +169,8 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
         lines += refusal_lines(summary, track)
     lines += picture_lines(pictures, ("capacity",))
     reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
-    return [*lines, tell_capacity(summary), "", capacity_table(summary).markdown(), "",
-            reading.strip(), ""]  # fmt: skip
+    lines += [tell_capacity(summary), "", capacity_table(summary).markdown(), ""]
+    return [*lines, reading.strip(), "", *rate_lines(summary.comparisons)]
 
 
 def grid_section(summary: Summary, several: bool) -> list[str]:
@@ -205,10 +193,11 @@ def track_section(
         notes.spread_note(comparisons),
         notes.memory_note(comparisons),
         notes.price_note(comparisons),
+        notes.end_to_end_note(comparisons),
         notes.command_note(comparisons),
         *notes.chance_notes(comparisons),
     ]
-    lines += [" ".join(reading), ""]
+    lines += [" ".join(text for text in reading if text), ""]
     lines += picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
     lines += [line for paragraph in words for line in (paragraph, "")]
     lines += ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
@@ -217,9 +206,16 @@ def track_section(
     lines += picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
     lines += ["### Memory by stage", "", tables.memory_table(comparisons).markdown(), ""]
     lines += ["### Time and cost", "", tables.time_table(comparisons).markdown(), ""]
-    if any(comparison.sweeps for comparison in comparisons):
-        lines += ["### Learning rates", "", tables.tuning_table(comparisons).markdown(), ""]
+    lines += rate_lines(comparisons)
     return lines + picture_lines(pictures, ("tuning", "loss"))
+
+
+def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """The searches for learning rates, where there were any."""
+    if not any(comparison.sweeps for comparison in comparisons):
+        return []
+    table = tables.tuning_table(comparisons).markdown()
+    return ["### Learning rates", "", table, "", notes.tuning_note(comparisons), ""]
 
 
 def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:
@@ -303,7 +299,10 @@ def claims_section(findings: list[Finding]) -> list[str]:
         "## Claimed and measured", "",
         "Each claim of the article beside what was found, by a rule that was written down before "
         "any run (in the appendix). Counted is exact arithmetic on the model's shape, measured "
-        "is a record, forecast is traced without the device.", "",
+        "is a record, forecast is traced without the device. **Reproduced**: all that our figure "
+        "leaves possible (its 95 % interval or range) agrees with the claim by the rule; "
+        "**differs**: nothing of it does; **inconclusive**: some of it, or fewer seeds than the "
+        "rule asks; **not comparable**: it says nothing on this claim.", "",
         tables.verdicts_table(findings).markdown(), "",
         "### Each finding", "", tables.claims_table(findings).markdown(), "",
     ]  # fmt: skip
@@ -331,6 +330,7 @@ def appendix_section(studies: list[Summary], findings: list[Finding]) -> list[st
     served = [record for summary in studies for record in summary.study.serves]
     if served:
         lines += ["### Serving runs", "", appendix.serves_table(studies).markdown(), ""]
+    lines += ["### What the columns mean", "", appendix.words_table().markdown(), ""]
     lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
     lines += ["### Limits", ""]
     return lines + [f"- {limit}" for limit in notes.limits(studies)]

@@ -13,6 +13,8 @@ from studylib.reporting.resources import MEMORY
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.tuning import TuneRecord
 
+NEAR_END = 0.03  # of accuracy: closer to 0 or 1 a symmetric interval misses on one side
+
 
 def count_of(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "s")
@@ -57,10 +59,23 @@ def memory_note(comparisons: Sequence[Comparison]) -> str:
 def price_note(comparisons: Sequence[Comparison]) -> str:
     notes = sorted({row.price.note for c in comparisons for row in c.rows if row.price})
     if notes:
-        return "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
+        text = "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
+        return f"{text} Searching for a learning rate and asking questions are not in it."
     return (
         "No price is stated for this device and no offer in the catalog names it: set "
         "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
+    )
+
+
+def end_to_end_note(comparisons: Sequence[Comparison]) -> str:
+    """What end to end holds beyond training, where methods differ in how often they are asked."""
+    twice = dict.fromkeys(row.method.label for c in comparisons for row in c.also)
+    if not twice:
+        return ""
+    return (
+        "End to end also holds the asking of questions, which "
+        f"{join_words(list(twice))} did once for each set of weights scored: compare methods by "
+        "*Training* and the clean step."
     )
 
 
@@ -116,8 +131,27 @@ def detectable_note(comparisons: Sequence[Comparison]) -> str:
         return ""
     return (
         "The smallest true gap to full fine-tuning that a study of this size finds 8 times in 10: "
-        f"{join_words(parts)}. Smaller gaps may exist and would not show here."
+        f"{join_words(parts)}. Found means p (Holm) of 0.05 or less, whatever the other rows show. "
+        "Smaller gaps may exist and would not show here."
     )
+
+
+def tuning_note(comparisons: Sequence[Comparison]) -> str:
+    """How a rate was chosen, and how surely: sweeps are short and have one seed."""
+    sweeps = [sweep for comparison in comparisons for sweep in comparison.sweeps]
+    text = (
+        "Chosen is the rate with the most right answers on validation questions, which no result "
+        "asks, at one seed of its own. A lead of a few questions is within the noise: such a "
+        "method may have a better rate among those tried"
+    )
+    if any(row.forgetting for comparison in comparisons for row in comparison.rows):
+        text += ", and what it keeps of old knowledge is that of this rate, which no search minds"
+    commits = {sweep.environment.git_commit for sweep in sweeps}
+    runs = {r.environment.git_commit for c in comparisons for row in c.rows for r in row.records}
+    if commits - runs:
+        names = join_words(sorted((commit or "unknown")[:12] for commit in commits - runs))
+        text += f". The searches were made at another commit than the runs: {names}"
+    return f"{text}."
 
 
 def is_at_edge(sweep: TuneRecord) -> bool:
@@ -140,14 +174,21 @@ def limits(summaries: Sequence[Summary]) -> list[str]:
     if edges:
         found.append(f"The best learning rate lies at its grid's edge in {join_words(edges)}: a "
                      "better one may lie beyond.")  # fmt: skip
+    scored = [row.accuracy for s in summaries for c in s.comparisons for row in c.rows]
+    if any(a is not None and not NEAR_END < a.value < 1 - NEAR_END for a in scored):
+        found.append(f"Close to 0 or 100 % (here: within {100 * NEAR_END:g} points) an interval "
+                     "that is as long above as below is too short on one side: it holds the truth "
+                     "less often than 95 times in 100.")  # fmt: skip
     if any(record.environment.concurrent_runs > 1 for record in records):
         found.append("Some runs shared the machine with others at the time: their seconds are not "
                      "those of a machine of their own.")  # fmt: skip
     if any(record.environment.git_dirty for record in records):
         found.append("Some runs were made from code with changes that no commit holds.")
     if all(record.environment.device.startswith("CPU") for record in records):
-        found.append("No run used a card: memory is the process's host memory, energy and card "
-                     "memory were not measured.")  # fmt: skip
+        found.append(
+            "No run used a card: memory is the bytes of live tensors or the process's "
+            "host memory, as the tables say; energy and card memory were not measured."
+        )
     if any(r.train and r.train.resumed_at_steps for r in records):
         found.append("Some runs were interrupted and resumed from a checkpoint (see the runs).")
     few = [

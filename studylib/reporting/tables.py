@@ -30,6 +30,7 @@ from studylib.reporting.claims import Finding, article_rule
 from studylib.reporting.resources import MEMORY, STAGES
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.profile import RunSpec
+from studylib.schema.tuning import TuneRecord
 
 # Tables of one track ------------------------------------------------------------------------------
 
@@ -194,7 +195,8 @@ def equivalence_cell(row: Row, track: str) -> str:
 def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     """Each search for a learning rate: what was tried, what was chosen, and a best at the edge."""
     header = ("Model", "Method", "Rates tried", "Chosen", "Validation accuracy (%) ↑",
-              "Questions", "Dropped, also in the test", "At the edge")  # fmt: skip
+              "Questions", "Ahead of the next best (questions)",
+              "Dropped, also in the test", "At the edge")  # fmt: skip
     rows = []
     for comparison in comparisons:
         for sweep in comparison.sweeps:
@@ -202,13 +204,23 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
             link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
             name = (comparison.name, f"[{sweep.method}]({link})", rates)
             if all(point.accuracy is None for point in sweep.points):
-                rows.append((*name, "none: all diverged", MISSING, "—", "—", "—"))
+                rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
             edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
             rows.append((*name, f"{best.learning_rate:g}", percent(best.accuracy or 0),
-                         f"{best.questions:,}", f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
+                         f"{best.questions:,}", lead_of(sweep),
+                         f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
     return Table(header, tuple(rows))
+
+
+def lead_of(sweep: TuneRecord) -> str:
+    """By how many right answers the chosen rate leads, and over which rate."""
+    others = [p for p in sweep.points if p.correct is not None and p is not sweep.best]
+    if not others:
+        return "—"
+    second = max(others, key=lambda p: p.correct or 0)
+    return f"{(sweep.best.correct or 0) - (second.correct or 0)} (over {second.learning_rate:g})"
 
 
 # Claims and sides ---------------------------------------------------------------------------------
