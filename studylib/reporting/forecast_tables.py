@@ -252,8 +252,8 @@ def left_out_sentence(book: ForecastBook) -> str:
     bare = [words for words, mark in UNTESTED.items() if not is_tested(book, mark)]
     if bare:
         text += (
-            f" No case of {' or of '.join(bare)} is among those that count: there the ranges rest on "
-            "other jobs' error, and no published peak bears them out."
+            f" No case of {' or of '.join(bare)} is among those that count: there the ranges "
+            "rest on other jobs' error, and no published peak bears them out."
         )
     return text
 
