@@ -138,8 +138,7 @@ def read_answers(correct: ArrayLike) -> Floats:
         raise StudyError(np.shape(correct), "answers are [seeds, items]", "Stack one row a seed.")
     strange = ~np.isin(answers, (0.0, 1.0))
     if strange.any():
-        rule = "an answer is 0 or 1"
-        raise StudyError(answers[strange][0], rule, "Score missing items or drop them before.")
+        raise StudyError(answers[strange][0], "an answer is 0 or 1", "Score or drop the item.")
     return answers
 
 
@@ -186,7 +185,7 @@ def measure_accuracy(
     totals = sum_subjects(correct, subjects, mean)
     parts = split_parts(totals.scores, None, totals.sizes, (fixed, True), confidence, draws, seed)
     known = fixed or len(totals.scores) > 1
-    apart = separate_se(read_answers(correct).mean(0))
+    apart = float(distributions.sem(read_answers(correct).mean(0)))
     return build_estimate(parts, totals, len(totals.scores), known, confidence, (0.0, 1.0), apart)
 
 
@@ -214,13 +213,8 @@ def compare_methods(
     fixed = (False, reference_fixed)
     parts = split_parts(ours.scores, theirs.scores, ours.sizes, fixed, confidence, draws, seed)
     seeds = len(ours.scores) if reference_fixed else min(len(ours.scores), len(theirs.scores))
-    apart = separate_se(read_answers(method).mean(0) - read_answers(reference).mean(0))
+    apart = float(distributions.sem(read_answers(method).mean(0) - read_answers(reference).mean(0)))
     return build_estimate(parts, ours, seeds, seeds > 1, confidence, (-1.0, 1.0), apart)
-
-
-def separate_se(values: Floats) -> float:
-    """Standard error of the mean of [items], each item taken by itself."""
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def split_parts(
@@ -331,16 +325,14 @@ def build_estimate(
 ) -> Estimate:
     """One study's parts as an estimate, cut at the bounds.
 
-    Where subjects and runs happen to agree to the last item (20 of 40 right in each of two), the
-    items taken apart, `apart_se`, stand in: chance made them agree. Where no item varies either,
-    the half-width is the exact binomial bound on an event that none of n items showed,
+    Where subjects agree by chance (20 of 40 right in each), `apart_se` of items stands in. Where no
+    item varies, the half-width is the exact binomial bound on an event that none of n items showed,
     1 - (alpha/2)^(1/n) (Clopper & Pearson 1934), since zero would claim certainty.
     """
     half = float(np.hypot(parts.item_half, parts.seed_half))
     spread = float(np.hypot(parts.item_se, parts.seed_se))
-    if spread <= 1e-12 and apart_se > 1e-12:
-        spread = apart_se
-        half = spread * distributions.t.ppf((1 + confidence) / 2, totals.items - 1)
+    if spread <= 1e-12 < apart_se:
+        half, spread = apart_se * distributions.norm.ppf((1 + confidence) / 2), apart_se
     elif spread <= 1e-12:
         half = 1 - ((1 - confidence) / 2) ** (1 / totals.items)
         spread = half / distributions.norm.ppf((1 + confidence) / 2)
@@ -476,9 +468,7 @@ def plan_difference(
     centre = np.eye(len(size)) - size[:, None] / total
     form = centre.T @ centre * variances
     item_df = np.trace(form) ** 2 / np.trace(form @ form)
-    seen = (
-        np.trace(form) * len(size) / (len(size) - 1) / variances.sum()
-    )  # large subjects hide some
+    seen = np.trace(form) * len(size) / (len(size) - 1) / variances.sum()  # the large hide some
     rng = np.random.default_rng(0)
     tail = 1 - alpha / 2
     item_part = seen * item_variance * rng.chisquare(item_df, DRAWS) / item_df
