@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.questions import count_overlap, question_id, read_validation
 from studylib.schema.profile import build_profile
+from studylib.training import tune
 from studylib.training.tune import run_sweep, validation_settings
 
 TRACK = {
@@ -33,6 +35,22 @@ def test_same_rate_gives_the_same_point():
     first, second = (run_sweep(spec, [1e-3, 2e-3, 3e-3][:2], limit=2) for _ in range(2))
     assert [p.correct for p in first.points] == [p.correct for p in second.points]
     assert [p.last_loss for p in first.points] == [p.last_loss for p in second.points]
+
+
+def test_a_rates_model_is_gone_when_the_next_one_is_loaded(monkeypatch):
+    """With its optimizer's states it would lie on the card beside the next one and its training."""
+    models, alive, bring_in = [], [], tune.bring_in
+
+    def watch(*args):
+        alive.append([model() is not None for model in models])
+        loaded, model = bring_in(*args)
+        models.append(weakref.ref(model))
+        return loaded, model
+
+    monkeypatch.setattr(tune, "bring_in", watch)
+    [(spec, _)] = build_profile(TRACK, "test").sweeps()
+    run_sweep(spec, [1e-3, 2e-3], limit=2)
+    assert alive[:2] == [[], [False]]
 
 
 def test_validation_asks_nothing_that_the_test_asks():

@@ -17,6 +17,7 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.inputs.data import TrainingData, prepare_data
 from studylib.inputs.questions import count_overlap
+from studylib.metering import allocator
 from studylib.metering.devices import hold_cards
 from studylib.metering.environment import code_sha256, describe_environment, device_name, now
 from studylib.modelling.weights import bring_in, settle
@@ -82,6 +83,7 @@ def try_rate(
     spec: RunSpec, asked: EvaluateSettings, data: TrainingData | None
 ) -> tuple[TunePoint, TrainingData]:
     """Train from the beginning at spec's rate and count the right answers."""
+    allocator.release_leftovers()  # the model of the rate before, and its optimizer's states
     started = time.monotonic()
     loaded, model = bring_in(spec, None)
     data = data or prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
