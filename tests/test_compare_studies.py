@@ -184,3 +184,15 @@ def test_the_command_prints_words_or_json(tmp_path):
     assert "moved by more than their noise" in CliRunner().invoke(
         app, ["diff", str(a), str(b)]
     ).stdout  # fmt: skip
+
+
+def test_a_key_of_the_recipe_that_differs_is_listed_before_the_figures(tmp_path):
+    a, b = make_study(tmp_path / "a"), tmp_path / "b"
+    factory = Factory(b, items=320, device="CPU AMD EPYC")
+    factory.add(make_spec("base"))
+    spec = make_spec("full")
+    longer = spec.train.model_copy(update={"steps": 41})
+    factory.add(spec.model_copy(update={"train": longer}))
+    compared = compare_folders(a, b)
+    assert compared.settings["train.steps"] == ("40", "41")
+    assert "  train.steps: 40 -> 41" in format_moves(compared)

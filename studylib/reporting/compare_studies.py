@@ -24,7 +24,7 @@ from studylib.core.errors import StudyError
 from studylib.core.metrics import METRICS
 from studylib.reporting.resources import MEMORY, Spread, spread_figures, spread_memory
 from studylib.reporting.study import Answers, Study, gather_answers, read_study
-from studylib.schema.records import Record
+from studylib.schema.records import Record, changed_fields
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.settings import Frozen
 
@@ -94,7 +94,8 @@ def compare_folders(before: Path, after: Path) -> Compared:
         moves=tuple(moves),
         only_before=tuple(describe(key) for key in groups if key not in others),
         only_after=tuple(describe(key) for key in others if key not in groups),
-        settings=find_settings(one.records, other.records),
+        settings=find_recipe([(groups[key], others[key]) for key in shared])
+        | find_settings(one.records, other.records),
     )
 
 
@@ -300,6 +301,22 @@ def compare_bytes(one: ServeRecord, other: ServeRecord) -> list[Move]:
         for (what, dtype), size in tables[0].items()
         if (what, dtype) in tables[1]
     ]  # fmt: skip
+
+
+def find_recipe(pairs: Iterable[tuple[list[Record], list[Record]]]) -> dict[str, tuple[str, str]]:
+    """Keys of the profile that runs of one track, model and method were made with differently."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for a, b in pairs:
+        for field, values in changed_fields(b[0].run, a[0].run).items():
+            if field != "seed":
+                for side, value in zip(
+                    found.setdefault(field, (set(), set())), values, strict=True
+                ):
+                    side.add(str(value))
+    return {
+        field: (", ".join(sorted(old)), ", ".join(sorted(new)))
+        for field, (old, new) in sorted(found.items())
+    }
 
 
 def find_settings(a: Iterable[Record], b: Iterable[Record]) -> dict[str, tuple[str, str]]:

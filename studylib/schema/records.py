@@ -272,7 +272,13 @@ def find_mismatches(records: Iterable[Record]) -> dict[str, dict[str, list[str]]
 
 
 def find_changes(planned: RunSpec, recorded: RunSpec) -> list[str]:
-    """What a record was made with that the plan asks differently, `field: recorded -> planned`.
+    """What a record was made with that the plan asks differently, `field: recorded -> planned`."""
+    changes = changed_fields(planned, recorded)
+    return [f"{field}: {old} -> {new}" for field, (old, new) in changes.items()]
+
+
+def changed_fields(planned: RunSpec, recorded: RunSpec) -> dict[str, tuple[Any, Any]]:
+    """field -> (recorded, planned) where they differ.
 
     How runs share the machine and where a learning rate was read does not make another run.
     """
@@ -281,7 +287,7 @@ def find_changes(planned: RunSpec, recorded: RunSpec) -> list[str]:
     new = flatten(planned.model_dump(mode="json", exclude=ignored))
     used = {"learning_rates", "checkpoint_every"}
     keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
-    return [f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys if old.get(k) != new.get(k)]
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
