@@ -15,6 +15,7 @@ from record_factory import Factory, make_spec
 
 from studylib.commands import cli_options
 from studylib.core.errors import StudyError
+from studylib.core.files import lock_folder
 from studylib.planning import plan
 from studylib.running import runner
 from studylib.running.executor import Failure, Outcome
@@ -86,6 +87,26 @@ def test_results_folder_that_cannot_be_written_stops_reproduce(study, tmp_path):
     code, _, err = study("reproduce", "--profile", "smoke", "--results", "file")
     assert code == 2 and "file/smoke/runs: cannot be written" in err and "RESULTS=FOLDER" in err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_second_study_in_one_folder_is_refused_and_disturbs_nothing(study, tmp_path):
+    """Before, each failed the runs that the other one held."""
+    with lock_folder(tmp_path / "results" / "smoke" / ".study", "study"):
+        before = files(tmp_path)
+        code, _, err = study("reproduce", "--profile", "smoke")
+        assert code == 2 and "results/smoke: another process is working on this study" in err
+        assert files(tmp_path) == before
+
+
+def test_wrong_executor_is_named_before_any_money(study):
+    code, _, err = study("reproduce", "--profile", "smoke", "--executor", "spark")
+    assert code == 2 and err == "study: spark: this is not an executor. Write local or ray.\n"
+
+
+def test_profile_nested_without_end_is_bad_input(study, tmp_path):
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000 + "]" * 5000)
+    code, _, err = study("plan", "--profile", "deep.yaml")
+    assert code == 2 and err.count("\n") == 1 and "nested too deep" in err
 
 
 def test_damaged_record_stops_every_command_and_stays_as_it_is(study, tmp_path):

@@ -110,9 +110,10 @@ def reproduce(
     """Run all that is not done yet, then write the report. What is finished is kept."""
     from studylib.planning.plan import check_room
     from studylib.running.progress import Progress
-    from studylib.running.runner import open_executor
+    from studylib.running.runner import check_executor, open_executor
     from studylib.running.runner import reproduce as run_study
 
+    check_executor(executor)
     name, why = pick_profile(profile)
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes

@@ -59,6 +59,8 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         place = f"{path}, line {mark.line + 1}" if mark else path
         problem = getattr(error, "problem", None) or "this is not YAML"
         raise StudyError(place, problem, "Correct the line.") from None
+    except RecursionError:
+        raise StudyError(path, f"{what} is nested too deep", "Write key: value lines.") from None
     if not isinstance(content, dict):
         raise StudyError(path, f"{what} is a mapping of keys to values", "Write key: value lines.")
     return content
@@ -108,14 +110,15 @@ def disk_full(path: Path) -> StudyError:
     )
 
 
-def lock_folder(work: Path) -> Any:
+def lock_folder(work: Path, what: str = "run") -> Any:
     """Hold the run for this process until it ends; refuse it while another one holds it."""
     work.mkdir(parents=True, exist_ok=True)
     lock = (work / "lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        lock.close()
         raise StudyError(
-            work.parent, "another process is working on this run", "Wait for it, or stop it."
+            work.parent, f"another process is working on this {what}", "Wait for it, or stop it."
         ) from None
     return lock

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from studylib.core.errors import StudyError
+from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
 from studylib.forecasting.prospects import foresee, record_misfit
 from studylib.planning.plan import Plan, check_inputs, check_writable, pin_sources, plan_study
@@ -43,11 +44,13 @@ def reference_records(profile: str) -> list[Record]:
 
 def open_executor(name: str, ray_address: str | None = None) -> AbstractContextManager[Executor]:
     """Where runs go: `local` (this machine) or `ray` (a cluster's machines)."""
-    if name == "local":
-        return nullcontext(run_batch)
-    if name == "ray":
-        return RayExecutor(ray_address)
-    raise StudyError(name, "this is not an executor", "Write local or ray.")
+    check_executor(name)
+    return RayExecutor(ray_address) if name == "ray" else nullcontext(run_batch)
+
+
+def check_executor(name: str) -> None:
+    if name not in ("local", "ray"):
+        raise StudyError(name, "this is not an executor", "Write local or ray.")
 
 
 def reproduce(
@@ -67,9 +70,23 @@ def reproduce(
     if not plan.left and not serve_left(profile, results):
         return outcome
     profile = pin_sources(profile)
-    here = executor is run_batch
-    check_inputs(profile, fetch=here)
+    check_inputs(profile, fetch=executor is run_batch)
     check_writable(results / "runs")
+    with lock_folder(results / ".study", "study"):
+        return run_left(profile, plan, results, progress, force, executor, outcome)
+
+
+def run_left(
+    profile: Profile,
+    plan: Plan,
+    results: Path,
+    progress: Progress,
+    force: bool,
+    executor: Executor,
+    outcome: Outcome,
+) -> Outcome:
+    """Run what the plan has left, in the study's folder that this process holds."""
+    here = executor is run_batch
     file = write_profile(profile, results)
     if here and not force:
         skip_misfits(profile, plan, results, outcome, progress)
