@@ -446,3 +446,9 @@ def test_bug_takes_the_machine_down_and_is_not_hidden(carry):
     with pytest.raises(ZeroDivisionError):
         carry(machine)
     assert machine.done == ["launch", "fetch all", "down"]
+
+
+def test_cap_below_every_known_offer_is_refused_and_spot_may_still_find_one():
+    with pytest.raises(StudyError, match=r"MAX=0\.01: the cheapest offer known for H100:1 is \$"):
+        rental.make_rental("H100:1", load_prices(), False, None, 0.01)
+    assert rental.make_rental("H100:1", load_prices(), True, None, 0.01)[0].usd_cap == 0.01

@@ -130,6 +130,12 @@ def make_rental(
         usd_cap = prices.dearest * cards
     if not (math.isfinite(usd_cap) and usd_cap > 0):
         raise StudyError(f"MAX={usd_cap:g}", "these are dollars an hour", "Write MAX=3.50.")
+    if prices and not spot and usd_cap < prices.cheapest * cards:
+        raise StudyError(
+            f"MAX={usd_cap:g}",
+            f"the cheapest offer known for {gpus} is ${prices.cheapest * cards:.2f} an hour",
+            "Allow more, try SPOT=1, or name a cheaper offer in a file of PRICES.",
+        )
     rental = Rental(
         gpu=gpu, cards=cards, spot=spot, cloud=parse_cloud(cloud), usd_cap=round(usd_cap, 4)
     )
