@@ -635,3 +635,11 @@ def test_notebook_runs_from_a_fresh_kernel_for_the_case_of_its_parameters(tmp_pa
     ]
     assert any("ladder:0.4m, new knowledge" in text for text in texts)
     assert any("The two differ in" in text for text in texts)
+
+
+def test_a_case_without_any_price_is_drawn_as_words(monkeypatch):
+    """A misspelt model has no dollars at any number of variants, and a log axis has no room."""
+    monkeypatch.setattr(choose_views, "rank_options", lambda case, evidence: [])
+    figure = choose_views.plot_variants(make_case(), EVIDENCE)
+    figure.canvas.draw()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no option has a known price"]

@@ -202,11 +202,17 @@ def plot_variants(case: Case, evidence: Evidence, most: int = 1000) -> Figure:
             label = METHOD_LABELS[method] + ("" if own else f",\n{model.partition(':')[2]}")
             ends[label] = (usd[-1], colour)
     axes.axvline(case.variants, color="#bbbbbb", linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="variants kept ready", ylabel="$ a year")
+    axes.set(xscale="log", xlabel="variants kept ready", ylabel="$ a year")
     axes.set_xlim(1, counts[-1])
+    if ends:
+        axes.set_yscale("log")
+    else:  # a misspelt model, a card without an offer: the ranking above says which
+        axes.set(yticks=[])
+        axes.text(0.5, 0.5, "no option has a known price", ha="center", transform=axes.transAxes)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    label_ends(axes, ends)
+    if ends:
+        label_ends(axes, ends)
     axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)  # a cell shows the figure that it ends with, once
     return figure
