@@ -75,7 +75,7 @@ def assert_trained_as_one(spec, folder, log, alone):
 def test_two_processes_train_an_adapter_as_one(tmp_path):
     spec, log, saved = make_spec("lora"), StepLog(), []
     train_on_cards(spec, tmp_path, 2, log, on_save=saved.append)
-    assert saved == [2, 4, 6]
+    assert saved == [2, 4]
     assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
 
 

@@ -320,7 +320,7 @@ def test_packed_examples_pass_in_bf16_too():
 class LeakingCollator:
     """Examples flattened without restarting positions: each sees those before it."""
 
-    def __init__(self, one_row=False):
+    def __init__(self, one_row=False, multiple=1):
         from transformers import DataCollatorWithFlattening
 
         self.flatten = DataCollatorWithFlattening()

@@ -123,6 +123,29 @@ def test_running_out_of_memory_is_a_result(model, tmp_path, monkeypatch):
     assert record.train.clean_step_seconds is None
 
 
+NO_ROOM = (
+    "CUDA error: out of memory\nCUDA kernel errors might be reported later",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "Triton Error [CUDA]: out of memory",
+    "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory",
+)
+
+
+@pytest.mark.parametrize("words", NO_ROOM)
+@pytest.mark.parametrize("stage", ["load", "train"])
+def test_no_room_outside_of_the_cards_allocator_is_a_result(
+    model, tmp_path, monkeypatch, stage, words
+):
+    def exhaust(*args, **kwargs):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(run_module, "bring_in" if stage == "load" else "train_model", exhaust)
+    record = complete(Run(make_spec(model), tmp_path))
+    assert record.status == "out of memory"
+    assert words.partition("\n")[0] in record.reason
+    assert (record.load is None) == (stage == "load")
+
+
 def test_loss_that_is_not_finite_is_a_result(model, tmp_path, monkeypatch):
     run = Run(make_spec(model, "full"), tmp_path)
     run.load()

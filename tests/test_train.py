@@ -172,6 +172,30 @@ def test_resumed_training_ends_with_the_weights_of_an_unbroken_one(tiny_folder, 
     assert [row["step"] for row in log.rows] == [1, 2, 3, 4, 5, 6]
 
 
+def test_rows_filled_up_to_one_length_teach_the_same(tiny_folder):
+    """A card's attention is planned anew for every length, inside the steps that are timed."""
+    model, data = prepare(make_spec(tiny_folder, seq_len=100, steps=4))
+    plain, filled = PackedCollator(), PackedCollator(multiple=128)
+    lengths = {plain([row])["input_ids"].shape[1] for row in data.rows}
+    assert len(lengths) > 1 and max(lengths) <= 100
+    assert {filled([row])["input_ids"].shape for row in data.rows} == {(1, 128)}
+    for row in data.rows:
+        with torch.no_grad():
+            (a, count), (b, same) = (summed_loss(model, c([row])) for c in (plain, filled))
+        assert count == same and a == pytest.approx(b, rel=1e-6)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(2, [2]), (4, []), (100, [])])
+def test_the_last_step_writes_no_checkpoint(tiny_folder, tmp_path, every, expected):
+    """Nothing goes on from it; three times the weights on the disk, on the clock of training."""
+    spec = make_spec(tiny_folder, steps=4, checkpoint_every=every)
+    model, data = prepare(spec)
+    saved: list[int] = []
+    train_model(model, data, spec, tmp_path, StepLog(), on_save=saved.append)
+    assert saved == expected
+    assert len(list(tmp_path.glob("checkpoint-*"))) == len(expected)
+
+
 def test_half_written_checkpoint_is_not_resumed_from(tmp_path):
     for step, whole in ((2, True), (4, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()

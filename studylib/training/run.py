@@ -127,7 +127,9 @@ class Run:
                     self.data = prepare_data(
                         spec.data, spec.train, self.loaded.tokenizer, spec.seed
                     )
-        except OUT_OF_MEMORY as error:
+        except (*OUT_OF_MEMORY, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             self.give_up("out of memory", f"while loading: {first_line(error)}")
             return
         trainable, total = count_parameters(self.model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,15 @@ from studylib.schema.profile import RunSpec
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
+# On a card: cuDNN, PyTorch's first choice on Hopper, plans its attention anew for every length.
+ROW_MULTIPLE = 128
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+# What is said where it is not torch's allocator on the card that finds no room: by CUDA and its
+# driver (a kernel's code, a stream), cuBLAS (its handle), Triton, and torch's allocator on the CPU.
+NO_ROOM = re.compile(
+    r"(CUDA|driver) error: out of memory|\[CUDA\]: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|can't allocate memory"
+)
 # transformers' names of the profile's optimizers; PyTorch's own AdamW has one by device.
 # Liger's fused loss alone: its other kernels would change more than the profile's key says.
 LIGER_LOSS = dict.fromkeys(
@@ -34,8 +43,8 @@ OPTIMIZERS = {"adamw": None, "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit":
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also torch's CPU allocator, which raises a plain RuntimeError."""
-    return isinstance(error, OUT_OF_MEMORY) or "can't allocate memory" in str(error)
+    """Also what raises a plain RuntimeError where there is no room left."""
+    return isinstance(error, OUT_OF_MEMORY) or bool(NO_ROOM.search(str(error)))
 
 
 class Diverged(Exception):
@@ -53,15 +62,15 @@ class StepLog:
 class PackedCollator:
     """Examples side by side in their rows, with positions that restart at every example.
 
-    Short rows are filled up with tokens that see only each other and teach nothing. one_row: all
-    rows become one, as kernels that read where examples begin want it; a mask over one long row
-    would grow with its square, masks of several rows grow with their number.
+    Short rows are filled up, to a `multiple` of tokens, with some that see only each other and
+    teach nothing. one_row: all rows become one, as kernels that read where examples begin want it;
+    a mask over one long row would grow with its square, those of several rows with their number.
     """
 
-    def __init__(self, one_row: bool = False) -> None:
+    def __init__(self, one_row: bool = False, multiple: int = 1) -> None:
         from transformers import DataCollatorWithFlattening
 
-        self.one_row = one_row
+        self.one_row, self.multiple = one_row, multiple
         self.flatten = DataCollatorWithFlattening()
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
@@ -69,6 +78,7 @@ class PackedCollator:
             rows = [[example for row in rows for example in row]]
         flat = [self.flatten(row) for row in rows]
         longest = max(row["input_ids"].shape[1] for row in flat)
+        longest += -longest % self.multiple
         return {
             name: torch.cat([fill_up(name, row[name], longest) for row in flat])
             for name in ("input_ids", "labels", "position_ids")
@@ -161,7 +171,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=data.rows,
-        data_collator=PackedCollator(one_row=recipe.attention != "sdpa"),
+        data_collator=PackedCollator(recipe.attention != "sdpa", ROW_MULTIPLE if on_card else 1),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
@@ -260,13 +270,19 @@ def train_model(
     on_save: Callable[[int], None] = lambda step: None,
     checkpoints: bool = True,
 ) -> Any:
-    """Train in place, from the newest whole checkpoint in `folder` if there is one.
+    """Train in place, from the newest whole checkpoint in `folder` if any; the last step has none.
 
     Returns the Trainer, for what only it can do (gathering shards). Raises Diverged.
     """
     from transformers import TrainerCallback
 
     class Saved(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Nothing goes on from the last step, and its writing would count as training: three
+            # times the weights, more than a small machine's disk has.
+            if state.global_step >= state.max_steps:
+                control.should_save = False
+
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             on_save(state.global_step)
 
