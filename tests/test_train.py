@@ -374,6 +374,19 @@ def test_optimizers_in_8_bits_lower_the_loss(tiny_folder, tmp_path, optimizer):
     assert summarise(log)["last_loss"] < 0.9 * summarise(log)["first_loss"]
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])
+def test_states_of_a_real_optimizer_are_those_that_are_forecast(tmp_path, optimizer):
+    """Byte for byte, with what Trainer asks of bitsandbytes: an embedding's states in fp32."""
+    spec = make_spec("x", steps=2, optimizer=optimizer)
+    spec = spec.model_copy(update={"model": "ladder:0.4m"})
+    model, data = prepare(spec)
+    log = StepLog()
+    train_model(model, data, spec, tmp_path, log, checkpoints=False)
+    here = Machine(gpu=None, cards=0, memory_bytes=0)
+    traced = trace_once(job_settings(spec, here), here=True)
+    assert log.memory["optimizer_states_bytes"] == traced.parts["optimizer_states"]
+
+
 def test_examples_that_do_not_fit_are_counted(tiny_folder):
     short = prepare(make_spec(tiny_folder, seq_len=14))[1]
     long = prepare(make_spec(tiny_folder))[1]

@@ -11,7 +11,7 @@ Not covered: learning-rate schedules, weight-decay groups (neither takes memory)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,22 @@ class Optimizer:
     paged_bytes: int = 0
 
 
-def make_optimizer(name: str, parameters: list[nn.Parameter], master_weights: bool) -> Optimizer:
-    """An optimizer over fake parameters; `master_weights` adds fp32 copies of 16-bit ones."""
+def make_optimizer(
+    name: str,
+    parameters: list[nn.Parameter],
+    master_weights: bool,
+    embeddings: Collection[nn.Parameter] = (),
+) -> Optimizer:
+    """An optimizer over fake parameters; `master_weights` adds fp32 copies of 16-bit ones.
+
+    embeddings: those among the parameters whose 8-bit states transformers' Trainer keeps in fp32.
+    """
     if name not in OPTIMIZERS:
         raise StudyError(name, "this is not an optimizer", nearest(name, list(OPTIMIZERS)))
     halves = [p for p in parameters if p.dtype != torch.float32]
     if "8bit" in name:
-        return bits_adamw(parameters, name.startswith("paged"), master_weights)
+        whole = {id(parameter) for parameter in embeddings}
+        return bits_adamw(parameters, name.startswith("paged"), master_weights, whole)
     if master_weights and halves:
         return master_adamw(parameters)
     adam = torch.optim.AdamW(
@@ -69,12 +78,16 @@ def fp32_states(parameter: nn.Parameter, master: bool) -> list[torch.Tensor]:
     return [torch.zeros(parameter.shape, dtype=torch.float32) for _ in range(copies)]
 
 
-def bits_adamw(parameters: list[nn.Parameter], paged: bool, masters: bool) -> Optimizer:
-    """bitsandbytes: one byte a moment and an fp32 constant per block; small tensors in fp32."""
+def bits_adamw(
+    parameters: list[nn.Parameter], paged: bool, masters: bool, whole: Collection[int]
+) -> Optimizer:
+    """bitsandbytes: one byte a moment and an fp32 constant per block; small tensors in fp32, and
+    those whose id is in `whole`."""
     tables = [torch.zeros(256, dtype=torch.float32) for _ in range(2)]
     kept, paged_bytes = [], 0
     for p in parameters:
-        dtype = torch.uint8 if p.numel() >= SMALLEST_8BIT else torch.float32
+        small = p.numel() < SMALLEST_8BIT or id(p) in whole
+        dtype = torch.float32 if small else torch.uint8
         states = [torch.zeros(p.numel(), dtype=dtype) for _ in range(2)]
         if paged and p.numel() >= SMALLEST_PAGED:
             paged_bytes += sum(t.numel() * t.element_size() for t in states)

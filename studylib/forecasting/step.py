@@ -71,7 +71,8 @@ def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.register_post_accumulate_grad_hook(lambda p: live.move([p.grad], "gradients"))
-    optimizer = make_optimizer(settings.optimizer, trained, settings.master_weights)
+    embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    optimizer = make_optimizer(settings.optimizer, trained, settings.master_weights, embeddings)
     batch = make_batch(model, settings)
     for parameter in trained:  # a first update only makes the optimizer's states
         parameter.grad = torch.empty_like(parameter)
