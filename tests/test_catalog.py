@@ -106,3 +106,30 @@ def test_a_fault_in_own_prices_names_its_line(tmp_path):
         load_prices(own)
     with pytest.raises(StudyError, match="cannot be read"):
         load_prices(tmp_path / "absent.csv")
+
+
+HEADER = "gpu,gpus,provider,instance,usd_per_gpu_hour,source\n"
+
+
+def test_own_prices_from_a_spreadsheet_with_a_byte_order_mark_are_read(tmp_path):
+    own = tmp_path / "mine.csv"
+    text = HEADER + "l4-24gb,1,me,desk,0.1,bill\n"
+    own.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert [o.usd_per_gpu_hour for o in load_prices(own) if o.gpu == "l4-24gb"] == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "there are no offers in it"),
+        (HEADER, "there are no offers in it"),
+        (HEADER.replace(",", ";") + "l4-24gb;1;me;desk;1;bill\n", "names no column gpu"),
+        (HEADER + "l4,1,me,desk,1,bill\n", "l4: this card is not in the catalog"),
+        (HEADER + "l4-24gb,1,me,desk,nan,bill\n", "usd_per_gpu_hour = nan"),
+    ],
+)
+def test_own_prices_that_would_change_nothing_are_refused(tmp_path, content, said):
+    own = tmp_path / "mine.csv"
+    own.write_text(content)
+    with pytest.raises(StudyError, match=said):
+        load_prices(own)

@@ -12,6 +12,7 @@ network or tax that a provider adds.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import statistics
@@ -23,6 +24,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from studylib.core.errors import StudyError
+from studylib.core.files import read_text
 from studylib.core.places import PACKAGE
 from studylib.schema.settings import Frozen, nearest
 
@@ -167,11 +169,13 @@ def kinds_of(model: str) -> list[str]:
 
 def read_offers(path: Path) -> list[Offer]:
     """The offers of a file in the form of prices.csv; a fault names its line."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(path, f"the prices cannot be read ({error})", "Check the path.") from None
+    text = read_text(path, "the prices", "Check the path.")
+    columns = f"The columns are {', '.join(Offer.model_fields)}."
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    if not rows:
+        raise StudyError(path, "there are no offers in it", columns)
+    if "gpu" not in rows[0]:
+        raise StudyError(f"{path}, line 1", "the first line names no column gpu", columns)
     offers = []
     for line, row in enumerate(rows, 2):
         try:
@@ -179,9 +183,10 @@ def read_offers(path: Path) -> list[Offer]:
         except ValidationError as error:
             fault = error.errors()[0]
             field = ".".join(str(part) for part in fault["loc"])
+            given = row.get(field)
             raise StudyError(
-                f"{path}, line {line}, {field}", fault["msg"],
-                f"The columns are {', '.join(Offer.model_fields)}.",
+                f"{path}, line {line}, {field}" + (f" = {given}" if given else ""),
+                fault["msg"], columns,
             ) from None  # fmt: skip
     return offers
 
@@ -191,6 +196,8 @@ def load_prices(own: Path | None = None) -> list[Offer]:
     offers = read_offers(PACKAGE / "prices.csv")
     if own is not None:
         mine = read_offers(own)
+        for offer in mine:
+            find_gpu(offer.gpu)
         named = {offer.gpu.lower() for offer in mine}
         offers = [offer for offer in offers if offer.gpu not in named] + [
             offer.model_copy(update={"gpu": offer.gpu.lower()}) for offer in mine
