@@ -182,3 +182,12 @@ def test_rows_are_steps_times_accumulation_times_micro_batch(tokenizer):
         DataSettings(source="almanac:new", template="plain", facts=9), train, tokenizer, 0
     )
     assert len(data.rows) == 24 and data.examples == 27
+
+
+def test_null_input_is_an_empty_one_and_endless_nesting_is_bad_input(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "input": null, "output": "b"}\n')
+    assert read_example_file(rows) == [{"instruction": "a", "input": "", "output": "b"}]
+    rows.write_text("[" * 100_000)
+    with pytest.raises(StudyError, match="line 1: this is nested too deep"):
+        read_example_file(rows)

@@ -99,6 +99,10 @@ def parse_json(text: str, path: Path, first_line: int) -> Any:
         raise StudyError(
             f"{path}, line {line}", f"this is not JSON ({error.msg})", remedy
         ) from None
+    except RecursionError:
+        raise StudyError(
+            f"{path}, line {first_line}", "this is nested too deep", "Write one object an example."
+        ) from None
     except UnicodeEncodeError:
         raise StudyError(
             f"{path}, from line {first_line}",
@@ -118,7 +122,7 @@ def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]
                 "an example is an object",
                 'Write {"instruction": …, "input": …, "output": …}.',
             )
-        row = {"input": "", **row}
+        row = {**row, "input": "" if row.get("input") is None else row["input"]}
         for key in ("instruction", "input", "output"):
             if not isinstance(row.get(key), str) or (key != "input" and not row[key].strip()):
                 raise StudyError(
