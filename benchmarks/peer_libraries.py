@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from peer_training import Job, NotSupported, PeerResult, follow, settings
 from transformers import DataCollatorForSeq2Seq
+from transformers.utils.import_utils import enable_tf32
 
 from studylib.inputs.data import IGNORED
 from studylib.inputs.sources import model_folder
@@ -147,6 +148,8 @@ def train_torchtune(job: Job) -> PeerResult:
     loaded = job.load()
     batches = job.batches(loaded.tokenizer)
     device = next(loaded.model.parameters()).device
+    if device.type == "cuda":
+        enable_tf32(recipe.tf32)
     with job.meter.stage("load"):
         model = build_torchtune(job, loaded.model)
         del loaded.model

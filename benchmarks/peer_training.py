@@ -245,6 +245,7 @@ def settings(job: Job, accumulation: int) -> dict[str, Any]:
         "max_grad_norm": recipe.max_grad_norm,
         "optim": OPTIMIZERS[recipe.optimizer] or f"adamw_torch{'_fused' if on_card else ''}",
         "bf16": multiplies_mixed(spec, divided=False),
+        **({"tf32": recipe.tf32} if on_card else {}),  # without a card, transformers refuses it
         "gradient_checkpointing": recipe.checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False} if recipe.checkpointing else None,
         "logging_steps": 1,

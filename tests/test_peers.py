@@ -48,6 +48,14 @@ def cells(found, spec=None):
     return {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
 
 
+def test_peers_multiply_in_tf32_where_ours_does(tmp_path, monkeypatch):
+    """In fp32 on a card, matrices are multiplied several times as fast in TF32."""
+    job = training.Job("plain", make_spec(), tmp_path)
+    assert job.spec.train.tf32 and "tf32" not in training.settings(job, 1)
+    monkeypatch.setattr(training.torch.cuda, "is_available", lambda: True)
+    assert training.settings(job, 1)["tf32"] is True
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     spec, folder = make_spec("--template", "plain"), tmp_path_factory.mktemp("peers")
