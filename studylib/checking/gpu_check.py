@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,7 @@ from studylib.training.train import Diverged
 
 FOLDER = "gpu-check"
 # What a kernel, a library or a driver raises when it does not work here; all else is a bug.
+# SubprocessError: Triton's, where the C compiler lacks Python's headers.
 FAILURES = (
     AssertionError,
     Diverged,
@@ -65,6 +67,7 @@ FAILURES = (
     OSError,
     RuntimeError,
     StudyError,
+    SubprocessError,
     ValueError,
 )
 
