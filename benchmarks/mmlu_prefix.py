@@ -38,7 +38,7 @@ from studylib.core.errors import StudyError
 from studylib.metering.environment import device_name
 from studylib.modelling.models import DTYPES, default_device, load_model
 from studylib.schema.settings import MethodSettings, ModelRef
-from studylib.scoring.compare_lm import ModelClock, compare, evaluate_items
+from studylib.scoring.compare_lm import Comparison, ModelClock, compare, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
 
 LETTERS = ["A", "B", "C", "D"]
@@ -176,6 +176,31 @@ def pick_stock_batch_size(
     return best, seconds, itself
 
 
+def compare_where_it_fits(
+    make_stock: Callable[[int], Callable[[], Any]],
+    make_ours: Callable[[], Any],
+    tasks: dict,
+    options: argparse.Namespace,
+    batch_size: int,
+) -> tuple[int, Comparison]:
+    """The comparison at this batch size, or at the next smaller one for which there is memory.
+
+    Stock keeps the logits of all positions, twice: 32 prompts of 4,096 tokens and a vocabulary of
+    100,000 are 105 GB in fp32. The longest come first, so that it shows at once.
+    """
+    sizes = sorted((size for size in options.batch_sizes if size <= batch_size), reverse=True)
+    for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
+        try:
+            found = compare(make_stock(size), make_ours, tasks, options.limit, options.rounds)
+        except torch.OutOfMemoryError:
+            if smaller is None:
+                raise
+            print(f"stock has no memory for {size} prompts a batch", file=sys.stderr)
+        else:
+            break
+    return size, found
+
+
 def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, Any]:
     """Stock and shared prefixes over the same questions with one model in one dtype."""
     model, tokenizer = bring_in(
@@ -192,8 +217,8 @@ def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, A
     batch_size, seconds, itself = pick_stock_batch_size(
         make_stock, tasks, options.batch_sizes, options.limit or 60
     )
-    result = compare(
-        lambda: make_stock(batch_size), lambda: ours, tasks, options.limit, options.rounds
+    batch_size, result = compare_where_it_fits(
+        lambda size: lambda: make_stock(size), lambda: ours, tasks, options, batch_size
     )
     facts = {
         "model": options.model,

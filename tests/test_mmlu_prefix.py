@@ -84,3 +84,23 @@ def test_random_weights_get_a_tokenizer_within_their_vocabulary(data):
 def test_bad_input_is_one_message_and_code_2(data, capsys, words):
     code, said = run(data, capsys, *words)
     assert code == 2 and said.out == "" and len(said.err.strip().splitlines()) == 1
+
+
+def test_stock_takes_the_largest_batch_for_which_there_is_memory(monkeypatch, capsys):
+    """A batch that was fastest on one subject may be too large for the longest prompts of all."""
+    tried = []
+
+    def compare(make_stock, *_):
+        tried.append(make_stock())
+        if tried[-1] > 8:
+            raise benchmark.torch.OutOfMemoryError
+        return "found"
+
+    monkeypatch.setattr(benchmark, "compare", compare)
+    options = benchmark.read_options(["--batch-sizes", "1", "8", "16", "32"])
+    found = benchmark.compare_where_it_fits(lambda size: lambda: size, None, {}, options, 16)
+    assert found == (8, "found") and tried == [16, 8]
+    assert "no memory for 16 prompts" in capsys.readouterr().err
+    options.batch_sizes = [32]
+    with pytest.raises(benchmark.torch.OutOfMemoryError):
+        benchmark.compare_where_it_fits(lambda size: lambda: size, None, {}, options, 32)
