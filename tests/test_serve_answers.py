@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 import torch
+from transformers import Olmo2Config
 
-from studylib.modelling.models import load_model
+from studylib.modelling.models import build_random, load_model
 from studylib.modelling.variants import (
     adapter_names,
     add_adapters,
@@ -17,7 +21,15 @@ from studylib.modelling.variants import (
     share_weights,
 )
 from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
-from studylib.serving.hot_swap import TOLERANCES, answer, logit_difference, measure_swap
+from studylib.schema.serving import CONTRAST
+from studylib.serving.hot_swap import (
+    TOLERANCES,
+    answer,
+    answer_fresh,
+    logit_difference,
+    measure_swap,
+    time_loads,
+)
 from studylib.serving.latency import make_prompt
 from studylib.serving.mixed_batch import check_rows, measure_mixed, name_rows
 
@@ -58,6 +70,43 @@ def test_merged_model_answers_as_the_dynamic_adapter(served, method, dtype):
     assert logit_difference(answer(merged, IDS), expected) < TOLERANCES[dtype]
     other = answer(ready(model, "a2"), IDS)
     assert logit_difference(answer(merged, IDS), other) > 3 * TOLERANCES[dtype]
+
+
+def test_rounding_in_a_deep_bf16_model_is_no_other_answer():
+    """As OLMo 2 has it: a norm after each of many layers makes their rounding as large again."""
+    settings, device = parse_method("lora", LoraSettings()), torch.device("cpu")
+    config = Olmo2Config(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=40,
+        num_attention_heads=4, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    base: Any = build_random(config, False, torch.bfloat16, "sdpa", device).eval()
+    model: Any = add_adapters(share_weights(base), settings, 2, "bf16")
+    expected = answer(model, IDS)
+    other = answer(ready(model, "a1"), IDS)
+    ready(model, "default").merge_adapter()
+    assert 0.1 < logit_difference(answer(model, IDS), expected) < TOLERANCES["bf16"]
+    assert logit_difference(other, expected) > CONTRAST * TOLERANCES["bf16"]
+
+
+def test_no_model_of_an_earlier_load_stays_in_memory(served, monkeypatch):
+    """4-bit layers and their weights refer to each other, and go only when they are collected."""
+    from bitsandbytes.nn import Linear4bit
+
+    def alive() -> int:
+        return sum(type(thing) is Linear4bit for thing in gc.get_objects())
+
+    *_, folders, load = served("qlora", "fp32")
+    kept, found = alive(), []
+
+    def load_and_count():
+        found.append(alive() - kept)
+        return load()
+
+    answer_fresh(load_and_count, folders, IDS)
+    assert found == [0, 0, 0]
+    time_loads(load_and_count)
+    assert found == [0] * 6
 
 
 @pytest.mark.parametrize(("method", "dtype"), CASES)

@@ -9,7 +9,14 @@ import torch
 
 from studylib.core.errors import StudyError
 from studylib.modelling.models import load_model
-from studylib.schema.profile import MethodSettings, ModelRef, read_profile
+from studylib.modelling.variants import add_adapters, plain_copy, share_weights
+from studylib.schema.profile import (
+    LoraSettings,
+    MethodSettings,
+    ModelRef,
+    parse_method,
+    read_profile,
+)
 from studylib.schema.serving import ServeSettings, serve_specs, summarise_seconds
 from studylib.serving.engines import (
     VllmClock,
@@ -28,6 +35,7 @@ from studylib.serving.latency import (
     latency_row,
     make_prompt,
     take_turns,
+    time_case,
     time_pair,
 )
 
@@ -114,6 +122,61 @@ def test_a_model_against_itself_costs_about_one(tiny):
     ratio = latency_row(served, other, prompt, 11, ("base", base)).between_tokens_ratio
     assert ratio.pairs >= 6
     assert ratio.low <= 1.1 and ratio.high >= 0.9  # benchmarks/paired_ratio.py is strict
+
+
+def test_kernels_that_are_planned_for_each_length_are_planned_before_the_clock_starts(
+    tiny, monkeypatch
+):
+    """As cuDNN's attention on Hopper: 25 ms where a length of keys is seen for the first time."""
+    attend, known = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def plan(query, key, *words, **options):
+        if (query.shape, key.shape) not in known:
+            known.add((query.shape, key.shape))
+            planned.append(key.shape)
+        return attend(query, key, *words, **options)
+
+    planned: list = []
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", plan)
+    conversation = Conversation(Served("base", tiny), make_prompt(500, 1, 16), 32)
+    conversation.warm_up()
+    assert len(planned) == 31  # the prompt's and those of 30 steps
+    conversation.first()
+    for _ in range(13):
+        conversation.steps()
+    assert len(planned) == 31
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_every_case_of_compiled_decoding_runs_compiled(tiny, tiny_folder, monkeypatch, method):
+    """Dynamo gives up, with a log line, on a function that it has compiled 8 times."""
+    graphs, runs, compiler = [], [], torch.compile
+
+    def count(graph, _):
+        graphs.append(graph)
+
+        def run(*words):
+            runs.append(graph)
+            return graph.forward(*words)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiler(model, backend=count))
+    ref, settings = ModelRef.parse(f"path:{tiny_folder}"), parse_method(method, LoraSettings())
+    own = load_model(ref, settings, "fp32").model.eval() if method == "qlora" else tiny
+    adapted = add_adapters(share_weights(own), settings, 2, "fp32")
+    pairs = [
+        (Served("base", tiny, "compiled"), Served("dynamic", adapted, "compiled")),
+        (Served("own", own, "compiled"), Served("copy", plain_copy(tiny), "compiled")),
+    ]
+    for prompt_tokens in (8, 12):
+        for batch in (1, 2, 3):
+            graphs.clear()
+            runs.clear()
+            time_case(pairs, make_prompt(500, batch, prompt_tokens), 6, 3, 0.001)
+            assert len(graphs) == (2 if method == "lora" else 3)
+            # a warm-up of 5 steps, then 7 rounds of 5, of two in each of two pairs
+            assert len(runs) == 4 * (5 + 7 * 5)
 
 
 class FakeClock:

@@ -23,13 +23,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.metering.allocator import release_leftovers
 from studylib.modelling.variants import is_four_bit, load_adapters, merge_adapter, ready
 from studylib.schema.serving import Equality, SwapMeasures, summarise_seconds
 from studylib.serving.latency import undisturbed, wait_for
 
 # Largest difference of logits, in their standard deviations, that passes for equal. In bf16 the
-# merged weights are rounded anew, to 8 bits of mantissa; float32 leaves 1e-5 in a trial.
-TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
+# merged weights are rounded anew, to 8 bits of mantissa: 0.07 to 0.3 in trials of 2 to 40 layers,
+# where another adapter's answers are 2 to 6 apart; float32 leaves 1e-5.
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.5}
 REPEATS = 3
 IN_PLACE = "in place, by peft"
 IN_A_COPY = "into a copy with dequantized weights; the 4-bit base stays, so nothing is unmerged"
@@ -71,7 +73,11 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 def time_loads(load: Load) -> list[float]:
     """Seconds to bring in the model, as a service without hot-swap would for each change."""
-    return [timed(load)[0] for _ in range(REPEATS)]
+    seconds = []
+    for _ in range(REPEATS):
+        seconds.append(timed(load)[0])
+        release_leftovers()
+    return seconds
 
 
 def measure_swap(
@@ -133,6 +139,7 @@ def answer_fresh(
         seconds.append(spent)
         fresh[name] = answer(model, ids)
         del model
+        release_leftovers()  # 4-bit layers and their weights hold each other
     return seconds, fresh
 
 

@@ -202,6 +202,7 @@ class Conversation:
 
     def _pass_prompt(self) -> None:
         length = self.prompt.shape[1] + self.new_tokens
+        self._cache = None  # or two of them would lie on the card, beside the other variant's
         self._cache, self._token = pass_prompt(self.served, self.prompt, length)
         self._taken = 0
         wait_for(self.served.device)
@@ -226,8 +227,11 @@ class Conversation:
             self._pass_prompt()
 
     def warm_up(self) -> None:
+        """Once through all lengths of the reply: cuDNN plans its attention anew for each, which
+        takes as long as a step and would fall on the variant that is there first."""
         self.first()
-        self.steps()
+        for _ in range(max(1, (self.new_tokens - 1) // STEPS_A_ROUND)):
+            self.steps()
         self._rewind()
         self.series = Series()
 
@@ -331,6 +335,9 @@ def time_case(
     """
     bases: dict[str, tuple[Served, Series]] = {}
     rows = []
+    if any(served.decoding == "compiled" for pair in pairs for served in pair):
+        # All cases compile the same function anew, and after 8 times dynamo would run it as it is.
+        torch._dynamo.reset()
     for base, other in pairs:
         ours, theirs = time_pair(base, other, prompt, new_tokens, rounds, budget_seconds)
         pool = bases.setdefault(base.name, (base, Series()))[1]

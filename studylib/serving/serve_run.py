@@ -24,6 +24,7 @@ from studylib.core.files import lock_folder, write_atomically
 from studylib.core.sealed import canonical
 from studylib.core.sharing import most_concurrent
 from studylib.metering import environment
+from studylib.metering.allocator import release_leftovers
 from studylib.metering.devices import hold_cards, refuse_busy_devices
 from studylib.metering.meter import Meter
 from studylib.modelling.models import load_model
@@ -245,6 +246,8 @@ class ServeRun:
                     if not is_out_of_memory(error):
                         raise
                     self.skip("batch of {}, prompt of {} tokens".format(*case), "out of memory")
+            del pairs
+            release_leftovers()  # the next way of decoding makes its own copies
         self.found["latency"] = tuple(rows)
 
     def _vllm(self) -> None:
@@ -258,7 +261,7 @@ class ServeRun:
             self.base.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
             self.base = self.dynamic = self.merged = None
-            torch.cuda.empty_cache()
+            release_leftovers()
             engine = open_vllm(Path(folder), self.spec, longest)
             rows, skipped = measure_vllm(
                 engine, self.spec, lora_requests(folders), vocabulary, longest
@@ -277,15 +280,10 @@ class ServeRun:
             self.skip("mixed batch", f"the model has {self.longest} positions")
             return
         row = measure_mixed(
-            self.dynamic,
-            self.merged,
-            self.names,
-            (asked.mixed_batch, asked.mixed_prompt_tokens),
-            asked.mixed_new_tokens,
-            asked.rounds,
-            asked.budget_seconds / 4,
-            self.spec.dtype,
-        )
+            self.dynamic, self.merged, self.names,
+            (asked.mixed_batch, asked.mixed_prompt_tokens), asked.mixed_new_tokens,
+            asked.rounds, asked.budget_seconds / 4, self.spec.dtype,
+        )  # fmt: skip
         self.found["mixed"] = (row,)
 
     def swap(self) -> None:
@@ -297,6 +295,7 @@ class ServeRun:
         vocabulary, has_adapter = self.config.vocab_size, self.dynamic is not None
         plain = partial(self._load_own, BASE) if self.four_bit is not None else None
         self.base = self.four_bit = self.dynamic = self.merged = None  # room for fresh loads
+        release_leftovers()
         from_disk = self.spec.model_ref.kind != "shape"
         if not from_disk:
             self.skip("seconds to load the model", "a shape's weights are drawn, not read")
