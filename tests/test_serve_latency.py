@@ -173,10 +173,13 @@ def test_every_case_of_compiled_decoding_runs_compiled(tiny, tiny_folder, monkey
         for batch in (1, 2, 3):
             graphs.clear()
             runs.clear()
-            time_case(pairs, make_prompt(500, batch, prompt_tokens), 6, 3, 0.001)
+            rows, timings = time_case(pairs, make_prompt(500, batch, prompt_tokens), 6, 3, 0.001)
             assert len(graphs) == (2 if method == "lora" else 3)
             # a warm-up of 5 steps, then 7 rounds of 5, of two in each of two pairs
             assert len(runs) == 4 * (5 + 7 * 5)
+            assert sum(row.first_token_ratio.pairs for row in rows if row.against) == sum(
+                one["what"] == "first token" for one in timings
+            )
 
 
 class FakeClock:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import nbformat
+import pandas as pd
 import pytest
 
 from studylib.commands.cli_serve import serve_one
 from studylib.core.errors import StudyError
+from studylib.core.stats import compare_timings
 from studylib.notebook_views.serve_views import (
     list_skipped,
     tabulate_checks,
@@ -21,6 +23,7 @@ from studylib.schema.profile import read_profile
 from studylib.schema.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
 from studylib.schema.serving import ServeSettings, find_spec, serve_specs
 from studylib.serving.latency import time_case
+from studylib.serving.pair_timings import CASE, TIMINGS
 from studylib.serving.serve_run import CPU_NOTE, ServeRun
 
 FAST = ServeSettings(
@@ -80,8 +83,30 @@ def test_qlora_record_holds_every_variant_and_says_what_it_is_not(tmp_path):
     assert set(record.stages) == {"load", "footprint", "latency", "mixed batch", "swap"}
     assert all(stage.host_peak_bytes for stage in record.stages.values())
     assert read_serve_records(path.parent.parent) == [record]
+    assert_ratios_follow_from_timings(record, path.parent / TIMINGS)
     with pytest.raises(StudyError, match="finished"):
         ServeRun(run.spec, path.parent)
+
+
+def assert_ratios_follow_from_timings(record, path):
+    """Whoever has the folder can work out each ratio and its interval again."""
+    table = pd.read_parquet(path)
+    assert {row for row, _ in table.groupby(list(CASE))} == {
+        tuple(getattr(row, name) for name in CASE)
+        for row in record.measures.latency if row.against
+    }  # fmt: skip
+    for row in record.measures.latency:
+        if row.against:
+            case = (table[list(CASE)] == [getattr(row, name) for name in CASE]).all(axis=1)
+            told = {
+                "first token": row.first_token_ratio,
+                "between tokens": row.between_tokens_ratio,
+            }
+            for what, ratio in told.items():
+                pairs = table[case & (table.what == what)].sort_values("pair")
+                again = compare_timings(pairs.base_seconds, pairs.variant_seconds)
+                assert (ratio.value, ratio.low, ratio.high) == pytest.approx(tuple(again))
+                assert ratio.pairs == len(pairs)
 
 
 def test_changed_record_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from studylib.core.errors import StudyError
+from studylib.inputs.data import row_multiple
 from studylib.metering.devices import describe_devices
 from studylib.metering.environment import device_name
 from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
@@ -80,7 +81,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         targets=method.targets,
         adapter=method.adapter_dtype,
         micro_batch=recipe.micro_batch,
-        seq_len=recipe.seq_len,
+        seq_len=recipe.seq_len + -recipe.seq_len % row_multiple(machine.cards > 0),
         accumulation=max(1, recipe.accumulation // gpus),
         masked=recipe.attention == "sdpa",  # the others keep examples apart without a mask
         weights="fp32" if masters else recipe.dtype,

@@ -41,7 +41,7 @@ def make_optimizer(
     name: str,
     parameters: list[nn.Parameter],
     master_weights: bool,
-    embeddings: Collection[nn.Parameter] = (),
+    embeddings: Collection[torch.Tensor] = (),
 ) -> Optimizer:
     """An optimizer over fake parameters; `master_weights` adds fp32 copies of 16-bit ones.
 

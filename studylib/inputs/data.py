@@ -42,6 +42,14 @@ Tokenised = dict[str, list[int]]
 Row = list[Tokenised]
 
 
+def row_multiple(on_card: bool) -> int:
+    """What the lengths of rows are filled up to a multiple of, in tokens.
+
+    cuDNN, PyTorch's first choice of attention on Hopper, makes a plan for every new length.
+    """
+    return 128 if on_card else 1
+
+
 def read_examples(data: DataSettings) -> list[Example]:
     """The examples of a file, a hub data set or the almanac; every fault names its place."""
     if data.source.startswith("almanac:"):

@@ -79,6 +79,7 @@ SERVING = (
     "serving/hot_swap.py",
     "serving/latency.py",
     "serving/mixed_batch.py",
+    "serving/pair_timings.py",
     "serving/serve_run.py",
 )
 

@@ -170,8 +170,9 @@ def serving_hours(spec: ServeSpec, params: int) -> Range:
         mid=SERVING_LOADS.mid * reads.mid,
         high=SERVING_LOADS.high * reads.high,
     )
-    compiled = "compiled" in asked.decoding
-    cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * (3 if adapter else 2) * compiled
+    # The base and whole copies of it share a graph; an adapter and a 4-bit base have their own.
+    graphs = (1 + adapter + spec.method.kind.quantized) * ("compiled" in asked.decoding)
+    cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
     timing = times(TIMING_SHARE, asked.budget_seconds)
     return hours(add(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
 

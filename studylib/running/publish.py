@@ -18,6 +18,7 @@ from studylib.schema.records import RECORD, Environment, Record, Scalar, read_re
 from studylib.schema.run_forecasts import RUN_FORECASTS
 from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, read_serve_records
 from studylib.schema.tuning import read_sweeps
+from studylib.serving.pair_timings import TIMINGS
 
 NOTEBOOK = "executed.ipynb"
 
@@ -106,7 +107,7 @@ def copy_serves(records: list[ServeRecord], source: Path, goal: Path) -> None:
     for record in records:
         folder = goal / record.serve_id
         folder.mkdir(parents=True)
-        for name in (SERVE_RECORD, NOTEBOOK, "trace.parquet"):
+        for name in (SERVE_RECORD, NOTEBOOK, "trace.parquet", TIMINGS):
             if (source / record.serve_id / name).is_file():
                 shutil.copyfile(source / record.serve_id / name, folder / name)
 

@@ -35,6 +35,7 @@ from studylib.core.stats import compare_timings
 from studylib.modelling.variants import share_weights
 from studylib.schema.serve_settings import FEWEST_PAIRS, Decoding
 from studylib.schema.serving import LatencyRow, PairedRatio, summarise_seconds
+from studylib.serving.pair_timings import list_pairs
 
 FIRST_SHARE = 0.5  # of a pair's time for prompt passes; the rest is for steps
 STEPS_A_ROUND = 5  # tokens after which the other one has its turn
@@ -328,13 +329,13 @@ def time_case(
     new_tokens: int,
     rounds: int,
     budget_seconds: float,
-) -> list[LatencyRow]:
-    """Each base's row over all its pairs, then the row of each variant with its ratio.
+) -> tuple[list[LatencyRow], list[dict[str, Any]]]:
+    """Each base's row over all its pairs and each variant's with its ratio; the pairs' timings.
 
     pairs: (base, variant); budget_seconds is for each pair.
     """
     bases: dict[str, tuple[Served, Series]] = {}
-    rows = []
+    rows, timings = [], []
     if any(served.decoding == "compiled" for pair in pairs for served in pair):
         # All cases compile the same function anew, and after 8 times dynamo would run it as it is.
         torch._dynamo.reset()
@@ -344,4 +345,5 @@ def time_case(
         pool.first.extend(ours.first)
         pool.rounds.extend(ours.rounds)
         rows.append(latency_row(other, theirs, prompt, new_tokens, (base.name, ours)))
-    return [*(latency_row(b, s, prompt, new_tokens) for b, s in bases.values()), *rows]
+        timings += list_pairs(rows[-1], ours, theirs)
+    return [*(latency_row(b, s, prompt, new_tokens) for b, s in bases.values()), *rows], timings

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -57,6 +58,7 @@ from studylib.serving.engines import (
 from studylib.serving.hot_swap import measure_swap, time_loads
 from studylib.serving.latency import Served, make_prompt, time_case
 from studylib.serving.mixed_batch import measure_mixed
+from studylib.serving.pair_timings import TIMINGS
 from studylib.training.train import is_out_of_memory
 
 BASE = MethodSettings(name="base")
@@ -86,6 +88,7 @@ class ServeRun:
         self.reason: str | None = None
         self.model_sha256: str | None = None
         self.found: dict[str, Any] = {"engine": spec.engine}
+        self.timings: list[dict[str, Any]] = []
         self.skipped: list[Skipped] = []
         self.notes: list[str] = []
         self.started_at = environment.now()
@@ -241,7 +244,9 @@ class ServeRun:
             for case in cases:
                 prompt = make_prompt(self.config.vocab_size, *case)
                 try:
-                    rows += time_case(pairs, prompt, asked.new_tokens, asked.rounds, share)
+                    found, seconds = time_case(pairs, prompt, asked.new_tokens, asked.rounds, share)
+                    rows += found
+                    self.timings += seconds
                 except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -312,10 +317,12 @@ class ServeRun:
         self.found |= {"swap": swap, "load_model_seconds": swap.load_model_seconds}
 
     def finish(self) -> Path:
-        """Write the memory samples and the record, and clear the working files."""
+        """Write the memory samples, the timings and the record, and clear the working files."""
         self.meter.__exit__(None, None, None)
-        samples = self.meter.samples().to_parquet(index=False)
-        write_atomically(self.folder / "trace.parquet", samples)
+        for name, table in (("trace.parquet", self.meter.samples()), (TIMINGS, self.timings)):
+            write_atomically(self.folder / name, pd.DataFrame(table).to_parquet(index=False))
+        shared_by = most_concurrent(self.work, self.concurrent_runs)
+        made_by = environment.describe_environment(self.started_at, environment.now(), shared_by, 1)
         record = ServeRecord(
             serve_id=self.spec.serve_id,
             status=self.status,
@@ -323,12 +330,7 @@ class ServeRun:
             spec=self.spec,
             measures=self.measures,
             stages=self.meter.stages,
-            environment=environment.describe_environment(
-                self.started_at,
-                environment.now(),
-                most_concurrent(self.work, self.concurrent_runs),
-                1,
-            ),
+            environment=made_by,
             fingerprint=self._fingerprint(),
         )
         path = write_serve_record(self.folder, record)

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.inputs.data import IGNORED, Row, TrainingData
+from studylib.inputs.data import IGNORED, Row, TrainingData, row_multiple
 from studylib.metering.step_clock import StepClock
 from studylib.modelling.chunked_loss import install_chunked_loss
 from studylib.schema.profile import RunSpec
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
-# On a card: cuDNN, PyTorch's first choice on Hopper, plans its attention anew for every length.
-ROW_MULTIPLE = 128
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 # What is said where it is not torch's allocator on the card that finds no room: by CUDA and its
 # driver (a kernel's code, a stream), cuBLAS (its handle), Triton, and torch's allocator on the CPU.
@@ -171,7 +169,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=data.rows,
-        data_collator=PackedCollator(recipe.attention != "sdpa", ROW_MULTIPLE if on_card else 1),
+        data_collator=PackedCollator(recipe.attention != "sdpa", row_multiple(on_card)),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
