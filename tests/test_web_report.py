@@ -209,7 +209,7 @@ def test_the_first_screen_is_the_answer(page: str) -> None:
     assert first.strip().startswith('<header class="answer">')
     assert first.count("<h1") == 1
     assert first.count("learned more than") >= 2
-    assert re.search(r"findings\): \d+ reproduced", first)
+    assert re.search(r"\d+ findings; .*measured\): \d+ reproduced", first)
     assert "<table" not in first and "<svg" not in first
 
 
