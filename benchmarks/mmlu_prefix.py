@@ -188,17 +188,17 @@ def compare_where_it_fits(
     Stock keeps the logits of all positions, twice: 32 prompts of 4,096 tokens and a vocabulary of
     100,000 are 105 GB in fp32. The longest come first, so that it shows at once.
     """
-    sizes = sorted((size for size in options.batch_sizes if size <= batch_size), reverse=True)
-    for size, smaller in zip(sizes, [*sizes[1:], None], strict=True):
+    sizes = sorted(size for size in options.batch_sizes if size <= batch_size)
+    while True:
+        size = sizes.pop()
         try:
             found = compare(make_stock(size), make_ours, tasks, options.limit, options.rounds)
         except torch.OutOfMemoryError:
-            if smaller is None:
+            if not sizes:
                 raise
             print(f"stock has no memory for {size} prompts a batch", file=sys.stderr)
         else:
-            break
-    return size, found
+            return size, found
 
 
 def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def disk_full(path: Path) -> StudyError:
 
 
 def lock_folder(work: Path, what: str = "run") -> Any:
-    """Hold the run for this process until it ends; refuse it while another one holds it."""
+    """Hold a run or study until this process ends; refuse it while another one holds it."""
     work.mkdir(parents=True, exist_ok=True)
     lock = (work / "lock").open("a")
     try:

@@ -34,7 +34,6 @@ from studylib.reporting.summary import Comparison, Summary
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
-ARTICLE_SIZE = 12e9  # parameters from which on a model is of the article's 13B
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,15 @@ class Finding:
     verdict: str
     decided_by: str
     rule: str
+
+    @property
+    def got(self) -> str:
+        """counted, measured or forecast; empty where there is no figure yet."""
+        return first_word(self.how) if self.decided_by else ""
+
+
+def first_word(how: str) -> str:
+    return how.split()[0].rstrip(":")
 
 
 @lru_cache(maxsize=1)
@@ -124,7 +132,7 @@ def judge(claim: str, topic: str, part: Part, figure: Figure) -> Finding:
     else:
         judgement = judge_claim(parse_rule(part["rule"]), figure.measured, figure.obstacle)
         verdict, reason = str(judgement.verdict), judgement.reason.replace(" -", " −")
-    got = figure.how.split()[0].rstrip(":")
+    got = first_word(figure.how)
     if got != "measured":  # a count or a forecast has a range, not a sampling interval
         reason = reason.replace("measured", got).replace("95 % interval", "range")
     return Finding(claim, part["key"], topic, part["article"], figure.ours, figure.how,
@@ -147,7 +155,7 @@ def tally_findings(findings: list[Finding], studies: Sequence[Summary]) -> str:
              "not comparable": "not comparable", NOT_YET: NOT_YET}  # fmt: skip
     counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in words}
     parts = [f"{n} {words[verdict]}" for verdict, n in counts.items() if n]
-    got = [f.how.split()[0].rstrip(":") for f in findings if f.decided_by]
+    got = [finding.got for finding in findings]
     ways = [f"{got.count(way)} {way}" for way in ("counted", "forecast", "measured") if way in got]
     text = (
         f"**The article's claims**, judged part by part at each size, setting and reading "
@@ -158,10 +166,13 @@ def tally_findings(findings: list[Finding], studies: Sequence[Summary]) -> str:
 
 def size_of_evidence(studies: Sequence[Summary]) -> str:
     """That no model of the article's size was run, if so: what was measured speaks of others."""
-    sizes = [c.total_params for summary in studies for c in summary.comparisons if c.total_params]
-    if not sizes or max(sizes) >= ARTICLE_SIZE:
+    compared = [c for summary in studies for c in summary.comparisons if c.total_params]
+    sources = [p.get("source", {}) for c in read_claims().values() for p in c["parts"]]
+    sized = [source for source in sources if "params" in source]
+    if not compared or any(speaks_of(source, c) for source in sized for c in compared):
         return ""
+    largest = max(c.total_params or 0 for c in compared)
     return (
         f" No 13B model was run: what was measured speaks of models of at most "
-        f"{parameter_count(max(sizes))} parameters."
+        f"{parameter_count(largest)} parameters."
     )

@@ -306,13 +306,12 @@ def compare_bytes(one: ServeRecord, other: ServeRecord) -> list[Move]:
 def find_recipe(pairs: Iterable[tuple[list[Record], list[Record]]]) -> dict[str, tuple[str, str]]:
     """Keys of the profile that runs of one track, model and method were made with differently."""
     found: dict[str, tuple[set[str], set[str]]] = {}
-    for a, b in pairs:
-        for field, values in changed_fields(b[0].run, a[0].run).items():
-            if field != "seed":
-                for side, value in zip(
-                    found.setdefault(field, (set(), set())), values, strict=True
-                ):
-                    side.add(str(value))
+    for before, after in pairs:
+        for field, (old, new) in changed_fields(after[0].run, before[0].run).items():
+            seen = found.setdefault(field, (set(), set()))
+            seen[0].add(str(old))
+            seen[1].add(str(new))
+    found.pop("seed", None)
     return {
         field: (", ".join(sorted(old)), ", ".join(sorted(new)))
         for field, (old, new) in sorted(found.items())

@@ -6,6 +6,8 @@ Not covered: tracing (studylib.forecasting.article_forecasts), the file
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from studylib.core.metrics import byte_size, plain_number, points
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import Forecast
@@ -14,10 +16,11 @@ from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast,
 from studylib.schema.profile import METHODS
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
-
-
-# Kinds of job in words, and the mark of a published case of that kind in its name.
-UNTESTED = {"QLoRA": "QLoRA", "several cards": " cards"}
+# Kinds of job in words: the mark of such a published case in its name, and whether a job is one.
+KINDS: dict[str, tuple[str, Callable[[JobForecast], bool]]] = {
+    "QLoRA": ("QLoRA", lambda job: job.method == "qlora"),
+    "several cards": (" cards", lambda job: job.cards > 1),
+}
 
 
 def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
@@ -247,10 +250,9 @@ def left_out_sentence(book: ForecastBook) -> str:
         return ""
     text = (
         f" {len(out)} more are left out, each for the reason beside it, though their settings are "
-        f"stated too: {100 * min(out):+.1f} to {100 * max(out):+.1f} %.".replace("-", "−")
+        f"stated too: {points(min(out))} to {points(max(out))} %."
     )
-    bare = [words for words, mark in UNTESTED.items() if not is_tested(book, mark)]
-    if bare:
+    if bare := untested_kinds(book):
         text += (
             f" No case of {' or of '.join(bare)} is among those that count: there the ranges "
             "rest on other jobs' error, and no published peak bears them out."
@@ -258,15 +260,15 @@ def left_out_sentence(book: ForecastBook) -> str:
     return text
 
 
-def is_tested(book: ForecastBook, mark: str) -> bool:
-    """Whether a published case that counts has this mark in its name."""
-    return any(mark in row.case for row in book.published if row.not_comparable is None)
+def untested_kinds(book: ForecastBook) -> list[str]:
+    """Kinds of job of which no published case counts."""
+    counted = [row.case for row in book.published if row.not_comparable is None]
+    return [words for words, (mark, _) in KINDS.items() if not any(mark in c for c in counted)]
 
 
 def untested(book: ForecastBook, job: JobForecast) -> str:
     """In words, what of this job no published peak that counts has; empty where all is tested."""
-    marks = {"QLoRA": job.method == "qlora", " cards": job.cards > 1}
-    bare = [words for words, mark in UNTESTED.items() if marks[mark] and not is_tested(book, mark)]
+    bare = [words for words in untested_kinds(book) if KINDS[words][1](job)]
     return f"no published peak of {' or of '.join(bare)} bears the range out" if bare else ""
 
 

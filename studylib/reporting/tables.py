@@ -251,7 +251,7 @@ def verdicts_table(findings: Iterable[Finding]) -> Table:
         words = [(f"**{v}**" if v in judged else v)
                  + (f" ({verdicts.count(v)} of {len(found)})" if len(found) > 1 else "")
                  for v in dict.fromkeys(verdicts)]  # fmt: skip
-        got = dict.fromkeys(f.how.split()[0].rstrip(":") for f in found if f.decided_by)
+        got = dict.fromkeys(f.got for f in found if f.got)
         rows.append((f"**{claim}** {topic}", article, ", ".join(got) or "—", ", ".join(words)))
     return Table(("Claim", "Article", "Got", "Verdict"), tuple(rows))
 

@@ -73,21 +73,21 @@ def reproduce(
     check_inputs(profile, fetch=executor is run_batch)
     check_writable(results / "runs")
     with lock_folder(results / ".study", "study"):
-        return run_left(profile, plan, results, progress, force, executor, outcome)
+        return run_left(profile, results, progress, force, executor, outcome)
 
 
 def run_left(
     profile: Profile,
-    plan: Plan,
     results: Path,
     progress: Progress,
     force: bool,
     executor: Executor,
     outcome: Outcome,
 ) -> Outcome:
-    """Run what the plan has left, in the study's folder that this process holds."""
+    """Run what is left in the study's folder, which this process holds: no other one ends any."""
     here = executor is run_batch
     file = write_profile(profile, results)
+    plan = plan_study(profile, results, reference_records(profile.name))
     if here and not force:
         skip_misfits(profile, plan, results, outcome, progress)
         plan = plan_study(profile, results, reference_records(profile.name))
