@@ -161,7 +161,8 @@ def tally_findings(findings: list[Finding], studies: Sequence[Summary]) -> str:
         f"**The article's claims**, judged part by part at each size, setting and reading "
         f"({len(findings)} findings{'; ' if ways else ''}{join_words(ways)}): {', '.join(parts)}."
     )
-    return f"{text}{size_of_evidence(studies)} *Claimed and measured* below says which and why."
+    where = "*Claimed and measured*, a part of the report,"
+    return f"{text}{size_of_evidence(studies)} {where} says which and why."
 
 
 def size_of_evidence(studies: Sequence[Summary]) -> str:
