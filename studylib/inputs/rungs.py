@@ -40,8 +40,8 @@ class Rung:
 
 
 RUNGS = (
-    Rung("0.4m", hidden=96, intermediate=256, layers=3, steps=800, learning_rate=4e-3),
-    Rung("1.4m", hidden=160, intermediate=448, layers=4, steps=500, learning_rate=3e-3),
+    Rung("0.4m", hidden=128, intermediate=192, layers=2, steps=800, learning_rate=4e-3),
+    Rung("1.4m", hidden=192, intermediate=448, layers=3, steps=500, learning_rate=3e-3),
 )
 
 # Wide and shallow, since a card waits for the launch of small kernels. 3m is for rehearsals on a
@@ -49,7 +49,7 @@ RUNGS = (
 # width as those above do, and their budgets are 12 readings of every sentence, where the bundled
 # rungs read each 7 or 12 times and 3m knows enough after 5.
 LARGER_RUNGS = (
-    Rung("3m", hidden=224, intermediate=608, layers=5, steps=600, learning_rate=2e-3,
+    Rung("3m", hidden=256, intermediate=640, layers=4, steps=600, learning_rate=2e-3,
          facts=1_000, enough_recall=0.95),
     Rung("30m", hidden=576, intermediate=1664, layers=7, steps=1_500, learning_rate=1e-3,
          batch_examples=1_024, facts=16_000, head_width=64, enough_recall=0.95),

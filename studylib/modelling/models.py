@@ -35,13 +35,19 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 @dataclass
 class Loaded:
-    """A model on its device with its tokenizer and what identifies its weights."""
+    """A model on its device with its tokenizer and what identifies its weights.
+
+    attention, attention_reason, packing_reason: as in studylib.schema.records.LoadBlock.
+    """
 
     model: nn.Module
     tokenizer: Any
     sha256: str
     revision: str | None
     random_weights: bool = False
+    attention: str = "sdpa"
+    attention_reason: str | None = None
+    packing_reason: str | None = None
 
 
 def default_device() -> torch.device:

@@ -25,6 +25,7 @@ __all__ = [
     "Environment",
     "EvaluateBlock",
     "LoadBlock",
+    "Reached",
     "Record",
     "Score",
     "ServeBlock",
@@ -46,8 +47,29 @@ RECORD = "record.json"
 Scalar = str | int | float | bool | None
 
 
+class Reached(Frozen):
+    """One kind of layer and how an adapter meets it.
+
+    layer: the modules' name without numbers (`self_attn.q_proj`). params: weights of all modules of
+    that name; adapted: those of them under an adapter, by `rank` (of an expert that holds two
+    matrices in one, twice what was asked).
+    """
+
+    layer: str
+    params: int
+    adapted: int
+    rank: int | None = None
+
+
 class LoadBlock(Frozen):
-    """How the weights came in, and what they are."""
+    """How the weights came in, and what they are.
+
+    attention: the implementation in use; attention_reason: why it is not the one asked for.
+    packing_reason: why examples of one row are read one by one; null where packed rows are exact.
+    four_bit_share: of the weights outside embeddings, 0 to 1; four_bit_error: the largest relative
+    error (Frobenius) with which a matrix of one of the model's shapes comes back from 4 bits. Both
+    null where nothing is quantized. reached: what the adapter meets, by kind of layer.
+    """
 
     measure: StageMeasure
     total_params: int
@@ -55,10 +77,19 @@ class LoadBlock(Frozen):
     model_sha256: str
     model_revision: str | None = None
     weights_dtype: str
+    attention: str | None = None
+    attention_reason: str | None = None
+    packing_reason: str | None = None
+    four_bit_share: float | None = None
+    four_bit_error: float | None = None
+    reached: tuple[Reached, ...] = ()
 
 
 class TrainBlock(Frozen):
     """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints.
+
+    examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut short;
+    rows_skipped: of the source, without an instruction or an answer.
 
     optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
@@ -77,6 +108,7 @@ class TrainBlock(Frozen):
     epochs: float
     examples_left_out: int = 0
     examples_cut: int = 0
+    rows_skipped: int = 0
     clean_step_seconds: float | None
     clean_steps: int
     tokens_per_second: float | None
@@ -122,10 +154,19 @@ class Score(Frozen):
 
 
 class EvaluateBlock(Frozen):
+    """The scores of one run.
+
+    undecided: items all of whose choices are equally likely, counted as wrong. merge_difference:
+    the largest difference of logits, in standard deviations, between the adapter on its 4-bit base
+    and the model merged from both.
+    """
+
     measure: StageMeasure
     scores: tuple[Score, ...]
     engine: str | None = None
     prompts_cut: int = 0
+    undecided: int = 0
+    merge_difference: float | None = None
     reason: str | None = None
 
     def score(self, task: str) -> Score | None:
@@ -167,7 +208,9 @@ class Record(Frozen):
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
-    status: Literal["complete", "out of memory", "diverged", "does not fit, forecast"]
+    status: Literal[
+        "complete", "out of memory", "diverged", "not a number", "does not fit, forecast"
+    ]
     reason: str | None = None
     run: RunSpec
     load: LoadBlock | None = None
