@@ -14,7 +14,7 @@ from studylib.forecasting.article_forecasts import (
 )
 from studylib.forecasting.article_memory import CASES, forecast_case
 from studylib.forecasting.published import load_published
-from studylib.metering.environment import FORECASTING, code_sha256
+from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.reporting import forecast_tables
 from studylib.reporting.claims import evaluate_claims
 from studylib.schema.forecast_book import (

@@ -12,7 +12,7 @@ from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.forecast import ForecastSettings, forecast
 from studylib.forecasting.job_forecast import trace_once
 from studylib.forecasting.run_forecasts import forecast_record, refresh_forecasts
-from studylib.metering.environment import FORECASTING, code_sha256
+from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import ASSUMED
 from studylib.reporting.exports import forecasts_csv

@@ -15,12 +15,8 @@ from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_cas
 from studylib.forecasting.fitting import largest_that_fits, peak_bytes
 from studylib.forecasting.forecast import Forecast, ForecastSettings
 from studylib.forecasting.published import Published, compare, load_published
-from studylib.metering.environment import (
-    FORECASTING,
-    TRACING_PACKAGES,
-    code_sha256,
-    package_versions,
-)
+from studylib.metering.code_files import FORECASTING, code_sha256
+from studylib.metering.environment import TRACING_PACKAGES, package_versions
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.roofline import ASSUMED, Range

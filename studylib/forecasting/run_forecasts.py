@@ -13,12 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from studylib.core.errors import StudyError
-from studylib.metering.environment import (
-    FORECASTING,
-    TRACING_PACKAGES,
-    code_sha256,
-    package_versions,
-)
+from studylib.metering.code_files import FORECASTING, code_sha256
+from studylib.metering.environment import TRACING_PACKAGES, package_versions
 from studylib.planning.catalog import match_gpu
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import ASSUMED

@@ -1,23 +1,22 @@
-"""Provenance of a run: the machine, packages and code that made it.
+"""Provenance of a run: the machine, packages and commit that made it.
 
-Not covered: what else identifies a run (studylib.training.fingerprint).
+Not covered: a hash of the code (studylib.metering.code_files), what else identifies a run
+(studylib.training.fingerprint).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 from studylib.core.places import PACKAGE
-from studylib.core.sealed import canonical
+from studylib.metering.code_files import RUN, SERVING, reached_files
 from studylib.metering.devices import describe_devices
 from studylib.metering.host import host_description
-from studylib.schema.records import Environment, file_sha256
+from studylib.schema.records import Environment
 
 PACKAGES = (
     "torch",
@@ -37,79 +36,6 @@ PACKAGES = (
 )
 COMMIT_VARIABLE, DIRTY_VARIABLE = "STUDY_GIT_COMMIT", "STUDY_GIT_DIRTY"
 
-# The code whose change can change a measured figure. Report, figures and command line cannot.
-MEASURING = (
-    "inputs/almanac.py",
-    "inputs/data.py",
-    "metering/allocator.py",
-    "metering/host.py",
-    "metering/live.py",
-    "metering/meter.py",
-    "metering/nvml.py",
-    "metering/step_clock.py",
-    "metering/tally.py",
-    "modelling/chunked_loss.py",
-    "modelling/flops.py",
-    "modelling/methods.py",
-    "modelling/models.py",
-    "modelling/serve.py",
-    "modelling/weights.py",
-    "scoring/evaluate.py",
-    "scoring/prefix_lm.py",
-    "scoring/tasks.py",
-    "scoring/token_tree.py",
-    "training/distributed.py",
-    "training/run.py",
-    "training/step_memory.py",
-    "training/train.py",
-    "training/train_worker.py",
-)
-# The same for a serving run, which trains nothing and asks nothing.
-SERVING = (
-    "metering/allocator.py",
-    "metering/host.py",
-    "metering/meter.py",
-    "metering/nvml.py",
-    "metering/tally.py",
-    "modelling/methods.py",
-    "modelling/models.py",
-    "modelling/variants.py",
-    "planning/footprint.py",
-    "serving/engines.py",
-    "serving/hot_swap.py",
-    "serving/latency.py",
-    "serving/mixed_batch.py",
-    "serving/pair_timings.py",
-    "serving/serve_run.py",
-)
-
-# What a forecast is made by: traces, arithmetic, and the tables that they read.
-FORECASTING = (
-    "forecasting/article_forecasts.py",
-    "forecasting/article_memory.py",
-    "forecasting/calibration.py",
-    "forecasting/depth.py",
-    "forecasting/fitting.py",
-    "forecasting/forecast.py",
-    "forecasting/job_forecast.py",
-    "forecasting/kernels.py",
-    "forecasting/optimizers.py",
-    "forecasting/published.py",
-    "forecasting/run_forecasts.py",
-    "forecasting/sharding.py",
-    "forecasting/step.py",
-    "forecasting/trace.py",
-    "metering/allocator.py",
-    "modelling/chunked_loss.py",
-    "modelling/skeleton.py",
-    "planning/catalog.py",
-    "planning/cuda_terms.py",
-    "planning/roofline.py",
-    "gpus.csv",
-    "prices.csv",
-    "shapes.json",
-    "published_memory.json",
-)
 TRACING_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
@@ -191,13 +117,6 @@ def git_state() -> tuple[str | None, bool | None]:
     if commit is None:
         told = os.environ.get(COMMIT_VARIABLE)
         return (told, os.environ.get(DIRTY_VARIABLE) == "1") if told else (None, None)
-    measuring = sorted({*MEASURING, *SERVING})
-    status = git("status", "--porcelain", "--", *measuring)
+    measuring = {*reached_files(RUN), *reached_files(SERVING)}
+    status = git("status", "--porcelain", "--", *sorted(measuring))
     return commit, bool(status) if status is not None else None
-
-
-@lru_cache(maxsize=4)
-def code_sha256(files: tuple[str, ...] = MEASURING) -> str:
-    """One hash of files of the package, as they are at the first call: call it at the start."""
-    marks = [[name, file_sha256(PACKAGE / name)] for name in files]
-    return hashlib.sha256(canonical(marks)).hexdigest()

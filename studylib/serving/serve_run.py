@@ -24,7 +24,7 @@ from studylib.core.errors import StudyError, first_line
 from studylib.core.files import lock_folder, write_atomically
 from studylib.core.sealed import canonical
 from studylib.core.sharing import most_concurrent
-from studylib.metering import environment
+from studylib.metering import code_files, environment
 from studylib.metering.allocator import release_leftovers
 from studylib.metering.devices import hold_cards, refuse_busy_devices
 from studylib.metering.meter import Meter
@@ -94,7 +94,7 @@ class ServeRun:
         self.started_at = environment.now()
         self.work = folder / "work"
         self._lock = lock_folder(self.work)
-        environment.code_sha256(environment.SERVING)  # as it runs, whatever is edited meanwhile
+        code_files.code_sha256(code_files.SERVING)  # as it runs, whatever is edited meanwhile
         hold_cards(min(spec.hardware.gpus, 1))
         devices: list[int] | None = None if torch.cuda.is_available() else []
         refuse_busy_devices(devices=devices)
@@ -340,7 +340,7 @@ class ServeRun:
     def _fingerprint(self) -> dict[str, Any]:
         asked = self.spec.settings.model_dump(mode="json")
         return {
-            "code.sha256": environment.code_sha256(environment.SERVING),
+            "code.sha256": code_files.code_sha256(code_files.SERVING),
             "device.name": environment.device_name(),
             "model.name": self.spec.model,
             "model.sha256": self.model_sha256,

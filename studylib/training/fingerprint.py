@@ -1,14 +1,15 @@
 """The fingerprint of a run: what identifies it, and what it must share with others.
 
 Not covered: comparing fingerprints (studylib.schema.records), code and machine
-(studylib.metering.environment).
+(studylib.metering).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studylib.metering.environment import code_sha256, device_name
+from studylib.metering.code_files import code_sha256
+from studylib.metering.environment import device_name
 from studylib.schema.records import Scalar
 from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import hash_column

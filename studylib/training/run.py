@@ -24,13 +24,9 @@ from studylib.core.errors import StudyError, first_line
 from studylib.core.files import lock_folder
 from studylib.core.sharing import most_concurrent
 from studylib.inputs.data import TrainingData, prepare_data
+from studylib.metering.code_files import code_sha256
 from studylib.metering.devices import refuse_busy_devices
-from studylib.metering.environment import (
-    code_sha256,
-    describe_environment,
-    device_name,
-    now,
-)
+from studylib.metering.environment import describe_environment, device_name, now
 from studylib.metering.meter import Meter
 from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops

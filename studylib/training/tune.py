@@ -18,8 +18,9 @@ from studylib.core.errors import StudyError
 from studylib.inputs.data import TrainingData, prepare_data
 from studylib.inputs.questions import count_overlap
 from studylib.metering import allocator
+from studylib.metering.code_files import code_sha256
 from studylib.metering.devices import hold_cards
-from studylib.metering.environment import code_sha256, describe_environment, device_name, now
+from studylib.metering.environment import describe_environment, device_name, now
 from studylib.modelling.weights import bring_in, settle
 from studylib.schema.profile import RunSpec
 from studylib.schema.settings import EvaluateSettings
