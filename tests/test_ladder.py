@@ -55,13 +55,18 @@ def test_bundled_files_fit_4_megabytes():
 
 
 @pytest.mark.parametrize("name", ladder_names())
-def test_every_layer_width_is_a_multiple_of_32_and_weights_are_bf16(name):
+def test_every_layer_width_is_a_multiple_of_64_and_weights_are_bf16(name):
     weights = load_file(ladder_folder(name) / "model.safetensors")
-    assert all(size % 32 == 0 for tensor in weights.values() for size in tensor.shape)
+    assert all(size % 64 == 0 for tensor in weights.values() for size in tensor.shape)
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     card = json.loads((ladder_folder(name) / "ladder.json").read_text())
     assert sum(tensor.numel() for tensor in weights.values()) == card["parameters"]
     assert f"{card['parameters'] / 1e6:.1f}m" == name == card["name"]
+
+
+@pytest.mark.parametrize("rung", (*RUNGS, *LARGER_RUNGS), ids=lambda rung: rung.name)
+def test_every_rung_is_as_wide_as_whole_blocks_of_nf4(rung):
+    assert rung.hidden % 64 == 0 and rung.intermediate % 64 == 0
 
 
 @pytest.mark.parametrize("name", ladder_names())

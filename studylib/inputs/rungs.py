@@ -20,8 +20,9 @@ USUAL_FACTS = 800  # of the OLD half; a study teaches as many of the NEW one
 
 @dataclass(frozen=True)
 class Rung:
-    """One model: its shape (widths multiples of 32) and how long it reads the OLD half.
+    """One model: its shape and how long it reads the OLD half.
 
+    Widths are multiples of 64, the block of NF4: a quantized row ends where a block does.
     steps: updates, or the most of them where enough_recall ends the reading sooner: a share of
     OLD questions answered right. facts: of the OLD half, the almanac's usual number if None.
     head_width: of attention, 32 if None.
