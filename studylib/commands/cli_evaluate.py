@@ -14,7 +14,10 @@ from studylib.core.errors import StudyError
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="hub:ID, path:FOLDER or ladder:NAME.")],
+    model: Annotated[
+        str,
+        typer.Option(help="hub:ID, path:FOLDER, gguf:FILE, pypi:PACKAGE==VERSION, ladder:NAME."),
+    ],
     tasks: Annotated[str | None, typer.Option(help="lm-eval tasks: arc_easy,hellaswag")] = None,
     include: Annotated[str | None, typer.Option(help="A folder with task YAMLs.")] = None,
     mmlu: Annotated[str | None, typer.Option(help="hub, or a folder with test.jsonl.")] = None,

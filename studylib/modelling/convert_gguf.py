@@ -1,0 +1,78 @@
+"""Turn a GGUF file into a checkpoint folder: `python -m studylib.modelling.convert_gguf FILE OUT`.
+
+transformers reads the weights (dequantized to fp32, which every GGUF type fits into) and the
+tokenizer. Its last line on stdout is JSON of what the file says of itself: licence, and how the
+weights were quantized, since they stay on that grid for ever.
+
+Not covered: where such folders are kept (studylib.inputs.converted).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Rules by which a GGUF's tokenizer cuts text before its merges. transformers 5.23 takes GPT-2's for
+# a name that it does not list; this one cuts every digit off first, blanks before it included.
+DIGITS_FIRST = ("smollm",)
+
+
+def convert(path: Path, out: Path) -> dict[str, Any]:
+    """Write config, weights, tokenizer to `out`; returns what the file's header says."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+    # The weights are plain now, and could not be saved as long as these speak of a GGUF.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, **where)
+    header = read_header(path)
+    if header["pre"] in DIGITS_FIRST:
+        cut_digits(tokenizer)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {"license": header["license"], "quantized": header["types"]}
+
+
+def cut_digits(tokenizer: Any) -> None:
+    """Cut each digit off before the byte-level rule sees the text."""
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Licence, pre-tokenizer rule, and matrices' tensor types by how many weights have them."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+
+    def read(name: str) -> Any:
+        field = reader.fields.get(name)
+        return None if field is None else field.contents()
+
+    counts: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        if len(tensor.shape) > 1:
+            counts[tensor.tensor_type.name] += int(tensor.n_elements)
+    types = dict(counts.most_common())
+    return {
+        "license": read("general.license") or "not stated",
+        "pre": read("tokenizer.ggml.pre"),
+        "types": types,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(convert(Path(sys.argv[1]), Path(sys.argv[2]))))
