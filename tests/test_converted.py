@@ -17,6 +17,7 @@ from studylib.inputs import converted
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import read_origin
 from studylib.inputs.sources import folder_sha256, model_folder
+from studylib.modelling.convert_gguf import read_header
 from studylib.modelling.models import load_model
 from studylib.schema.profile import MethodSettings, ModelRef
 
@@ -154,7 +155,7 @@ def test_folder_says_where_it_is_from_and_is_made_once(gguf_file, cache):
     ref = ModelRef.parse(f"gguf:{gguf_file}")
     folder, revision = model_folder(ref)
     origin = read_origin(folder)
-    assert revision is None and origin["license"] == "mit"
+    assert revision is None and origin["license"] == read_header(gguf_file)["license"] == "mit"
     assert origin["gguf_sha256"] == hashlib.sha256(gguf_file.read_bytes()).hexdigest()
     matrices = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * FEED)
     assert origin["quantized"] == {"Q8_0": matrices, "F32": WORDS * WIDTH}

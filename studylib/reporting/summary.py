@@ -148,7 +148,8 @@ class Comparison:
     def name(self) -> str:
         """The model in few words: a folder or hub name by its last part."""
         ref = ModelRef.parse(self.model)
-        short = {"path": ref.slug, "gguf": ref.slug, "hub": ref.name.rsplit("/", 1)[-1]}.get(ref.kind, str(ref))
+        last = {"path": ref.slug, "gguf": ref.slug, "hub": ref.name.rsplit("/", 1)[-1]}
+        short = last.get(ref.kind, str(ref))
         return " ".join(x for x in (short, self.mark) if x)
 
     @property
