@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from studylib.checking.check_card import error_of
-from studylib.modelling.models import quantize_linears
+from studylib.modelling.four_bit import quantize_linears
 from studylib.schema.checks import Figure, Found, judge
 
 BF16_EPSILON = 2**-7

@@ -15,23 +15,12 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError
+from studylib.modelling.four_bit import count_weights, keep_unpacked
 from studylib.schema.profile import METHODS, MethodSettings
 
-__all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "quantization_config"]
+__all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def quantization_config(compute_dtype: torch.dtype) -> Any:
-    """QLoRA's storage: NF4 with double quantization (Dettmers et al., 2023, section 3)."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def lora_config(method: MethodSettings, model: Any) -> Any:
@@ -87,20 +76,6 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
     return model
 
 
-def keep_unpacked(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 bf16.
-
-    The repacked form has no backward (gradients come out wrong without an error) and computes
-    in bf16 instead of the dtype that was asked for. Both would pass as a worse QLoRA.
-    """
-    for module in module_list(model, "Linear4bit"):
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-
-
-def module_list(model: nn.Module, class_name: str) -> list[nn.Module]:
-    return [m for m in model.modules() if type(m).__name__ == class_name]
-
-
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; a 4-bit weight counts what it stands for, not its bytes.
 
@@ -108,8 +83,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """
     trainable = total = 0
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
+        count = count_weights(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total

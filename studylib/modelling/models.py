@@ -8,7 +8,6 @@ Not covered: what a method then does to the model (studylib.modelling.methods).
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -22,7 +21,14 @@ from transformers.utils import logging as hf_logging
 from studylib.core.errors import StudyError, first_line
 from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.sources import folder_sha256, model_folder
-from studylib.modelling.methods import DTYPES, keep_unpacked, quantization_config
+from studylib.modelling.four_bit import (
+    keep_unpacked,
+    quantization_config,
+    quantize_linears,
+    quantize_part,
+)
+from studylib.modelling.merging import MergeFailed, check_merge, lay_over
+from studylib.modelling.methods import DTYPES
 from studylib.schema.profile import MethodSettings, ModelRef
 from studylib.schema.records import canonical
 
@@ -30,7 +36,6 @@ from studylib.schema.records import canonical
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass
@@ -137,20 +142,19 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
 def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn.Module:
     """The 4-bit base's dequantized weights with the adapter added, rounded to bf16.
 
-    plain: the same model in 16 or 32 bits; it is overwritten. The sum is computed in its dtype,
-    rounded once, and kept in that dtype for scoring.
+    plain: the same model in 16 or 32 bits; it is overwritten. quantized: the adapter on its 4-bit
+    base. The sum is computed in plain's dtype, held to what `quantized` answers, rounded once, and
+    kept in that dtype for scoring. MergeFailed where it cannot be made or answers otherwise.
     """
-    from bitsandbytes.functional import dequantize_4bit
     from peft import PeftModel
 
-    for name, module in quantized.named_modules():
-        if type(module).__name__ == "Linear4bit":
-            path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
-            weight: Any = module.weight
-            target: Any = plain.get_submodule(path).weight
-            target.data.copy_(dequantize_4bit(weight.data, weight.quant_state))
-    model: Any = PeftModel.from_pretrained(plain, adapter)
-    merged = model.merge_and_unload()
+    lay_over(plain, quantized)
+    try:
+        model: Any = PeftModel.from_pretrained(plain, adapter)
+        merged = model.merge_and_unload().eval()
+    except (ValueError, NotImplementedError) as error:  # what peft says of layers it cannot merge
+        raise MergeFailed(adapter, f"peft cannot merge it ({first_line(error)})") from error
+    check_merge(merged, quantized)
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
     return merged
@@ -234,40 +238,3 @@ def build_random(
     if quantized:
         quantize_linears(model, dtype)
     return model
-
-
-def quantize_linears(model: Any, compute_dtype: torch.dtype) -> None:
-    """Replace every linear layer but the output layer by its NF4 form, as transformers does."""
-    quantize_part(model, compute_dtype, model.get_output_embeddings())
-    model.is_loaded_in_4bit = True  # so that peft knows its layers
-    keep_unpacked(model)
-
-
-def quantize_part(
-    part: nn.Module, compute_dtype: torch.dtype, head: nn.Module | None = None
-) -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    linears = [(n, m) for n, m in part.named_modules() if type(m) is nn.Linear and m is not head]
-    for name, linear in linears:
-        layer = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            device="meta",
-            compute_dtype=compute_dtype,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
-        device = linear.weight.device
-        weight = Params4bit(
-            linear.weight.data.cpu(),
-            requires_grad=False,
-            compress_statistics=True,
-            quant_type="nf4",
-            module=layer,
-        )
-        layer.weight = weight.to(device)  # type: ignore[misc]
-        layer.bias = linear.bias
-        parent, _, leaf = name.rpartition(".")
-        setattr(part.get_submodule(parent), leaf, layer)
