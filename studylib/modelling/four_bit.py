@@ -31,7 +31,6 @@ LARGEST_ERROR = 0.1
 TRIED_WEIGHTS = 1 << 12  # at least so many, as small matrices spread around that loss
 MOST_TRIED_WEIGHTS = 1 << 17
 MOST_DRAWS = 64
-WHOLE_SHARE = 0.9  # below it a base is not called 4-bit without saying how much of it is
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -184,11 +183,12 @@ def keep_unpacked(model: nn.Module) -> None:
 def four_bit_share(model: Any) -> float:
     """Share in 4 bits, 0 to 1, of a model's weights outside embeddings and output layer.
 
-    Embeddings of positions are embeddings too. Ask before an adapter is attached.
+    Embeddings of positions are embeddings too; an adapter on the model is left out.
     """
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     left_out = [*embeddings, model.get_output_embeddings()]
     skipped = {id(p) for module in left_out if module is not None for p in module.parameters()}
+    skipped |= {id(p) for name, p in model.named_parameters() if ".lora_" in name}
     total = sum(count_weights(p) for p in model.parameters() if id(p) not in skipped)
     return sum(count_weights(layer.weight) for _, layer in four_bit_layers(model)) / total
 
@@ -197,13 +197,6 @@ def count_weights(parameter: torch.Tensor) -> int:
     """Weights that a parameter stands for, whether packed or not."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()
-
-
-def spell_base(share: float) -> str:
-    """The storage in words: `nf4`, or how much of the model it is."""
-    if share >= WHOLE_SHARE:
-        return "nf4"
-    return f"nf4 ({100 * share:.0f} % of the weights outside embeddings)"
 
 
 def check_four_bit(model: nn.Module) -> float:
@@ -215,6 +208,8 @@ def check_four_bit(model: nn.Module) -> float:
     found = {}
     for _, layer in four_bit_layers(model):
         state = layer.weight.quant_state
+        if state is None:  # on the meta device there is nothing to read
+            continue
         found[tuple(state.shape), state.dtype, layer.weight.device] = 0.0
     for (rows, width), dtype, device in found:
         error = round_trip_error(rows, width, dtype, device)
@@ -225,7 +220,7 @@ def check_four_bit(model: nn.Module) -> float:
                 f"bitsandbytes reads them back {100 * error:.0f} % off, where NF4 loses 9 %",
                 "Use the versions of the constraints file, or another device.",
             )
-    return max(found.values())
+    return max(found.values(), default=0.0)
 
 
 def round_trip_error(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> float:

@@ -22,10 +22,13 @@ from studylib.core.errors import StudyError, first_line
 from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.modelling.four_bit import (
+    check_four_bit,
+    four_bit_share,
     keep_unpacked,
     quantization_config,
     quantize_linears,
     quantize_part,
+    refuse_none,
 )
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
 from studylib.modelling.methods import DTYPES
@@ -42,7 +45,8 @@ hf_logging.disable_progress_bar()
 class Loaded:
     """A model on its device with its tokenizer and what identifies its weights.
 
-    attention, attention_reason, packing_reason: as in studylib.schema.records.LoadBlock.
+    attention, attention_reason, packing_reason, four_bit_share, four_bit_error: as in
+    studylib.schema.records.LoadBlock.
     """
 
     model: nn.Module
@@ -53,6 +57,8 @@ class Loaded:
     attention: str = "sdpa"
     attention_reason: str | None = None
     packing_reason: str | None = None
+    four_bit_share: float | None = None
+    four_bit_error: float | None = None
 
 
 def default_device() -> torch.device:
@@ -78,7 +84,15 @@ def load_model(
     folder, revision = model_folder(ref)
     sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
     model = open_weights(folder, method, dtype, ref, attention, device)
-    return Loaded(model, load_tokenizer(folder), sha256, revision)
+    return Loaded(model, load_tokenizer(folder), sha256, revision, **trust_base(model, method))
+
+
+def trust_base(model: nn.Module, method: MethodSettings) -> dict[str, Any]:
+    """How much of a quantized base is in 4 bits and how well it is read back, both checked."""
+    if not method.kind.quantized:
+        return {}
+    refuse_none(model)
+    return {"four_bit_share": four_bit_share(model), "four_bit_error": check_four_bit(model)}
 
 
 def open_weights(
@@ -200,7 +214,7 @@ def load_shape(
     torch.manual_seed(seed)
     model = build_random(config, method.kind.quantized, DTYPES[dtype], attention, device)
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
-    return Loaded(model, tokenizer, sha256, None, random_weights=True)
+    return Loaded(model, tokenizer, sha256, None, random_weights=True, **trust_base(model, method))
 
 
 def build_random(
