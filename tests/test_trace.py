@@ -15,8 +15,8 @@ from studylib.forecasting.depth import LONG, SHORT, LayersDiffer, continue_trace
 from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import PARTS, StepTrace, Trace, trace_step
 from studylib.metering.live import LiveBytes
+from studylib.modelling.four_bit import quantize_linears
 from studylib.modelling.methods import DTYPES, attach
-from studylib.modelling.models import quantize_linears
 from studylib.modelling.skeleton import with_depth
 from studylib.schema.settings import MethodSettings
 

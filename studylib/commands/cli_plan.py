@@ -47,6 +47,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
+    from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
     from studylib.planning.plan import check_inputs
 
@@ -56,13 +57,16 @@ def plan(
     )
     check_inputs(chosen, fetch=False)
     made, estimate = look_ahead(chosen, results / chosen.name)
-    prospects = foresee([chosen.run(run.run_id) for run in made.left])
+    left = [chosen.run(run.run_id) for run in made.left]
+    prospects, extents = foresee(left), tell_extents(left)
     if as_json:
-        print(json.dumps(to_json(made, estimate, prospects), indent=1))
+        print(json.dumps(to_json(made, estimate, prospects) | {"extents": extents}, indent=1))
         return
     if why:
         print(f"profile {name}: {why}")
     show_plan(made, estimate, prospects)
+    for line in extents:
+        print(f"{line}.")
 
 
 def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, Any]:

@@ -14,6 +14,10 @@ class StudyError(Exception):
         super().__init__(f"{self.value}: {rule}. {remedy}")
 
 
+class Unfit(StudyError):
+    """A method that this model cannot take: no run of it can be made, and a plan refuses it."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its name where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

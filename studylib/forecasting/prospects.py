@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.job_forecast import (
     Machine,
@@ -101,7 +101,8 @@ def foresee(
 ) -> dict[str, Prospect]:
     """Run id -> prospect for every training run; of bundled models only where that is asked.
 
-    A model that cannot be traced has none: that is said, and its runs are simply started.
+    A model that cannot be traced has none: that is said, and its runs are simply started. Unfit
+    where a model cannot take a method at all: no start would help.
     """
     found: dict[str, Prospect] = {}
     failed = set()
@@ -115,6 +116,8 @@ def foresee(
             continue
         try:
             found[spec.run_id] = foresee_run(spec, machine)
+        except Unfit:
+            raise
         except StudyError as error:
             say(f"no forecast for {spec.run_id}: {error}")
             failed.add(settings)

@@ -27,11 +27,8 @@ from studylib.forecasting.kernels import (
 )  # fmt: skip
 from studylib.forecasting.step import StepSettings, evaluate_once, train_once
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.skeleton import (
-    build_meta,
-    materialise_fakes,
-    quantization_constants,
-)
+from studylib.modelling.four_bit import quantization_constants
+from studylib.modelling.skeleton import build_meta, materialise_fakes
 
 PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
          "saved_activations", "logits_and_loss", "temporaries", "allocator")  # fmt: skip

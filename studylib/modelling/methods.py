@@ -9,29 +9,21 @@ Not covered: loading weights (studylib.modelling.models), the training loop
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import Unfit, first_line
+from studylib.modelling.four_bit import count_weights, keep_unpacked
+from studylib.modelling.reach import linear_names, reach
 from studylib.schema.profile import METHODS, MethodSettings
+from studylib.schema.settings import nearest
 
-__all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "quantization_config"]
+__all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def quantization_config(compute_dtype: torch.dtype) -> Any:
-    """QLoRA's storage: NF4 with double quantization (Dettmers et al., 2023, section 3)."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
 
 
 def lora_config(method: MethodSettings, model: Any) -> Any:
@@ -61,44 +53,93 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
     """Make a loaded model ready for a method: freeze, unfreeze, or wrap in a seeded adapter.
 
     A quantized method expects a model whose linear layers are 4-bit already
-    (studylib.modelling.models). Raises StudyError where the model lacks the modules that the
-    adapter names.
+    (studylib.modelling.models). Unfit where the model lacks a module that lora.targets names, or
+    where peft refuses it.
     """
-    if method.kind.adapter:
-        from peft import get_peft_model
+    if not method.kind.adapter:
+        return model.requires_grad_(method.kind.trains)
+    from peft import get_peft_model
 
-        torch.manual_seed(seed)
-        model.requires_grad_(False)
-        try:
-            config = lora_config(method, model)
-            model = get_peft_model(
-                model, config, autocast_adapter_dtype=method.adapter_dtype == "fp32"
-            )
-        except ValueError as error:
-            raise StudyError(
-                f"lora.targets = {method.targets}",
-                f"the model cannot take this adapter: {error}",
-                "Use all-linear, or names of linear layers of this model.",
-            ) from None
-    else:
-        model.requires_grad_(method.kind.trains)
+    torch.manual_seed(seed)
+    model.requires_grad_(False)
+    names, layers = [name for name, _ in model.named_modules() if name], linear_names(model)
+    config = lora_config(method, model)
+    try:
+        wrapped: Any = get_peft_model(
+            model,  # type: ignore[arg-type]
+            config,
+            autocast_adapter_dtype=method.adapter_dtype == "fp32",
+        )
+    except ValueError as error:
+        refuse_unknown(method, method.targets, names, layers)
+        if not raised_by_peft(error):
+            raise
+        raise Unfit(
+            f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
+            f"peft refuses this adapter: {first_line(error).rstrip('.')}",
+            f"Name layers that it takes in lora.targets ({spell_others(layers, str(error))}), or "
+            "use full.",
+        ) from error
+    # Names that peft has turned into others, of experts that are one tensor now, are gone here.
+    kept = wrapped.peft_config["default"].target_modules
+    refuse_unknown(method, [target for target in method.targets if target in kept], names, layers)
+    refuse_routers(method, wrapped, layers)
     if method.kind.quantized:
-        keep_unpacked(model)
-    return model
+        keep_unpacked(wrapped)
+    return wrapped
 
 
-def keep_unpacked(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 bf16.
+def refuse_unknown(
+    method: MethodSettings, targets: Sequence[str], names: Sequence[str], layers: list[str]
+) -> None:
+    """Unfit for a target that no module has as its name or the end of it; peft ignores such."""
+    if method.targets == "all-linear":
+        return
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise Unfit(
+                f"lora.targets = {', '.join(method.targets)}",
+                f"no module of this model is named {target} (a target is a module's whole name or "
+                "the end of it after a dot; patterns are not read)",
+                nearest(target.rsplit(".", 1)[-1], layers),
+            )
 
-    The repacked form has no backward (gradients come out wrong without an error) and computes
-    in bf16 instead of the dtype that was asked for. Both would pass as a worse QLoRA.
-    """
-    for module in module_list(model, "Linear4bit"):
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+def refuse_routers(method: MethodSettings, model: Any, layers: Sequence[str]) -> None:
+    """Unfit where an adapter lies on a linear layer that gives more than one tensor (Llama 4's
+    router): peft takes such for a linear layer by its class, and its first step would fail."""
+    seen = set[type]()
+    for name, module in model.named_modules():
+        base: Any = getattr(module, "base_layer", None)
+        kind = type(base)
+        if not isinstance(base, nn.Linear) or kind.forward is nn.Linear.forward or kind in seen:
+            continue
+        seen.add(kind)
+        if hasattr(base.weight, "quant_state"):  # a 4-bit layer gives what nn.Linear gives
+            continue
+        with torch.no_grad():
+            out = base(base.weight.new_zeros(1, base.in_features))
+        if not isinstance(out, torch.Tensor):
+            leaf = name.rsplit(".", 1)[-1]
+            raise Unfit(
+                f"{method.label} on {model.config.model_type}",
+                f"{leaf} ({kind.__name__}) gives more than one tensor, which peft's adapter of a "
+                "linear layer cannot follow",
+                f"Name layers in lora.targets ({spell_others(layers, repr(leaf))}), or use full.",
+            )
 
 
-def module_list(model: nn.Module, class_name: str) -> list[nn.Module]:
-    return [m for m in model.modules() if type(m).__name__ == class_name]
+def raised_by_peft(error: BaseException) -> bool:
+    """Whether peft itself raised an error: others' faults are not the adapter's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("peft.")
+
+
+def spell_others(layers: Sequence[str], refused: str) -> str:
+    """The linear layers that a refusal does not name."""
+    return ", ".join(name for name in layers if f"'{name}'" not in refused) or "none is left"
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -108,8 +149,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """
     trainable = total = 0
     for parameter in model.parameters():
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
+        count = count_weights(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return trainable, total

@@ -8,7 +8,6 @@ Not covered: what a method then does to the model (studylib.modelling.methods).
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import warnings
 from dataclasses import dataclass
@@ -22,7 +21,17 @@ from transformers.utils import logging as hf_logging
 from studylib.core.errors import StudyError, first_line
 from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.sources import folder_sha256, model_folder
-from studylib.modelling.methods import DTYPES, keep_unpacked, quantization_config
+from studylib.modelling.four_bit import (
+    check_four_bit,
+    four_bit_share,
+    keep_unpacked,
+    quantization_config,
+    quantize_linears,
+    quantize_part,
+    refuse_none,
+)
+from studylib.modelling.merging import MergeFailed, check_merge, lay_over
+from studylib.modelling.methods import DTYPES
 from studylib.schema.profile import MethodSettings, ModelRef
 from studylib.schema.records import canonical
 
@@ -30,14 +39,14 @@ from studylib.schema.records import canonical
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @dataclass
 class Loaded:
     """A model on its device with its tokenizer and what identifies its weights.
 
-    attention, attention_reason, packing_reason: as in studylib.schema.records.LoadBlock.
+    attention, attention_reason, packing_reason, four_bit_share, four_bit_error: as in
+    studylib.schema.records.LoadBlock.
     """
 
     model: nn.Module
@@ -48,6 +57,8 @@ class Loaded:
     attention: str = "sdpa"
     attention_reason: str | None = None
     packing_reason: str | None = None
+    four_bit_share: float | None = None
+    four_bit_error: float | None = None
 
 
 def default_device() -> torch.device:
@@ -73,7 +84,15 @@ def load_model(
     folder, revision = model_folder(ref)
     sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
     model = open_weights(folder, method, dtype, ref, attention, device)
-    return Loaded(model, load_tokenizer(folder), sha256, revision)
+    return Loaded(model, load_tokenizer(folder), sha256, revision, **trust_base(model, method))
+
+
+def trust_base(model: nn.Module, method: MethodSettings) -> dict[str, Any]:
+    """How much of a quantized base is in 4 bits and how well it is read back, both checked."""
+    if not method.kind.quantized:
+        return {}
+    refuse_none(model)
+    return {"four_bit_share": four_bit_share(model), "four_bit_error": check_four_bit(model)}
 
 
 def open_weights(
@@ -137,20 +156,19 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
 def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn.Module:
     """The 4-bit base's dequantized weights with the adapter added, rounded to bf16.
 
-    plain: the same model in 16 or 32 bits; it is overwritten. The sum is computed in its dtype,
-    rounded once, and kept in that dtype for scoring.
+    plain: the same model in 16 or 32 bits; it is overwritten. quantized: the adapter on its 4-bit
+    base. The sum is computed in plain's dtype, held to what `quantized` answers, rounded once, and
+    kept in that dtype for scoring. MergeFailed where it cannot be made or answers otherwise.
     """
-    from bitsandbytes.functional import dequantize_4bit
     from peft import PeftModel
 
-    for name, module in quantized.named_modules():
-        if type(module).__name__ == "Linear4bit":
-            path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
-            weight: Any = module.weight
-            target: Any = plain.get_submodule(path).weight
-            target.data.copy_(dequantize_4bit(weight.data, weight.quant_state))
-    model: Any = PeftModel.from_pretrained(plain, adapter)
-    merged = model.merge_and_unload()
+    lay_over(plain, quantized)
+    try:
+        model: Any = PeftModel.from_pretrained(plain, adapter)
+        merged = model.merge_and_unload().eval()
+    except (ValueError, NotImplementedError) as error:  # what peft says of layers it cannot merge
+        raise MergeFailed(adapter, f"peft cannot merge it ({first_line(error)})") from error
+    check_merge(merged, quantized)
     for parameter in merged.parameters():
         parameter.data = parameter.data.to(torch.bfloat16).to(parameter.dtype)
     return merged
@@ -196,7 +214,7 @@ def load_shape(
     torch.manual_seed(seed)
     model = build_random(config, method.kind.quantized, DTYPES[dtype], attention, device)
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
-    return Loaded(model, tokenizer, sha256, None, random_weights=True)
+    return Loaded(model, tokenizer, sha256, None, random_weights=True, **trust_base(model, method))
 
 
 def build_random(
@@ -234,40 +252,3 @@ def build_random(
     if quantized:
         quantize_linears(model, dtype)
     return model
-
-
-def quantize_linears(model: Any, compute_dtype: torch.dtype) -> None:
-    """Replace every linear layer but the output layer by its NF4 form, as transformers does."""
-    quantize_part(model, compute_dtype, model.get_output_embeddings())
-    model.is_loaded_in_4bit = True  # so that peft knows its layers
-    keep_unpacked(model)
-
-
-def quantize_part(
-    part: nn.Module, compute_dtype: torch.dtype, head: nn.Module | None = None
-) -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    linears = [(n, m) for n, m in part.named_modules() if type(m) is nn.Linear and m is not head]
-    for name, linear in linears:
-        layer = Linear4bit(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            device="meta",
-            compute_dtype=compute_dtype,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
-        device = linear.weight.device
-        weight = Params4bit(
-            linear.weight.data.cpu(),
-            requires_grad=False,
-            compress_statistics=True,
-            quant_type="nf4",
-            module=layer,
-        )
-        layer.weight = weight.to(device)  # type: ignore[misc]
-        layer.bias = linear.bias
-        parent, _, leaf = name.rpartition(".")
-        setattr(part.get_submodule(parent), leaf, layer)

@@ -20,12 +20,10 @@ from studylib.core.errors import StudyError, name_error
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import converted_folder
 from studylib.inputs.sources import hub_errors
+from studylib.modelling.four_bit import fake_4bit, quantize_linears
 from studylib.modelling.methods import DTYPES, attach
 from studylib.planning.catalog import Shape, find_shape
 from studylib.schema.settings import MethodSettings, ModelRef
-
-NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)
-ABSMAX_BLOCK = 256  # constants that share one second-level constant
 
 
 def shape_config(name: str) -> Any:
@@ -120,30 +118,9 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
             "Forecasts need a causal language model of transformers.",
         ) from error
     if method.kind.quantized:
-        quantize_meta(model, DTYPES[dtype])
+        quantize_linears(model, DTYPES[dtype])
     with torch.device("meta"):
         return attach(model, method)
-
-
-def quantize_meta(model: Any, compute_dtype: torch.dtype) -> None:
-    """Replace the linear layers by NF4 layers, all but the output layer, as transformers does."""
-    from bitsandbytes.nn import Linear4bit
-
-    head = model.get_output_embeddings()
-    linears = [(n, m) for n, m in model.named_modules() if type(m) is nn.Linear and m is not head]
-    if not linears:
-        raise StudyError(
-            model.config.model_type, "no layer of this model can be quantized", "Use lora or full."
-        )
-    for name, linear in linears:
-        layer = Linear4bit(
-            linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta",
-            compute_dtype=compute_dtype, compress_statistics=True, quant_type="nf4",
-        )  # fmt: skip
-        layer.bias = linear.bias
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, layer)
-    model.is_loaded_in_4bit = model.is_quantized = True
 
 
 def materialise_fakes(model: nn.Module) -> None:
@@ -167,44 +144,3 @@ def materialise_fakes(model: nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.device.type == "meta":
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
-
-
-def fake_4bit(layer: Any, weight: torch.Tensor) -> nn.Parameter:
-    """A quantized weight as bitsandbytes would leave it: two weights a byte, and its constants.
-
-    Quantizing itself depends on data and cannot be traced; its result's layout does not.
-    """
-    from bitsandbytes.functional import QuantState
-
-    count = weight.numel()
-    blocks = -(-count // NF4_BLOCK)
-    second = QuantState(
-        absmax=torch.empty(-(-blocks // ABSMAX_BLOCK), dtype=torch.float32),
-        code=torch.empty(256, dtype=torch.float32),
-        blocksize=ABSMAX_BLOCK,
-        dtype=torch.float32,
-    )
-    state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8),
-        shape=weight.shape,
-        code=torch.empty(16, dtype=torch.float32),
-        blocksize=NF4_BLOCK,
-        quant_type="nf4",
-        dtype=layer.compute_dtype,
-        offset=torch.empty((), dtype=torch.float32),
-        state2=second,
-    )
-    packed = nn.Parameter(torch.empty(((count + 1) // 2, 1), dtype=torch.uint8), False)
-    packed.quant_state = layer.quant_state = state  # type: ignore[attr-defined]
-    return packed
-
-
-def quantization_constants(model: nn.Module) -> list[torch.Tensor]:
-    """Every tensor of every layer's quantization state, both levels."""
-    constants = []
-    for module in model.modules():
-        state = getattr(module, "quant_state", None)
-        if state is not None:
-            constants += [state.absmax, state.code, state.offset]
-            constants += [state.state2.absmax, state.state2.code]
-    return constants

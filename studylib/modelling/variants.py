@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.modelling.methods import DTYPES, attach, keep_unpacked, lora_config, module_list
+from studylib.modelling.four_bit import constants, keep_unpacked
+from studylib.modelling.merging import lay_over
+from studylib.modelling.methods import DTYPES, attach, lora_config
 from studylib.schema.settings import MethodSettings
 
 B_STD = 0.02  # of the weights of B; a new adapter's are zero
@@ -95,18 +97,8 @@ def plain_copy(base: nn.Module, four_bit: nn.Module | None = None) -> nn.Module:
     """A model like `base` on weights of its own; with those of a 4-bit base, dequantized."""
     model = copy.deepcopy(base)
     if four_bit is not None:
-        for name, module in four_bit.named_modules():
-            if type(module).__name__ == "Linear4bit":
-                plain: Any = model.get_submodule(name.removesuffix(".base_layer"))
-                plain.weight.data.copy_(dequantize(module))
+        lay_over(model, four_bit)
     return model
-
-
-def dequantize(layer: Any) -> torch.Tensor:
-    """The weights of a bitsandbytes 4-bit layer, in the dtype that they were quantized from."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
 
 
 def merge_adapter(
@@ -117,25 +109,11 @@ def merge_adapter(
     return model.merge_and_unload().eval()
 
 
-def is_four_bit(model: nn.Module) -> bool:
-    return bool(module_list(model, "Linear4bit"))
-
-
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of all tensors of a model, tied ones once: parameters, buffers, 4-bit constants."""
     seen: dict[int, int] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        for part in [tensor, *constants(tensor)]:
+        for part in [tensor, *constants(getattr(tensor, "quant_state", None))]:
             storage = part.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
     return sum(seen.values())
-
-
-def constants(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """What a 4-bit weight needs beside itself, both levels of quantization."""
-    state = getattr(tensor, "quant_state", None)
-    found = []
-    while state is not None:
-        found += [part for part in (state.absmax, state.code, state.offset) if part is not None]
-        state = state.state2
-    return found

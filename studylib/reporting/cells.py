@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, points
 from studylib.reporting.costs import dollars
+from studylib.reporting.method_notes import name_method
 from studylib.reporting.resources import Spread
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.records import Record
@@ -97,7 +98,8 @@ def absent(row: Row) -> str:
 
 
 def method_cell(row: Row) -> str:
-    return f"{row.method.label} — {row.status}" if row.status else row.method.label
+    name = name_method(row)
+    return f"{name} — {row.status}" if row.status else name
 
 
 def cost_cell(row: Row, brief: bool = False) -> str:

@@ -16,6 +16,7 @@ from studylib.reporting import (
     exports,
     figures,
     forecast_errors,
+    method_notes,
     notes,
     panels,
     prose,
@@ -195,6 +196,7 @@ def track_section(
         notes.price_note(comparisons),
         notes.end_to_end_note(comparisons),
         notes.command_note(comparisons),
+        *method_notes.method_notes(comparisons),
         *notes.chance_notes(comparisons),
     ]
     lines += [" ".join(text for text in reading if text), ""]

@@ -12,7 +12,7 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from studylib.core.errors import StudyError
 
@@ -106,6 +106,20 @@ class ModelRef(Frozen):
         return re.sub(r"[^a-z0-9.]+", "-", base.lower()).strip("-.") or "model"
 
 
+def read_targets(value: object) -> object:
+    if isinstance(value, str) and value != "all-linear":
+        raise ValueError(
+            "targets is all-linear or a list of modules' names ([q_proj, v_proj]); patterns are "
+            "not read"
+        )
+    if not value:
+        raise ValueError("targets names no module: write all-linear, or [q_proj, v_proj]")
+    return value
+
+
+Targets = Annotated[Literal["all-linear"] | tuple[str, ...], BeforeValidator(read_targets)]
+
+
 class MethodSettings(Settings):
     """A method with its numbers. `targets` is "all-linear" or a list of module names."""
 
@@ -113,7 +127,7 @@ class MethodSettings(Settings):
     rank: int | None = Field(default=None, ge=1, le=MAX_RANK)
     alpha: float | None = Field(default=None, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Targets = "all-linear"
     adapter_dtype: Literal["fp32", "bf16"] = "fp32"
 
     @property
@@ -135,7 +149,7 @@ class LoraSettings(Settings):
     rank: int = Field(default=16, ge=1, le=MAX_RANK)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Targets = "all-linear"
     adapter_dtype: Literal["fp32", "bf16"] = "fp32"
 
 

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from studylib.metering.allocator import release_leftovers
-from studylib.modelling.variants import is_four_bit, load_adapters, merge_adapter, ready
+from studylib.modelling.four_bit import is_four_bit
+from studylib.modelling.variants import load_adapters, merge_adapter, ready
 from studylib.schema.serving import Equality, SwapMeasures, summarise_seconds
 from studylib.serving.latency import undisturbed, wait_for
 

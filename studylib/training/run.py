@@ -31,11 +31,10 @@ from studylib.metering.meter import Meter
 from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
 from studylib.modelling.methods import count_parameters
-from studylib.modelling.models import load_model, merge_into_bf16
 from studylib.modelling.serve import measure_footprint
 from studylib.modelling.weights import bring_in, find_trained, keep, settle
 from studylib.planning.catalog import match_gpu
-from studylib.schema.profile import MethodSettings, RunSpec
+from studylib.schema.profile import RunSpec
 from studylib.schema.records import (
     RECORD,
     EvaluateBlock,
@@ -50,6 +49,7 @@ from studylib.schema.tuning import open_profile
 from studylib.scoring.evaluate import Answers, evaluate_model
 from studylib.training.distributed import take_cards, train_on_cards
 from studylib.training.fingerprint import fingerprint
+from studylib.training.four_bit_form import describe_weights, score_merged, spell_scored
 from studylib.training.train import (
     OUT_OF_MEMORY,
     Diverged,
@@ -60,9 +60,6 @@ from studylib.training.train import (
     summarise,
     train_model,
 )
-
-BASE = MethodSettings(name="base")
-MERGED = "4-bit base and adapter merged into bf16"
 
 
 def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
@@ -89,6 +86,7 @@ class Run:
         self.train_block: TrainBlock | None = None
         self.evaluate_block: EvaluateBlock | None = None
         self.serve_block: ServeBlock | None = None
+        self.merged: dict[str, Any] = {}
         self._lock = lock_folder(self.work)
         import_libraries()
         refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
@@ -135,7 +133,7 @@ class Run:
             trainable_params=trainable if spec.method.kind.trains else 0,
             model_sha256=self.loaded.sha256,
             model_revision=self.loaded.revision,
-            weights_dtype="nf4" if spec.method.kind.quantized else spec.weights_dtype,
+            **describe_weights(spec, self.loaded, self.model),
         )
         if self.data is not None:
             self.flops = count_token_flops(
@@ -228,6 +226,7 @@ class Run:
                     "scores": tuple(answers.scores),
                     "engine": answers.engine,
                     "prompts_cut": answers.prompts_cut,
+                    **self.merged,
                 }
         self.evaluate_block = EvaluateBlock(measure=self.session.stages()["evaluate"], **block)
         self.session.save()
@@ -238,17 +237,14 @@ class Run:
         answers = evaluate_model(self.model, tokenizer, asked, self.weights_scored)
         folder = self.trained_folder
         if self.spec.method.kind.quantized and folder is not None:
-            plain = load_model(self.spec.model_ref, BASE, self.spec.train.dtype, self.spec.seed)
-            merged = merge_into_bf16(plain.model, self.model, folder)
-            answers += evaluate_model(merged, tokenizer, asked, MERGED)
+            also, self.merged = score_merged(self.spec, self.model, tokenizer, folder)
+            answers = answers if also is None else answers + also
         return answers
 
     @property
     def weights_scored(self) -> str:
         """Which weights the accuracy belongs to, in words."""
-        kind, dtype = self.spec.method.kind, self.spec.train.dtype
-        base = "4-bit base" if kind.quantized else f"{dtype} weights"
-        return f"{base} with adapter" if kind.adapter else base
+        return spell_scored(self.spec, self.loaded)
 
     def serve(self) -> None:
         """What one more variant needs on disk."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.skeleton import quantization_constants
+from studylib.modelling.four_bit import quantization_constants
 
 WATCHED_STEP = 2  # of a session: by then the optimizer has its states
 CARD_BLOCK_BYTES = 512  # what PyTorch's allocator on CUDA rounds every tensor up to
