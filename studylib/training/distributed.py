@@ -28,8 +28,11 @@ import torch
 import yaml
 
 from studylib.core.errors import StudyError
+from studylib.core.launch import mark_launched
 from studylib.core.places import python_path
 from studylib.metering.devices import hold_cards
+from studylib.modelling.chunked_loss import slices_head_alone
+from studylib.modelling.models import Loaded
 from studylib.modelling.weights import TRAINED
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
@@ -38,6 +41,7 @@ from studylib.training.train import Diverged, StepLog, multiplies_mixed
 JOB, STEPS, LOG = "job.json", "worker-steps.jsonl", "workers.log"
 POLL_SECONDS = 0.2
 Row = dict[str, Any]
+NOTHING_FOUND = {"apart": False, "head_alone": None}
 
 
 class WorkerFailed(Exception):
@@ -58,6 +62,17 @@ def take_cards(spec: RunSpec) -> None:
         )
 
 
+def try_model(spec: RunSpec, loaded: Loaded) -> dict[str, Any]:
+    """What a whole model shows of how its parts must be trained.
+
+    apart: packed examples must be read one by one. head_alone: the output layer alone gives its
+    loss over slices; null where the loss is not sliced.
+    """
+    chunked = spec.train.loss == "chunked"
+    head_alone = slices_head_alone(loaded.model) if chunked else None
+    return {"apart": loaded.packing_reason is not None, "head_alone": head_alone}
+
+
 def train_on_cards(
     spec: RunSpec,
     folder: Path,
@@ -65,14 +80,17 @@ def train_on_cards(
     log: StepLog,
     on_step: Callable[[Row], None] = lambda row: None,
     on_save: Callable[[int], None] = lambda step: None,
+    found: dict[str, Any] = NOTHING_FOUND,
 ) -> dict[str, int]:
     """Train in `processes` processes, from the newest whole checkpoint in `folder` if there is one.
 
+    found: what `try_model` says of the model, which no process can try that holds a part of it.
     Leaves the trained weights in FOLDER/trained. Returns torch's peaks in bytes, summed over the
     processes, where there is a card. Raises Diverged, torch.OutOfMemoryError, or WorkerFailed with
     the log's last lines.
     """
     job = {"run": spec.model_dump(mode="json"), "rows": len(log.rows), "parent": os.getpid()}
+    job |= found
     write_atomically(folder / JOB, json.dumps(job).encode())
     for path in (folder / STEPS, *folder.glob("worker-*.json")):
         path.unlink(missing_ok=True)
@@ -148,7 +166,9 @@ def launch_config(spec: RunSpec, processes: int) -> dict[str, Any]:
 
 
 def worker_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": python_path(), "TOKENIZERS_PARALLELISM": "false"}
+    environ = {**os.environ, "PYTHONPATH": python_path(), "TOKENIZERS_PARALLELISM": "false"}
+    mark_launched(environ)
+    return environ
 
 
 def follow(

@@ -52,7 +52,7 @@ from studylib.schema.records import (
 )
 from studylib.schema.tuning import open_profile
 from studylib.scoring.evaluate import Answers, evaluate_model
-from studylib.training.distributed import take_cards, train_on_cards
+from studylib.training.distributed import take_cards, train_on_cards, try_model
 from studylib.training.fingerprint import fingerprint
 from studylib.training.train import (
     OUT_OF_MEMORY,
@@ -140,6 +140,7 @@ class Run:
             model_sha256=self.loaded.sha256,
             model_revision=self.loaded.revision,
             weights_dtype="nf4" if spec.method.kind.quantized else spec.weights_dtype,
+            packing_reason=self.loaded.packing_reason,
         )
         if self.data is not None:
             self.flops = count_token_flops(
@@ -210,8 +211,9 @@ class Run:
             self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
         follow = (self.log, self.show_step, on_save)
         if self.spec.gpus > 1:
+            found = try_model(self.spec, self.loaded)
             del self.model, self.loaded.model
-            peaks = train_on_cards(self.spec, self.work, self.spec.gpus, *follow)
+            peaks = train_on_cards(self.spec, self.work, self.spec.gpus, *follow, found)
             self.session.notes["worker_peaks"] = peaks
         else:
             train_model(self.model, self.data, self.spec, self.work, *follow)
