@@ -54,6 +54,7 @@ MEASURING = (
     "modelling/models.py",
     "modelling/packing.py",
     "modelling/serve.py",
+    "modelling/token_loss.py",
     "modelling/weights.py",
     "scoring/evaluate.py",
     "scoring/prefix_lm.py",

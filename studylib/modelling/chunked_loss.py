@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from studylib.core.errors import StudyError
 from studylib.modelling.packing import as_trained, bodies, draw_ids
+from studylib.modelling.token_loss import gives_token_mean, loss_of_outputs
 
 CHUNK_TOKENS = 1024
 COMPARED_TOKENS = 24
@@ -74,15 +75,17 @@ def causal_model(model: Any) -> Any:
 
 
 def slices_head_alone(model: Any) -> bool:
-    """Whether the output layer on slices gives the model's own loss; False: its forward does.
+    """Whether the output layer on slices gives the model's loss; False: its forward does.
 
-    Loss and its gradient by hidden states are compared on one row. Tensors without values have
-    none to compare: they give True. Raises StudyError where neither way gives the model's loss.
+    Loss and its gradient by hidden states are compared on one row, with the model's own loss where
+    that is a mean over tokens. Tensors without values have none to compare: they give True. Raises
+    StudyError where neither way gives the model's loss.
     """
     base = causal_model(model)
     weight = base.get_output_embeddings().weight
     if weight.is_meta or isinstance(weight, FakeTensor):
         return True
+    is_mean = gives_token_mean(base)
     with as_trained(base):
         ids = draw_ids(base, COMPARED_TOKENS)
         output = body_output(base, ids)
@@ -92,7 +95,8 @@ def slices_head_alone(model: Any) -> bool:
 
             def own_loss() -> torch.Tensor:
                 with body_gives(base, whole):
-                    return base.forward(input_ids=ids, labels=ids).loss
+                    outputs = base.forward(input_ids=ids, labels=ids)
+                return outputs.loss if is_mean else loss_of_outputs(outputs, ids)
 
             def sliced_loss(head: Any) -> torch.Tensor:
                 return chunked_cross_entropy(hidden, ids, head)

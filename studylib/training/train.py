@@ -20,7 +20,8 @@ from torch import nn
 from studylib.core.launch import processes, refuse_left_over, sharded
 from studylib.inputs.data import TrainingData, row_multiple
 from studylib.metering.step_clock import StepClock
-from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_alone
+from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
 from studylib.schema.profile import RunSpec
 from studylib.training.collate import PackedCollator
 from studylib.training.schedule import rise_from_above_zero, warmup_steps
@@ -67,12 +68,12 @@ def build_trainer(
     callbacks: list[Any],
     clock: StepClock,
     checkpoints: bool = True,
-    head_alone: bool | None = None,
+    trial: LossTrial | None = None,
 ) -> Any:
     """A Trainer that takes the rows in their order and saves a checkpoint every so many steps.
 
-    In one of several processes it takes its share of every step's rows. head_alone: see
-    install_chunked_loss.
+    In one of several processes it takes its share of every step's rows. trial: what the model
+    showed where it was whole (None: try it here).
     """
     from accelerate.utils import AutocastKwargs
     from torch.utils.data import SequentialSampler
@@ -105,8 +106,9 @@ def build_trainer(
     if processes() > 1:
         switches["ddp_backend"] = "nccl" if on_card else "gloo"
         switches["ddp_find_unused_parameters"] = False
+    trial = trial or try_loss(model, recipe.loss)
     if recipe.loss == "chunked":
-        install_chunked_loss(model, head_alone)
+        install_chunked_loss(model, trial.head_alone)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
@@ -146,12 +148,19 @@ def build_trainer(
         train_dataset=data.rows,
         data_collator=PackedCollator(recipe.attention != "sdpa", row_multiple(on_card)),
         callbacks=callbacks,
+        compute_loss_func=None if trial.own or recipe.loss != "full" else loss_of_outputs,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
     # Autocast would keep a bf16 copy of every fp32 weight until the loss is there, to use it again;
     # a pass uses each weight once.
     trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     return trainer
+
+
+def try_loss(model: nn.Module, loss: str) -> LossTrial:
+    """What a whole model shows of its loss; raises StudyError where it cannot train by `loss`."""
+    own = loss == "liger" or gives_token_mean(model)  # liger replaces the model's own
+    return LossTrial(own, slices_head_alone(model) if loss == "chunked" else None)
 
 
 def build_callback(
@@ -233,7 +242,7 @@ def train_model(
     on_step: Callable[[dict[str, Any]], None] = lambda row: None,
     on_save: Callable[[int], None] = lambda step: None,
     checkpoints: bool = True,
-    head_alone: bool | None = None,
+    trial: LossTrial | None = None,
 ) -> Any:
     """Train in place, from the newest whole checkpoint in `folder` if any; the last step has none.
 
@@ -256,9 +265,7 @@ def train_model(
 
     clock, forwards = StepClock(), own_forwards(model)
     watch = build_callback(log, data, spec, on_step, clock)
-    trainer = build_trainer(
-        model, data, spec, folder, [watch, Saved()], clock, checkpoints, head_alone
-    )
+    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], clock, checkpoints, trial)
     checkpoint = newest_checkpoint(folder, len(log.rows))
     # With a cache, transformers takes restarting positions for one sequence, and packed examples
     # would attend to each other.

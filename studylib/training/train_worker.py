@@ -25,6 +25,7 @@ from studylib.metering import allocator
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
 from studylib.modelling.packing import read_apart
+from studylib.modelling.token_loss import LossTrial
 from studylib.modelling.weights import TRAINED
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
@@ -76,7 +77,8 @@ def train_share(job: dict[str, Any], folder: Path, rank: int) -> None:
         earlier = [{"step": step} for step in range(1, logged_steps + 1)]
         trainer = train_model(
             model, data, spec, folder, StepLog(earlier),
-            on_step=note, on_save=lambda step: note({"saved": step}), head_alone=job["head_alone"],
+            on_step=note, on_save=lambda step: note({"saved": step}),
+            trial=LossTrial(**job["loss"]),
         )  # fmt: skip
     save_trained(trainer, spec, folder / TRAINED, rank)
 
