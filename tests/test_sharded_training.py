@@ -14,6 +14,8 @@ import torch.distributed.checkpoint as dcp
 from shard_worker import prepare, train
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from studylib.core.launch import LAUNCHED
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
@@ -21,7 +23,7 @@ ROOT = HERE.parent
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_hold_half_each_and_train_as_one(tmp_path, method):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", LAUNCHED: "1"}
     subprocess.run(
         [*run, str(HERE / "shard_worker.py"), str(tmp_path), method], env=environ, check=True,
         capture_output=True, timeout=240,

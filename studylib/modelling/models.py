@@ -8,7 +8,6 @@ Not covered: what a method then does to the model (studylib.modelling.methods).
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 
 from studylib.core.errors import StudyError, first_line
+from studylib.core.launch import local_rank, refuse_left_over
 from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.modelling.four_bit import (
@@ -32,6 +32,7 @@ from studylib.modelling.four_bit import (
 )
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
 from studylib.modelling.methods import DTYPES
+from studylib.modelling.packing import keep_examples_apart
 from studylib.schema.profile import MethodSettings, ModelRef
 from studylib.schema.records import canonical
 
@@ -62,11 +63,11 @@ class Loaded:
 
 
 def default_device() -> torch.device:
-    """The card of this process (one of several has its number in LOCAL_RANK), or the CPU."""
+    """The card of this process (one of several that were launched has its own), or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    rank = os.environ.get("LOCAL_RANK")
-    return torch.device("cuda") if rank is None else torch.device("cuda", int(rank))
+    rank = local_rank()
+    return torch.device("cuda") if rank is None else torch.device("cuda", rank)
 
 
 def load_model(
@@ -76,15 +77,27 @@ def load_model(
     seed: int = 0,
     attention: str = "sdpa",
     device: torch.device | None = None,
+    probe: bool = True,
 ) -> Loaded:
-    """Load weights in `dtype` (fp32, bf16), or in 4 bits computing in `dtype`, on the device."""
+    """Load weights in `dtype` (fp32, bf16), or in 4 bits computing in `dtype`, on the device.
+
+    probe: see to it that the model reads packed rows exactly, one example at a time if need be
+    (False: another process has tried).
+    """
+    refuse_left_over()
     device = device or default_device()
     if ref.kind == "shape":
-        return load_shape(ref, method, dtype, seed, attention, device)
-    folder, revision = model_folder(ref)
-    sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
-    model = open_weights(folder, method, dtype, ref, attention, device)
-    return Loaded(model, load_tokenizer(folder), sha256, revision, **trust_base(model, method))
+        loaded = load_shape(ref, method, dtype, seed, attention, device)
+    else:
+        folder, revision = model_folder(ref)
+        sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
+        model = open_weights(folder, method, dtype, ref, attention, device)
+        loaded = Loaded(
+            model, load_tokenizer(folder), sha256, revision, **trust_base(model, method)
+        )
+    if probe:
+        loaded.packing_reason = keep_examples_apart(loaded.model)
+    return loaded
 
 
 def trust_base(model: nn.Module, method: MethodSettings) -> dict[str, Any]:

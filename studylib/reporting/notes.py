@@ -179,6 +179,11 @@ def limits(summaries: Sequence[Summary]) -> list[str]:
         found.append(f"Close to 0 or 100 % (here: within {100 * NEAR_END:g} points) an interval "
                      "that is as long above as below is too short on one side: it holds the truth "
                      "less often than 95 times in 100.")  # fmt: skip
+    apart = dict.fromkeys(r.run.model for r in records if r.load and r.load.packing_reason)
+    if apart:
+        found.append(f"{join_words(list(apart))}: examples of a packed row would have seen each "
+                     "other, so they were read one by one, which takes longer than a packed row "
+                     "does.")  # fmt: skip
     if any(record.environment.concurrent_runs > 1 for record in records):
         found.append("Some runs shared the machine with others at the time: their seconds are not "
                      "those of a machine of their own.")  # fmt: skip

@@ -28,16 +28,20 @@ import torch
 import yaml
 
 from studylib.core.errors import StudyError
+from studylib.core.launch import mark_launched
 from studylib.core.places import python_path
+from studylib.inputs.extras import refuse_without_card
 from studylib.metering.devices import hold_cards
+from studylib.modelling.models import Loaded
 from studylib.modelling.weights import TRAINED
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
-from studylib.training.train import Diverged, StepLog, multiplies_mixed
+from studylib.training.train import Diverged, StepLog, multiplies_mixed, try_loss
 
 JOB, STEPS, LOG = "job.json", "worker-steps.jsonl", "workers.log"
 POLL_SECONDS = 0.2
 Row = dict[str, Any]
+AS_USUAL = {"apart": False, "loss": {"own": True, "head_alone": True}}
 
 
 class WorkerFailed(Exception):
@@ -45,8 +49,8 @@ class WorkerFailed(Exception):
 
 
 def take_cards(spec: RunSpec) -> None:
-    """Leave this process the cards that the run asks for; raise where there are too few or, since
-    CUDA has started before, too many in sight."""
+    """Leave this process the cards that the run asks for; raise where there are too few, none for
+    what computes on cards alone or, since CUDA has started before, too many in sight."""
     hold_cards(spec.gpus)
     here = torch.cuda.device_count()
     if here > max(spec.gpus, 1) or (here < spec.gpus and spec.gpus > 1):
@@ -56,6 +60,17 @@ def take_cards(spec: RunSpec) -> None:
             "Run it on a larger machine or change hardware.gpus and gpus_of; where there are more, "
             "start anew with CUDA_VISIBLE_DEVICES naming as many.",
         )
+    if here == 0:
+        refuse_without_card(spec)
+
+
+def try_model(spec: RunSpec, loaded: Loaded) -> dict[str, Any]:
+    """What a whole model shows of how its parts must be trained.
+
+    apart: packed examples must be read one by one. loss: a LossTrial.
+    """
+    trial = try_loss(loaded.model, spec.train.loss)
+    return {"apart": loaded.packing_reason is not None, "loss": trial.as_json()}
 
 
 def train_on_cards(
@@ -65,14 +80,17 @@ def train_on_cards(
     log: StepLog,
     on_step: Callable[[Row], None] = lambda row: None,
     on_save: Callable[[int], None] = lambda step: None,
+    found: dict[str, Any] = AS_USUAL,
 ) -> dict[str, int]:
     """Train in `processes` processes, from the newest whole checkpoint in `folder` if there is one.
 
+    found: what `try_model` says of the model, which no process can try that holds a part of it.
     Leaves the trained weights in FOLDER/trained. Returns torch's peaks in bytes, summed over the
     processes, where there is a card. Raises Diverged, torch.OutOfMemoryError, or WorkerFailed with
     the log's last lines.
     """
     job = {"run": spec.model_dump(mode="json"), "rows": len(log.rows), "parent": os.getpid()}
+    job |= found
     write_atomically(folder / JOB, json.dumps(job).encode())
     for path in (folder / STEPS, *folder.glob("worker-*.json")):
         path.unlink(missing_ok=True)
@@ -148,7 +166,9 @@ def launch_config(spec: RunSpec, processes: int) -> dict[str, Any]:
 
 
 def worker_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": python_path(), "TOKENIZERS_PARALLELISM": "false"}
+    environ = {**os.environ, "PYTHONPATH": python_path(), "TOKENIZERS_PARALLELISM": "false"}
+    mark_launched(environ)
+    return environ
 
 
 def follow(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from studylib.metering.code_files import code_sha256
 from studylib.metering.environment import device_name
-from studylib.schema.records import Scalar
+from studylib.schema.records import LoadBlock, Scalar
 from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import hash_column
 
@@ -23,6 +23,13 @@ def spell_switches(recipe: TrainSettings) -> str:
     words = [recipe.attention, f"{recipe.loss} loss", recipe.optimizer]
     flags = ("master_weights", "compile", "tf32", "checkpointing")
     return ", ".join([*words, *(name for name in flags if getattr(recipe, name))])
+
+
+def spell_packing(load: LoadBlock | None) -> str | None:
+    """How the examples of one row were read."""
+    if load is None:
+        return None
+    return "packed" if load.packing_reason is None else "one by one"
 
 
 def fingerprint(run: Run) -> dict[str, Scalar]:
@@ -52,6 +59,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
             "data.sha256": data.sha256,
             "data.order_sha256": data.order_sha256,
             "data.tokens_seen": data.tokens_seen,
+            "data.packing": spell_packing(run.load_block),
             "recipe.steps": recipe.steps,
             "recipe.seq_len": recipe.seq_len,
             "recipe.batch_tokens": recipe.seq_len * recipe.micro_batch * recipe.accumulation,

@@ -47,7 +47,7 @@ from studylib.schema.records import (
 )
 from studylib.schema.tuning import open_profile
 from studylib.scoring.evaluate import Answers, evaluate_model
-from studylib.training.distributed import take_cards, train_on_cards
+from studylib.training.distributed import take_cards, train_on_cards, try_model
 from studylib.training.fingerprint import fingerprint
 from studylib.training.four_bit_form import describe_weights, score_merged, spell_scored
 from studylib.training.train import (
@@ -134,6 +134,7 @@ class Run:
             model_sha256=self.loaded.sha256,
             model_revision=self.loaded.revision,
             **describe_weights(spec, self.loaded, self.model),
+            packing_reason=self.loaded.packing_reason,
         )
         if self.data is not None:
             self.flops = count_token_flops(
@@ -204,8 +205,9 @@ class Run:
             self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
         follow = (self.log, self.show_step, on_save)
         if self.spec.gpus > 1:
+            found = try_model(self.spec, self.loaded)
             del self.model, self.loaded.model
-            peaks = train_on_cards(self.spec, self.work, self.spec.gpus, *follow)
+            peaks = train_on_cards(self.spec, self.work, self.spec.gpus, *follow, found)
             self.session.notes["worker_peaks"] = peaks
         else:
             train_model(self.model, self.data, self.spec, self.work, *follow)

@@ -7,7 +7,6 @@ after (studylib.training.run).
 from __future__ import annotations
 
 import math
-import os
 import re
 import statistics
 from collections.abc import Callable
@@ -18,10 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.inputs.data import IGNORED, Row, TrainingData, row_multiple
+from studylib.core.launch import processes, refuse_left_over, sharded
+from studylib.inputs.data import TrainingData, row_multiple
 from studylib.metering.step_clock import StepClock
-from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_alone
+from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
 from studylib.schema.profile import RunSpec
+from studylib.training.collate import PackedCollator
+from studylib.training.schedule import rise_from_above_zero, warmup_steps
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
@@ -46,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number: a result, not a bug."""
+    """Loss, gradients or weights are no longer finite numbers: a result, not a bug."""
 
 
 @dataclass
@@ -57,40 +60,6 @@ class StepLog:
     memory: dict[str, int] = field(default_factory=dict)
 
 
-class PackedCollator:
-    """Examples side by side in their rows, with positions that restart at every example.
-
-    Short rows are filled up, to a `multiple` of tokens, with some that see only each other and
-    teach nothing. one_row: all rows become one, as kernels that read where examples begin want it;
-    a mask over one long row would grow with its square, those of several rows with their number.
-    """
-
-    def __init__(self, one_row: bool = False, multiple: int = 1) -> None:
-        from transformers import DataCollatorWithFlattening
-
-        self.one_row, self.multiple = one_row, multiple
-        self.flatten = DataCollatorWithFlattening()
-
-    def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        if self.one_row:
-            rows = [[example for row in rows for example in row]]
-        flat = [self.flatten(row) for row in rows]
-        longest = max(row["input_ids"].shape[1] for row in flat)
-        longest += -longest % self.multiple
-        return {
-            name: torch.cat([fill_up(name, row[name], longest) for row in flat])
-            for name in ("input_ids", "labels", "position_ids")
-        }
-
-
-def fill_up(name: str, row: torch.Tensor, length: int) -> torch.Tensor:
-    """One of a batch's tensors [1, tokens] with as many more tokens as a row of `length` lacks."""
-    missing = length - row.shape[1]
-    if name == "position_ids":  # they begin anew, as those of one more example would
-        return torch.cat([row, torch.arange(missing)[None]], dim=1)
-    return nn.functional.pad(row, (0, missing), value=IGNORED if name == "labels" else 0)
-
-
 def build_trainer(
     model: nn.Module,
     data: TrainingData,
@@ -99,20 +68,27 @@ def build_trainer(
     callbacks: list[Any],
     clock: StepClock,
     checkpoints: bool = True,
+    trial: LossTrial | None = None,
 ) -> Any:
     """A Trainer that takes the rows in their order and saves a checkpoint every so many steps.
 
-    In one of several processes it takes its share of every step's rows.
+    In one of several processes it takes its share of every step's rows. trial: what the model
+    showed where it was whole (None: try it here).
     """
     from accelerate.utils import AutocastKwargs
     from torch.utils.data import SequentialSampler
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     class OrderedTrainer(Trainer):
-        """The order is the data's (equal for all methods), not the sampler's."""
+        """Order and rates are the study's: its data's order, and no update at rate zero."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(data.rows)
+
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            schedule = super().create_scheduler(num_training_steps, optimizer)
+            self.lr_scheduler = rise_from_above_zero(schedule, warmup_steps(recipe))
+            return self.lr_scheduler
 
         def get_batch_samples(self, *words: Any, **options: Any) -> Any:
             clock.start()
@@ -130,8 +106,9 @@ def build_trainer(
     if processes() > 1:
         switches["ddp_backend"] = "nccl" if on_card else "gloo"
         switches["ddp_find_unused_parameters"] = False
+    trial = trial or try_loss(model, recipe.loss)
     if recipe.loss == "chunked":
-        install_chunked_loss(model)
+        install_chunked_loss(model, trial.head_alone)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=recipe.steps,
@@ -141,7 +118,7 @@ def build_trainer(
         lr_scheduler_type=recipe.schedule
         if recipe.schedule != "constant"
         else "constant_with_warmup",
-        warmup_steps=math.ceil(recipe.warmup_share * recipe.steps),
+        warmup_steps=warmup_steps(recipe),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
         optim=OPTIMIZERS[recipe.optimizer] or ("adamw_torch_fused" if on_card else "adamw_torch"),
@@ -171,12 +148,19 @@ def build_trainer(
         train_dataset=data.rows,
         data_collator=PackedCollator(recipe.attention != "sdpa", row_multiple(on_card)),
         callbacks=callbacks,
+        compute_loss_func=None if trial.own or recipe.loss != "full" else loss_of_outputs,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
     # Autocast would keep a bf16 copy of every fp32 weight until the loss is there, to use it again;
     # a pass uses each weight once.
     trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
     return trainer
+
+
+def try_loss(model: nn.Module, loss: str) -> LossTrial:
+    """What a whole model shows of its loss; raises StudyError where it cannot train by `loss`."""
+    own = loss == "liger" or gives_token_mean(model)  # liger replaces the model's own
+    return LossTrial(own, slices_head_alone(model) if loss == "chunked" else None)
 
 
 def build_callback(
@@ -231,21 +215,12 @@ def build_callback(
             }
             if not math.isfinite(row["loss"]):
                 raise Diverged(f"the loss is {row['loss']} at step {step}")
+            if "grad_norm" in logs and not math.isfinite(row["grad_norm"]):
+                raise Diverged(f"the gradient's norm is {row['grad_norm']} at step {step}")
             log.rows.append(row)
             on_step(row)
 
     return Watch()
-
-
-def processes() -> int:
-    """How many processes train this run together, one a card."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def sharded() -> bool:
-    """Whether the launcher divides the model over the processes (studylib.training.distributed)."""
-    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return any(os.environ.get(name, "").lower() == "true" for name in names)
 
 
 def multiplies_mixed(spec: RunSpec, divided: bool) -> bool:
@@ -267,12 +242,16 @@ def train_model(
     on_step: Callable[[dict[str, Any]], None] = lambda row: None,
     on_save: Callable[[int], None] = lambda step: None,
     checkpoints: bool = True,
+    trial: LossTrial | None = None,
 ) -> Any:
     """Train in place, from the newest whole checkpoint in `folder` if any; the last step has none.
 
-    Returns the Trainer, for what only it can do (gathering shards). Raises Diverged.
+    Returns the Trainer, for what only it can do (gathering shards). Raises Diverged, also where the
+    last update left weights that are not finite.
     """
     from transformers import TrainerCallback
+
+    refuse_left_over()
 
     class Saved(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -286,7 +265,7 @@ def train_model(
 
     clock, forwards = StepClock(), own_forwards(model)
     watch = build_callback(log, data, spec, on_step, clock)
-    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], clock, checkpoints)
+    trainer = build_trainer(model, data, spec, folder, [watch, Saved()], clock, checkpoints, trial)
     checkpoint = newest_checkpoint(folder, len(log.rows))
     # With a cache, transformers takes restarting positions for one sequence, and packed examples
     # would attend to each other.
@@ -298,7 +277,22 @@ def train_model(
         module.__dict__.pop("forward", None)
         if forward is not None:
             module.forward = forward
+    refuse_broken_weights(model)
     return trainer
+
+
+def refuse_broken_weights(model: nn.Module) -> None:
+    """Raise Diverged where a trained weight is not finite: no loss has shown the last update.
+
+    Of a divided model each process looks at its own part.
+    """
+    for name, parameter in model.named_parameters():
+        held: Any = getattr(parameter, "ds_tensor", parameter.detach())  # ZeRO-3 keeps parts there
+        part = held.to_local() if hasattr(held, "to_local") else held
+        if parameter.requires_grad and part.numel():
+            lowest, highest = torch.aminmax(part)  # one pass, and nothing of the weight's size
+            if not torch.isfinite(torch.stack([lowest, highest])).all():
+                raise Diverged(f"the last update left {name} with values that are not finite")
 
 
 def own_forwards(model: Any) -> list[tuple[Any, Any]]:

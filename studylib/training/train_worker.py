@@ -19,15 +19,18 @@ from typing import Any
 import torch
 
 from studylib.core.errors import first_line
+from studylib.core.launch import sharded
 from studylib.inputs.data import prepare_data
 from studylib.metering import allocator
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
+from studylib.modelling.packing import read_apart
+from studylib.modelling.token_loss import LossTrial
 from studylib.modelling.weights import TRAINED
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
 from studylib.training.distributed import JOB, STEPS
-from studylib.training.train import Diverged, StepLog, is_out_of_memory, sharded, train_model
+from studylib.training.train import Diverged, StepLog, is_out_of_memory, train_model
 
 
 def main(folder: Path) -> None:
@@ -36,7 +39,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     result: dict[str, Any] = {"status": "complete", "reason": None}
     try:
-        train_share(RunSpec.model_validate(job["run"]), folder, job["rows"], rank)
+        train_share(job, folder, rank)
     except Diverged as error:
         result = {"status": "diverged", "reason": str(error)}
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -51,14 +54,18 @@ def main(folder: Path) -> None:
     sys.exit(0 if result["status"] == "complete" else 3)
 
 
-def train_share(spec: RunSpec, folder: Path, logged_steps: int, rank: int) -> None:
+def train_share(job: dict[str, Any], folder: Path, rank: int) -> None:
     """Load, attach, train; the first process keeps the log and writes the trained weights."""
+    spec, logged_steps = RunSpec.model_validate(job["run"]), job["rows"]
     recipe = spec.train
     # A divided model is put together on the host and sent to the cards by the launcher's plugin.
     device = torch.device("cpu") if sharded() else None
     loaded = load_model(
-        spec.model_ref, spec.method, spec.weights_dtype, spec.seed, recipe.attention, device
-    )
+        spec.model_ref, spec.method, spec.weights_dtype, spec.seed, recipe.attention, device,
+        probe=False,
+    )  # fmt: skip
+    if job["apart"]:
+        read_apart(loaded.model)
     model = attach(loaded.model, spec.method, spec.seed)
     data = prepare_data(spec.data, recipe, loaded.tokenizer, spec.seed)
     with (folder / STEPS).open("a", encoding="utf-8", buffering=1) as steps:
@@ -71,6 +78,7 @@ def train_share(spec: RunSpec, folder: Path, logged_steps: int, rank: int) -> No
         trainer = train_model(
             model, data, spec, folder, StepLog(earlier),
             on_step=note, on_save=lambda step: note({"saved": step}),
+            trial=LossTrial(**job["loss"]),
         )  # fmt: skip
     save_trained(trainer, spec, folder / TRAINED, rank)
 
