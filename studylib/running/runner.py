@@ -26,7 +26,15 @@ from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
 from studylib.forecasting.prospects import foresee, record_misfit
-from studylib.planning.plan import Plan, check_inputs, check_writable, pin_sources, plan_study
+from studylib.planning.plan import (
+    Plan,
+    brings_models,
+    check_inputs,
+    check_writable,
+    pin_sources,
+    plan_study,
+)
+from studylib.planning.stale import refuse_stale_serves
 from studylib.running.executor import Executor, Outcome, Task, run_batch
 from studylib.running.progress import Progress
 from studylib.running.ray_executor import RayExecutor
@@ -71,6 +79,10 @@ def reproduce(
         return outcome
     profile = pin_sources(profile)
     check_inputs(profile, fetch=executor is run_batch)
+    if brings_models(profile):
+        from studylib.modelling.preflight import check_models
+
+        check_models(profile)
     check_writable(results / "runs")
     with lock_folder(results / ".study", "study"):
         return run_left(profile, results, progress, force, executor, outcome)
@@ -156,6 +168,7 @@ def serve_left(profile: Profile, results: Path) -> list[str]:
     """The serving runs that the profile asks for and that have no record yet."""
     if profile.serve is None:
         return []
+    refuse_stale_serves(profile, results)
     ids = [spec.serve_id for spec in serve_specs(profile)]
     return [name for name in ids if not (results / "serve" / name / SERVE_RECORD).is_file()]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from studylib.metering.environment import code_sha256, device_name
+from studylib.planning.stale import hash_question_folder, question_sources
 from studylib.schema.records import Scalar
 from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import hash_column
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from studylib.training.run import Run
 
 
-def spell_switches(recipe: TrainSettings) -> str:
-    """What a recipe chose for speed and memory, in one line."""
-    words = [recipe.attention, f"{recipe.loss} loss", recipe.optimizer]
+def spell_switches(recipe: TrainSettings, attention: str) -> str:
+    """What a recipe chose for speed and memory, in one line; the attention that was used."""
+    words = [attention, f"{recipe.loss} loss", recipe.optimizer]
     flags = ("master_weights", "compile", "tf32", "checkpointing")
     return ", ".join([*words, *(name for name in flags if getattr(recipe, name))])
 
@@ -28,6 +29,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
     """What identifies a run's data, questions, recipe, model, code and device, one level deep."""
     spec, data, items = run.spec, run.data, run.items
     recipe, asked = spec.train, spec.evaluate
+    used = (run.load_block and run.load_block.attention) or recipe.attention
     marks: dict[str, Scalar] = {
         "code.sha256": code_sha256(),
         "device.name": device_name(),
@@ -38,6 +40,8 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
         "evaluate.shots": asked.shots,
         "evaluate.precision": "float32 log-softmax",
     }
+    for key, source in question_sources(asked):
+        marks[key] = hash_question_folder(source, asked)
     if items is not None:
         # A quantized run asks everything twice, of other weights: what was asked is the same.
         asked_once = items[items["weights"] == items["weights"].iloc[0]]
@@ -58,7 +62,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
             "recipe.weight_decay": recipe.weight_decay,
             "recipe.max_grad_norm": recipe.max_grad_norm,
             "recipe.dtype": recipe.dtype,
-            "recipe.switches": spell_switches(recipe),
+            "recipe.switches": spell_switches(recipe, used),
             "recipe.cards": spec.gpus,
             "recipe.sharding": spec.hardware.sharding if spec.gpus > 1 else "none",
         }

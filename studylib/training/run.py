@@ -36,6 +36,7 @@ from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
 from studylib.modelling.methods import count_parameters
 from studylib.modelling.models import load_model, merge_into_bf16
+from studylib.modelling.preflight import is_tight, refuse_outside
 from studylib.modelling.serve import measure_footprint
 from studylib.modelling.weights import bring_in, find_trained, keep, settle
 from studylib.planning.catalog import match_gpu
@@ -127,6 +128,9 @@ class Run:
                     self.data = prepare_data(
                         spec.data, spec.train, self.loaded.tokenizer, spec.seed
                     )
+                    base, tokenizer = self.loaded.model, self.loaded.tokenizer
+                    if is_tight(base, tokenizer, spec.train.seq_len):
+                        refuse_outside(base, self.data.rows, spec.model_ref)
         except (*OUT_OF_MEMORY, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -140,6 +144,8 @@ class Run:
             model_sha256=self.loaded.sha256,
             model_revision=self.loaded.revision,
             weights_dtype="nf4" if spec.method.kind.quantized else spec.weights_dtype,
+            attention=self.loaded.attention,
+            attention_reason=self.loaded.attention_reason,
         )
         if self.data is not None:
             self.flops = count_token_flops(

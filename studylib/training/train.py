@@ -20,6 +20,7 @@ from torch import nn
 
 from studylib.inputs.data import IGNORED, Row, TrainingData, row_multiple
 from studylib.metering.step_clock import StepClock
+from studylib.modelling.attention import MASKED
 from studylib.modelling.chunked_loss import install_chunked_loss
 from studylib.schema.profile import RunSpec
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
@@ -169,7 +170,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=data.rows,
-        data_collator=PackedCollator(recipe.attention != "sdpa", row_multiple(on_card)),
+        data_collator=PackedCollator(recipe.attention not in MASKED, row_multiple(on_card)),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
