@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from studylib.core.measure import StageMeasure
+from studylib.inputs.almanac import ladder_folder, ladder_names
+from studylib.inputs.sources import folder_sha256
 from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
@@ -56,6 +59,14 @@ def scored_on(spec: RunSpec) -> list[str]:
 
 def digest(*words: object) -> str:
     return hashlib.sha256("|".join(map(str, words)).encode()).hexdigest()
+
+
+@lru_cache(maxsize=8)
+def model_digest(model: str) -> str:
+    """A plan compares a bundled model's hash with its folder's: that one is the real one."""
+    kind, _, name = model.partition(":")
+    whole = kind == "ladder" and name in ladder_names()
+    return folder_sha256(ladder_folder(name)) if whole else digest(model)
 
 
 def make_spec(
@@ -238,7 +249,7 @@ class Factory:
             measure=self.measure(2.0, 900_000_000),
             total_params=total + extra,
             trainable_params=trainable,
-            model_sha256=digest(spec.model),
+            model_sha256=model_digest(spec.model),
             weights_dtype="nf4" if spec.method.kind.quantized else "fp32",
         )
 
@@ -313,7 +324,7 @@ class Factory:
             "code.sha256": digest("code"),
             "device.name": self.device,
             "model.name": spec.model,
-            "model.sha256": digest(spec.model),
+            "model.sha256": model_digest(spec.model),
             "evaluate.source": spec.evaluate.questions,
             "evaluate.scoring": spec.evaluate.scoring,
             "evaluate.shots": spec.evaluate.shots,

@@ -18,10 +18,9 @@ from studylib.planning import plan as planning
 from studylib.planning.plan import (
     check_inputs,
     check_writable,
-    hash_data_file,
     plan_study,
-    refuse_changed_data,
 )
+from studylib.planning.stale import hash_data_file, refuse_stale
 from studylib.schema.profile import DataSettings, build_profile, read_profile
 from studylib.schema.records import read_records
 
@@ -204,11 +203,11 @@ def test_edited_data_file_is_another_study_and_says_so(tmp_path):
     spec = make_spec("full").model_copy(update={"data": data})
     made = {"data.sha256": hash_examples(read_examples(data))}
     record = Factory(tmp_path / "results").add(spec, fingerprint=made)
-    refuse_changed_data(spec, record, tmp_path)
+    refuse_stale(spec, record, tmp_path / "runs" / "x")
     path.write_text(json.dumps([*examples, *examples]))
     hash_data_file.cache_clear()
     with pytest.raises(StudyError, match="other examples"):
-        refuse_changed_data(spec, record, tmp_path)
+        refuse_stale(spec, record, tmp_path / "runs" / "x")
 
 
 @pytest.mark.parametrize(

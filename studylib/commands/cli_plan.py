@@ -49,13 +49,12 @@ def plan(
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
-    from studylib.planning.plan import check_inputs
 
     name, why = pick_profile(profile)
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes
     )
-    check_inputs(chosen, fetch=False)
+    check_all(chosen)
     made, estimate = look_ahead(chosen, results / chosen.name)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
@@ -67,6 +66,17 @@ def plan(
     show_plan(made, estimate, prospects)
     for line in extents:
         print(f"{line}.")
+
+
+def check_all(profile: Any) -> None:
+    """Read what the runs will read, and look into the models that are on this machine."""
+    from studylib.planning.plan import brings_models, check_inputs
+
+    check_inputs(profile, fetch=False)
+    if brings_models(profile):
+        from studylib.modelling.preflight import check_models
+
+        check_models(profile)
 
 
 def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, Any]:
@@ -194,14 +204,12 @@ def agree_to_spend(
     runs go to machines whose cards are not known here, and that is asked about too. StudyError
     where nobody can be asked or the answer is no; nothing is started then.
     """
-    from studylib.planning.plan import check_inputs
-
     allowed = parse_budget(budget)
     made, estimate = look_ahead(profile, folder, force)
     if estimate is not None:
         if not estimate.runs and not estimate.unknown:
             return
-        check_inputs(profile, fetch=False)  # nobody should agree to what cannot start
+        check_all(profile)  # nobody should agree to what cannot start
         cost = estimate.usd.high if estimate.known else None
         words = spell_estimate(estimate)
         print(f"{profile.name}: {words}")

@@ -66,6 +66,7 @@ class ForecastSettings(Frozen):
     micro_batch: int = Field(default=1, ge=1)
     seq_len: int = Field(default=2048, ge=2)
     masked: bool = False
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
     accumulation: int = Field(default=1, ge=1)
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False

@@ -15,6 +15,7 @@ from studylib.core.errors import StudyError
 from studylib.inputs.data import row_multiple
 from studylib.metering.devices import describe_devices
 from studylib.metering.environment import device_name
+from studylib.modelling.attention import MASKED
 from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import Efficiency
@@ -83,7 +84,8 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         micro_batch=recipe.micro_batch,
         seq_len=recipe.seq_len + -recipe.seq_len % row_multiple(machine.cards > 0),
         accumulation=max(1, recipe.accumulation // gpus),
-        masked=recipe.attention == "sdpa",  # the others keep examples apart without a mask
+        attention=recipe.attention,
+        masked=recipe.attention in MASKED,  # the others keep examples apart without a mask
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,
         autocast=half,
@@ -134,4 +136,4 @@ def count_params(model: str, here: bool) -> int:
     from studylib.modelling.skeleton import build_meta
 
     config = find_config(model, here)
-    return count_base(build_meta(config, MethodSettings(name="full"), "bf16", "sdpa"))[1]
+    return count_base(build_meta(config, MethodSettings(name="full"), "bf16", "eager"))[1]

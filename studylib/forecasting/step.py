@@ -28,6 +28,7 @@ class StepSettings(Frozen):
     micro_batch: int = 1
     seq_len: int = 2048
     masked: bool = False
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
     autocast: bool = True
@@ -111,7 +112,8 @@ def make_batch(model: nn.Module, settings: StepSettings) -> dict[str, torch.Tens
     batch = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
     if settings.trains:
         batch["labels"] = torch.zeros_like(ids)
-    if settings.masked:
+    config: Any = model.config
+    if settings.masked and config._attn_implementation != "eager":  # which makes its own
         batch["attention_mask"] = torch.zeros(rows, 1, length, length, dtype=torch.bool)
     return batch
 

@@ -9,11 +9,14 @@ Not covered: memory that is no tensor's (studylib.planning.cuda_terms).
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,12 +30,20 @@ from studylib.forecasting.kernels import (
 )  # fmt: skip
 from studylib.forecasting.step import StepSettings, evaluate_once, train_once
 from studylib.metering.live import LiveBytes, tensors_in
+from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import quantization_constants
 from studylib.modelling.skeleton import build_meta, materialise_fakes
 
 PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
          "saved_activations", "logits_and_loss", "temporaries", "allocator")  # fmt: skip
+# A layer's step takes some 2,000 operators, however many tokens; one that goes through its tokens
+# one by one takes some for each. About ten seconds of tracing.
+MOST_OPERATORS, MOST_OPERATORS_A_LAYER = 50_000, 8_000
 Segment = tuple[str, int]  # (stage, layer; -1 before the first and after the last)
+
+
+class EndlessTrace(Exception):
+    """The step has more operators than a trace waits for."""
 
 
 class ParamBytes(NamedTuple):
@@ -77,11 +88,16 @@ class StepTrace(LiveBytes):
         self.segment: Segment = ("setup", -1)
         self.recording = False
         self.last_operator: Any = "no operator"
+        self.left = MOST_OPERATORS + trace.layers * MOST_OPERATORS_A_LAYER
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.last_operator = func
         out = func(*args, **kwargs)
+        if isinstance(out, torch.Tensor):  # what only asks (a device, a size) may not raise in C++
+            self.left -= 1
+            if self.left < 0:
+                raise EndlessTrace(func)
         scratch = scratch_bytes(func, args) if self.cuda else 0
         if self.track(tensors_in(out)) or scratch:
             self.note_peak(scratch)
@@ -107,17 +123,20 @@ class StepTrace(LiveBytes):
 def trace_step(config: Any, settings: StepSettings) -> Trace:
     """Trace a step of one configuration, the optimizer's states being there from an earlier one.
 
-    Raises StudyError naming the operator where the architecture cannot be traced.
+    Raises StudyError naming the operator where the architecture cannot be traced: its code is not
+    ours, and without data it may raise anything.
     """
     install_attention()
-    attention = "forecast_cuda" if settings.kernels == "cuda" else "forecast_cpu"
+    attention, _ = choose_attention(config, settings.attention)
+    if attention != "eager":
+        attention = f"forecast_{settings.kernels}"
     model = build_meta(config, settings.method, settings.weights, attention)
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
     live = StepTrace(trace, settings.kernels == "cuda")
     try:
-        with FakeTensorMode(), live:
+        with quiet_fakes(), FakeTensorMode(), live:
             materialise_fakes(model)
             track_model(live, model)
             trace.layer = param_bytes(layers[-1].parameters())
@@ -128,13 +147,32 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
                 trace.paged_bytes = train_once(model, settings, live)
             else:
                 evaluate_once(model, settings, live)
-    except (NotImplementedError, RuntimeError, TypeError) as error:
+    except EndlessTrace:
+        raise StudyError(
+            config.model_type,
+            f"a step of {settings.seq_len} tokens is too long to trace, as of a model that goes "
+            "through them one by one",
+            "Its runs are started without a forecast; a shorter seq_len may have one.",
+        ) from None
+    except Exception as error:
         raise StudyError(
             config.model_type,
             f"this architecture cannot be traced: {live.last_operator} ({name_error(error)})",
             "Forecasts need operators that PyTorch can run without data.",
         ) from error
     return trace
+
+
+@contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """Keep torch from logging the traceback of an operator that fails: the message names it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

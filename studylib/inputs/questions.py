@@ -92,6 +92,14 @@ def read_validation(folder: Path, test: list[Question]) -> tuple[list[Question],
     return kept, len(validation) - len(kept)
 
 
+def hash_questions(folder: Path, shots: int, part: str) -> str:
+    """One hash of the questions of a folder that are asked and shown, in their order."""
+    test, dev = read_question_folder(folder, shots)
+    parts = [test, dev, read_validation(folder, test)[0] if part == "validation" else []]
+    asked = [[[doc["subject"], question_id(doc)] for doc in docs] for docs in parts]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
 def count_overlap(source: str) -> int:
     """Validation questions of a folder that its test asks too; the almanac has none by design."""
     if source == "hub" or source.startswith(("almanac:", "tasks:")):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from studylib.schema.profile import ModelRef
 from studylib.schema.records import file_sha256
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 # The same weights for other programs: other folders, and Mistral's own file beside the shards.
 OTHER_FORMS = ["*/*", "consolidated*.safetensors"]
@@ -48,6 +50,7 @@ def model_folder(ref: ModelRef) -> tuple[Path, str | None]:
         folder = Path(ref.name).expanduser()
     if not folder.is_dir():
         raise StudyError(ref, "there is no such folder", "Check the path after path:.")
+    refuse_adapter_in(folder, ref)
     if not (folder / "config.json").is_file():
         raise StudyError(
             ref, "the folder has no config.json", "Point to a Hugging Face checkpoint folder."
@@ -57,7 +60,7 @@ def model_folder(ref: ModelRef) -> tuple[Path, str | None]:
 
 
 def check_checkpoint(folder: Path, ref: ModelRef) -> None:
-    """Raise where a checkpoint's config, weights or tokenizer are missing or broken off."""
+    """Raise where parts of a checkpoint are missing, broken off, or in another form."""
     config = read_object(folder / "config.json")
     if "model_type" not in config:
         raise StudyError(
@@ -70,21 +73,85 @@ def check_checkpoint(folder: Path, ref: ModelRef) -> None:
             "the folder has no weights (*.safetensors)",
             "Save the model with save_pretrained; pickles are not read.",
         )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        shards = read_object(index).get("weight_map")
-        for name in sorted(set(shards.values() if isinstance(shards, dict) else [])):
-            if not (folder / name).is_file():
-                raise StudyError(ref, f"the weights lack {name}", "Copy the whole checkpoint.")
+    for path in weight_files(folder):
+        if not path.is_file():
+            raise StudyError(ref, f"the weights lack {path.name}", "Copy the whole checkpoint.")
     for path in weights:
         if not is_whole(path):
             raise StudyError(path, "the weights are broken off or damaged", "Copy the file again.")
+    refuse_quantized(config, ref, folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise StudyError(
             ref, "the folder has no tokenizer", "Save it beside the model with save_pretrained."
         )
     if (folder / "tokenizer.json").is_file():
         read_object(folder / "tokenizer.json")
+
+
+def refuse_adapter_in(folder: Path, ref: ModelRef) -> None:
+    base = None
+    if (folder / ADAPTER).is_file():
+        base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+    refuse_adapter([path.name for path in folder.iterdir()], base, ref)
+
+
+def refuse_adapter(names: Iterable[str], base: str | None, ref: ModelRef) -> None:
+    """Raise where a model's files, by name, hold an adapter, alone or beside the weights.
+
+    transformers would put it on the base for some methods and not for others.
+    """
+    names = set(names)
+    if ADAPTER not in names:
+        return
+    if "config.json" not in names or not any(
+        name.endswith(".safetensors") and not name.startswith("adapter_") for name in names
+    ):
+        raise StudyError(
+            ref,
+            f"this is an adapter of {base or 'another model'}, not a model",
+            "Merge it into its base first (peft: merge_and_unload, then save_pretrained).",
+        )
+    raise StudyError(
+        ref,
+        f"an adapter lies beside the weights ({ADAPTER})",
+        "Copy the model without its adapter_* files, or merge the adapter into it, and name that "
+        "folder as path:FOLDER.",
+    )
+
+
+def refuse_quantized(config: dict[str, Any], ref: ModelRef, folder: Path | None = None) -> None:
+    """Raise where a checkpoint was quantized before, by its configuration or by its tensors."""
+    how = find_quantization(config)
+    if how is None and folder is not None:
+        how = find_packed(folder)
+    if how is not None:
+        raise StudyError(
+            ref,
+            f"the checkpoint is quantized already ({how})",
+            "Use the original weights in 16 or 32 bits: all methods start from them, and qlora "
+            "quantizes by itself.",
+        )
+
+
+def find_quantization(config: Any) -> str | None:
+    """The method that a quantization_config at any level of a configuration names."""
+    if not isinstance(config, dict):
+        return None
+    own = config.get("quantization_config")
+    if own:
+        return str(own.get("quant_method", "of an unknown kind") if isinstance(own, dict) else own)
+    return next(filter(None, map(find_quantization, config.values())), None)
+
+
+def find_packed(folder: Path) -> str | None:
+    """A tensor of weights in integers or 8-bit floats, in words."""
+    for path in weight_files(folder):
+        for name, tensor in (read_header(path) or {}).items():
+            dtype = tensor["dtype"]
+            packed = dtype[:1] in "IU" and "weight" in name.rsplit(".", 1)[-1]
+            if dtype.startswith("F8") or packed:
+                return f"{name} is {dtype}"
+    return None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -103,17 +170,40 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def is_whole(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
+    header = read_header(path)
+    if header is None:
+        return False
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    ends = [tensor["data_offsets"][1] for tensor in header.values()]
+    return path.stat().st_size == 8 + header_bytes + max(ends, default=0)
+
+
+def read_header(path: Path) -> dict[str, dict[str, Any]] | None:
+    """Tensor -> dtype, shape and data_offsets of a safetensors file; None where it is damaged."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         if size < 8 or header_bytes > size - 8:
-            return False
+            return None
         try:
             header = json.loads(file.read(header_bytes))
-            ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return size == 8 + header_bytes + max(ends, default=0)
+            header.pop("__metadata__", None)
+            for tensor in header.values():
+                (tensor["dtype"] + "", int(tensor["data_offsets"][1]), list(tensor["shape"]))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return None
+    return header
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads a model from: one, or the shards that an index names."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single]
+    shards = read_object(index).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) else set()
+    return [folder / name for name in sorted(names)]
 
 
 def fetch_model(ref: ModelRef) -> tuple[Path, str]:
@@ -125,6 +215,7 @@ def fetch_model(ref: ModelRef) -> tuple[Path, str]:
     with hub_errors(ref):
         folder = download_snapshot(ref)
     check_contents(folder, ref)
+    refuse_adapter_in(folder, ref)
     check_checkpoint(folder, ref)
     return folder, folder.name
 
@@ -175,6 +266,8 @@ def ask_hub_for(ref: ModelRef) -> None:
         lambda: HfApi().model_info(ref.name, revision=ref.revision, timeout=HUB_TIMEOUT_SECONDS)
     )
     names = [file.rfilename for file in info.siblings or []]
+    refuse_adapter(names, None, ref)
+    refuse_quantized(info.config or {}, ref)
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         raise StudyError(
             ref,
@@ -230,8 +323,8 @@ def ask_dataset(name: str, config: str, ref: object, instead: str, revision: str
             resolve_dataset(name, revision)
 
 
-def folder_sha256(folder: Path) -> str:
+def folder_sha256(folder: Path, hash_file: Callable[[Path], str] = file_sha256) -> str:
     """One hash of a checkpoint: its config, tokenizer and weights, by name and content."""
     names = ("config.json", "tokenizer.json", "tokenizer.model")
     files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in names)
-    return hashlib.sha256(canonical([[p.name, file_sha256(p)] for p in files])).hexdigest()
+    return hashlib.sha256(canonical([[p.name, hash_file(p)] for p in files])).hexdigest()

@@ -17,10 +17,12 @@ import torch
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from studylib.core.errors import StudyError, first_line
+from studylib.core.errors import StudyError, first_line, name_error
 from studylib.core.launch import local_rank, refuse_left_over
 from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.sources import folder_sha256, model_folder
+from studylib.modelling.attention import choose_attention
+from studylib.modelling.checkpoint import check_whole, read_shapes, refuse_unfit
 from studylib.modelling.four_bit import (
     check_four_bit,
     four_bit_share,
@@ -33,6 +35,7 @@ from studylib.modelling.four_bit import (
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
 from studylib.modelling.methods import DTYPES
 from studylib.modelling.packing import keep_examples_apart
+from studylib.modelling.skeleton import load_config
 from studylib.schema.profile import MethodSettings, ModelRef
 from studylib.schema.records import canonical
 
@@ -90,11 +93,13 @@ def load_model(
         loaded = load_shape(ref, method, dtype, seed, attention, device)
     else:
         folder, revision = model_folder(ref)
+        used, reason = choose_attention(load_config(folder, ref), attention)
         sha256 = folder_sha256(folder) if revision is None else f"commit {revision}"
-        model = open_weights(folder, method, dtype, ref, attention, device)
+        model = open_weights(folder, method, dtype, ref, used, device)
         loaded = Loaded(
-            model, load_tokenizer(folder), sha256, revision, **trust_base(model, method)
-        )
+            model, load_tokenizer(folder), sha256, revision, attention=used,
+            attention_reason=reason, **trust_base(model, method),
+        )  # fmt: skip
     if probe:
         loaded.packing_reason = keep_examples_apart(loaded.model)
     return loaded
@@ -116,17 +121,23 @@ def open_weights(
     attention: str,
     device: torch.device,
 ) -> nn.Module:
-    """A checkpoint's model. Towards the meta device: with no weights, as FSDP's other ranks."""
+    """A checkpoint's model. Towards the meta device: with no weights, as FSDP's other ranks.
+
+    Raises StudyError where the checkpoint is not whole: first by its header, since quantizing
+    what is not there ends in others' errors, then by what the load itself says.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    check_whole(folder, ref)
     torch_dtype = DTYPES[dtype]
     extra: dict[str, Any] = {}
     if method.kind.quantized:
         extra["quantization_config"] = quantization_config(torch_dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=torch_dtype,
             attn_implementation=attention,
             use_safetensors=True,
@@ -144,6 +155,8 @@ def open_weights(
             f"the checkpoint cannot be loaded ({first_line(error)})",
             "It must be a causal language model that transformers knows.",
         ) from error
+    model, info = loaded
+    refuse_unfit(model, info, read_shapes(folder), ref)
     keep_unpacked(model)
     return model
 
@@ -161,8 +174,9 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
     from transformers import AutoModelForCausalLM
 
     dtype = next(base.parameters()).dtype
+    used, _ = choose_attention(base.config, "sdpa")
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", device_map={"": default_device()}
+        folder, dtype=dtype, attn_implementation=used, device_map={"": default_device()}
     )
 
 
@@ -188,14 +202,15 @@ def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn
 
 
 def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, with a padding token; StudyError where none loads or ends."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers package raises plain Exception
         raise StudyError(
             folder,
-            "the folder has no tokenizer that loads",
+            f"the folder has no tokenizer that loads ({name_error(error)})",
             "Add tokenizer.json and tokenizer_config.json.",
         ) from error
     if tokenizer.eos_token_id is None:
@@ -225,9 +240,13 @@ def load_shape(
     # Before the dtype enters it: methods of one study may need the same weights in others.
     sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
     torch.manual_seed(seed)
-    model = build_random(config, method.kind.quantized, DTYPES[dtype], attention, device)
+    used, reason = choose_attention(config, attention)
+    model = build_random(config, method.kind.quantized, DTYPES[dtype], used, device)
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
-    return Loaded(model, tokenizer, sha256, None, random_weights=True, **trust_base(model, method))
+    return Loaded(
+        model, tokenizer, sha256, None, random_weights=True, attention=used,
+        attention_reason=reason, **trust_base(model, method),
+    )  # fmt: skip
 
 
 def build_random(

@@ -59,9 +59,13 @@ def read_config(ref: ModelRef) -> Any:
     """The configuration behind shape:, hub:, path: or ladder:, without any weights."""
     if ref.kind == "shape":
         return shape_config(ref.name)
+    return load_config(config_folder(ref), ref)
+
+
+def load_config(folder: Path, ref: ModelRef) -> Any:
+    """The configuration in a folder, as transformers reads it."""
     from transformers import AutoConfig
 
-    folder = config_folder(ref)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -103,7 +107,10 @@ def with_depth(config: Any, layers: int) -> Any:
 
 
 def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) -> nn.Module:
-    """The model with its method attached, all on the meta device (0 bytes)."""
+    """The model with its method attached, all on the meta device (0 bytes).
+
+    Raises StudyError for whatever the architecture's own code raises on the way.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -111,7 +118,7 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
             model = AutoModelForCausalLM.from_config(
                 config, dtype=DTYPES[dtype], attn_implementation=attention
             )
-    except (ValueError, KeyError) as error:
+    except Exception as error:
         raise StudyError(
             config.model_type,
             f"this architecture cannot be built ({name_error(error)})",

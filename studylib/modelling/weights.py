@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
 from studylib.schema.records import write_atomically
@@ -41,10 +42,14 @@ def bring_in(spec: RunSpec, trained: Path | None) -> tuple[Loaded, nn.Module]:
         backends.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
     if trained is not None:
         loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
+        config: Any = loaded.model.config
+        used, reason = choose_attention(config, spec.train.attention)  # when it was trained
+        loaded.attention, loaded.attention_reason = used, reason
         return loaded, load_trained(loaded.model, spec.method, trained)
     device = torch.device("cpu") if spec.gpus > 1 else None
+    attention = spec.train.attention if spec.method.kind.trains else "sdpa"
     loaded = load_model(
-        spec.model_ref, spec.method, spec.weights_dtype, spec.seed, spec.train.attention, device
+        spec.model_ref, spec.method, spec.weights_dtype, spec.seed, attention, device
     )
     return loaded, attach(loaded.model, spec.method, spec.seed)
 
@@ -55,7 +60,8 @@ def settle(spec: RunSpec, base: nn.Module, model: nn.Module) -> None:
     if spec.weights_dtype != recipe.dtype:
         model.to(DTYPES[recipe.dtype])
     if recipe.attention != "sdpa":  # scoring shares prefixes, by masks of its own
-        base.set_attn_implementation("sdpa")  # type: ignore[operator]
+        scored: Any = base
+        scored.set_attn_implementation(choose_attention(scored.config, "sdpa")[0])
 
 
 def keep(work: Path, model: nn.Module | None) -> None:

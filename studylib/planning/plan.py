@@ -14,7 +14,6 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +22,15 @@ from pydantic import computed_field
 from studylib.core.errors import StudyError
 from studylib.core.files import disk_full, explain_write_error
 from studylib.inputs.almanac import USUAL_FACTS
-from studylib.inputs.data import hash_examples, read_examples
+from studylib.inputs.data import read_examples
 from studylib.inputs.extras import check_extras
 from studylib.inputs.hub import hub_errors, resolve_dataset
 from studylib.inputs.questions import check_questions
 from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
+from studylib.planning.stale import REMEDY, refuse_stale
 from studylib.schema.pins import apply_pins, unpinned
 from studylib.schema.profile import (
-    DataSettings,
     EvaluateSettings,
     Frozen,
     ModelRef,
@@ -100,7 +99,7 @@ def plan_study(
         folder = results / "runs" / spec.run_id
         if spec.run_id in records:
             refuse_other_settings(spec, records[spec.run_id], folder)
-            refuse_changed_data(spec, records[spec.run_id], folder)
+            refuse_stale(spec, records[spec.run_id], folder)
             state: State = "done"
         else:
             state = "to resume" if (folder / "work" / "session.json").is_file() else "to do"
@@ -132,25 +131,8 @@ def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:
             f"{folder / RECORD}",
             f"it was made with other settings than profile {spec.profile} has now "
             f"({'; '.join(changes[:3])})",
-            "Move the folder away, or choose another one: --results FOLDER (RESULTS= with make).",
+            REMEDY,
         )
-
-
-def refuse_changed_data(spec: RunSpec, record: Record, folder: Path) -> None:
-    """A data file that was edited since is another study, under the same name."""
-    recorded = record.fingerprint.get("data.sha256")
-    path = Path(spec.data.source).expanduser()
-    if recorded and path.is_file() and hash_data_file(spec.data) != recorded:
-        raise StudyError(
-            f"{folder / RECORD}",
-            f"it was made with other examples than {spec.data.source} has now",
-            "Move the folder away, or choose another one: --results FOLDER (RESULTS= with make).",
-        )
-
-
-@lru_cache(maxsize=8)
-def hash_data_file(data: DataSettings) -> str:
-    return hash_examples(read_examples(data))
 
 
 def record_seconds(record: Record) -> float:
@@ -219,6 +201,12 @@ def check_model(ref: ModelRef, fetch: bool) -> None:
         ask_model(ref)
     else:
         model_folder(ref)
+
+
+def brings_models(profile: Profile) -> bool:
+    """Whether a profile names models of folders or a hub: to look into them takes torch."""
+    refs = [ModelRef.parse(model) for track in profile.tracks for model in track.models]
+    return any(ref.kind in ("path", "hub") for ref in refs)
 
 
 def check_known(ref: ModelRef, asked: EvaluateSettings) -> None:

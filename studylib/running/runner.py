@@ -27,7 +27,15 @@ from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
-from studylib.planning.plan import Plan, check_inputs, check_writable, pin_sources, plan_study
+from studylib.planning.plan import (
+    Plan,
+    brings_models,
+    check_inputs,
+    check_writable,
+    pin_sources,
+    plan_study,
+)
+from studylib.planning.stale import refuse_stale_serves
 from studylib.running.executor import Executor, Outcome, Task, run_batch
 from studylib.running.progress import Progress
 from studylib.running.ray_executor import RayExecutor
@@ -73,6 +81,10 @@ def reproduce(
         return outcome
     profile = pin_sources(profile)
     check_inputs(profile, fetch=executor is run_batch)
+    if brings_models(profile):
+        from studylib.modelling.preflight import check_models
+
+        check_models(profile)
     check_writable(results / "runs")
     for line in tell_extents([profile.run(run.run_id) for run in plan.left]):
         progress.say(f"  {line}")
@@ -160,6 +172,7 @@ def serve_left(profile: Profile, results: Path) -> list[str]:
     """The serving runs that the profile asks for and that have no record yet."""
     if profile.serve is None:
         return []
+    refuse_stale_serves(profile, results)
     ids = [spec.serve_id for spec in serve_specs(profile)]
     return [name for name in ids if not (results / "serve" / name / SERVE_RECORD).is_file()]
 

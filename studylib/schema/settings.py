@@ -199,7 +199,7 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     dtype: Literal["fp32", "bf16"] = "fp32"
     master_weights: bool = False
-    attention: Literal["sdpa", "flex_attention", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
     loss: Literal["full", "chunked", "liger"] = "full"
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     compile: bool = False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from studylib.metering.code_files import code_sha256
 from studylib.metering.environment import device_name
+from studylib.planning.stale import hash_question_folder, question_sources
 from studylib.schema.records import LoadBlock, Scalar
 from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import hash_column
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from studylib.training.run import Run
 
 
-def spell_switches(recipe: TrainSettings) -> str:
-    """What a recipe chose for speed and memory, in one line."""
-    words = [recipe.attention, f"{recipe.loss} loss", recipe.optimizer]
+def spell_switches(recipe: TrainSettings, attention: str) -> str:
+    """What a recipe chose for speed and memory, in one line; the attention that was used."""
+    words = [attention, f"{recipe.loss} loss", recipe.optimizer]
     flags = ("master_weights", "compile", "tf32", "checkpointing")
     return ", ".join([*words, *(name for name in flags if getattr(recipe, name))])
 
@@ -36,6 +37,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
     """What identifies a run's data, questions, recipe, model, code and device, one level deep."""
     spec, data, items = run.spec, run.data, run.items
     recipe, asked = spec.train, spec.evaluate
+    used = (run.load_block and run.load_block.attention) or recipe.attention
     marks: dict[str, Scalar] = {
         "code.sha256": code_sha256(),
         "device.name": device_name(),
@@ -46,6 +48,8 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
         "evaluate.shots": asked.shots,
         "evaluate.precision": "float32 log-softmax",
     }
+    for key, source in question_sources(asked):
+        marks[key] = hash_question_folder(source, asked)
     if items is not None:
         # A quantized run asks everything twice, of other weights: what was asked is the same.
         asked_once = items[items["weights"] == items["weights"].iloc[0]]
@@ -67,7 +71,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
             "recipe.weight_decay": recipe.weight_decay,
             "recipe.max_grad_norm": recipe.max_grad_norm,
             "recipe.dtype": recipe.dtype,
-            "recipe.switches": spell_switches(recipe),
+            "recipe.switches": spell_switches(recipe, used),
             "recipe.cards": spec.gpus,
             "recipe.sharding": spec.hardware.sharding if spec.gpus > 1 else "none",
         }

@@ -31,6 +31,7 @@ from studylib.metering.meter import Meter
 from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
 from studylib.modelling.methods import count_parameters
+from studylib.modelling.preflight import is_tight, refuse_outside
 from studylib.modelling.serve import measure_footprint
 from studylib.modelling.weights import bring_in, find_trained, keep, settle
 from studylib.planning.catalog import match_gpu
@@ -121,6 +122,9 @@ class Run:
                     self.data = prepare_data(
                         spec.data, spec.train, self.loaded.tokenizer, spec.seed
                     )
+                    base, tokenizer = self.loaded.model, self.loaded.tokenizer
+                    if is_tight(base, tokenizer, spec.train.seq_len):
+                        refuse_outside(base, self.data.rows, spec.model_ref)
         except (*OUT_OF_MEMORY, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -135,6 +139,8 @@ class Run:
             model_revision=self.loaded.revision,
             **describe_weights(spec, self.loaded, self.model),
             packing_reason=self.loaded.packing_reason,
+            attention=self.loaded.attention,
+            attention_reason=self.loaded.attention_reason,
         )
         if self.data is not None:
             self.flops = count_token_flops(

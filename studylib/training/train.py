@@ -20,6 +20,7 @@ from torch import nn
 from studylib.core.launch import processes, refuse_left_over, sharded
 from studylib.inputs.data import TrainingData, row_multiple
 from studylib.metering.step_clock import StepClock
+from studylib.modelling.attention import MASKED
 from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_alone
 from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
 from studylib.schema.profile import RunSpec
@@ -146,7 +147,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=data.rows,
-        data_collator=PackedCollator(recipe.attention != "sdpa", row_multiple(on_card)),
+        data_collator=PackedCollator(recipe.attention not in MASKED, row_multiple(on_card)),
         callbacks=callbacks,
         compute_loss_func=None if trial.own or recipe.loss != "full" else loss_of_outputs,
     )
