@@ -54,14 +54,15 @@ def plan(
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes
     )
-    check_inputs(chosen, fetch=False)
+    told = check_inputs(chosen, fetch=False)
     made, estimate = look_ahead(chosen, results / chosen.name)
     prospects = foresee([chosen.run(run.run_id) for run in made.left])
     if as_json:
-        print(json.dumps(to_json(made, estimate, prospects), indent=1))
+        print(json.dumps(to_json(made, estimate, prospects) | {"data": told}, indent=1))
         return
     if why:
         print(f"profile {name}: {why}")
+    print("\n".join(told), end="\n" if told else "")
     show_plan(made, estimate, prospects)
 
 
@@ -197,7 +198,8 @@ def agree_to_spend(
     if estimate is not None:
         if not estimate.runs and not estimate.unknown:
             return
-        check_inputs(profile, fetch=False)  # nobody should agree to what cannot start
+        for line in check_inputs(profile, fetch=False):  # nobody should agree to what cannot start
+            print(line)
         cost = estimate.usd.high if estimate.known else None
         words = spell_estimate(estimate)
         print(f"{profile.name}: {words}")

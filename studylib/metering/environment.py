@@ -41,6 +41,7 @@ COMMIT_VARIABLE, DIRTY_VARIABLE = "STUDY_GIT_COMMIT", "STUDY_GIT_DIRTY"
 MEASURING = (
     "inputs/almanac.py",
     "inputs/data.py",
+    "inputs/examples.py",
     "metering/allocator.py",
     "metering/host.py",
     "metering/live.py",
