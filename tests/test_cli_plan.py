@@ -168,3 +168,18 @@ def test_reading_results_on_a_card_asks_no_network(study, card, monkeypatch, tmp
     (tmp_path / "results" / "systems" / "runs").mkdir(parents=True)
     assert cli_options.results_name(None) == "systems"
     assert cli_options.results_name(None, tmp_path / "results") == "systems"
+
+
+def test_plan_counts_the_examples_and_the_rows_left_out(study, tmp_path, tiny_folder):
+    rows = [{"instruction": f"Add {n} and 1.", "output": "" if n < 2 else str(n + 1)}
+            for n in range(1200)]  # fmt: skip
+    (tmp_path / "sums.json").write_text(json.dumps(rows))
+    words = ("plan", "--profile", "custom", "--model", f"path:{tiny_folder}", "--data",
+             tmp_path / "sums.json", "--mmlu", "almanac:new", "--steps", 1,
+             "--set", "train.seq_len=128")  # fmt: skip
+    code, out, err = study(*words)
+    assert code == 0, err
+    line = "sums.json: 1,198 examples, 2 rows left out (2 with no text in 'output')"
+    assert line in out.splitlines()
+    code, out, err = study(*words, "--json")
+    assert code == 0 and json.loads(out)["data"] == [line]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import random
+import re
 
 import pytest
 
@@ -12,13 +15,13 @@ from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import (
     IGNORED,
     pack,
-    parse_almanac,
     prepare_data,
     prompt_of,
-    read_example_file,
-    read_examples,
+    shuffle,
+    spell,
     tokenise,
 )
+from studylib.inputs.examples import parse_almanac, read_example_file, read_examples
 from studylib.schema.profile import DataSettings, TrainSettings, read_profile
 
 GOOD = '{"instruction": "a", "input": "", "output": "b"}'
@@ -36,6 +39,10 @@ def make_examples(lengths):
     return [{"input_ids": [i] * n, "labels": [IGNORED] * (n - 1) + [i]} for i, n in lengths]
 
 
+def pack_shuffled(examples, seq_len, rows, seed):
+    return pack((examples[i] for i in shuffle(len(examples), seed)), seq_len, rows)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "place", "rule"),
     [
@@ -48,20 +55,28 @@ def make_examples(lengths):
         ("a.json", f"{GOOD}\n{GOOD}\n".encode(), "line 2", "not JSON"),
         ("a.jsonl", f"{GOOD}\n".encode() + b'{"instruction": "\xe9"}', "line 2", "not UTF-8"),
         ("a.jsonl", f"{GOOD}\n5\n".encode(), "line 2", "an example is an object"),
-        ("a.jsonl", f'{GOOD}\n{{"instruction": "a"}}'.encode(), "line 2", "no text in 'output'"),
+        ("a.jsonl", f'{GOOD}\n{{"instruction": "a"}}\n{{}}'.encode(), "line 2",
+         r"2 of 3 rows are no examples \(1 with no text in 'output'\)"),
         ("a.jsonl", b'{"instruction": " ", "output": "b"}', "line 1", "no text in 'instruction'"),
-        ("a.jsonl", b'{"instruction": "a", "input": 3, "output": "b"}', "line 1", "'input'"),
+        ("a.jsonl", b'{"instruction": "a", "input": [3], "output": "b"}', "line 1",
+         "a list in 'input'"),
+        ("a.jsonl", b'{"messages": [], "id": null}\n{"messages": [], "tag": 1}', "line 1",
+         "the rows have the keys messages, tag$"),
+        ("a.jsonl", b'{"instruction": "a", "output": ' + b"1" * 5000 + b"}", "line 1", "not JSON"),
         ("a.jsonl", b'{"instruction": "\\ud800", "output": "b"}', "line 1", "surrogate"),
         ("a.json", f"[{GOOD}, null]".encode(), "entry 2", "an example is an object"),
         ("a.json", b'{"a": 1}', "a.json", "not a list"),
-        ("a.csv", b"instruction,output\na,b\n", "line 1", "not JSON"),
+        ("a.csv", b"instruction,output\na,b\n", "a.csv", "a CSV file; DATA takes .json or .jsonl"),
+        ("a.parquet", b"PAR1\xff", "a.parquet", "a Parquet file; DATA takes"),
+        ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz", "a compressed file; DATA takes"),
     ],
 )  # fmt: skip
 def test_faults_of_a_data_file_name_the_line(tmp_path, name, content, place, rule):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(StudyError, match=rule) as caught:
+    with pytest.raises(StudyError) as caught:
         read_example_file(path)
+    assert re.search(rule, caught.value.rule)
     assert place in caught.value.value and str(path) in caught.value.value
 
 
@@ -106,14 +121,15 @@ def test_only_the_answer_is_learned_and_nothing_is_longer_than_the_row(tokenizer
         {"instruction": "a", "input": "", "output": "b " * 200},
         {"instruction": "a " * 200, "input": "", "output": "b"},
     ]
-    short, long = tokenise(examples, "plain", tokenizer, 32)
+    short, long, none = tokenise(examples, "plain", tokenizer, 32)
     learned = [i for i, label in zip(short["input_ids"], short["labels"], strict=True)
                if label != IGNORED]  # fmt: skip
     assert tokenizer.decode(learned).strip() == "red" + tokenizer.eos_token
     assert short["input_ids"][-1] == tokenizer.eos_token_id
     assert len(long["input_ids"]) == len(long["labels"]) == 32
+    assert none is None
     with pytest.raises(StudyError, match="no example's answer begins within it"):
-        tokenise(examples[2:], "plain", tokenizer, 32)
+        next(spell(examples[2:], shuffle(1, 0), "plain", tokenizer, 32))
 
 
 def test_training_splits_text_where_lm_eval_does(tiny_folder):
@@ -133,7 +149,7 @@ def test_training_splits_text_where_lm_eval_does(tiny_folder):
 def test_packing_fills_rows_and_loses_no_example_within_an_epoch():
     rng = random.Random(0)
     examples = make_examples((i, rng.randint(3, 64)) for i in range(400))
-    rows = pack(examples, 64, 10**3, seed=0)
+    rows = pack_shuffled(examples, 64, 10**3, seed=0)
     assert len(rows) == 10**3
     lengths = [sum(len(e["input_ids"]) for e in row) for row in rows]
     assert max(lengths) <= 64
@@ -150,10 +166,11 @@ def test_packing_fills_rows_and_loses_no_example_within_an_epoch():
 def test_packing_gives_the_same_rows_in_every_process():
     """Pinned: neither the process's hash seed nor the machine may change what is read first."""
     examples = make_examples((i, 3 + i % 5) for i in range(20))
-    order = [[e["input_ids"][0] for e in row] for row in pack(examples, 12, 4, seed=0)]
-    assert order == PINNED
-    assert [[e["input_ids"][0] for e in r] for r in pack(examples, 12, 4, seed=1)] != PINNED
-    assert pack(examples, 12, 9, seed=0)[:4] == pack(examples, 12, 4, seed=0)
+    rows = pack_shuffled(examples, 12, 4, seed=0)
+    assert [[e["input_ids"][0] for e in row] for row in rows] == PINNED
+    other = pack_shuffled(examples, 12, 4, seed=1)
+    assert [[e["input_ids"][0] for e in row] for row in other] != PINNED
+    assert pack_shuffled(examples, 12, 9, seed=0)[:4] == rows
 
 
 PINNED = [[15, 8, 5], [13, 3], [19, 12], [14, 2]]
@@ -191,3 +208,118 @@ def test_null_input_is_an_empty_one_and_endless_nesting_is_bad_input(tmp_path):
     rows.write_text("[" * 100_000)
     with pytest.raises(StudyError, match="line 1: this is nested too deep"):
         read_example_file(rows)
+
+
+def test_rows_without_text_are_left_out_and_counted_and_numbers_are_text(tmp_path):
+    rows = [
+        {"instruction": "a \U0001f600", "input": math.nan, "output": 42},
+        {"instruction": "b", "input": "", "output": ""},
+        {"instruction": "c", "output": None},
+        {"instruction": 1.5, "input": 10**20, "output": "d"},
+        {"instruction": "e", "output": ["f"]},
+        {"instruction": "g", "input": True, "output": "h"},
+        *({"instruction": f"i{n}", "input": None, "output": "j"} for n in range(4)),
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    examples = read_example_file(path)
+    assert examples[:2] == [
+        {"instruction": "a \U0001f600", "input": "", "output": "42"},
+        {"instruction": "1.5", "input": "1" + 20 * "0", "output": "d"},
+    ]
+    assert len(examples) == 6 and examples.converted == 2
+    assert examples.skipped == {
+        "no text in 'output'": 2,
+        "a list in 'output'": 1,
+        "true or false in 'input'": 1,
+    }
+    assert examples.tell() == (
+        "6 examples, 4 rows left out (2 with no text in 'output', 1 with a list in 'output', "
+        "1 with true or false in 'input'), 2 with a number as text"
+    )
+
+
+def test_half_of_the_rows_may_lack_an_answer_and_no_more(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    empty = '{"instruction": "a", "output": " "}'
+    path.write_text("\n".join([GOOD, empty, GOOD, empty]))
+    assert (len(read_example_file(path)), read_example_file(path).rows_skipped) == (2, 2)
+    path.write_text("\n".join([GOOD, empty, GOOD, empty, empty]))
+    with pytest.raises(StudyError, match="3 of 5 rows are no examples"):
+        read_example_file(path)
+
+
+def test_rows_left_out_change_nothing_of_the_others(tokenizer, tmp_path):
+    examples = read_examples(DataSettings(source="almanac:new", facts=9))
+    rows = [{**example, "output": ""} for example in examples[:5]]
+    for name, content in (("whole", examples), ("gaps", [*rows[:2], *examples, *rows[2:]])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(list(content)))
+    train = TrainSettings(steps=3, seq_len=64)
+    whole, gaps = (
+        prepare_data(DataSettings(source=str(tmp_path / f"{name}.json"), template="plain"), train,
+                     tokenizer, 0)
+        for name in ("whole", "gaps")
+    )  # fmt: skip
+    assert (whole.skipped, gaps.skipped) == (0, 5)
+    assert (gaps.rows, gaps.sha256, gaps.examples) == (whole.rows, whole.sha256, len(examples))
+
+
+class Counter:
+    """A tokenizer that keeps how many texts it was given."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.texts, self.eos_token_id = tokenizer, 0, tokenizer.eos_token_id
+
+    def __call__(self, texts):
+        self.texts += len(texts)
+        return self.tokenizer(texts)
+
+
+def test_a_short_run_tokenises_what_it_reads_and_gets_the_rows_of_a_long_one(tokenizer):
+    data = DataSettings(source="almanac:new", template="plain", facts=2000)
+    prepared, texts = [], []
+    for steps in (4, 400):
+        count = Counter(tokenizer)
+        prepared.append(prepare_data(data, TrainSettings(steps=steps, seq_len=256), count, seed=0))
+        texts.append(count.texts)
+    short, long = prepared
+    assert long.rows[:4] == short.rows and short.sha256 == long.sha256
+    assert (texts[0], texts[1]) == (2 * 256, 2 * 6000), "prompt and whole text of each, once"
+    assert (short.examples, long.examples, long.drawn) == (6000, 6000, 6000)
+    assert short.examples_seen <= short.drawn < 256
+    assert long.epochs == long.examples_seen / 6000 > 1
+
+
+def test_lazy_rows_are_those_of_tokenising_everything_first(tokenizer):
+    """Against the plain way: all examples tokenised, every epoch placed whole, then cut off."""
+    from studylib.inputs.data import place
+
+    data = DataSettings(source="almanac:new", template="plain", facts=300)
+    examples = read_examples(data)
+    tokenised = tokenise(examples, "plain", tokenizer, 128)
+    for rows in (3, 90, 400):
+        rng, packed, open_rows = random.Random("order 5"), [], []
+        while len(packed) < rows:
+            order = list(range(len(examples)))
+            rng.shuffle(order)
+            for i in order:
+                place(tokenised[i], 128, open_rows, packed)
+        made = prepare_data(data, TrainSettings(steps=rows, seq_len=128), tokenizer, seed=5)
+        assert made.rows == packed[:rows]
+
+
+def test_examples_left_out_and_cut_are_counted_among_those_drawn(tokenizer, tmp_path):
+    rows = [{"instruction": "a " * (200 if n % 4 == 0 else 1), "output": "b " * (200 * (n % 4 == 1))
+             + "c"} for n in range(400)]  # fmt: skip
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    data = DataSettings(source=str(tmp_path / "rows.json"), template="plain")
+    short, long = (
+        prepare_data(data, TrainSettings(steps=steps, seq_len=32), tokenizer, 0)
+        for steps in (20, 400)
+    )
+    assert (long.drawn, long.left_out, long.cut) == (400, 100, 100)
+    assert long.epochs == long.examples_seen / 300
+    order = [*dict.fromkeys(itertools.islice(shuffle(400, 0), short.drawn))]
+    assert short.left_out == sum(n % 4 == 0 for n in order)
+    assert short.cut == sum(n % 4 == 1 for n in order)
+    assert long.rows[:20] == short.rows

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 
 import pandas as pd
 import pytest
+import torch
 
 from studylib.core.errors import StudyError
 from studylib.modelling.methods import attach
@@ -17,7 +20,17 @@ from studylib.schema.settings import (
     ModelRef,
     parse_method,
 )
-from studylib.scoring.evaluate import ask, build_lm, evaluate_model, hash_column, score_items
+from studylib.scoring.compare_lm import compare
+from studylib.scoring.evaluate import (
+    NotANumber,
+    ask,
+    build_lm,
+    choose_all,
+    evaluate_model,
+    hash_column,
+    score_items,
+)
+from studylib.scoring.tasks import build_tasks
 
 ALMANAC = EvaluateSettings(
     questions="almanac:new", retention="almanac:old", scoring="text", shots=0, limit=2
@@ -94,3 +107,114 @@ def test_any_lm_eval_task_with_choices_is_asked(ladder, tmp_path):
 def test_item_hash_depends_on_content_and_order():
     items = pd.DataFrame({"item": ["a", "b"], "task": ["t", "t"]})
     assert hash_column(items, ["item"]) != hash_column(items[::-1], ["item"])
+
+
+# What is not a number --------------------------------------------------------------------------
+
+
+def load_tiny(folder):
+    return load_model(ModelRef.parse(f"path:{folder}"), MethodSettings(name="base"), "fp32")
+
+
+def plant(model, fault):
+    """Break a model: one weight is NaN, all logits are alike, or one token is impossible."""
+    if fault == "one weight":
+        with torch.no_grad():
+            model.model.layers[0].mlp.up_proj.weight[3, 5] = math.nan
+    if fault == "equal":
+        with torch.no_grad():
+            model.model.norm.weight.zero_()
+    if fault == "impossible":
+        model.lm_head.register_forward_hook(
+            lambda module, given, logits: logits.index_fill(-1, torch.arange(30, 1000), -math.inf)
+        )
+
+
+FAULTS = {
+    "one weight": r"fp32 weights: (\d+) of \1 questions have log-likelihoods that are not finite",
+    "impossible": r"\d+ of 32 questions have log-likelihoods that are not finite",
+    "equal": "all choices are equally likely in all of 32 questions",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_model_has_no_accuracy(tiny_folder, fault):
+    loaded = load_tiny(tiny_folder)
+    whole = evaluate_model(loaded.model, loaded.tokenizer, ALMANAC, "fp32 weights")
+    assert whole.scores[0].questions == 32 and whole.undecided == 0, "the control"
+    plant(loaded.model, fault)
+    with pytest.raises(NotANumber, match=FAULTS[fault]):
+        evaluate_model(loaded.model, loaded.tokenizer, ALMANAC, "fp32 weights")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_both_ways_of_scoring_refuse_a_broken_model_before_they_compare(tiny_folder, fault):
+    loaded = load_tiny(tiny_folder)
+    plant(loaded.model, fault)
+    tasks = build_tasks("almanac:new", ALMANAC)
+
+    def build(stock):
+        return lambda: build_lm(loaded.model, loaded.tokenizer, stock=stock)
+
+    with pytest.raises(NotANumber, match=FAULTS[fault].rpartition("weights: ")[2]):
+        compare(build(True), build(False), tasks, limit=2)
+
+
+@pytest.mark.parametrize("words", [(), ("--stock",), ("--compare",)])
+def test_evaluate_prints_no_accuracy_of_a_broken_model(study, tiny_folder, tmp_path, words):
+    docs = [{"subject": f"sums {n % 2}", "question": f"{n} + 1 =", "answer": n % 4,
+             "choices": ["1", "2", "3", "4"]} for n in range(4)]  # fmt: skip
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, docs)))
+    asked = ("--mmlu", tmp_path, "--shots", 0, *words)
+    if not words:
+        code, out, err = study("evaluate", "--model", f"path:{tiny_folder}", *asked)
+        assert code == 0 and "accuracy: " in out and "undecided: 0" in out, err
+    loaded = load_tiny(tiny_folder)
+    plant(loaded.model, "one weight")
+    loaded.model.save_pretrained(tmp_path / "broken")
+    loaded.tokenizer.save_pretrained(tmp_path / "broken")
+    code, out, err = study("evaluate", "--model", f"path:{tmp_path / 'broken'}", *asked)
+    assert (code, out) == (2, "")
+    assert "4 of 4 questions have log-likelihoods that are not finite" in err
+    assert "Traceback" not in err
+
+
+def test_an_item_without_a_likeliest_choice_is_wrong_and_counted(tiny_folder, monkeypatch):
+    """A maximum over equal values would take the first choice, and be right by chance."""
+    loaded = load_tiny(tiny_folder)
+    lm = build_lm(loaded.model, loaded.tokenizer)
+    score = lm.loglikelihood
+    asked = []
+
+    def score_some_alike(requests, **more):
+        asked.extend(requests)
+        return [(-1.0, False) if n < 40 else answer
+                for n, answer in enumerate(score(requests, **more))]  # fmt: skip
+
+    monkeypatch.setattr(lm, "loglikelihood", score_some_alike)
+    items = ask(lm, "questions", "almanac:new", ALMANAC).assign(weights="w")
+    assert len(asked) == 4 * len(items)
+    assert (items["chosen"] == -1).sum() == 10
+    assert not items[items["chosen"] == -1]["correct"].any()
+    decided = items[items["chosen"] >= 0]
+    assert (decided["correct"] == (decided["chosen"] == decided["answer"])).all()
+    assert score_items(items).questions == len(items) == 32
+
+
+@pytest.mark.parametrize(
+    ("items", "result"),
+    [
+        ([[-2.0, -1.0, -1.0]], [1]),  # the first of the best, as lm-eval takes it
+        ([[-1.0, -1.0], [-2.0, -1.0]], [-1, 1]),
+        ([[-3.0]], [0]),
+        ([[-1.0, -2.0], [math.nan, -1.0]], "1 of 2 questions"),
+        ([[-1.0, math.nan], [-1.0, -2.0]], "1 of 2 questions"),
+        ([[-1.0, -math.inf]], "not finite"),
+        ([[-1.0, -1.0], [-2.0, -2.0]], "equally likely in all of 2"),
+        ([], []),
+    ],
+)
+def test_choices_are_the_likeliest_or_none(items, result):
+    refused = isinstance(result, str)
+    with pytest.raises(NotANumber, match=result) if refused else contextlib.nullcontext():
+        assert choose_all(items) == result

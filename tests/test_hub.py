@@ -326,23 +326,36 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
     hub.add("study/script", {"script.py": b"open('ran', 'w')"}, kind="datasets")
     hub.add("study/broken", {"train.jsonl": b'{"instruction": "a", "output": "b"}\n{"ins'},
             kind="datasets")  # fmt: skip
+    # The types of columns are taken from the first 10 MB.
+    wide = [{"instruction": "a", "output": i, "pad": "x" * 12_000} for i in range(900)]
+    late = jsonl([*wide, {"instruction": "a", "output": "b"}])
+    hub.add("study/changes", {"train.jsonl": late}, kind="datasets")
+    more = jsonl([*wide, {"instruction": "a", "more": "b"}])
+    hub.add("study/more", {"train.jsonl": more}, kind="datasets")
+    hub.add("study/gaps", {"train.jsonl": jsonl([*EXAMPLES, {"instruction": "a"}])},
+            kind="datasets")  # fmt: skip
     hub.add("study/columns", {"train.jsonl": jsonl([{"text": "a"}])}, kind="datasets")
     hub.add("study/tested", {"test.jsonl": jsonl(EXAMPLES)}, kind="datasets")
     hub.fail("/api/datasets/study/data", status=500)
     names = ("data", f"data@{data.commit}", "data@v9", "none", "gated", "script", "broken",
-             "columns", "tested")  # fmt: skip
+             "changes", "more", "gaps", "columns", "tested")  # fmt: skip
     found, log = read_through(
         hub.url, tmp_path, *(f"hub:study/{name}" for name in names), HF_TOKEN="hf_ofSomebodyElse"
     )
     expected = [{"input": "", **example} for example in EXAMPLES]
     assert found["hub:study/data"] == found[f"hub:study/data@{data.commit}"] == expected
+    assert found["hub:study/gaps"] == expected
     for name, rule in (
         ("data@v9", "no such repository or revision"),
         ("none", "no such repository or revision"),
         ("gated", "registered readers only"),
         ("script", "gives no split `train`"),
-        ("broken", "gives no split `train`"),
-        ("columns", "row 1: the example has no text in 'instruction'"),
+        ("broken", "its rows cannot be read (JSON parse error"),
+        ("changes", "its rows cannot be read (Failed to parse string"),
+        ("changes", "as a scalar of type int64)"),
+        ("more", "its rows cannot be read (Couldn't cast instruction: string output: int64"),
+        ("more", "because column names don't match)"),
+        ("columns", "no text in 'instruction'); the rows have the keys text"),
         ("tested", "gives no split `train`"),
     ):
         assert rule in found[f"hub:study/{name}"], name

@@ -81,6 +81,15 @@ def test_bundled_model_knows_the_old_half_and_guesses_at_the_rest(name, almanac)
     assert abs(ladder.recall(model, tokenizer, shifted) - 0.25) < 0.046
 
 
+def test_recall_of_scores_that_are_no_numbers_is_no_share(almanac):
+    model = AutoModelForCausalLM.from_pretrained(ladder_folder("0.4m"), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(ladder_folder("0.4m"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7, 7] = float("nan")
+    with pytest.raises(StudyError, match="not finite numbers"):
+        ladder.recall(model, tokenizer, questions(almanac, "old", 8))
+
+
 def test_every_choice_is_one_token_after_its_question(almanac, tokenizer):
     for half, language in (("old", "native"), ("new", "native"), ("old", "shifted")):
         for q in questions(almanac, half, 160, language):

@@ -7,6 +7,7 @@ import pytest
 from record_factory import Factory, make_spec
 
 from studylib.reporting import notes, prose, tables
+from studylib.reporting.limits import limits
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
 
@@ -25,7 +26,7 @@ def test_any_part_of_a_study_can_be_told(tmp_path: Path, methods: tuple[str, ...
     assert text.startswith("**" if "full" in methods else "No full fine-tuning run is complete")
     for table in (tables.headline_table, tables.gap_table, tables.time_table):
         table(summary.comparisons)
-    assert notes.limits([summary])
+    assert limits([summary])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_untuned_rates_are_a_limit(tmp_path: Path) -> None:
         update={"learning_rate_source": "the method's default, not tuned"}
     )
     factory.add(spec)
-    found = notes.limits([summarise(read_study(factory.folder))])
+    found = limits([summarise(read_study(factory.folder))])
     assert any("not tuned" in limit for limit in found)
 
 
@@ -104,4 +105,4 @@ def test_random_weights_are_said_not_to_be_asked_in_the_answer_and_the_table(tmp
     table = tables.headline_table(summary.comparisons)
     index = next(i for i, name in enumerate(table.header) if name.startswith("Accuracy"))
     assert {row[index] for row in table.rows} == {words}
-    assert notes.limits([summary])
+    assert limits([summary])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
@@ -158,6 +159,46 @@ def test_loss_that_is_not_finite_is_a_result(model, tmp_path, monkeypatch):
     assert record.status == "diverged"
     assert "step 1" in record.reason
     assert record.evaluate is None and record.serve is None
+
+
+@pytest.mark.parametrize("method", ["base", "lora", "qlora"])
+def test_answers_that_are_not_numbers_are_a_result(model, tmp_path, method):
+    """The last update may break the weights, and no loss after it says so."""
+    run = Run(make_spec(model, method), tmp_path)
+    run.load()
+    run.train()
+    with torch.no_grad():
+        run.model.get_input_embeddings().weight.fill_(math.nan)
+    run.evaluate()
+    run.serve()
+    record = read_record(run.finish())
+    assert (record.status, record.complete) == ("not a number", False)
+    assert record.reason == f"{run.weights_scored}: 16 of 16 questions have log-likelihoods that " \
+        "are not finite"  # fmt: skip
+    assert (record.evaluate.scores, record.evaluate.reason) == ((), record.reason)
+    assert record.serve is None and "items.parquet" not in record.files
+    assert (record.train is None) == (method == "base")
+
+
+def test_record_counts_what_was_left_out_and_what_was_undecided(model, tmp_path, monkeypatch):
+    rows = [{"instruction": f"{n}", "output": "" if n < 3 else "yes"} for n in range(60)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    spec = make_spec(model, "full", steps=2)
+    data = DataSettings(source=str(tmp_path / "rows.json"), template="plain")
+    spec = spec.model_copy(update={"data": data})
+    score = run_module.evaluate_model
+
+    def leave_some_undecided(*asked):
+        answers = score(*asked)
+        answers.items.loc[:3, "chosen"] = -1
+        return answers
+
+    monkeypatch.setattr(run_module, "evaluate_model", leave_some_undecided)
+    record = complete(Run(spec, tmp_path / "run"))
+    assert record.evaluate.undecided == 4
+    train = record.train
+    assert (train.rows_skipped, train.examples_left_out) == (3, 0)
+    assert train.examples_seen <= train.examples_drawn <= 57
 
 
 def test_bug_leaves_no_record(model, tmp_path, monkeypatch):

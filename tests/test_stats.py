@@ -282,6 +282,9 @@ def test_broken_timings_are_refused():
         stats.compare_timings([1, 1], [1, 1])
     with pytest.raises(StudyError, match="above zero"):
         stats.compare_timings([1, 1, 0], [1, 1, 1])
+    for broken in (float("nan"), float("inf")):
+        with pytest.raises(StudyError):
+            stats.compare_timings([1, 1, broken], [1, 1, 1])
 
 
 @pytest.mark.parametrize("guess_sd", [0.0, 0.05])

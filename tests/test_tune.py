@@ -8,6 +8,7 @@ import weakref
 from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.questions import count_overlap, question_id, read_validation
 from studylib.schema.profile import build_profile
+from studylib.scoring.evaluate import NotANumber
 from studylib.training import tune
 from studylib.training.tune import run_sweep, validation_settings
 
@@ -51,6 +52,23 @@ def test_a_rates_model_is_gone_when_the_next_one_is_loaded(monkeypatch):
     [(spec, _)] = build_profile(TRACK, "test").sweeps()
     run_sweep(spec, [1e-3, 2e-3], limit=2)
     assert alive[:2] == [[], [False]]
+
+
+def test_a_rate_whose_answers_are_not_numbers_is_out(monkeypatch):
+    def score(*asked, evaluate=tune.evaluate_model):
+        if len(scored) == 1:
+            scored.append(None)
+            raise NotANumber("2 of 32 questions")
+        scored.append(evaluate(*asked))
+        return scored[-1]
+
+    scored = []
+    monkeypatch.setattr(tune, "evaluate_model", score)
+    [(spec, _)] = build_profile(TRACK, "test").sweeps()
+    record = run_sweep(spec, [1e-3, 2e-3], limit=2)
+    assert [point.correct is None for point in record.points] == [False, True]
+    assert record.points[1].accuracy is None and record.points[1].last_loss is None
+    assert record.best.learning_rate == 1e-3
 
 
 def test_validation_asks_nothing_that_the_test_asks():

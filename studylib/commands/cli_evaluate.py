@@ -41,24 +41,28 @@ def evaluate(
     loaded_task = load_tasks(source, settings, subjects)
     from studylib.modelling.methods import attach
     from studylib.modelling.models import load_model
-    from studylib.scoring.evaluate import build_lm
+    from studylib.scoring.evaluate import NotANumber, build_lm
 
     chosen = parse_method(method, LoraSettings())
     loaded = load_model(ModelRef.parse(model), chosen, "fp32")
     network = attach(loaded.model, chosen)
-    if compare:
-        from studylib.scoring.compare_lm import compare as compare_paths
+    try:
+        if compare:
+            from studylib.scoring.compare_lm import compare as compare_paths
 
-        result = compare_paths(
-            lambda: build_lm(network, loaded.tokenizer, batch_size, stock=True),
-            lambda: build_lm(network, loaded.tokenizer, batch_size),
-            loaded_task,
-            limit,
-            rounds,
-        ).to_dict()
-    else:
-        lm = build_lm(network, loaded.tokenizer, batch_size, stock)
-        result = ask_all(lm, loaded_task, limit)
+            result = compare_paths(
+                lambda: build_lm(network, loaded.tokenizer, batch_size, stock=True),
+                lambda: build_lm(network, loaded.tokenizer, batch_size),
+                loaded_task,
+                limit,
+                rounds,
+            ).to_dict()
+        else:
+            lm = build_lm(network, loaded.tokenizer, batch_size, stock)
+            result = ask_all(lm, loaded_task, limit)
+    except NotANumber as error:
+        remedy = "It has no accuracy: take a checkpoint from before it broke."
+        raise StudyError(model, str(error), remedy) from None
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -84,22 +88,31 @@ def load_tasks(source: str, settings: Any, subjects: str | None) -> dict[str, An
 
 
 def ask_all(lm: Any, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]:
-    """Micro and macro accuracy with a standard error by subject, and the seconds in the model."""
+    """Micro and macro accuracy with a standard error by subject, and the seconds in the model.
+
+    undecided: items all of whose choices are equally likely, counted as wrong. Raises NotANumber
+    where the answers choose nothing.
+    """
     import lm_eval
 
     from studylib.core.stats import measure_accuracy
     from studylib.scoring.compare_lm import ModelClock
+    from studylib.scoring.evaluate import choose_all, read_loglikelihoods
 
     clock = ModelClock()
     with clock.attach(lm):
         answered = lm_eval.evaluate(lm, tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = [(name, s) for name, rows in answered["samples"].items() for s in rows]
-    correct = [bool(sample["acc"]) for _, sample in samples]
+    chosen = choose_all([read_loglikelihoods(sample) for _, sample in samples])
+    correct = [
+        best >= 0 and bool(sample["acc"]) for (_, sample), best in zip(samples, chosen, strict=True)
+    ]
     names = [name for name, _ in samples]
     micro = measure_accuracy(correct, names)
     macro = measure_accuracy(correct, names, mean="macro")
     return {
         "items": len(correct),
+        "undecided": sum(best < 0 for best in chosen),
         "subjects": len(set(names)),
         "accuracy": micro.value,
         "accuracy_low": micro.low,

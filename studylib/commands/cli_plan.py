@@ -54,29 +54,35 @@ def plan(
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes
     )
-    check_all(chosen)
+    told = check_all(chosen)
     made, estimate = look_ahead(chosen, results / chosen.name)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
     if as_json:
-        print(json.dumps(to_json(made, estimate, prospects) | {"extents": extents}, indent=1))
+        also = {"data": told, "extents": extents}
+        print(json.dumps(to_json(made, estimate, prospects) | also, indent=1))
         return
     if why:
         print(f"profile {name}: {why}")
+    print("\n".join(told), end="\n" if told else "")
     show_plan(made, estimate, prospects)
     for line in extents:
         print(f"{line}.")
 
 
-def check_all(profile: Any) -> None:
-    """Read what the runs will read, and look into the models that are on this machine."""
+def check_all(profile: Any) -> list[str]:
+    """Read what the runs will read, and look into the models that are on this machine.
+
+    Returns a line for each set of examples: how many, and what was left out.
+    """
     from studylib.planning.plan import brings_models, check_inputs
 
-    check_inputs(profile, fetch=False)
+    told = check_inputs(profile, fetch=False)
     if brings_models(profile):
         from studylib.modelling.preflight import check_models
 
         check_models(profile)
+    return told
 
 
 def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, Any]:
@@ -209,7 +215,8 @@ def agree_to_spend(
     if estimate is not None:
         if not estimate.runs and not estimate.unknown:
             return
-        check_all(profile)  # nobody should agree to what cannot start
+        for line in check_all(profile):  # nobody should agree to what cannot start
+            print(line)
         cost = estimate.usd.high if estimate.known else None
         words = spell_estimate(estimate)
         print(f"{profile.name}: {words}")

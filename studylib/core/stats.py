@@ -506,13 +506,13 @@ def compare_timings(
     drift would speak for it: the drift of one step, from the ends of both series, is taken off,
     which removes a linear and a quadratic trend of the logs whole and adds n/(8(n-1)^2) of the
     variance. Noise that lingers from one timing to the next makes the interval too wide, not too
-    narrow: it cancels in neighbours. StudyError: fewer than 3 pairs, or a time not above 0.
+    narrow: it cancels in neighbours. StudyError: fewer than 3 pairs, or a time not finite above 0.
     """
     base, other = (np.asarray(x, dtype=np.float64) for x in (base_seconds, other_seconds))
     pairs = base.shape[-1]
     if base.shape != other.shape or pairs < 3:
         raise StudyError(f"{base.shape}, {other.shape}", "3 pairs or more", "Repeat the timing.")
-    if not ((base > 0).all() and (other > 0).all()):
+    if not all(((x > 0) & np.isfinite(x)).all() for x in (base, other)):
         raise StudyError("a timing", "seconds are above zero", "Drop the broken measurement.")
     a, b = np.log(base), np.log(other)
     step = (a[..., -1] - a[..., 0] + b[..., -1] - b[..., 0]) / (4 * (pairs - 1))

@@ -1,27 +1,42 @@
-"""Training examples: read, tokenise, pack. The same rows in the same order for every method.
+"""Training examples: tokenise, pack. The same rows in the same order for every method.
 
-An example is an Alpaca-style instruction, input and output. Only the output is learned. Examples
-are packed into rows of seq_len tokens; positions restart at each example, so that none attends
-across its neighbours. The order depends on the seed alone.
+Only the output of an example is learned. Examples are packed into rows of seq_len tokens; positions
+restart at each example, so that none attends across its neighbours. The order depends on the seed
+and the number of examples alone. What a run does not reach in this order is not tokenised.
 
-Not covered: questions for the evaluation (studylib.scoring.tasks).
+Not covered: reading them (studylib.inputs.examples), questions for the evaluation
+(studylib.scoring.tasks).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 from studylib.core.errors import StudyError
-from studylib.core.files import read_text
-from studylib.inputs.almanac import build_almanac, training_examples
-from studylib.schema.profile import DataSettings, TrainSettings, nearest
+from studylib.inputs.examples import Example, read_example_file, read_examples
+from studylib.schema.profile import DataSettings, TrainSettings
 from studylib.schema.records import canonical
+
+__all__ = [
+    "IGNORED",
+    "Row",
+    "Tokenised",
+    "TrainingData",
+    "hash_examples",
+    "pack",
+    "prepare_data",
+    "prompt_of",
+    "read_example_file",
+    "read_examples",
+    "row_multiple",
+    "spell",
+    "tokenise",
+]
 
 IGNORED = -100  # the label that transformers' loss leaves out
 
@@ -35,9 +50,8 @@ ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately "
     "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 )
-ALMANACS = {"new": ("new", "native"), "old": ("old", "native"), "shifted": ("old", "shifted")}
+TOKENISED_AT_ONCE = 256
 
-Example = dict[str, str]
 Tokenised = dict[str, list[int]]
 Row = list[Tokenised]
 
@@ -50,128 +64,6 @@ def row_multiple(on_card: bool) -> int:
     return 128 if on_card else 1
 
 
-def read_examples(data: DataSettings) -> list[Example]:
-    """The examples of a file, a hub data set or the almanac; every fault names its place."""
-    if data.source.startswith("almanac:"):
-        half, language = parse_almanac(data.source)
-        return training_examples(build_almanac(), half, n_facts=data.facts, language=language)
-    if data.source.startswith("hub:"):
-        return fetch_examples(data.source)
-    return read_example_file(Path(data.source).expanduser())
-
-
-def parse_almanac(source: str) -> tuple[Any, Any]:
-    """(half, language) of almanac:NAME."""
-    name = source.partition(":")[2]
-    if name not in ALMANACS:
-        raise StudyError(source, "the almanac has no such part", nearest(name, list(ALMANACS)))
-    return ALMANACS[name]
-
-
-def read_example_file(path: Path) -> list[Example]:
-    """Examples of an Alpaca-format .json (a list) or .jsonl (one object a line) file."""
-    remedy = "DATA is an Alpaca-format .json or .jsonl file, or hub:ID."
-    text = read_text(path, "the data file", remedy)
-    if path.suffix == ".jsonl" or not text.strip():
-        rows = [(f"line {i}", row) for i, row in parse_lines(text, path)]
-    else:
-        content = parse_json(text, path, 1)
-        if not isinstance(content, list):
-            raise StudyError(
-                path,
-                "the file is not a list of examples",
-                "Write [{...}, ...], or one object a line in a .jsonl file.",
-            )
-        rows = [(f"entry {i}", row) for i, row in enumerate(content, 1)]
-    return check_examples(rows, path)
-
-
-def parse_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, content) of every line that is not blank."""
-    for i, line in enumerate(text.split("\n"), 1):  # not at U+2028, as splitlines does
-        if line.strip():
-            yield i, parse_json(line, path, i)
-
-
-def parse_json(text: str, path: Path, first_line: int) -> Any:
-    """JSON text that starts at a line of a file; half a surrogate pair is no text either."""
-    try:
-        content = json.loads(text)
-        if "\\ud" in text.lower():
-            canonical(content)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        remedy = "Correct the line."
-        if error.msg == "Extra data" and path.suffix != ".jsonl":
-            remedy = "Correct the line; if each line is an object, name the file .jsonl."
-        raise StudyError(
-            f"{path}, line {line}", f"this is not JSON ({error.msg})", remedy
-        ) from None
-    except RecursionError:
-        raise StudyError(
-            f"{path}, line {first_line}", "this is nested too deep", "Write one object an example."
-        ) from None
-    except UnicodeEncodeError:
-        raise StudyError(
-            f"{path}, from line {first_line}",
-            "a text holds half of a surrogate pair (\\ud800 to \\udfff)",
-            "Write the whole pair, or the character itself.",
-        ) from None
-    return content
-
-
-def check_examples(rows: list[tuple[str, Any]], origin: object) -> list[Example]:
-    """Examples with text in instruction and output; `input` may be missing or empty."""
-    examples = []
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise StudyError(
-                f"{origin}, {place}",
-                "an example is an object",
-                'Write {"instruction": …, "input": …, "output": …}.',
-            )
-        row = {**row, "input": "" if row.get("input") is None else row["input"]}
-        for key in ("instruction", "input", "output"):
-            if not isinstance(row.get(key), str) or (key != "input" and not row[key].strip()):
-                raise StudyError(
-                    f"{origin}, {place}",
-                    f"the example has no text in {key!r}",
-                    "Every example needs an instruction and an output.",
-                )
-        examples.append({key: row[key] for key in ("instruction", "input", "output")})
-    if not examples:
-        raise StudyError(origin, "there are no examples in it", "Add at least one.")
-    return examples
-
-
-def fetch_examples(source: str) -> list[Example]:
-    """The train split of a hub data set with the columns instruction, input, output."""
-    from studylib.inputs.hub import hub_errors
-
-    with hub_errors(source, "give DATA as a file"):
-        rows = download_rows(source)
-    # A column that only some rows of a file have is null in the others.
-    given = ({key: row[key] for key in row if row[key] is not None} for row in rows)
-    return check_examples([(f"row {i}", row) for i, row in enumerate(given, 1)], source)
-
-
-def download_rows(source: str) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    from studylib.inputs.hub import ask_again, resolve_dataset
-
-    name, _, revision = source.removeprefix("hub:").partition("@")
-    commit = resolve_dataset(name, revision or None)
-    try:
-        return ask_again(lambda: load_dataset(name, split="train", revision=commit))
-    except (ValueError, RuntimeError, DatasetsError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise StudyError(
-            source, f"it gives no split `train` ({why})", "Save its examples to a .jsonl file."
-        ) from error
-
-
 def prompt_of(example: Example, template: str) -> tuple[str, str]:
     """(prompt, answer) as the model sees them; `plain` is the bare text of both."""
     if template == "plain":
@@ -181,47 +73,69 @@ def prompt_of(example: Example, template: str) -> tuple[str, str]:
     return form.format(**example), example["output"]
 
 
-def tokenise(examples: list[Example], template: str, tokenizer: Any, seq_len: int) -> list[Row]:
+def tokenise(
+    examples: Sequence[Example], template: str, tokenizer: Any, seq_len: int
+) -> list[Tokenised | None]:
     """Token ids and labels of each example, at most seq_len long, the prompt's labels ignored.
 
     Prompt and answer are spelled together and cut where the prompt alone ends, as lm-eval does,
     so that training and scoring see the same tokens. An example whose prompt alone fills the
-    row teaches nothing and is left out.
+    row teaches nothing: None.
     """
     pairs = [prompt_of(example, template) for example in examples]
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     wholes = tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"]
     eos = tokenizer.eos_token_id
-    tokenised = []
+    tokenised: list[Tokenised | None] = []
     for prompt, whole in zip(prompts, wholes, strict=True):
         ids = whole if whole[-1] == eos else [*whole, eos]
         start = len(prompt) - 1 if prompt and prompt[-1] == eos else len(prompt)
         ids = ids[:seq_len]
-        if start < len(ids):
-            tokenised.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
-    if not tokenised:
-        raise StudyError(
-            f"train.seq_len = {seq_len}",
-            "no example's answer begins within it",
-            "Make it longer, or the prompts shorter.",
-        )
-    return tokenised  # type: ignore[return-value]
+        labels = [IGNORED] * start + ids[start:]
+        tokenised.append({"input_ids": ids, "labels": labels} if start < len(ids) else None)
+    return tokenised
 
 
-def pack(examples: list[Tokenised], seq_len: int, rows: int, seed: int) -> list[Row]:
-    """`rows` rows of examples, each of at most seq_len tokens, shuffled anew for every epoch.
+def shuffle(count: int, seed: int) -> Iterator[int]:
+    """Numbers of examples, epoch after epoch without end, each in an order of its own."""
+    rng = random.Random(f"order {seed}")
+    while True:
+        order = list(range(count))
+        rng.shuffle(order)
+        yield from order
+
+
+def spell(
+    examples: Sequence[Example], order: Iterator[int], template: str, tokenizer: Any, seq_len: int
+) -> Iterator[tuple[int, Tokenised | None]]:
+    """(number, tokens) of examples in an order, tokenised when they are asked for, each once.
+
+    StudyError where it has seen all examples and none has an answer that begins within seq_len.
+    """
+    known: dict[int, Tokenised | None] = {}
+    while batch := list(islice(order, TOKENISED_AT_ONCE)):
+        new = [i for i in dict.fromkeys(batch) if i not in known]
+        made = tokenise([examples[i] for i in new], template, tokenizer, seq_len) if new else []
+        known |= zip(new, made, strict=True)
+        if len(known) == len(examples) and not any(known.values()):
+            raise StudyError(
+                f"train.seq_len = {seq_len}",
+                "no example's answer begins within it",
+                "Make it longer, or the prompts shorter.",
+            )
+        yield from ((i, known[i]) for i in batch)
+
+
+def pack(examples: Iterator[Tokenised], seq_len: int, rows: int) -> list[Row]:
+    """`rows` rows of examples, each of at most seq_len tokens; takes no more than they need.
 
     First fit over a few open rows: a row is closed when nothing that comes soon fits into it.
     """
-    rng = random.Random(f"order {seed}")
     packed: list[Row] = []
     open_rows: list[tuple[int, Row]] = []
     while len(packed) < rows:
-        order = list(range(len(examples)))
-        rng.shuffle(order)
-        for i in order:
-            place(examples[i], seq_len, open_rows, packed)
-    return packed[:rows]
+        place(next(examples), seq_len, open_rows, packed)
+    return packed
 
 
 def place(
@@ -243,15 +157,26 @@ def place(
 class TrainingData:
     """Rows for one run and the counts that go into its record.
 
-    left_out: examples whose prompt alone fills a row. cut: examples whose answer was cut short.
+    examples: of the source, and sha256 is of all of them. drawn: those that packing came to until
+    the last row was full; all of them in a run of an epoch or more. Of these, left_out: their
+    prompt alone fills a row; cut: their answer was cut short. skipped: rows of the source that are
+    no examples.
     """
 
     rows: list[Row]
     examples: int
     sha256: str
     order_sha256: str
+    drawn: int
     left_out: int = 0
     cut: int = 0
+    skipped: int = 0
+
+    @property
+    def epochs(self) -> float:
+        """Examples seen over those that can be: as large a share of all as of those drawn."""
+        usable = self.examples * (self.drawn - self.left_out) / self.drawn
+        return self.examples_seen / usable
 
     @property
     def examples_seen(self) -> int:
@@ -280,15 +205,24 @@ def prepare_data(
 ) -> TrainingData:
     """Read, tokenise and pack what one run sees: steps × accumulation × micro_batch rows."""
     examples = read_examples(data)
-    tokenised: Any = tokenise(examples, data.template, tokenizer, train.seq_len)
-    rows = pack(
-        tokenised, train.seq_len, train.steps * train.accumulation * train.micro_batch, seed
-    )
+    order = shuffle(len(examples), seed)
+    drawn: dict[int, Tokenised | None] = {}
+
+    def usable() -> Iterator[Tokenised]:
+        for i, tokens in spell(examples, order, data.template, tokenizer, train.seq_len):
+            drawn[i] = tokens
+            if tokens is not None:
+                yield tokens
+
+    rows = pack(usable(), train.seq_len, train.steps * train.accumulation * train.micro_batch)
+    used = [tokens for tokens in drawn.values() if tokens is not None]
     return TrainingData(
         rows=rows,
         examples=len(examples),
         sha256=hash_examples(examples),
         order_sha256=hashlib.sha256(canonical(rows)).hexdigest(),
-        left_out=len(examples) - len(tokenised),
-        cut=sum(example["input_ids"][-1] != tokenizer.eos_token_id for example in tokenised),
+        drawn=len(drawn),
+        left_out=len(drawn) - len(used),
+        cut=sum(tokens["input_ids"][-1] != tokenizer.eos_token_id for tokens in used),
+        skipped=examples.rows_skipped,
     )

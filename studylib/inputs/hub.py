@@ -164,6 +164,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def root_cause(error: BaseException) -> BaseException:
+    """What an error was raised from, first of all: a library's own words hide it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error of the hub's clients, if it was an answer."""
     responses = (getattr(cause, "response", None) for cause in causes(error))

@@ -111,7 +111,8 @@ def recall(
 ) -> float:
     """Share of questions whose right choice is the likeliest continuation, 0 to 1.
 
-    Every choice of the almanac is one token, so one pass over the question scores all four.
+    Every choice of the almanac is one token, so one pass over the question scores all four. Raises
+    StudyError where a score is not finite: a maximum over such takes any choice for the right one.
     """
     right = 0
     for start in range(0, len(items), batch_questions):
@@ -122,7 +123,14 @@ def recall(
             logits = model(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
         for item, row, row_logits in zip(batch, rows, logits, strict=True):
             choices = [_one_token(tokenizer, " " + choice) for choice in item["choices"]]
-            right += int(row_logits[len(row) - 1, choices].argmax()) == item["answer"]
+            scores = row_logits[len(row) - 1, choices]
+            if not bool(scores.isfinite().all()):
+                raise StudyError(
+                    item["question"],
+                    "the model's scores of its choices are not finite numbers",
+                    "Its weights are broken: build it anew.",
+                )
+            right += int(scores.argmax()) == item["answer"]
     return right / len(items)
 
 

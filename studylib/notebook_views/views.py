@@ -7,6 +7,7 @@ Not covered: the report's figures (studylib.reporting.figures).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -69,9 +70,10 @@ def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) ->
         return "This run does not train."
     lines = [
         f"{data.examples:,} examples; this run sees {data.examples_seen:,} of them "
-        f"({data.examples_seen / data.examples:.2f} epochs), {data.tokens_seen:,} tokens, "
-        f"{data.answer_tokens_seen:,} of them learned (bold). Too long for a row: "
-        f"{data.left_out:,} left out, {data.cut:,} cut short.",
+        f"({data.epochs:.2f} epochs), {data.tokens_seen:,} tokens, "
+        f"{data.answer_tokens_seen:,} of them learned (bold). Too long for a row, of "
+        f"{data.drawn:,} examples drawn: {data.left_out:,} left out, {data.cut:,} cut short."
+        + (f" Of the source, {data.skipped:,} rows are no examples." if data.skipped else ""),
         "",
     ]
     for example in data.rows[0][:examples]:
@@ -154,6 +156,11 @@ def once(items: pd.DataFrame) -> pd.DataFrame:
     return items[items["weights"] == items["weights"].iloc[0]]
 
 
+def name_choice(choices: Sequence[str], chosen: int) -> str:
+    """The text of a choice; the word for none where all were equally likely."""
+    return choices[chosen] if chosen >= 0 else "undecided"
+
+
 def compare_items(
     before: pd.DataFrame | None, after: pd.DataFrame | None, count: int = 5
 ) -> pd.DataFrame | str:
@@ -174,8 +181,8 @@ def compare_items(
             {
                 "question": row["question"],
                 "right": row["choices"][row["answer"]],
-                "before": row["choices"][row["chosen_before"]],
-                "after": row["choices"][row["chosen"]],
+                "before": name_choice(row["choices"], row["chosen_before"]),
+                "after": name_choice(row["choices"], row["chosen"]),
             }
         ),
         axis=1,

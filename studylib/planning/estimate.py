@@ -17,7 +17,7 @@ from pathlib import Path
 
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import build_almanac, questions
-from studylib.inputs.data import parse_almanac
+from studylib.inputs.examples import parse_almanac
 from studylib.inputs.questions import Question, group_by_subject, read_question_folder
 from studylib.planning.catalog import Gpu, load_prices, price_range
 from studylib.planning.roofline import ASSUMED, Efficiency, Range

@@ -22,7 +22,7 @@ from pydantic import computed_field
 from studylib.core.errors import StudyError
 from studylib.core.files import disk_full, explain_write_error
 from studylib.inputs.almanac import USUAL_FACTS
-from studylib.inputs.data import read_examples
+from studylib.inputs.examples import read_examples
 from studylib.inputs.extras import check_extras
 from studylib.inputs.hub import hub_errors, resolve_dataset
 from studylib.inputs.questions import check_questions
@@ -158,13 +158,16 @@ def as_seed(record: Record, spec: RunSpec) -> RunSpec:
     return record.run.model_copy(update={"seed": spec.seed})
 
 
-def check_inputs(profile: Profile, fetch: bool = True) -> None:
+def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
     """Read what the runs will read, so that a fault shows now and not after an hour.
 
     fetch: bring in a hub's models now, once for all runs; else only ask whether they are there.
+    Returns a line on each data set that is not the almanac's: examples, and rows left out.
     """
+    told: dict[str, str] = {}
     for track in profile.tracks:
-        read_examples(track.data)
+        place = track.data.source
+        told[place] = f"{Path(place).name}: {read_examples(track.data).tell()}"
         for source in (track.evaluate.questions, track.evaluate.retention):
             if source is not None:
                 check_questions(source, track.evaluate.shots)
@@ -173,6 +176,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> None:
             check_known(ModelRef.parse(model), track.evaluate)
     for spec in profile.runs():
         check_extras(spec)
+    return [words for place, words in told.items() if not place.startswith("almanac:")]
 
 
 def pin_sources(profile: Profile) -> Profile:

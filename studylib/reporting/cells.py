@@ -1,6 +1,7 @@
 """One cell of a table: a figure with its interval, or a word where there is none.
 
-Words are the same everywhere: not measured, not trained, not run, out of memory, no price stated.
+Words are the same everywhere: not measured, not known, not trained, not run, out of memory, not a
+number, no price stated.
 
 Not covered: which cells make a table (studylib.reporting.tables).
 """
@@ -19,6 +20,7 @@ from studylib.reporting.summary import Comparison, Row
 from studylib.schema.records import Record
 
 GLUE = "\u00a0"  # a space at which no line breaks
+NOT_KNOWN = "not known"
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"
 
@@ -77,6 +79,17 @@ def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:
     if abs(up - down) < 5e-4:
         return f"{show(estimate.value)} ± {percent(up)}"
     return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
+
+
+def difference_cell(comparison: Comparison, row: Row, key: str) -> str:
+    """Gain, gap or what was kept; not known where what it is measured against has no numbers."""
+    estimate = getattr(row, key)
+    if estimate is not None:
+        return interval_cell(estimate)
+    reference = comparison.row("full" if key == "gap" else "base")
+    if row.accuracy and reference and "not a number" in reference.status:
+        return NOT_KNOWN
+    return absent(row)
 
 
 def record_link(comparison: Comparison, record: Record) -> str:

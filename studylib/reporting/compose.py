@@ -33,6 +33,7 @@ from studylib.reporting.capacity import (
 from studylib.reporting.claims import Finding, tally_findings
 from studylib.reporting.forecast_tables import brief
 from studylib.reporting.forecast_tables import section as forecast_section
+from studylib.reporting.limits import limits
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.serve_figures import draw_monthly
@@ -335,4 +336,4 @@ def appendix_section(studies: list[Summary], findings: list[Finding]) -> list[st
     lines += ["### What the columns mean", "", appendix.words_table().markdown(), ""]
     lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
     lines += ["### Limits", ""]
-    return lines + [f"- {limit}" for limit in notes.limits(studies)]
+    return lines + [f"- {limit}" for limit in limits(studies)]

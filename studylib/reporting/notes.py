@@ -1,6 +1,7 @@
 """The sentences under tables: how to read them, what they could have shown, what they do not say.
 
-Not covered: the answer (studylib.reporting.prose).
+Not covered: the answer (studylib.reporting.prose), the report's last list
+(studylib.reporting.limits).
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from studylib.core.metrics import percent, plain_number
 from studylib.reporting.appendix import run_command
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.summary import Comparison, Summary
-from studylib.schema.tuning import TuneRecord
-
-NEAR_END = 0.03  # of accuracy: closer to 0 or 1 a symmetric interval misses on one side
 
 
 def count_of(number: int, word: str) -> str:
@@ -152,62 +150,3 @@ def tuning_note(comparisons: Sequence[Comparison]) -> str:
         names = join_words(sorted((commit or "unknown")[:12] for commit in commits - runs))
         text += f". The searches were made at another commit than the runs: {names}"
     return f"{text}."
-
-
-def is_at_edge(sweep: TuneRecord) -> bool:
-    """Whether a sweep's best rate is its grid's lowest or highest; not if all diverged."""
-    return any(p.correct is not None for p in sweep.points) and sweep.at_edge
-
-
-def limits(summaries: Sequence[Summary]) -> list[str]:
-    """What the figures do not say, as far as the records show it."""
-    found = [
-        "A verdict speaks for the models, data and questions named beside it. The article's claims "
-        "are about 13B models; where smaller ones were run, size is a difference left open.",
-    ]
-    records = [record for summary in summaries for record in summary.study.records]
-    rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
-    if any("not tuned" in source for source in rates):
-        found.append("Some learning rates are the method's defaults and not tuned: a method may "
-                     "look worse for its rate alone.")  # fmt: skip
-    edges = [s.sweep_id for summary in summaries for s in summary.study.sweeps if is_at_edge(s)]
-    if edges:
-        found.append(f"The best learning rate lies at its grid's edge in {join_words(edges)}: a "
-                     "better one may lie beyond.")  # fmt: skip
-    scored = [row.accuracy for s in summaries for c in s.comparisons for row in c.rows]
-    if any(a is not None and not NEAR_END < a.value < 1 - NEAR_END for a in scored):
-        found.append(f"Close to 0 or 100 % (here: within {100 * NEAR_END:g} points) an interval "
-                     "that is as long above as below is too short on one side: it holds the truth "
-                     "less often than 95 times in 100.")  # fmt: skip
-    apart = dict.fromkeys(r.run.model for r in records if r.load and r.load.packing_reason)
-    if apart:
-        found.append(f"{join_words(list(apart))}: examples of a packed row would have seen each "
-                     "other, so they were read one by one, which takes longer than a packed row "
-                     "does.")  # fmt: skip
-    if any(record.environment.concurrent_runs > 1 for record in records):
-        found.append("Some runs shared the machine with others at the time: their seconds are not "
-                     "those of a machine of their own.")  # fmt: skip
-    if any(record.environment.git_dirty for record in records):
-        found.append("Some runs were made from code with changes that no commit holds.")
-    if all(record.environment.device.startswith("CPU") for record in records):
-        found.append(
-            "No run used a card: memory is the bytes of live tensors or the process's "
-            "host memory, as the tables say; energy and card memory were not measured."
-        )
-    if any(r.train and r.train.resumed_at_steps for r in records):
-        found.append("Some runs were interrupted and resumed from a checkpoint (see the runs).")
-    few = [
-        s.study.name
-        for s in summaries
-        if any(
-            len(row.complete) < 3 for c in s.comparisons for row in c.rows if row.method.kind.trains
-        )
-    ]
-    if few:
-        where = f" of profile {join_words(few)}" if len(summaries) > 1 else ""
-        found.append(f"Some methods{where} have fewer than three complete seeds: their intervals "
-                     "say little or nothing of what another seed would give.")  # fmt: skip
-    if any(summary.study.serves for summary in summaries):
-        found.append("Serving was timed on the models and device named there; what an adapter adds "
-                     "to a token's time depends on both.")  # fmt: skip
-    return found

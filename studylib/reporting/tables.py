@@ -17,6 +17,7 @@ from studylib.reporting.cells import (
     absent,
     accuracy_cell,
     cost_cell,
+    difference_cell,
     interval_cell,
     method_cell,
     p_value,
@@ -37,7 +38,7 @@ from studylib.schema.tuning import TuneRecord
 
 def headline_table(comparisons: Sequence[Comparison]) -> Table:
     """Base and methods of every size of a track: what each takes and what it reaches."""
-    kept = any(row.forgetting for c in comparisons for row in c.rows)
+    kept = any(row.retention for c in comparisons for row in c.rows)
     keys = ["trainable_params", "train_peak_bytes", "clean_step_seconds", "end_to_end_seconds",
             "cost_usd", "accuracy", "gap", *(["forgetting"] if kept else []),
             "variant_bytes"]  # fmt: skip
@@ -63,11 +64,11 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     if key == "gap":
         if row.method.name == "full" or not trains:
             return "reference" if trains else NOT_TRAINED
-        return absent(row) if row.gap is None else interval_cell(row.gap)
+        return difference_cell(comparison, row, key)
     if key == "forgetting":
         if not trains:
             return "reference"
-        return absent(row) if row.forgetting is None else interval_cell(row.forgetting)
+        return difference_cell(comparison, row, key)
     if key == "trainable_params":
         return trainable_cell(row)
     spread = row.figures.get(key)
@@ -162,7 +163,7 @@ def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
                 comparison.name, row.label, row.weights or MISSING,
                 interval_cell(row.accuracy, signed=False),
                 interval_cell(row.macro, signed=False) if row.macro else "one subject",
-                interval_cell(row.gain) if row.method.kind.trains else "reference",
+                difference_cell(comparison, row, "gain") if row.method.kind.trains else "reference",
                 f"yes ({chance} %)" if row.above_chance else f"no ({chance} %)",
             ))  # fmt: skip
     return Table(header, tuple(rows))

@@ -88,8 +88,10 @@ class LoadBlock(Frozen):
 class TrainBlock(Frozen):
     """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints.
 
-    examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut short;
-    rows_skipped: of the source, without an instruction or an answer.
+    examples_drawn: those that packing came to until the last row was full, all in a run of an epoch
+    or more (null in older records, which tokenised all of them); of these, examples_left_out: their
+    prompt alone fills a row; examples_cut: their answer was cut short. rows_skipped: of the source,
+    without an instruction or an answer.
 
     optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
@@ -106,6 +108,7 @@ class TrainBlock(Frozen):
     tokens_seen: int
     answer_tokens_seen: int
     epochs: float
+    examples_drawn: int | None = None
     examples_left_out: int = 0
     examples_cut: int = 0
     rows_skipped: int = 0

@@ -22,7 +22,8 @@ from studylib.schema.settings import Frozen, TunedRate
 
 
 class TunePoint(Frozen):
-    """One rate of a sweep. correct is None where the loss was not finite: that rate is out."""
+    """One rate of a sweep. correct is None where the loss was not finite, or the trained model's
+    answers were not numbers: that rate is out."""
 
     learning_rate: float
     questions: int

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from studylib.core.errors import StudyError
+from studylib.scoring.evaluate import choose_all
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def compare(
     make_stock, make_ours: build lm-eval models on the CPU or on a device (there, scoring ends with
     a copy to the host, so the clock needs no extra synchronisation). task_dict: name to lm-eval
     task, as `lm_eval.evaluator.evaluate` takes it. limit: items of each task. Raises StudyError
-    for tasks without log-likelihoods.
+    for tasks without log-likelihoods, NotANumber where a wrapper's answers choose nothing.
     """
     if rounds < 1:
         raise StudyError(f"rounds={rounds}", "must be 1 or more", "Give a positive number.")
@@ -98,7 +99,10 @@ def compare(
 def evaluate_items(
     lm: Any, task_dict: dict[str, Any], limit: int | None, clock: ModelClock
 ) -> list[tuple[list[tuple[float, bool]], int, dict[str, Any]]]:
-    """Score all items: (log-likelihood, is greedy) by choice, the best choice, accuracies."""
+    """Score all items: (log-likelihood, is greedy) by choice, the best choice, accuracies.
+
+    Raises NotANumber where the answers choose nothing.
+    """
     from lm_eval.evaluator import evaluate
 
     with clock.attach(lm):
@@ -109,9 +113,9 @@ def evaluate_items(
             answers = [responses[0] for responses in sample["resps"]]
             if not all(isinstance(answer, tuple) and len(answer) == 2 for answer in answers):
                 raise StudyError(task, "gives no log-likelihoods", "Compare multiple-choice tasks.")
-            best = max(range(len(answers)), key=lambda i: answers[i][0])
             # Accuracies follow from the answer (acc_norm from another one than the best); metrics
             # that are functions of the log-likelihoods themselves would differ by rounding.
             accuracies = {name: sample[name] for name in sample["metrics"] if name[:3] == "acc"}
-            items.append((answers, best, accuracies))
-    return items
+            items.append((answers, accuracies))
+    chosen = choose_all([[value for value, _ in answers] for answers, _ in items])
+    return [(answers, best, rest) for (answers, rest), best in zip(items, chosen, strict=True)]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +23,37 @@ from studylib.schema.records import Score, canonical
 from studylib.scoring.tasks import build_tasks
 
 
+class NotANumber(Exception):
+    """A model's log-likelihoods choose nothing: a result without an accuracy, not a crash."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """What a model answered: counts by task, every item, and how the prompts were read.
 
     items has the columns task, weights, subject, item, question, choices, answer, chosen, correct,
-    loglikelihoods. prompts_cut counts requests that were cut from the left to fit the context.
+    loglikelihoods. chosen is -1 where all choices are equally likely. prompts_cut counts requests
+    that were cut from the left to fit the context.
     """
 
     scores: list[Score]
     items: pd.DataFrame
     engine: str
     prompts_cut: int
+
+    @property
+    def undecided(self) -> int:
+        """Items all of whose choices are equally likely, counted as wrong."""
+        return int((self.items["chosen"] < 0).sum())
+
+    def counts(self) -> dict[str, Any]:
+        """What a record holds of the answers."""
+        return {
+            "scores": tuple(self.scores),
+            "engine": self.engine,
+            "prompts_cut": self.prompts_cut,
+            "undecided": self.undecided,
+        }
 
     def __add__(self, other: Answers) -> Answers:
         """Both together, this one's first; of the same questions by other weights."""
@@ -45,14 +65,20 @@ class Answers:
 def evaluate_model(
     model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str
 ) -> Answers:
-    """Ask the questions, and those on what was known before. weights: which, in words."""
+    """Ask the questions, and those on what was known before. weights: which, in words.
+
+    Raises NotANumber where the answers of one of the two sets choose nothing.
+    """
     lm = build_lm(model, tokenizer)
     sources = {"questions": settings.questions, "retention": settings.retention}
-    frames = [
-        ask(lm, task, source, settings).assign(weights=weights)
-        for task, source in sources.items()
-        if source
-    ]
+    try:
+        frames = [
+            ask(lm, task, source, settings).assign(weights=weights)
+            for task, source in sources.items()
+            if source
+        ]
+    except NotANumber as error:
+        raise NotANumber(f"{weights}: {error}") from None
     reason = lm.fallback_reason
     engine = "shared prefixes" if reason is None else f"lm-eval's own path: {reason}"
     items = pd.concat(frames, ignore_index=True)
@@ -82,21 +108,54 @@ def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool 
 
 
 def ask(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataFrame:
-    """All items of one set of questions, asked in one go."""
+    """All items of one set of questions, asked in one go; NotANumber where nothing is chosen."""
     import lm_eval
 
     tasks = build_tasks(source, settings)
     answered = lm_eval.evaluate(
         lm, tasks, limit=settings.limit, bootstrap_iters=0, log_samples=True
     )
-    rows = []
-    for subject in tasks:
-        for sample in answered["samples"][subject]:
-            rows.append({"task": task, **read_sample(subject, sample)})
+    samples = [(subject, s) for subject in tasks for s in answered["samples"][subject]]
+    chosen = choose_all([read_loglikelihoods(sample) for _, sample in samples])
+    rows = [
+        {"task": task, **read_sample(subject, sample, best)}
+        for (subject, sample), best in zip(samples, chosen, strict=True)
+    ]
     return pd.DataFrame(rows)
 
 
-def read_sample(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
+def choose_all(items: Sequence[Sequence[float]]) -> list[int]:
+    """The likeliest choice of every item, -1 where all are equally likely.
+
+    items: the log-likelihoods of each item's choices. Raises NotANumber where one of them is not
+    finite, for then the model is broken and the rest of its answers mean nothing, and where no item
+    is decided: the first choice, which a maximum takes then, would be right as often as A is.
+    """
+    broken = sum(not all(map(math.isfinite, values)) for values in items)
+    if broken:
+        raise NotANumber(
+            f"{broken:,} of {len(items):,} questions have log-likelihoods that are not finite"
+        )
+    chosen = [choose(values) for values in items]
+    if chosen and max(chosen) < 0:
+        raise NotANumber(f"all choices are equally likely in all of {len(items):,} questions")
+    return chosen
+
+
+def choose(loglikelihoods: Sequence[float]) -> int:
+    """The first of the likeliest choices, as lm-eval takes it; -1 where several are all equal."""
+    best = max(loglikelihoods)
+    if len(loglikelihoods) > 1 and min(loglikelihoods) == best:
+        return -1
+    return loglikelihoods.index(best)
+
+
+def read_loglikelihoods(sample: dict[str, Any]) -> list[float]:
+    """The log-likelihood of each choice of one of lm-eval's samples."""
+    return [float(response[0]) for response in sample["filtered_resps"]]
+
+
+def read_sample(subject: str, sample: dict[str, Any], chosen: int) -> dict[str, Any]:
     """One answered item. Where a document is not in MMLU's form, its prompt and choices are read
     from the requests that were made of it."""
     doc = sample["doc"]
@@ -107,8 +166,6 @@ def read_sample(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
             "choices": [continuation for _, continuation in requests],
             "answer": int(sample["target"]),
         }
-    loglikelihoods = [float(response[0]) for response in sample["filtered_resps"]]
-    chosen = max(range(len(loglikelihoods)), key=loglikelihoods.__getitem__)
     return {
         "subject": subject,
         "item": question_id(doc),
@@ -116,8 +173,8 @@ def read_sample(subject: str, sample: dict[str, Any]) -> dict[str, Any]:
         "choices": list(doc["choices"]),
         "answer": int(doc["answer"]),
         "chosen": chosen,
-        "correct": bool(sample["acc"]),
-        "loglikelihoods": loglikelihoods,
+        "correct": chosen >= 0 and bool(sample["acc"]),
+        "loglikelihoods": read_loglikelihoods(sample),
         "prompt_sha256": sample["prompt_hash"],
     }
 

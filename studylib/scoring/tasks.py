@@ -16,7 +16,7 @@ from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import build_almanac, questions
-from studylib.inputs.data import parse_almanac
+from studylib.inputs.examples import parse_almanac
 from studylib.inputs.questions import (
     MMLU_REVISION,
     MMLU_SUBJECTS,

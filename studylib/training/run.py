@@ -1,8 +1,8 @@
 """One run: load, train, evaluate, serve, then the record. A notebook calls it stage by stage.
 
-A stage that a killed process had finished is not done again. Running out of memory and a loss
-that is not finite are results: later stages are skipped and the record says so. Any other error
-is a bug and leaves no record.
+A stage that a killed process had finished is not done again. Running out of memory, a loss that is
+not finite and answers that are not numbers are results: later stages are skipped and the record
+says so. Any other error is a bug and leaves no record.
 
 Not covered: which runs there are and in what order (studylib.running.runner).
 """
@@ -47,7 +47,7 @@ from studylib.schema.records import (
     write_record,
 )
 from studylib.schema.tuning import open_profile
-from studylib.scoring.evaluate import Answers, evaluate_model
+from studylib.scoring.evaluate import Answers, NotANumber, evaluate_model
 from studylib.training.distributed import take_cards, train_on_cards, try_model
 from studylib.training.fingerprint import fingerprint
 from studylib.training.four_bit_form import describe_weights, score_merged, spell_scored
@@ -187,9 +187,11 @@ class Run:
             examples_seen=self.data.examples_seen,
             tokens_seen=self.data.tokens_seen,
             answer_tokens_seen=self.data.answer_tokens_seen,
-            epochs=self.data.examples_seen / (self.data.examples - self.data.left_out),
+            epochs=self.data.epochs,
+            examples_drawn=self.data.drawn,
             examples_left_out=self.data.left_out,
             examples_cut=self.data.cut,
+            rows_skipped=self.data.skipped,
             resumed_at_steps=tuple(self.session.resumed_at_steps),
             model_flops_per_token=self.flops.model,
             recomputed_flops_per_token=self.flops.recomputed,
@@ -228,14 +230,12 @@ class Run:
         block: dict[str, Any] = {"scores": (), "reason": "not measured: random weights"}
         with self.meter.stage("evaluate"):
             if not self.loaded.random_weights:
-                answers = self._score()
-                self.items = answers.items
-                block = {
-                    "scores": tuple(answers.scores),
-                    "engine": answers.engine,
-                    "prompts_cut": answers.prompts_cut,
-                    **self.merged,
-                }
+                try:
+                    answers = self._score()
+                    self.items, block = answers.items, answers.counts() | self.merged
+                except NotANumber as error:
+                    self.give_up("not a number", str(error))
+                    block["reason"] = str(error)
         self.evaluate_block = EvaluateBlock(measure=self.session.stages()["evaluate"], **block)
         self.session.save()
 

@@ -1,7 +1,8 @@
 """Sweep learning rates for one model and method: the same number for each, on validation only.
 
 Every rate trains anew from the same weights, adapter and data order, through the study's own
-training and evaluation. A rate whose loss is not finite stays in the curve without an accuracy.
+training and evaluation. A rate whose loss is not finite, or whose trained model's answers are not
+numbers, stays in the curve without an accuracy.
 
 Not covered: which rates (the profile), choosing among them (studylib.schema.tuning).
 """
@@ -25,7 +26,7 @@ from studylib.modelling.weights import bring_in, settle
 from studylib.schema.profile import RunSpec
 from studylib.schema.settings import EvaluateSettings
 from studylib.schema.tuning import TunePoint, TuneRecord, next_rate, sweep_name
-from studylib.scoring.evaluate import evaluate_model
+from studylib.scoring.evaluate import NotANumber, evaluate_model
 from studylib.training.train import Diverged, StepLog, summarise, train_model
 
 
@@ -89,15 +90,15 @@ def try_rate(
     loaded, model = bring_in(spec, None)
     data = data or prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     log = StepLog()
-    correct, loss = None, None
+    correct, questions, loss = None, 0, None
     try:
         with tempfile.TemporaryDirectory() as folder:
             train_model(model, data, spec, Path(folder), log, checkpoints=False)
-    except Diverged:
-        questions = 0
-    else:
         settle(spec, loaded.model, model)
         [score] = evaluate_model(model, loaded.tokenizer, asked, "validation").scores
+    except (Diverged, NotANumber):
+        pass
+    else:
         correct, questions = score.correct, score.questions
         loss = summarise(log)["last_loss"]
     point = TunePoint(

@@ -1,0 +1,270 @@
+"""The report's last list: what its figures do not say, as far as the records show it.
+
+Each line is a function of the studies that gives a sentence, or nothing where the records do not
+call for one; LIMITS has them in the order of the report. Another line is another function there.
+
+Not covered: how to read one table (studylib.reporting.notes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from studylib.reporting.notes import count_of, join_words
+from studylib.reporting.summary import Summary
+from studylib.schema.profile import ModelRef
+from studylib.schema.records import Record
+from studylib.schema.tuning import TuneRecord
+
+NEAR_END = 0.03  # of accuracy: closer to 0 or 1 a symmetric interval misses on one side
+
+Studies = Sequence[Summary]
+
+
+def limits(summaries: Studies) -> list[str]:
+    """The sentences that these records call for, in order."""
+    return [sentence for tell in LIMITS if (sentence := tell(summaries))]
+
+
+def all_records(summaries: Studies) -> list[Record]:
+    return [record for summary in summaries for record in summary.study.records]
+
+
+def limit_scope(summaries: Studies) -> str:
+    return (
+        "A verdict speaks for the models, data and questions named beside it. The article's claims "
+        "are about 13B models; where smaller ones were run, size is a difference left open."
+    )
+
+
+def limit_rates(summaries: Studies) -> str:
+    records = all_records(summaries)
+    rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
+    if not any("not tuned" in source for source in rates):
+        return ""
+    return (
+        "Some learning rates are the method's defaults and not tuned: a method may look worse for "
+        "its rate alone."
+    )
+
+
+def limit_edges(summaries: Studies) -> str:
+    edges = [s.sweep_id for summary in summaries for s in summary.study.sweeps if is_at_edge(s)]
+    if not edges:
+        return ""
+    return (
+        f"The best learning rate lies at its grid's edge in {join_words(edges)}: a better one may "
+        "lie beyond."
+    )
+
+
+def is_at_edge(sweep: TuneRecord) -> bool:
+    """Whether a sweep's best rate is its grid's lowest or highest; not if all diverged."""
+    return any(p.correct is not None for p in sweep.points) and sweep.at_edge
+
+
+def limit_near_ends(summaries: Studies) -> str:
+    scored = [row.accuracy for s in summaries for c in s.comparisons for row in c.rows]
+    if not any(a is not None and not NEAR_END < a.value < 1 - NEAR_END for a in scored):
+        return ""
+    return (
+        f"Close to 0 or 100 % (here: within {100 * NEAR_END:g} points) an interval that is as long "
+        "above as below is too short on one side: it holds the truth less often than 95 times in "
+        "100."
+    )
+
+
+def limit_broken(summaries: Studies) -> str:
+    """Runs without an accuracy, and what cannot be known for the want of it."""
+    broken = [r for r in all_records(summaries) if r.status == "not a number"]
+    if not broken:
+        return ""
+    text = (
+        f"The log-likelihoods of {join_words([r.run_id for r in broken])} choose no answer (not "
+        "finite, or all alike), so that there is no accuracy"
+    )
+    without = [what for method, what in (("base", "gains over the base and what was kept"),
+                                         ("full", "gaps to full fine-tuning"))
+               if any(r.run.method.name == method for r in broken)]  # fmt: skip
+    return text + (f", and {join_words(without)} are not known there." if without else ".")
+
+
+def limit_read_apart(summaries: Studies) -> str:
+    records = all_records(summaries)
+    apart = dict.fromkeys(r.run.model for r in records if r.load and r.load.packing_reason)
+    if not apart:
+        return ""
+    return (
+        f"{join_words(list(apart))}: examples of a packed row would have seen each other, so they "
+        "were read one by one, which takes longer than a packed row does."
+    )
+
+
+def limit_shared(summaries: Studies) -> str:
+    if not any(record.environment.concurrent_runs > 1 for record in all_records(summaries)):
+        return ""
+    return (
+        "Some runs shared the machine with others at the time: their seconds are not those of a "
+        "machine of their own."
+    )
+
+
+def limit_dirty(summaries: Studies) -> str:
+    if not any(record.environment.git_dirty for record in all_records(summaries)):
+        return ""
+    return "Some runs were made from code with changes that no commit holds."
+
+
+def limit_cards(summaries: Studies) -> str:
+    if not all(r.environment.device.startswith("CPU") for r in all_records(summaries)):
+        return ""
+    return (
+        "No run used a card: memory is the bytes of live tensors or the process's host memory, as "
+        "the tables say; energy and card memory were not measured."
+    )
+
+
+def limit_resumed(summaries: Studies) -> str:
+    if not any(r.train and r.train.resumed_at_steps for r in all_records(summaries)):
+        return ""
+    return "Some runs were interrupted and resumed from a checkpoint (see the runs)."
+
+
+def limit_rows_skipped(summaries: Studies) -> str:
+    """By data set: every run of it reads the same rows."""
+    found = {}
+    for record in all_records(summaries):
+        if record.train and record.train.rows_skipped:
+            found[record.run.data.source] = record.train.rows_skipped
+    return tell_each(
+        (f"{source}: {count_of(count, 'row')}" for source, count in found.items()),
+        "Rows of the training data without an instruction or an answer were left out: ",
+    )
+
+
+def limit_examples_left_out(summaries: Studies) -> str:
+    return tell_training(
+        summaries,
+        "examples_left_out",
+        "Some examples were not learned: their prompt alone fills a row (at most, in one run): ",
+    )
+
+
+def limit_examples_cut(summaries: Studies) -> str:
+    return tell_training(
+        summaries,
+        "examples_cut",
+        "Some examples were longer than a row and the end of their answer was not learned (at "
+        "most, in one run): ",
+    )
+
+
+def tell_training(summaries: Studies, field: str, words: str) -> str:
+    """By model and track the most examples of a run that a count of TrainBlock names."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for record in all_records(summaries):
+        train = record.train
+        if train and getattr(train, field):
+            count, where = getattr(train, field), place_of(record, summaries)
+            each = (count, train.examples_drawn or 0, record.run.train.seq_len)
+            found[where] = max(each, found.get(where, each))
+    parts = (
+        f"{count:,} of {of} in rows of {length:,} tokens, {where}"
+        for where, (count, drawn, length) in found.items()
+        for of in [f"{drawn:,} drawn" if drawn else "the set"]
+    )
+    return tell_each(parts, words)
+
+
+def limit_prompts_cut(summaries: Studies) -> str:
+    return tell_answers(
+        summaries,
+        "prompts_cut",
+        "prompts of",
+        "Some prompts were longer than the model's context and lost their beginning (a question is "
+        "asked once for each of its choices; at most, in one run): ",
+    )
+
+
+def limit_undecided(summaries: Studies) -> str:
+    return tell_answers(
+        summaries,
+        "undecided",
+        "of",
+        "All choices of some questions were equally likely, which counts as a wrong answer (at "
+        "most, in one run): ",
+    )
+
+
+def tell_answers(summaries: Studies, field: str, of: str, words: str) -> str:
+    """By model and track the most that a count of EvaluateBlock names in a run."""
+    found: dict[str, tuple[int, int]] = {}
+    for record in all_records(summaries):
+        block = record.evaluate
+        if block and getattr(block, field):
+            where, asked = place_of(record, summaries), sum(s.questions for s in block.scores)
+            each = (getattr(block, field), asked)
+            found[where] = max(each, found.get(where, each))
+    parts = (f"{n:,} {of} {asked:,} questions, {where}" for where, (n, asked) in found.items())
+    return tell_each(parts, words)
+
+
+def place_of(record: Record, summaries: Studies) -> str:
+    """A record's model and track, the track where there are several."""
+    run = record.run
+    tracks = {r.run.track for r in all_records(summaries)}
+    ref = ModelRef.parse(run.model)
+    name = ref.slug if ref.kind == "path" else run.model
+    return name + (f" (track {run.track})" if len(tracks) > 1 else "")
+
+
+def tell_each(parts: Iterable[str], words: str) -> str:
+    told = list(parts)
+    return f"{words}{'; '.join(told)}." if told else ""
+
+
+def limit_few_seeds(summaries: Studies) -> str:
+    few = [
+        s.study.name
+        for s in summaries
+        if any(
+            len(row.complete) < 3 for c in s.comparisons for row in c.rows if row.method.kind.trains
+        )
+    ]
+    if not few:
+        return ""
+    where = f" of profile {join_words(few)}" if len(summaries) > 1 else ""
+    return (
+        f"Some methods{where} have fewer than three complete seeds: their intervals say little or "
+        "nothing of what another seed would give."
+    )
+
+
+def limit_serving(summaries: Studies) -> str:
+    if not any(summary.study.serves for summary in summaries):
+        return ""
+    return (
+        "Serving was timed on the models and device named there; what an adapter adds to a token's "
+        "time depends on both."
+    )
+
+
+LIMITS: tuple[Callable[[Studies], str], ...] = (
+    limit_scope,
+    limit_broken,
+    limit_rates,
+    limit_edges,
+    limit_near_ends,
+    limit_rows_skipped,
+    limit_examples_left_out,
+    limit_examples_cut,
+    limit_prompts_cut,
+    limit_undecided,
+    limit_read_apart,
+    limit_shared,
+    limit_dirty,
+    limit_cards,
+    limit_resumed,
+    limit_few_seeds,
+    limit_serving,
+)
