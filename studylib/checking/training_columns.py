@@ -62,7 +62,11 @@ def check_whole(subject: Subject) -> Cell:
     shaped = sorted(str(entry[0]) for entry in info.get("mismatched_keys") or ())
     first, second = (dict(subject.load().model.named_parameters()) for _ in range(2))
     differ = sorted(name for name in first if not torch.equal(first[name], second[name]))
-    figures: dict[str, float | None] = {"missing": len(missing), "other shape": len(shaped), "differ": len(differ)}
+    figures: dict[str, float | None] = {
+        "missing": len(missing),
+        "other shape": len(shaped),
+        "differ": len(differ),
+    }
     for words, names in (
         ("missing", missing), ("of another shape", shaped), ("differ between two loads", differ)
     ):  # fmt: skip
