@@ -200,7 +200,8 @@ def check_qlora_merged(subject: Subject) -> Cell:
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
     study = worst_apart(merged, rounded, subject)
     figures: dict[str, float | None] = {"base": off, "study": study, "rounding": moved}
-    text, fault = f"{say(max(off, study))} ({moved:.2g})", None
+    text = f"{say(max(off, study))} ({moved:.2g})"
+    fault: str | None = None
     if off > EXACT:
         fault = f"on the dequantized base its logits are {off:.2g} deviations off"
     elif study > EXACT:

@@ -4,7 +4,7 @@ The table holds words and shares, never timings, so that two runs on one set of 
 by their date alone. Long reasons stand once, numbered, below it.
 
 Not covered: the columns themselves (studylib.checking.check_model), the page's last section,
-which people write (docs/models_notes.md).
+which people write and which is left as it is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from studylib.core.files import write_atomically
 from studylib.schema.model_report import COLUMNS, NEEDED, Cell, ModelReport
 
 PAGE = Path("docs") / "models.md"
-NOTES = "models_notes.md"
+KEPT = "## What the libraries do"  # from here on the page is people's
 HEADINGS = [heading for heading, _ in COLUMNS.values()]
 Outcome = ModelReport | str
 
@@ -78,11 +78,11 @@ def quieten() -> None:
 
 
 def write_page(outcomes: dict[str, Outcome], path: Path = PAGE) -> Path:
-    """Write the table, and below it what the file of notes beside it says."""
-    notes = path.with_name(NOTES)
+    """Write the table anew, and leave what people wrote below it."""
     text = compose(outcomes, datetime.datetime.now(datetime.UTC).date().isoformat())
-    if notes.is_file():
-        text += "\n" + notes.read_text(encoding="utf-8")
+    if path.is_file():
+        _, mark, kept = path.read_text(encoding="utf-8").partition(f"\n{KEPT}")
+        text += mark + kept
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text.encode())
     return path

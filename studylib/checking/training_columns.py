@@ -58,18 +58,16 @@ def check_loads(subject: Subject) -> Cell:
 
 def check_whole(subject: Subject) -> Cell:
     info = subject.reference[1]
-    missing = sorted(info["missing_keys"])
-    shaped = sorted(str(entry[0]) for entry in info.get("mismatched_keys") or ())
     first, second = (dict(subject.load().model.named_parameters()) for _ in range(2))
-    differ = sorted(name for name in first if not torch.equal(first[name], second[name]))
-    figures: dict[str, float | None] = {
-        "missing": len(missing),
-        "other shape": len(shaped),
-        "differ": len(differ),
+    found = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(str(key[0]) for key in info.get("mismatched_keys") or ()),
+        "differ between two loads": sorted(
+            name for name in first if not torch.equal(first[name], second[name])
+        ),
     }
-    for words, names in (
-        ("missing", missing), ("of another shape", shaped), ("differ between two loads", differ)
-    ):  # fmt: skip
+    figures: dict[str, float | None] = {words: len(names) for words, names in found.items()}
+    for words, names in found.items():
         if names:
             fault = f"{len(names)} tensors {words}: {names[0]}"
             return Cell(text="no", note=fault, figures=figures, fault=fault)
