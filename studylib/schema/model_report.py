@@ -59,8 +59,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "qlora_merged": (
         "QLoRA merged",
         "the adapter on the dequantized base says what it says on the 4-bit base, and the study's "
-        "merged form is that model rounded to bf16; in brackets what the rounding moves, in "
-        "standard deviations of the logits",
+        "merged form is that model rounded to bf16; in brackets what the rounding moves at the "
+        "median token, in standard deviations of the logits",
     ),
     "prefixes": (
         "scoring",
