@@ -35,10 +35,17 @@ def test_four_bit_is_tried_and_not_taken_on_trust(monkeypatch):
     import bitsandbytes.functional as bnb
 
     works, reason = doctor.try_four_bit()
-    assert works and "NF4" in reason
-    monkeypatch.setattr(bnb, "dequantize_4bit", lambda packed, state: 0.0)
+    assert works and "NF4" in reason and "96" in reason
+    right = bnb.dequantize_4bit
+
+    def wrong_constants(packed, state):
+        """As a kernel that counts whole blocks a row: right only where rows end with blocks."""
+        read = right(packed, state)
+        return read if state.shape[-1] % 64 == 0 else read.flatten().roll(16).reshape(read.shape)
+
+    monkeypatch.setattr(bnb, "dequantize_4bit", wrong_constants)
     works, reason = doctor.try_four_bit()
-    assert not works and "wrong values" in reason
+    assert not works and "wrong values here" in reason and "at width 64" not in reason
 
     def fail(*_, **__):
         raise RuntimeError("no such kernel")

@@ -245,7 +245,7 @@ def test_a_4_bit_forward_that_is_1_percent_off_fails(monkeypatch, few_rows):
     right = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: right(self, x) * 1.01)
     fault = check_four_bit(CPU).fault
-    assert "bfloat16 forward before an evaluation is 0.01 off" in fault
+    assert "bfloat16 forward before an evaluation is 0.011 off" in fault
 
 
 def test_a_backward_that_breaks_only_after_an_evaluation_fails(monkeypatch, few_rows):
@@ -274,7 +274,21 @@ def test_a_wrong_dequantization_cannot_hide_in_both_sides(monkeypatch, few_rows)
     monkeypatch.setattr(bnb, "dequantize_4bit", lambda *words, **names: 2 * right(*words, **names))
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: 2 * product(self, x))
     fault = check_four_bit(CPU).fault
-    assert "weights come back" in fault
+    assert "float32 weights against the originals is" in fault
+
+
+def test_a_kernel_that_reads_wrong_where_rows_end_within_a_block_fails(monkeypatch, few_rows):
+    from studylib.checking import check_kernels
+    from studylib.modelling.four_bit import dequantize
+
+    def wrong(layer):
+        read = dequantize(layer)
+        return read if read.shape[1] % 64 == 0 else read.flatten().roll(16).reshape(read.shape)
+
+    monkeypatch.setattr(check_kernels, "dequantize", wrong)
+    assert "float32 weights against the originals is" in check_four_bit(CPU).fault
+    monkeypatch.setattr(check_kernels, "WIDTHS", ((512, 544),))
+    assert check_four_bit(CPU).fault is None, "one width alone would not have shown it"
 
 
 def test_optimizers_here_pass():

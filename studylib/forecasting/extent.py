@@ -29,6 +29,7 @@ def tell_extents(specs: Sequence[RunSpec]) -> list[str]:
 
 
 def tell_extent(spec: RunSpec) -> list[str]:
+    """The same for one run; empty where no skeleton of the model can be built."""
     from studylib.modelling.four_bit import four_bit_share
     from studylib.modelling.reach import reach
     from studylib.modelling.skeleton import build_meta
@@ -37,9 +38,10 @@ def tell_extent(spec: RunSpec) -> list[str]:
         model = build_meta(find_config(spec.model, True), spec.method, spec.train.dtype, "sdpa")
     except Unfit:
         raise
-    except StudyError:  # no skeleton, no forecast: that is said beside the run
+    except StudyError:  # nor a forecast: that is said beside the run
         return []
-    share = four_bit_share(model) if spec.method.kind.quantized else None
     label = spec.method.label
-    return [line for line in (tell_base(label, share),
-                              tell_reach(label, reach(model), spec.method.rank)) if line]  # fmt: skip
+    lines = [tell_reach(label, reach(model), spec.method.rank)]
+    if spec.method.kind.quantized:
+        lines.insert(0, tell_base(label, four_bit_share(model)))
+    return [line for line in lines if line]

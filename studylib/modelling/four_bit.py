@@ -68,10 +68,10 @@ def guard_reading() -> Any:
         shape: Any, dtype: torch.dtype,
     ) -> torch.Tensor:  # fmt: skip
         count = math.prod(shape)
-        flat = shape[-1] % blocksize and not count % 2
-        asked = [1, count] if flat else shape
-        found = library_reads.call_boxed(keys, packed, absmax, blocksize, quant_type, asked, dtype)
-        return found.reshape(shape)
+        even = count + count % 2  # two weights a byte; the kernel takes no odd row
+        row = [1, even] if shape[-1] % blocksize else shape
+        found = library_reads.call_boxed(keys, packed, absmax, blocksize, quant_type, row, dtype)
+        return found.flatten()[:count].reshape(shape)
 
     library = torch.library.Library("bitsandbytes", "IMPL")
     with warnings.catch_warnings():  # overriding is what is meant

@@ -25,6 +25,7 @@ import yaml
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
+from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
 from studylib.planning.plan import Plan, check_inputs, check_writable, pin_sources, plan_study
 from studylib.running.executor import Executor, Outcome, Task, run_batch
@@ -63,7 +64,8 @@ def reproduce(
     """Run all that is not done yet, the untrained models first.
 
     A run that by forecast does not fit this machine is recorded so and not started, unless
-    `force` is given or the runs go to other machines.
+    `force` is given or the runs go to other machines. Unfit, before any work, where a model cannot
+    take one of its methods.
     """
     plan = plan_study(profile, results, reference_records(profile.name))
     outcome = Outcome(done_before=[run.run_id for run in plan.runs if run.state == "done"])
@@ -72,6 +74,8 @@ def reproduce(
     profile = pin_sources(profile)
     check_inputs(profile, fetch=executor is run_batch)
     check_writable(results / "runs")
+    for line in tell_extents([profile.run(run.run_id) for run in plan.left]):
+        progress.say(f"  {line}")
     with lock_folder(results / ".study", "study"):
         return run_left(profile, results, progress, force, executor, outcome)
 
