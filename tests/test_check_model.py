@@ -267,7 +267,7 @@ def test_the_command_says_why_and_ends_with_2(zoo, llama, monkeypatch):
     assert json.loads(fine.stdout)["cells"]["causal"]["text"] == "yes"
     refused = CliRunner().invoke(app, ["check-model", f"path:{zoo('bert')}"])
     assert isinstance(refused.exception, StudyError)
-    assert "a token sees those that come after it" in str(refused.exception)
+    assert "must not be used" in str(refused.exception)
     assert "<- fault" in refused.stdout
     assert isinstance(CliRunner().invoke(app, ["check-model"]).exception, StudyError)
     shape = CliRunner().invoke(app, ["check-model", "shape:llama-3.1-8b"]).exception

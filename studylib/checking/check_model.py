@@ -40,7 +40,7 @@ CHECKS: dict[str, Callable[[Subject], Cell]] = {
     "lora_reach": adapter_columns.check_lora_reach,
     "forecast": training_columns.check_forecast,
 }
-NOT_TRIED = Cell(text="not tried")
+NOT_TRIED = Cell(text="–")
 
 
 def check_model(ref: ModelRef, columns: Iterable[str] = COLUMNS) -> ModelReport:

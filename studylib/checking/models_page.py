@@ -28,6 +28,8 @@ from studylib.schema.model_report import COLUMNS, NEEDED, Cell, ModelReport
 PAGE = Path("docs") / "models.md"
 KEPT = "## What the libraries do"  # from here on the page is people's
 HEADINGS = [heading for heading, _ in COLUMNS.values()]
+# What differs from kind to kind in one reason, and in its last digits between machines.
+FIGURE = re.compile(r" (by|are|is) (up to )?[\d.e+-]+( standard deviations)?(?= |,|$)")
 Outcome = ModelReport | str
 
 
@@ -146,7 +148,7 @@ def format_cell(cell: Cell | None, reasons: list[str]) -> str:
     text = cell.text if cell.fault is None else f"**{cell.text}**"
     if cell.note is None:
         return text
-    note = cell.note.replace("|", "/")
+    note = FIGURE.sub(r" \1 …", cell.note.replace("|", "/"))
     if note not in reasons:
         reasons.append(note)
     return f"{text} [{reasons.index(note) + 1}]"

@@ -229,7 +229,10 @@ def check_prefixes(subject: Subject) -> Cell:
 
 
 def check_forecast(subject: Subject) -> Cell:
-    """The peak of live tensors of the second step of a real training against the trace."""
+    """The peak of live tensors of the second step of a real training against the trace.
+
+    Experts multiply in bf16 alone where no tensor is real: such a kind is traced as on a card.
+    """
     lengths = [sum(len(e["input_ids"]) for e in row) for row in subject.rows[ROWS_A_STEP:]]
     settings = ForecastSettings(
         model=str(subject.ref), method=trained_by(subject), rank=RANK, seq_len=max(lengths),
@@ -241,7 +244,13 @@ def check_forecast(subject: Subject) -> Cell:
     try:
         traced = forecast(settings, config=config)
     except StudyError as error:
-        return Cell(text="none", note=error.rule.splitlines()[0])
+        note = error.rule.splitlines()[0]
+        for_a_card = {"kernels": "cuda", "weights": "bf16", "autocast": True, "masked": False}
+        try:
+            forecast(settings.model_copy(update=for_a_card), config=config)
+        except StudyError:
+            return Cell(text="none", note=note)
+        return Cell(text="a card's alone", note=note)
     counted = train_steps(subject).memory.get("live_tensor_peak_bytes")
     if counted is None:
         return Cell(text="traced", figures={"seconds": traced.trace_seconds})

@@ -75,7 +75,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "forecast": (
         "forecast",
         "the traced peak of live tensors of a full training step against the counted one, as a "
-        "difference in per cent",
+        "difference in per cent; a card's alone: it can be traced in bf16 with a card's kernels, "
+        "but not in fp32, so that nothing here counts what it says",
     ),
 }
 NEEDED = {
