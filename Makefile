@@ -8,10 +8,10 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mm
   $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce tune report publish forecasts doctor gpu-check rent lab ladder check test clean
+.PHONY: help setup plan reproduce tune report publish forecasts doctor gpu-check check-model check-models rent lab ladder check test clean
 
 help: ## these lines
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
 	@echo "Of rent besides: GPU=H100:1 SPOT=1 CLOUD=lambda BUDGET=10 MAX=3.50 PRICES=FILE DRYRUN=1 YES=1"
 
@@ -44,6 +44,12 @@ doctor: ## what this machine has, and which profile fits
 
 gpu-check: ## two minutes on a CUDA card: can figures measured on it be trusted
 	@$(PY) -m studylib gpu-check $(call opt,RESULTS,results)
+
+check-model: ## MODEL=hub:ID|path:FOLDER: may it be used here, tried in a minute
+	@$(PY) -m studylib check-model $(call quote,$(MODEL))
+
+check-models: ## try every kind of model by tiny ones and write docs/models.md, 15 minutes
+	@$(PY) -m studylib check-model --zoo
 
 lab: ## open the notebooks' start page in JupyterLab on 127.0.0.1
 	@$(PY) -m jupyterlab --config=tools/lab/config.py

@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from studylib.commands.cli_advise import advise, diff
+from studylib.commands.cli_check_model import check_model
 from studylib.commands.cli_evaluate import evaluate
 from studylib.commands.cli_forecast import forecast, prices
 from studylib.commands.cli_forecasts import forecasts
@@ -157,6 +158,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 for command in (
     advise,
+    check_model,
     diff,
     evaluate,
     forecast,

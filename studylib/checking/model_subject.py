@@ -1,0 +1,179 @@
+"""A model under examination: its loads, made-up examples, and what they should give.
+
+The references are computed on a model that transformers opened by itself, with eager attention,
+each example alone, so that nothing of the study's own path vouches for itself.
+
+Not covered: what is compared (studylib.checking.training_columns, adapter_columns).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from studylib.inputs.data import IGNORED, TrainingData
+from studylib.inputs.sources import model_folder
+from studylib.modelling.models import Loaded, load_model
+from studylib.schema.settings import LoraSettings, MethodSettings, ModelRef, parse_method
+
+RANK = 4
+LORA = LoraSettings(rank=RANK, alpha=2 * RANK)
+# Examples of unequal length in unequal rows; together longer than the small models' windows. The
+# longest row comes in the second step, whose memory is counted, and holds several examples.
+ROW_LENGTHS = ((70,), (21, 19, 9), (40, 33), (25, 50))
+FIRST_TOKEN, LAST_TOKEN = 10, 1000
+SMALL = 20_000_000  # parameters up to which every matrix is read in full
+EXACT = 1e-4  # what float32 may differ by, relative
+Example = dict[str, list[int]]
+
+
+class Subject:
+    """A checkpoint under examination. Every load is new: what one column does reaches no other."""
+
+    def __init__(self, ref: ModelRef):
+        self.ref = ref
+        self.folder: Path = model_folder(ref)[0]
+
+    def load(self, method: str = "base") -> Loaded:
+        """The study's own load, in fp32, without dropout, ready to read rows."""
+        loaded = load_model(self.ref, parse(method), "fp32")
+        silence(loaded.model)
+        loaded.model.config.use_cache = False  # type: ignore[union-attr]
+        return loaded
+
+    @functools.cached_property
+    def reference(self) -> tuple[Any, dict[str, Any]]:
+        """(the model as transformers opens it alone, what it says of the loading)."""
+        return open_reference(self.folder)
+
+    @functools.cached_property
+    def rows(self) -> list[list[Example]]:
+        """Made-up rows of examples; the first third of each is a prompt, the rest an answer."""
+        size = min(LAST_TOKEN, self.reference[0].get_input_embeddings().weight.shape[0])
+        draw = torch.Generator().manual_seed(0)
+        return [[make_example(length, size, draw) for length in row] for row in ROW_LENGTHS]
+
+    @property
+    def examples(self) -> list[Example]:
+        return [example for row in self.rows for example in row]
+
+    @property
+    def data(self) -> TrainingData:
+        return TrainingData(self.rows, len(self.examples), "made up", "made up")
+
+    @property
+    def small(self) -> bool:
+        return sum(p.numel() for p in self.reference[0].parameters()) <= SMALL
+
+
+def parse(method: str) -> MethodSettings:
+    return parse_method(method, LORA)
+
+
+def make_example(length: int, vocabulary: int, draw: torch.Generator) -> Example:
+    ids = torch.randint(FIRST_TOKEN, vocabulary, (length,), generator=draw).tolist()
+    prompt = length // 3
+    return {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
+
+
+def open_reference(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """transformers' own load with eager attention, or with the one that the model prefers."""
+    from transformers import AutoModelForCausalLM
+
+    words: dict[str, Any] = {
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, info = load(folder, attn_implementation="eager", **words)
+    except ValueError:  # no eager attention: few kinds have one of their own alone
+        model, info = load(folder, **words)
+    silence(model)
+    model.config.use_cache = False
+    return model.eval(), info
+
+
+def silence(model: nn.Module) -> None:
+    """Take every chance event out of a model's training mode: dropout, layers left out, jitter."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(module, name, 0.0)
+    silence_settings(model.config)
+
+
+def silence_settings(config: Any) -> None:
+    """The same for what a model reads from its configuration while it runs."""
+    for part in (config, config.get_text_config(decoder=True)):
+        for name, value in vars(part).items():
+            if isinstance(value, float) and ("drop" in name or "jitter" in name):
+                setattr(part, name, 0.0)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def alone(model: Any, ids: list[int]) -> torch.Tensor:
+    """Logits [tokens, vocabulary] in float32 of one example by itself, no positions given."""
+    return model(input_ids=torch.tensor([ids], device=device_of(model))).logits[0].float()
+
+
+def hand_loss(model: Any, examples: list[Example]) -> torch.Tensor:
+    """Mean over the answer tokens of all examples of -log softmax, in float64; differentiable."""
+    total: Any = torch.zeros((), dtype=torch.float64, device=device_of(model))
+    count = 0
+    for example in examples:
+        logits = alone(model, example["input_ids"]).double()
+        for place, wanted in enumerate(example["labels"][1:]):
+            if wanted != IGNORED:
+                total = total + torch.logsumexp(logits[place], -1) - logits[place, wanted]
+                count += 1
+    return total / count
+
+
+def hand_gradients(model: Any, examples: list[Example]) -> dict[str, torch.Tensor]:
+    """The gradient of hand_loss by name of parameter, for those that have one."""
+    model.zero_grad()
+    hand_loss(model, examples).backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How far one tensor is from another, relative to the other's norm."""
+    found, wanted = found.double(), wanted.double().to(found.device)
+    scale = wanted.norm().item()
+    return (found - wanted).norm().item() / scale if scale else found.norm().item()
+
+
+def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest difference of two models' logits in standard deviations of the second's."""
+    wanted = wanted.to(found.device)
+    return ((found - wanted).abs().max() / wanted.std()).item()
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def say(value: float, limit: float = EXACT) -> str:
+    """`exact`, or `wrong` where float32 does not explain a difference."""
+    return "exact" if value <= limit else "wrong"

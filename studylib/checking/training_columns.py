@@ -1,0 +1,259 @@
+"""What full fine-tuning stands on: the checkpoint, attention, packing, the loss, scoring, memory.
+
+Each column compares the study's own path with a reference that does not take it
+(studylib.checking.model_subject).
+
+Not covered: adapters and 4-bit weights (studylib.checking.adapter_columns).
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from studylib.checking.model_subject import (
+    EXACT,
+    RANK,
+    Subject,
+    alone,
+    apart,
+    hand_gradients,
+    hand_loss,
+    parse,
+    silence_settings,
+    training_mode,
+)
+from studylib.core.errors import StudyError
+from studylib.forecasting.forecast import ForecastSettings, forecast
+from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.modelling.methods import attach
+from studylib.modelling.skeleton import read_config
+from studylib.schema.model_report import Cell
+from studylib.schema.settings import DataSettings, EvaluateSettings, Hardware, TrainSettings
+from studylib.schema.spec import RunSpec
+from studylib.scoring.evaluate import build_lm
+from studylib.training.train import PackedCollator, StepLog, train_model
+
+LOSS_LIMIT = 2e-5  # relative; float32 over some hundred tokens gives 1e-7 to 1e-6
+NORM_LIMIT = 1e-3
+FORECAST_LIMIT = 0.02
+ROWS_A_STEP = 2
+
+
+def check_loads(subject: Subject) -> Cell:
+    loaded = subject.load()
+    logits = alone(loaded.model.eval(), subject.examples[0]["input_ids"])
+    if not logits.isfinite().all():
+        return Cell(text="not a number", fault="its logits are not numbers")
+    off = apart(logits, alone(subject.reference[0], subject.examples[0]["input_ids"]))
+    fault = None if off <= EXACT else f"its logits differ from transformers' own by {off:.2g}"
+    return Cell(
+        text="yes" if fault is None else "other", note=fault, figures={"logits": off}, fault=fault
+    )
+
+
+def check_whole(subject: Subject) -> Cell:
+    info = subject.reference[1]
+    first, second = (dict(subject.load().model.named_parameters()) for _ in range(2))
+    found = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(str(key[0]) for key in info.get("mismatched_keys") or ()),
+        "differ between two loads": sorted(
+            name for name in first if not torch.equal(first[name], second[name])
+        ),
+    }
+    figures: dict[str, float | None] = {words: len(names) for words, names in found.items()}
+    for words, names in found.items():
+        if names:
+            fault = f"{len(names)} tensors {words}: {names[0]}"
+            return Cell(text="no", note=fault, figures=figures, fault=fault)
+    return Cell(text="yes", figures=figures)
+
+
+def check_attention(subject: Subject) -> Cell:
+    loaded = subject.load()
+    config: Any = loaded.model.config
+    used = config._attn_implementation
+    reason = loaded.attention_reason
+    if loaded.attention != used:
+        fault = f"{used}, though the study says {loaded.attention}"
+        return Cell(text="other", note=fault, fault=fault)
+    return Cell(text=used, note=reason)
+
+
+def check_causal(subject: Subject) -> Cell:
+    model = subject.load().model.eval()
+    ids = subject.examples[0]["input_ids"]
+    keep = len(ids) // 2
+    other = ids[:keep] + subject.examples[1]["input_ids"][: len(ids) - keep]
+    with torch.no_grad():
+        off = apart(alone(model, other)[:keep], alone(model, ids)[:keep])
+    if off <= EXACT:
+        return Cell(text="yes", figures={"std": off})
+    return Cell(text="no", figures={"std": off}, fault="a token sees those that come after it")
+
+
+def check_packing(subject: Subject) -> Cell:
+    """Every example of every row against itself alone, by the study's collator and model."""
+    loaded = subject.load()
+    model, worst = loaded.model.eval(), 0.0
+    with torch.no_grad():
+        for row in subject.rows:
+            batch = PackedCollator()([row])
+            batch.pop("labels")
+            batch = {name: part.to(model.device) for name, part in batch.items()}
+            logits, start = model(**batch).logits[0].float(), 0
+            for example in row:
+                length = len(example["input_ids"])
+                wanted = alone(subject.reference[0], example["input_ids"])
+                worst = max(worst, apart(logits[start : start + length], wanted))
+                start += length
+    reason = loaded.packing_reason
+    text = "packed" if reason is None else "one by one"
+    if worst <= EXACT:
+        return Cell(text=text, note=reason, figures={"std": worst})
+    fault = f"an example's logits move by {worst:.2g} standard deviations in a row of several"
+    return Cell(text=f"{text}, wrong", note=fault, figures={"std": worst}, fault=fault)
+
+
+def training_spec(subject: Subject, method: str) -> RunSpec:
+    """A recipe that leaves the weights where they are, so that every step's loss is the first's."""
+    return RunSpec(
+        profile="check", track="main", model=str(subject.ref), seed=0, learning_rate=1e-12,
+        method=parse(method), learning_rate_source="check",
+        data=DataSettings(source="almanac:new", template="plain"),
+        train=TrainSettings(steps=2, seq_len=80, accumulation=ROWS_A_STEP),
+        evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
+    )  # fmt: skip
+
+
+def trained_by(subject: Subject) -> str:
+    """All weights of a small model; of a large one, whose states have no room, a LoRA."""
+    return "full" if subject.small else "lora"
+
+
+@functools.lru_cache(maxsize=1)  # two columns read the same two steps
+def train_steps(subject: Subject) -> StepLog:
+    """Two steps of the study's own training."""
+    method = trained_by(subject)
+    spec, log = training_spec(subject, method), StepLog()
+    model = attach(subject.load(method).model, spec.method, spec.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        train_model(model, subject.data, spec, Path(folder), log, checkpoints=False)
+    return log
+
+
+def check_loss(subject: Subject) -> Cell:
+    """Both steps' loss, and for a model whose gradients have room their norm."""
+    rows = train_steps(subject).rows
+    model, off, norm = subject.reference[0], 0.0, 0.0
+    for step, row in enumerate(rows):
+        part = subject.rows[step * ROWS_A_STEP : (step + 1) * ROWS_A_STEP]
+        examples = [example for one in part for example in one]
+        with torch.no_grad():
+            off = max(off, abs(row["loss"] / hand_loss(model, examples).item() - 1))
+        if subject.small:
+            wanted = total_norm(hand_gradients(model, examples))
+            norm = max(norm, abs(row["grad_norm"] / wanted - 1))
+    figures: dict[str, float | None] = {"loss": off, "gradient norm": norm}
+    # transformers logs a loss rounded to five digits or so; what is wrong is off by more.
+    if off > LOSS_LIMIT or off != off:
+        fault = f"the training loss is {off:.2g} off, relative"
+        return Cell(text="wrong", note=fault, figures=figures, fault=fault)
+    if norm > NORM_LIMIT or norm != norm:
+        fault = f"the gradient's norm is {norm:.2g} off, relative"
+        return Cell(text="wrong", note=fault, figures=figures, fault=fault)
+    return Cell(text="exact", figures=figures)
+
+
+def total_norm(gradients: dict[str, torch.Tensor]) -> float:
+    return sum(g.double().square().sum().item() for g in gradients.values()) ** 0.5
+
+
+def check_chunked(subject: Subject) -> Cell:
+    """One row of one example, so that packing plays no part. A refusal is an answer."""
+    model: Any = subject.load().model
+    example = subject.rows[0][0]
+    try:
+        install_chunked_loss(model)
+    except StudyError as error:
+        return Cell(text="refused", note=error.rule)
+    ids = torch.tensor([example["input_ids"]], device=model.device)
+    labels = torch.tensor([example["labels"]], device=model.device)
+    reference = subject.reference[0]
+    with training_mode(model):
+        model.zero_grad()
+        loss = model(input_ids=ids, labels=labels).loss
+        off = abs(loss.item() / hand_loss(reference, [example]).item() - 1)
+        worst = 0.0
+        if subject.small:
+            loss.backward()
+            wanted = hand_gradients(reference, [example])
+            named = dict(model.named_parameters())
+            scale = total_norm(wanted)
+            for name, gradient in wanted.items():
+                found = named[name].grad
+                found = torch.zeros_like(gradient) if found is None else found
+                worst = max(worst, (found - gradient).norm().item() / scale)
+    figures: dict[str, float | None] = {"loss": off, "worst gradient": worst}
+    if off <= LOSS_LIMIT and worst <= EXACT:
+        return Cell(text="exact", figures=figures)
+    fault = f"its loss is {off:.2g} off, a gradient {worst:.2g}, relative"
+    return Cell(text="wrong", note=fault, figures=figures, fault=fault)
+
+
+def check_prefixes(subject: Subject) -> Cell:
+    """Log-likelihoods of made requests that share contexts, against each prompt alone."""
+    loaded = subject.load()
+    lm = build_lm(loaded.model, loaded.tokenizer)
+    contexts = [example["input_ids"][:18] for example in subject.examples[:2]]
+    endings = [example["input_ids"][:size] for size, example in enumerate(subject.examples[2:6], 1)]
+    requests = [(("", ""), context, ending) for context in contexts for ending in endings]
+    found = [answer[0] for answer in lm._loglikelihood_tokens(requests, disable_tqdm=True)]
+    worst = 0.0
+    with torch.no_grad():
+        for (_, context, ending), answer in zip(requests, found, strict=True):
+            logits = alone(subject.reference[0], context + ending)[len(context) - 1 : -1]
+            picked = logits.double().log_softmax(-1).gather(-1, torch.tensor(ending)[:, None])
+            worst = max(worst, abs(picked.sum().item() - answer) / (10 + abs(answer)))
+    reason = lm.fallback_reason
+    text = "shared" if reason is None else "own path"
+    if worst <= EXACT:
+        return Cell(text=text, note=reason, figures={"relative": worst})
+    fault = f"log-likelihoods are {worst:.2g} off those of each prompt alone, relative"
+    return Cell(text=f"{text}, wrong", note=fault, figures={"relative": worst}, fault=fault)
+
+
+def check_forecast(subject: Subject) -> Cell:
+    """The peak of live tensors of the second step of a real training against the trace.
+
+    Experts multiply in bf16 alone where no tensor is real: such a kind is traced as on a card.
+    """
+    lengths = [sum(len(e["input_ids"]) for e in row) for row in subject.rows[ROWS_A_STEP:]]
+    settings = ForecastSettings(
+        model=str(subject.ref), method=trained_by(subject), rank=RANK, seq_len=max(lengths),
+        masked=True, accumulation=ROWS_A_STEP, weights="fp32", autocast=False,
+        optimizer="adamw-foreach", checkpointing=False, kernels="cpu",
+    )  # fmt: skip
+    config = read_config(subject.ref)
+    silence_settings(config)  # the counted step has no dropout either
+    try:
+        traced = forecast(settings, config=config)
+    except StudyError as error:
+        note = error.rule.splitlines()[0]
+        for_a_card = {"kernels": "cuda", "weights": "bf16", "autocast": True, "masked": False}
+        try:
+            forecast(settings.model_copy(update=for_a_card), config=config)
+        except StudyError:
+            return Cell(text="none", note=note)
+        return Cell(text="a card's alone", note=note)
+    counted = train_steps(subject).memory.get("live_tensor_peak_bytes")
+    if counted is None:
+        return Cell(text="traced", figures={"seconds": traced.trace_seconds})
+    off = traced.peak_bytes / counted - 1
+    text = f"within {FORECAST_LIMIT:.0%}" if abs(off) <= FORECAST_LIMIT else f"{off:+.0%}"
+    return Cell(text=text, figures={"peak": off, "seconds": traced.trace_seconds})
