@@ -22,6 +22,7 @@ from studylib.modelling.variants import (
 )
 from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
 from studylib.schema.serving import CONTRAST
+from studylib.scoring.evaluate import NotANumber
 from studylib.serving.hot_swap import (
     TOLERANCES,
     answer,
@@ -35,6 +36,18 @@ from studylib.serving.mixed_batch import check_rows, measure_mixed, name_rows
 
 IDS = make_prompt(500, 2, 16, seed=1)
 CASES = [(m, d) for m in ("lora", "qlora") for d in ("fp32", "bf16")]
+
+
+def test_logits_that_are_not_finite_equal_no_others():
+    """A maximum over nan may skip it, and nan is not above any tolerance."""
+    right = torch.linspace(-1, 1, 12).reshape(1, 3, 4)
+    assert logit_difference(right, right) == 0.0
+    for broken in (float("nan"), float("inf")):
+        wrong = right.clone()
+        wrong[0, 1, 2] = broken
+        for pair in ((wrong, right), (right, wrong)):
+            with pytest.raises(NotANumber, match="1 of 12 logits are not finite"):
+                logit_difference(*pair)
 
 
 @pytest.fixture(scope="module")

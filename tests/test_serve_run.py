@@ -18,10 +18,12 @@ from studylib.notebook_views.serve_views import (
     tabulate_mixed,
     tabulate_swap,
 )
+from studylib.reporting.serve_tables import skipped_lines
 from studylib.running.runner import NOTEBOOKS
 from studylib.schema.profile import read_profile
 from studylib.schema.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
 from studylib.schema.serving import ServeSettings, find_spec, serve_specs
+from studylib.scoring.evaluate import NotANumber
 from studylib.serving.latency import time_case
 from studylib.serving.pair_timings import CASE, TIMINGS
 from studylib.serving.serve_run import CPU_NOTE, ServeRun
@@ -144,6 +146,19 @@ def test_running_out_of_memory_in_a_stage_is_a_result(tmp_path, monkeypatch):
     run = serve(tmp_path, "base")
     record = read_serve_record(run.finish())
     assert (record.status, record.reason) == ("out of memory", "load: no room")
+
+
+def test_answers_that_are_not_numbers_are_a_result(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise NotANumber("8 of 64 logits are not finite")
+
+    monkeypatch.setattr("studylib.serving.serve_run.measure_swap", fail)
+    run = serve(tmp_path, "lora-r16", prompt_tokens=(16,))
+    record = read_serve_record(run.finish())
+    assert record.status == "not a number"
+    assert record.reason == "swap: 8 of 64 logits are not finite"
+    assert record.measures.swap is None and record.measures.latency
+    assert any("not a number: swap" in line for line in skipped_lines([record]))
 
 
 def test_notebook_serves_through_papermill_and_keeps_what_is_finished(tmp_path):

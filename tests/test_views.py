@@ -62,6 +62,8 @@ def test_changed_answers_come_first_before_and_after():
         "before": "a",
         "after": "b",
     }
+    undecided = after.assign(chosen=-1)
+    assert set(views.compare_items(before, undecided)["after"]) == {"undecided"}
     assert isinstance(views.compare_items(None, after), str)
     assert isinstance(views.compare_items(before, None), str)
 

@@ -55,6 +55,7 @@ from studylib.core.files import write_atomically
 from studylib.core.sealed import write_sealed
 from studylib.metering.environment import describe_environment, device_name, now
 from studylib.schema.checks import CheckResult, Found, GpuChecks, format_checks, format_result
+from studylib.scoring.evaluate import NotANumber
 from studylib.training.train import Diverged
 
 FOLDER = "gpu-check"
@@ -64,6 +65,7 @@ FAILURES = (
     AssertionError,
     Diverged,
     ImportError,
+    NotANumber,
     OSError,
     RuntimeError,
     StudyError,

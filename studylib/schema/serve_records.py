@@ -18,6 +18,7 @@ from studylib.schema.serving import ServeMeasures, ServeSpec
 
 SERVE_RECORD = "serve.json"
 SERVE_SCHEMA_VERSION = 1
+Status = Literal["complete", "out of memory", "not a number"]
 
 
 class ServeRecord(Frozen):
@@ -25,7 +26,7 @@ class ServeRecord(Frozen):
 
     schema_version: int = SERVE_SCHEMA_VERSION
     serve_id: str
-    status: Literal["complete", "out of memory"]
+    status: Status
     reason: str | None = None
     spec: ServeSpec
     measures: ServeMeasures

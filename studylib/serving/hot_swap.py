@@ -27,6 +27,7 @@ from studylib.metering.allocator import release_leftovers
 from studylib.modelling.four_bit import is_four_bit
 from studylib.modelling.variants import load_adapters, merge_adapter, ready
 from studylib.schema.serving import Equality, SwapMeasures, summarise_seconds
+from studylib.scoring.evaluate import NotANumber
 from studylib.serving.latency import undisturbed, wait_for
 
 # Largest difference of logits, in their standard deviations, that passes for equal. In bf16 the
@@ -48,7 +49,13 @@ def answer(model: Any, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
 
 
 def logit_difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest absolute difference, in standard deviations of the reference."""
+    """Largest absolute difference, in standard deviations of the reference.
+
+    Raises NotANumber where a logit is not finite: no answer is then equal to another.
+    """
+    broken = int((~logits.isfinite() | ~reference.isfinite()).sum())
+    if broken:
+        raise NotANumber(f"{broken:,} of {logits.numel():,} logits are not finite")
     return float((logits - reference).abs().max() / reference.std())
 
 

@@ -1,7 +1,7 @@
 """One serving run: load, footprint, latency, mixed batches, hot-swap, then its record.
 
-A notebook calls it stage by stage. Running out of memory is a result: later stages are skipped
-and the record says so. A run takes too short a time to be resumed: a killed one starts again.
+A notebook calls it stage by stage. Running out of memory, and answers that are not numbers, are
+results: later stages are skipped and the record says so. A killed run, being short, starts again.
 
 Not covered: which serving runs there are (studylib.schema.serving), starting them (cli_serve).
 """
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -39,7 +39,7 @@ from studylib.modelling.variants import (
     share_weights,
 )
 from studylib.schema.profile import MethodSettings, read_profile
-from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, write_serve_record
+from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, Status, write_serve_record
 from studylib.schema.serving import (
     LatencyRow,
     ServeMeasures,
@@ -48,6 +48,7 @@ from studylib.schema.serving import (
     find_spec,
     summarise_seconds,
 )
+from studylib.scoring.evaluate import NotANumber
 from studylib.serving.engines import (
     lora_requests,
     measure_vllm,
@@ -80,11 +81,10 @@ class ServeRun:
     def __init__(self, spec: ServeSpec, folder: Path, concurrent_runs: int = 1):
         if (folder / SERVE_RECORD).exists():
             raise StudyError(folder, "this run is finished", "Move its folder away to run it anew.")
-        missing = missing_reason(spec.engine)
-        if missing:
+        if missing := missing_reason(spec.engine):
             raise StudyError(spec.engine, missing, "Use --engine transformers.")
         self.spec, self.folder, self.concurrent_runs = spec, folder, concurrent_runs
-        self.status: Literal["complete", "out of memory"] = "complete"
+        self.status: Status = "complete"
         self.reason: str | None = None
         self.model_sha256: str | None = None
         self.found: dict[str, Any] = {"engine": spec.engine}
@@ -128,8 +128,7 @@ class ServeRun:
     def summary(self) -> str:
         """How the run ended and what it says of the claims, as Markdown."""
         lines = [f"**{self.status}**" + (f": {self.reason}" if self.reason else "")]
-        swap = self.measures.swap
-        if swap is not None:
+        if (swap := self.measures.swap) is not None:
             equal = "are" if swap.proven else "are NOT"
             sooner = {True: "sooner than", False: "NOT sooner than", None: "without timing"}
             lines.append(
@@ -140,12 +139,14 @@ class ServeRun:
         return "  \n".join(lines)
 
     def stage(self, name: str, work: Callable[[], None]) -> None:
-        """Do one stage under the meter; running out of memory ends the run with a reason."""
+        """Do one stage under the meter; a result of its own kind ends the run with a reason."""
         if not self.ok:
             return
         try:
             with self.meter.stage(name):
                 work()
+        except NotANumber as error:
+            self.status, self.reason = "not a number", f"{name}: {error}"
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -256,8 +257,7 @@ class ServeRun:
         self.found["latency"] = tuple(rows)
 
     def _vllm(self) -> None:
-        unfit = unfit_reason(self.spec)
-        if unfit:
+        if unfit := unfit_reason(self.spec):
             self.skip("latency", unfit)
             return
         vocabulary, longest = self.config.vocab_size, self.longest
