@@ -13,11 +13,13 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from studylib.core.errors import StudyError
 from studylib.core.places import ROOT
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import prepare_data
+from studylib.modelling.models import load_tokenizer
 from studylib.modelling.weights import TRAINED, bring_in
 from studylib.schema.profile import (
     DataSettings,
@@ -35,6 +37,7 @@ from studylib.training.distributed import (
     read_results,
     take_cards,
     train_on_cards,
+    try_model,
 )
 from studylib.training.train import Diverged, StepLog, train_model
 
@@ -77,6 +80,28 @@ def test_two_processes_train_an_adapter_as_one(tmp_path):
     train_on_cards(spec, tmp_path, 2, log, on_save=saved.append)
     assert saved == [2, 4]
     assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
+
+
+def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_must(tmp_path):
+    torch.manual_seed(0)
+    folder, config = tmp_path / "opt", OPTConfig(
+        vocab_size=1024, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0, init_std=0.1,
+        bos_token_id=None, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer(ladder_folder("0.4m")).save_pretrained(folder)
+    spec = make_spec("lora", loss="chunked", steps=1)
+    spec = spec.model_copy(update={"model": f"path:{folder}"})
+    found = try_model(spec, bring_in(spec, None)[0])
+    assert found == {"apart": True, "loss": {"own": True, "head_alone": True}}
+    logs = [StepLog(), StepLog()]
+    train_on_cards(spec, tmp_path, 2, logs[0], found=found)
+    shutil.rmtree(tmp_path / TRAINED)
+    train_on_cards(spec, tmp_path, 2, logs[1])  # the control: as if it were a Llama
+    alone = train_alone(spec, tmp_path / "alone")[0].rows[0]["loss"]
+    assert logs[0].rows[0]["loss"] == pytest.approx(alone, rel=1e-5)
+    assert logs[1].rows[0]["loss"] != pytest.approx(alone, rel=1e-4)
 
 
 def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp_path):

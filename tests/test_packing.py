@@ -42,8 +42,9 @@ PACKED = {
     "llama": ("llama", USUAL),
     "qwen3_moe": ("qwen3_moe", {**USUAL, **EXPERTS, "head_dim": 8}),
     "gemma2": ("gemma2", {**USUAL, "head_dim": 8, "sliding_window": 64}),
-    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}),
-}
+    "gpt2": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256,
+                      "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+}  # fmt: skip
 LEAKING = {
     "qwen3_5_text": ("qwen3_5_text", {**USUAL, **LINEAR}),
     "qwen3_next": (

@@ -14,6 +14,7 @@ from record_factory import Factory, make_spec
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import hash_examples, read_examples
+from studylib.inputs.extras import check_extras
 from studylib.planning import plan as planning
 from studylib.planning.plan import (
     check_inputs,
@@ -224,3 +225,23 @@ def test_a_package_that_a_setting_needs_is_named_before_the_start(change, packag
         pytest.skip("it is installed here")
     with pytest.raises(StudyError, match=f"{package} is not installed"):
         check_inputs(read_profile("smoke", change))
+
+
+def test_liger_without_triton_is_named_before_the_start(monkeypatch):
+    known = {"liger_kernel": object()}
+    monkeypatch.setattr("studylib.inputs.extras.find_spec", known.get)
+    with pytest.raises(StudyError, match="triton is not installed"):
+        check_inputs(read_profile("smoke", {"train": {"loss": "liger"}}))
+
+
+@pytest.mark.parametrize(
+    ("train", "instead"),
+    [({"attention": "flex_attention"}, "attention: sdpa"), ({"loss": "liger"}, "loss: chunked")],
+)
+def test_what_trains_on_a_card_only_is_refused_without_one(monkeypatch, train, instead):
+    monkeypatch.setattr("studylib.inputs.extras.find_spec", lambda name: name)
+    with pytest.raises(StudyError, match=f"on a card only.*Write {instead}"):
+        check_inputs(read_profile("smoke", {"train": train}))
+    check_inputs(read_profile("smoke", {"train": train, "hardware": {"gpus": 1}}))
+    base = {"train": train, "methods": ["base"]}
+    check_extras(next(spec for spec in read_profile("smoke", base).runs()))

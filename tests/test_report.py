@@ -403,3 +403,17 @@ def test_the_smallest_gap_is_found_by_the_corrected_test(study: Path) -> None:
         assert row.detectable == pytest.approx(
             stats.detectable_difference(row.gap.se, row.gap.df, alpha=0.05 / 3)
         )
+
+
+def test_models_whose_examples_were_read_one_by_one_are_named(tmp_path: Path) -> None:
+    class Apart(Factory):
+        def load(self, spec: Any) -> Any:
+            reason = "an example in a packed row sees the one before it"
+            return super().load(spec).model_copy(update={"packing_reason": reason})
+
+    found = []
+    for made in (Factory, Apart):
+        made(tmp_path / made.__name__).study()
+        text = build_report(tmp_path / made.__name__).read_text(encoding="utf-8")
+        found.append("they were read one by one" in text)
+    assert found == [False, True]

@@ -8,6 +8,7 @@ import math
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from studylib.core.errors import StudyError
 from studylib.schema.profile import (
@@ -67,9 +68,28 @@ def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
     assert (record.serve.adapter_bytes is not None) == ("lora" in method)
     assert "nvml_peak_bytes" in record.load.measure.unavailable
     assert not (tmp_path / "work").exists()
+    assert record.load.packing_reason is None
     if method != "base":
+        assert record.fingerprint["data.packing"] == "packed"
         assert record.train.steps == 6 and record.train.resumed_at_steps == ()
         assert record.fingerprint["data.tokens_seen"] == record.train.tokens_seen
+
+
+def test_examples_read_one_by_one_are_on_record(model, tmp_path):
+    folder = tmp_path / "opt"
+    config = OPTConfig(
+        vocab_size=1024, hidden_size=64, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, word_embed_proj_dim=64, bos_token_id=None, eos_token_id=0,
+        pad_token_id=1, init_std=0.1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model.removeprefix("path:")).save_pretrained(folder)
+    run = Run(make_spec(f"path:{folder}", "lora"), tmp_path / "run")
+    run.load()
+    run.train()
+    record = read_record(run.finish())
+    assert "sees the one before it" in record.load.packing_reason
+    assert record.fingerprint["data.packing"] == "one by one"
 
 
 def test_runs_of_all_methods_share_what_a_table_must_share(model, tmp_path):

@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 from accelerate.utils import AutocastKwargs
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from studylib.forecasting.job_forecast import Machine, job_settings, trace_once
+from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.data import IGNORED, TrainingData, prepare_data
 from studylib.modelling import chunked_loss, weights
 from studylib.modelling.methods import attach
-from studylib.modelling.models import load_model
+from studylib.modelling.models import load_model, load_tokenizer
+from studylib.modelling.packing import probe_packing
 from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
@@ -218,6 +221,78 @@ def test_loss_that_is_not_finite_stops_the_run_as_a_result(tiny_folder, tmp_path
         model.get_input_embeddings().weight.fill_(math.nan)
     with pytest.raises(Diverged, match="step 1"):
         train_model(model, data, spec, tmp_path, StepLog())
+
+
+def test_weights_that_the_last_update_broke_are_a_result_too(tiny_folder, tmp_path):
+    """No loss is computed after it; the name of the tensor is said."""
+    spec = make_spec(tiny_folder, steps=3)
+    model, data = prepare(spec)
+    broken = model.model.layers[1].mlp.up_proj.weight
+
+    def break_last(row):
+        if row["step"] == 3:
+            with torch.no_grad():
+                broken[5, 7] = math.inf
+
+    log = StepLog()
+    with pytest.raises(Diverged, match=r"last update left model.layers.1.mlp.up_proj.weight"):
+        train_model(model, data, spec, tmp_path, log, on_step=break_last)
+    assert len(log.rows) == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_at_its_step(tiny_folder, tmp_path):
+    spec = make_spec(tiny_folder, steps=4)
+    model, data = prepare(spec)
+    log = StepLog()
+
+    def break_gradient(gradient):
+        return gradient * (math.inf if len(log.rows) == 1 else 1.0)
+
+    model.model.norm.weight.register_hook(break_gradient)
+    with pytest.raises(Diverged, match=r"gradient's norm is .* at step 2"):
+        train_model(model, data, spec, tmp_path, log)
+    assert len(log.rows) == 1
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_of_one_step_trains(tiny_folder, tmp_path, method):
+    spec = make_spec(tiny_folder, method, steps=1, rate=1e-2)
+    model, data = prepare(spec)
+    before, log = state_of(model), StepLog()
+    train_model(model, data, spec, tmp_path, log, checkpoints=False)
+    moved = max((after - before[n]).abs().max() for n, after in state_of(model).items())
+    assert moved == pytest.approx(1e-2, rel=1e-3)  # Adam's first step is the rate
+    assert log.rows[0]["learning_rate"] == 1e-2
+
+
+@pytest.mark.parametrize("loss", ["full", "chunked"])
+def test_a_model_that_reads_one_by_one_does_so_in_training_and_after(tmp_path, loss):
+    """Loss of the first step against each example alone; what training replaces comes back."""
+    torch.manual_seed(0)
+    folder, config = tmp_path / "opt", OPTConfig(
+        vocab_size=1024, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0, init_std=0.1,
+        bos_token_id=None, eos_token_id=0, pad_token_id=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer(ladder_folder(ladder_names()[0])).save_pretrained(folder)
+    spec = make_spec(folder, "lora", steps=2, checkpointing=True, micro_batch=2, loss=loss)
+    loaded, model = weights.bring_in(spec, None)
+    assert "sees the one before it" in loaded.packing_reason
+    data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
+    single = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        parts = [
+            summed_loss(single, {k: torch.tensor([v]) for k, v in example.items()})
+            for row in data.rows[:4]
+            for example in row
+        ]
+    log, given = StepLog(), loaded.model.forward
+    train_model(model, data, spec, tmp_path / "work", log, checkpoints=False)
+    separate = sum(loss for loss, _ in parts) / sum(n for _, n in parts)
+    assert log.rows[0]["loss"] == pytest.approx(separate, rel=1e-5)
+    assert loaded.model.forward == given
+    assert probe_packing(loaded.model) is None
 
 
 def test_training_lowers_the_loss(tiny_folder, tmp_path):
