@@ -179,6 +179,10 @@ def limits(summaries: Sequence[Summary]) -> list[str]:
         found.append(f"Close to 0 or 100 % (here: within {100 * NEAR_END:g} points) an interval "
                      "that is as long above as below is too short on one side: it holds the truth "
                      "less often than 95 times in 100.")  # fmt: skip
+    plain = sorted({r.load.attention_reason for r in records if r.load and r.load.attention_reason})
+    if plain:
+        found.append(f"{join_words(plain)}: attention was computed in the plain (eager) way, which "
+                     "holds all scores; memory and time are those of this way.")  # fmt: skip
     if any(record.environment.concurrent_runs > 1 for record in records):
         found.append("Some runs shared the machine with others at the time: their seconds are not "
                      "those of a machine of their own.")  # fmt: skip
