@@ -1,4 +1,4 @@
-"""Models without sdpa compute in the plain way, and it is said; what was asked for stays."""
+"""Models without sdpa compute in the plain way, and that is said; other wishes are refused."""
 
 from __future__ import annotations
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+import errno
+from typing import Any
 
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
+
+from studylib.core.errors import StudyError
 from studylib.modelling.models import load_model
-from studylib.modelling.serve import adapter_rows, model_row
+from studylib.modelling.serve import (
+    adapter_rows,
+    count_written,
+    measure_footprint,
+    model_row,
+    written_bytes,
+)
 from studylib.modelling.variants import add_adapters, share_weights, tensor_bytes
+from studylib.modelling.weights import find_trained, keep
 from studylib.planning.catalog import find_gpu, find_shape
 from studylib.planning.footprint import (
     Kept,
@@ -114,3 +128,63 @@ def test_cards_and_dollars_by_hand():
     whole, adapters, _ = shape_ways(find_shape("Llama-2-13B"))
     assert monthly_usd(whole, 100, card, 2.0) == 50 * 2.0 * 730
     assert monthly_usd(adapters, 100, card, 2.0) == 2.0 * 730
+
+
+def random_model(kind: str) -> Any:
+    """A model whose file has tied, plain or fused tensors."""
+    small = {"vocab_size": 1000, "bos_token_id": None, "eos_token_id": 0}
+    layers = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
+    grouped = {"num_key_value_heads": 2, "intermediate_size": 96}
+    config = {
+        "tied": LlamaConfig(**small, **layers, **grouped, tie_word_embeddings=True),
+        "untied": LlamaConfig(**small, **layers, **grouped),
+        "fused": MixtralConfig(**small, **layers, **grouped, num_local_experts=4),
+        "gpt2": GPT2Config(**small, n_embd=64, n_layer=2, n_head=4),
+    }[kind]
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "fused", "gpt2"])
+def test_a_checkpoint_is_counted_to_the_byte_of_its_file(kind):
+    model = random_model(kind)
+    assert count_written(model) == written_bytes(model)
+    model.to(torch.bfloat16)
+    for parameter in list(model.parameters())[::3]:  # of several types in one file
+        parameter.data = parameter.data.float()
+    assert count_written(model) == written_bytes(model)
+
+
+def test_a_four_bit_checkpoint_is_counted_with_its_constants():
+    model, _ = ladder("qlora")
+    assert count_written(model) == written_bytes(model)
+
+
+def test_counting_writes_nothing(monkeypatch):
+    model = random_model("tied")
+    monkeypatch.setattr(type(model), "save_pretrained", None)
+    settings = parse_method("base", LoraSettings())
+    assert measure_footprint(model, settings, None)["checkpoint_bytes"] == count_written(model)
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("PytorchStreamWriter failed writing file data/7: file write failed"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (RuntimeError("os error 280"), False),
+    ],
+)
+def test_full_disk_while_weights_are_kept_is_one_message_and_other_faults_stay(
+    tmp_path, monkeypatch, error, full
+):
+    def fail(*_):
+        raise error
+
+    model = random_model("tied")
+    monkeypatch.setattr(type(model), "save_pretrained", fail)
+    with pytest.raises(StudyError if full else type(error)) as caught:
+        keep(tmp_path, model)
+    assert ("the disk is full" in str(caught.value)) == full
+    assert find_trained(tmp_path) is None

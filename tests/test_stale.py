@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from record_factory import Factory, make_spec
+from serve_factory import add_serving
 
 from studylib.core.errors import StudyError
 from studylib.core.files import file_sha256
@@ -23,6 +24,7 @@ from studylib.planning.stale import (
     refuse_stale_serves,
 )
 from studylib.schema.profile import build_profile, read_profile
+from studylib.schema.serve_records import write_serve_record
 from studylib.schema.serving import serve_specs
 
 QUESTION = {"subject": "sums", "question": "1 + 1 = ?", "choices": list("1234"), "answer": 1}
@@ -135,18 +137,23 @@ def test_large_files_are_read_again_only_where_something_about_them_changed(tmp_
     assert sha256() == file_sha256(path) and len(read) == 3
 
 
-def test_serving_records_of_other_weights_or_settings_are_refused(tmp_path, model):
-    from serve_factory import add_serve
-
+def test_serving_records_of_other_weights_or_settings_are_refused(tmp_path):
     profile = read_profile("cpu")
     spec = next(s for s in serve_specs(profile) if s.model == "ladder:0.4m")
-    add_serve(tmp_path, spec, **{"model.sha256": folder_sha256(ladder_folder("0.4m"))})
+    made = add_serving(tmp_path / "made")
+
+    def keep(sha256):
+        shutil.rmtree(tmp_path / "serve", ignore_errors=True)
+        (tmp_path / "serve" / spec.serve_id).mkdir(parents=True)
+        change = {"spec": spec, "serve_id": spec.serve_id, "fingerprint": {"model.sha256": sha256}}
+        write_serve_record(tmp_path / "serve" / spec.serve_id, made.model_copy(update=change))
+
+    keep(folder_sha256(ladder_folder("0.4m")))
     refuse_stale_serves(profile, tmp_path)
     content = profile.model_dump(mode="json")
     content["serve"]["variants"] = [1, 7]
     with pytest.raises(StudyError, match="made with other settings than profile cpu"):
         refuse_stale_serves(build_profile(content, "test"), tmp_path)
-    shutil.rmtree(tmp_path / "serve")
-    add_serve(tmp_path, spec, **{"model.sha256": "0" * 64})
+    keep("0" * 64)
     with pytest.raises(StudyError, match="made with other weights"):
         refuse_stale_serves(profile, tmp_path)

@@ -9,13 +9,21 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from studylib.core.errors import StudyError
+
+# By safetensors (with the system's number), and by torch's own writer, which gives no reason.
+FULL = re.compile(
+    r"No space left on device|Disk quota exceeded|os error (28|122)\b"
+    r"|PytorchStreamWriter failed writing file"
+)
 
 
 def read_text(path: Path, what: str, remedy: str) -> str:
@@ -102,6 +110,18 @@ def explain_write_error(path: Path, error: OSError) -> StudyError:
         f"cannot be written ({error.strerror or error})",
         "Choose a folder that you may write to: --results FOLDER, or RESULTS=FOLDER with make.",
     )
+
+
+@contextmanager
+def full_disk_said(folder: Path) -> Iterator[None]:
+    """One message where the disk is full while libraries save below a folder: each says it in
+    errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        if (isinstance(error, OSError) and is_full(error)) or FULL.search(str(error)):
+            raise disk_full(folder) from error
+        raise
 
 
 def disk_full(path: Path) -> StudyError:

@@ -1,8 +1,10 @@
 """What a variant of a model costs to keep: bytes of its files, bytes of its tensors.
 
-Files are written and measured where they are small enough, else their size is the sum of their
-tensors ("counted"; a file's header is a few kilobytes more). Memory is the sum of the tensors as
-loaded: weights, buffers and quantization constants, tied ones once.
+A run's own checkpoint is counted by the arithmetic of its file, to the byte: a file written only
+to be weighed would need as much disk as the weights. In a serving run's table files are written
+and measured where they are small enough, else their size is the sum of their tensors ("counted";
+a file's header is a few kilobytes more). Memory is the sum of the tensors as loaded: weights,
+buffers and quantization constants, tied ones once.
 
 Not covered: the arithmetic of N variants (studylib.planning.footprint), latency
 (studylib.serving.latency).
@@ -10,6 +12,7 @@ Not covered: the arithmetic of N variants (studylib.planning.footprint), latency
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,17 @@ from studylib.planning.footprint import Kept, find_break_even, tabulate_variants
 from studylib.schema.profile import MethodSettings
 from studylib.schema.serving import FootprintRow, ServeSpec
 
+# dtype -> (place in the order of the format's types, its name there).
+FILE_TYPES = {
+    torch.bool: (0, "BOOL"), torch.uint8: (1, "U8"), torch.int8: (2, "I8"),
+    torch.int16: (3, "I16"), torch.float16: (4, "F16"), torch.bfloat16: (5, "BF16"),
+    torch.int32: (6, "I32"), torch.float32: (7, "F32"), torch.float64: (8, "F64"),
+    torch.int64: (9, "I64"),
+}  # fmt: skip
+
 
 def measure_footprint(model: nn.Module, method: MethodSettings, trained: Path | None) -> dict:
-    """Bytes of the safetensors as really written: an adapter's, or a whole checkpoint's.
+    """Bytes of the safetensors, written or as they would be: an adapter's, or a whole checkpoint's.
 
     An adapter needs its base beside it, once for all variants; the base's own run has its bytes.
     """
@@ -34,11 +45,53 @@ def measure_footprint(model: nn.Module, method: MethodSettings, trained: Path | 
         return {"adapter_bytes": weights_bytes(trained), "checkpoint_bytes": None}
     if trained is not None:
         return {"adapter_bytes": None, "checkpoint_bytes": weights_bytes(trained)}
-    return {"adapter_bytes": None, "checkpoint_bytes": written_bytes(model)}
+    return {"adapter_bytes": None, "checkpoint_bytes": count_written(model)}
 
 
 def weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def count_written(model: Any) -> int:
+    """Bytes of the safetensors that the model's save_pretrained would write; writes nothing.
+
+    Names and shapes are those of the file: tied tensors once, fused ones taken apart again.
+    """
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    left_out = model._keys_to_ignore_on_save or ()
+    state = {name: t for name, t in model.state_dict().items() if name not in left_out}
+    state = remove_tied_weights_from_state_dict(state, model)
+    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+    state = revert_weight_conversion(model, empty)
+    shards = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size="50GB"
+    )
+    return sum(
+        file_bytes({name: state[name] for name in names})
+        for names in shards.filename_to_tensors.values()
+    )
+
+
+def file_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Bytes of a safetensors file of transformers: length, header (filled up to eights), tensors.
+
+    The format's writer orders tensors by type, the widest first, then by name.
+    """
+    names = sorted(tensors, key=lambda name: (-FILE_TYPES[tensors[name].dtype][0], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + nbytes(tensors[name])
+        header[name] = {
+            "dtype": FILE_TYPES[tensors[name].dtype][1],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + length + -length % 8 + end
 
 
 def written_bytes(model: Any) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.core.files import full_disk_said
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
@@ -72,7 +73,8 @@ def keep(work: Path, model: nn.Module | None) -> None:
     folder = work / TRAINED
     if model is not None:
         shutil.rmtree(folder, ignore_errors=True)
-        model.save_pretrained(folder)  # type: ignore[operator]
+        with full_disk_said(work):
+            model.save_pretrained(folder)  # type: ignore[operator]
     write_atomically(folder / WHOLE, b"")
     for checkpoint in work.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

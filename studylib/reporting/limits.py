@@ -100,6 +100,17 @@ def limit_read_apart(summaries: Studies) -> str:
     )
 
 
+def limit_eager(summaries: Studies) -> str:
+    records = all_records(summaries)
+    plain = sorted({r.load.attention_reason for r in records if r.load and r.load.attention_reason})
+    if not plain:
+        return ""
+    return (
+        f"{join_words(plain)}: attention was computed in the plain (eager) way, which holds all "
+        "scores; memory and time are those of this way."
+    )
+
+
 def limit_shared(summaries: Studies) -> str:
     if not any(record.environment.concurrent_runs > 1 for record in all_records(summaries)):
         return ""
@@ -261,6 +272,7 @@ LIMITS: tuple[Callable[[Studies], str], ...] = (
     limit_prompts_cut,
     limit_undecided,
     limit_read_apart,
+    limit_eager,
     limit_shared,
     limit_dirty,
     limit_cards,

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from studylib.core.errors import StudyError, first_line
-from studylib.core.files import lock_folder
+from studylib.core.files import full_disk_said, lock_folder
 from studylib.core.sharing import most_concurrent
 from studylib.inputs.data import TrainingData, prepare_data
 from studylib.metering.code_files import code_sha256
@@ -158,7 +158,7 @@ class Run:
             return
         if self.trained_folder is None:
             try:
-                with self.meter.stage("train"):
+                with self.meter.stage("train"), full_disk_said(self.work):
                     self._train()
             except Diverged as error:
                 self.give_up("diverged", str(error))
