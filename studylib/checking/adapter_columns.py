@@ -193,13 +193,9 @@ def check_lora_merged(subject: Subject) -> Cell:
         model.save_pretrained(folder)
         again = load_trained(subject.load().model, parse("lora"), Path(folder)).eval()
         merged = model.merge_and_unload().eval()
-        off, lost = (
-            max(
-                apart(alone(other, ids), wanted)
-                for ids, wanted in zip(examples, before, strict=True)
-            )
-            for other in (merged, again)
-        )
+        pairs = list(zip(examples, before, strict=True))
+        off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
+        lost = max(apart(alone(again, ids), wanted) for ids, wanted in pairs)
     fault = None
     if lost > EXACT:
         fault = f"saved and loaded again its logits are {lost:.2g} deviations off"
