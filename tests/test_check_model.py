@@ -186,6 +186,20 @@ def test_a_merge_that_leaves_out_the_adapter_is_seen(llama, monkeypatch):
     assert "the merged model" in adapter_columns.check_qlora_merged(Subject(llama)).fault
 
 
+def test_an_adapter_that_loses_a_part_on_disk_is_seen(llama, monkeypatch):
+    plain = adapter_columns.load_trained
+
+    def lose(base, method, folder):
+        weights = load_file(folder / "adapter_model.safetensors")
+        half = {name: part for name, part in weights.items() if "up_proj" not in name}
+        save_file(half, folder / "adapter_model.safetensors")
+        return plain(base, method, folder)
+
+    assert adapter_columns.check_lora_merged(Subject(llama)).text == "exact"
+    monkeypatch.setattr(adapter_columns, "load_trained", lose)
+    assert "saved and loaded again" in adapter_columns.check_lora_merged(Subject(llama)).fault
+
+
 def test_what_an_adapter_misses_is_named(llama, monkeypatch):
     some = parse_method("lora", LoraSettings(rank=8, targets=("q_proj", "v_proj")))
     monkeypatch.setattr(adapter_columns, "parse", lambda method: some)

@@ -31,7 +31,7 @@ from studylib.checking.model_subject import (
     training_mode,
 )
 from studylib.modelling.methods import attach
-from studylib.modelling.models import merge_into_bf16
+from studylib.modelling.models import load_trained, merge_into_bf16
 from studylib.schema.model_report import Cell
 
 NF4_LIMIT = 0.15  # NF4 loses 9 to 10 % of normal weights, 28 % and more is another block's scale
@@ -185,14 +185,24 @@ def typically_apart(found: Any, wanted: Any, subject: Subject) -> float:
 
 
 def check_lora_merged(subject: Subject) -> Cell:
+    """Base and adapter against their merged form, and against the adapter saved and loaded."""
     model = adapted(subject.load().model, "lora")
-    with torch.no_grad():
-        before = [alone(model, e["input_ids"]) for e in subject.examples[:3]]
+    examples = [example["input_ids"] for example in subject.examples[:3]]
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        before = [alone(model, ids) for ids in examples]
+        model.save_pretrained(folder)
+        again = load_trained(subject.load().model, parse("lora"), Path(folder)).eval()
         merged = model.merge_and_unload().eval()
-        pairs = zip(subject.examples[:3], before, strict=True)
-        off = max(apart(alone(merged, e["input_ids"]), wanted) for e, wanted in pairs)
-    fault = None if off <= EXACT else f"merging moves the logits by {off:.2g} deviations"
-    return Cell(text=say(off), note=fault, figures={"std": off}, fault=fault)
+        pairs = list(zip(examples, before, strict=True))
+        off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
+        lost = max(apart(alone(again, ids), wanted) for ids, wanted in pairs)
+    fault = None
+    if lost > EXACT:
+        fault = f"saved and loaded again its logits are {lost:.2g} deviations off"
+    if off > EXACT:
+        fault = f"merging moves the logits by {off:.2g} deviations"
+    figures: dict[str, float | None] = {"merged": off, "loaded again": lost}
+    return Cell(text=say(max(off, lost)), note=fault, figures=figures, fault=fault)
 
 
 def check_qlora_merged(subject: Subject) -> Cell:
@@ -232,8 +242,8 @@ def check_lora_reach(subject: Subject) -> Cell:
     reached = {name for name in wanted if name in ranks}
     total = sum(wanted.values())
     share = sum(wanted[name] for name in reached) / total if total else 0.0
-    missed = sorted({name.rsplit(".", 1)[-1] for name in wanted if name not in reached})
-    odd = sorted({f"{n.rsplit('.', 1)[-1]} {r}" for n, r in ranks.items() if r != RANK})
+    missed = sorted({leaf(name) for name in wanted if name not in reached})
+    odd = sorted({f"{leaf(name)} {rank}" for name, rank in ranks.items() if rank != RANK})
     words = [f"misses {', '.join(missed)}"] if missed else []
     words += [f"asked for rank {RANK}, gives {', '.join(odd)}"] if odd else []
     fault = None if reached else "no matrix gets an adapter"
@@ -257,6 +267,12 @@ def matrices(model: Any) -> Iterator[tuple[str, int]]:
             for part, parameter in module.named_parameters(recurse=False):
                 if parameter.dim() == 3 and min(parameter.shape[1:]) >= RANK:
                     yield f"{name}.{part}", parameter.numel()
+
+
+def leaf(path: str) -> str:
+    """The part of a path that tells kinds of layers apart."""
+    parts = path.split(".")
+    return ".".join(parts[-2:] if parts[-1] == "weight" else parts[-1:])
 
 
 def adapter_ranks(model: Any) -> dict[str, int]:

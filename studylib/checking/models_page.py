@@ -138,17 +138,18 @@ def format_row(name: str, report: ModelReport, reasons: list[str]) -> str:
     """A row of the table; new reasons are added to the list that the numbers count."""
     words = [name, report.model_class]
     words += ["yes" if report.reason(method) is None else "no" for method in NEEDED]
-    words += [format_cell(report.cells.get(column), reasons) for column in COLUMNS]
+    own = report.model_class
+    words += [format_cell(report.cells.get(column), own, reasons) for column in COLUMNS]
     return "| " + " | ".join(words) + " |"
 
 
-def format_cell(cell: Cell | None, reasons: list[str]) -> str:
+def format_cell(cell: Cell | None, model_class: str, reasons: list[str]) -> str:
     if cell is None:
         return ""
     text = cell.text if cell.fault is None else f"**{cell.text}**"
     if cell.note is None:
         return text
-    note = FIGURE.sub(r" \1 …", cell.note.replace("|", "/"))
+    note = FIGURE.sub(r" \1 …", cell.note.replace("|", "/").replace(model_class, "it"))
     if note not in reasons:
         reasons.append(note)
     return f"{text} [{reasons.index(note) + 1}]"

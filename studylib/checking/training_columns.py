@@ -39,7 +39,7 @@ from studylib.scoring.evaluate import build_lm
 from studylib.training.train import PackedCollator, StepLog, train_model
 
 LOSS_LIMIT = 2e-5  # relative; float32 over some hundred tokens gives 1e-7 to 1e-6
-NORM_LIMIT = 1e-3
+GRADIENT_LIMIT = 1e-3  # relative, of a gradient or its norm
 FORECAST_LIMIT = 0.02
 ROWS_A_STEP = 2
 
@@ -164,7 +164,7 @@ def check_loss(subject: Subject) -> Cell:
     if off > LOSS_LIMIT or off != off:
         fault = f"the training loss is {off:.2g} off, relative"
         return Cell(text="wrong", note=fault, figures=figures, fault=fault)
-    if norm > NORM_LIMIT or norm != norm:
+    if norm > GRADIENT_LIMIT or norm != norm:
         fault = f"the gradient's norm is {norm:.2g} off, relative"
         return Cell(text="wrong", note=fault, figures=figures, fault=fault)
     return Cell(text="exact", figures=figures)
@@ -200,7 +200,7 @@ def check_chunked(subject: Subject) -> Cell:
                 found = torch.zeros_like(gradient) if found is None else found
                 worst = max(worst, (found - gradient).norm().item() / scale)
     figures: dict[str, float | None] = {"loss": off, "worst gradient": worst}
-    if off <= LOSS_LIMIT and worst <= EXACT:
+    if off <= LOSS_LIMIT and worst <= GRADIENT_LIMIT:
         return Cell(text="exact", figures=figures)
     fault = f"its loss is {off:.2g} off, a gradient {worst:.2g}, relative"
     return Cell(text="wrong", note=fault, figures=figures, fault=fault)

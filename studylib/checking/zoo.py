@@ -25,7 +25,7 @@ SIZES_FILE = Path(__file__).with_name("zoo.yaml")
 TOKENS = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
 # Wide enough that two random models differ by more than rounding in what they say.
 SPREADS = {"initializer_range": 0.06, "init_std": 0.06, "embed_init_std": 0.06}
-MAX_BYTES = 2_500_000
+MAX_BYTES = 3_000_000
 
 
 def zoo_names() -> list[str]:
@@ -90,7 +90,9 @@ def tiny_config(name: str) -> Any:
             small[key] = table["sizes"][key]
         elif key in SPREADS:
             small[key] = SPREADS[key]
-    small |= {key: TOKENS[key] for key in TOKENS}
+    small |= TOKENS
+    if "vocab_size" in fields:  # of a smaller default too
+        small["vocab_size"] = table["sizes"]["vocab_size"]
     if "kv_lora_rank" in small:  # latent attention: no heads are shared, one is its rotated part
         small["num_key_value_heads"] = small["num_attention_heads"]
         small["head_dim"] = small["qk_rope_head_dim"]

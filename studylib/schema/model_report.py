@@ -55,7 +55,11 @@ COLUMNS: dict[str, tuple[str, str]] = {
         "the adapter's gradient is that of the same adapter on a plain model of the same "
         "(dequantized) weights",
     ),
-    "lora_merged": ("LoRA merged", "the merged model says what base and adapter say, in fp32"),
+    "lora_merged": (
+        "LoRA merged",
+        "the merged model says what base and adapter say, in fp32, and so does the adapter saved "
+        "and loaded again",
+    ),
     "qlora_merged": (
         "QLoRA merged",
         "the adapter on the dequantized base says what it says on the 4-bit base, and the study's "
