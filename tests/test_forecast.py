@@ -210,7 +210,7 @@ def test_own_prices_reach_the_dollars():
         ({"method": "lorra"}, "lora"),
         ({"method": "base"}, "cannot be trained"),
         ({"seq_len": 8193}, "8192 positions"),
-        ({"method": "lora", "targets": ("query_key_value",)}, "cannot take this adapter"),
+        ({"method": "lora", "targets": ("query_key_value",)}, "no module of this model is named"),
         ({"gpu": "a100-90gb"}, "a100-80gb"),
         ({"sharding": "fsdp"}, "one card cannot be sharded"),
         ({"sharding": "fsdp", "gpus": 2, "optimizer": "paged-adamw-8bit"}, "paged"),
@@ -245,12 +245,17 @@ def test_the_settings_found_for_the_articles_figures_meet_them():
         assert made.peak_bytes / 1e9 == pytest.approx(found[name].article_gb, rel=0.03)
 
 
-def test_a_model_without_linear_layers_cannot_be_quantized():
+def test_a_gpt2_is_forecast_in_4_bits_as_transformers_loads_it():
+    """Its Conv1D layers are quantized too: 12 width² weights a layer, half a byte each."""
     from transformers import GPT2Config
 
-    settings = ForecastSettings(model="path:gpt2", method="qlora", seq_len=64)
-    with pytest.raises(StudyError, match="can be quantized"):
-        forecast(settings, config=GPT2Config(n_layer=2))
+    config = GPT2Config(n_layer=2, n_embd=128, n_head=4, vocab_size=512, n_positions=64)
+    settings = ForecastSettings(model="path:gpt2", method="qlora", seq_len=64, weights="fp32")
+    plain = settings.model_copy(update={"method": "lora"})
+    quantized, whole = (forecast(each, config=config).parts for each in (settings, plain))
+    assert quantized["quantization_constants"] > 0 == whole["quantization_constants"]
+    four_bit = 2 * 12 * 128 * 128
+    assert whole["weights"] - quantized["weights"] == pytest.approx(3.5 * four_bit, rel=0.01)
 
 
 def test_an_encoder_is_refused_by_name():
