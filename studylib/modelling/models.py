@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.utils import logging as hf_logging
 from studylib.core.errors import StudyError, first_line, name_error
 from studylib.core.launch import local_rank, refuse_left_over
 from studylib.inputs.almanac import ladder_folder, ladder_names
+from studylib.inputs.converted import read_origin
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.checkpoint import check_whole, read_shapes, refuse_unfit
@@ -49,7 +50,7 @@ hf_logging.disable_progress_bar()
 class Loaded:
     """A model on its device with its tokenizer and what identifies its weights.
 
-    attention, attention_reason, packing_reason, four_bit_share, four_bit_error: as in
+    attention, attention_reason, packing_reason, four_bit_share, four_bit_error, origin: as in
     studylib.schema.records.LoadBlock.
     """
 
@@ -63,6 +64,7 @@ class Loaded:
     packing_reason: str | None = None
     four_bit_share: float | None = None
     four_bit_error: float | None = None
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def default_device() -> torch.device:
@@ -98,7 +100,7 @@ def load_model(
         model = open_weights(folder, method, dtype, ref, used, device)
         loaded = Loaded(
             model, load_tokenizer(folder), sha256, revision, attention=used,
-            attention_reason=reason, **trust_base(model, method),
+            attention_reason=reason, origin=read_origin(folder), **trust_base(model, method),
         )  # fmt: skip
     if probe:
         loaded.packing_reason = keep_examples_apart(loaded.model)

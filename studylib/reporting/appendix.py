@@ -8,12 +8,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+import yaml
+
 from studylib.core.metrics import METRICS, percent
+from studylib.core.places import PACKAGE
 from studylib.reporting.cells import NOT_RUN, Table, run_path
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.profile import shipped_profiles
 from studylib.schema.records import Record
+
+CORRECTIONS = PACKAGE / "corrections.yaml"
 
 
 def run_command(record: Record) -> str:
@@ -174,3 +179,12 @@ def provenance(record: Record) -> dict[str, str]:
 def short(sha256: object) -> str:
     """The first twelve digits of a hash; the record has it whole."""
     return f"sha256 {str(sha256)[:12]}" if sha256 else "unknown"
+
+
+def corrections() -> list[str]:
+    """What earlier versions of the shipped report got wrong, the newest first."""
+    lines = []
+    for entry in yaml.safe_load(CORRECTIONS.read_text(encoding="utf-8")):
+        lines += [f"**{entry['date']}.** *Said:* {entry['said']} *Wrong, because:* "
+                  f"{entry['fault']} *Done:* {entry['done']}", ""]  # fmt: skip
+    return lines

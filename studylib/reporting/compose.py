@@ -61,7 +61,9 @@ def compose(
     own_folder: str | None = None,
     book: ForecastBook | None = None,
 ) -> Report:
-    """All of a report. own_folder: where figures go if not beside each study's records."""
+    """All of a report. own_folder: where a reader's own figures go; None: the shipped report, whose
+    figures lie beside each study's records."""
+    shipped = own_folder is None
     files: Files = {}
     results: list[str] = []
     for summary in studies:
@@ -77,7 +79,7 @@ def compose(
         "serving": serve_section(studies, [*files]),
         "forecast": forecast_section(book, forecast_errors.section([s.study for s in studies])),
         "beside": reference_section(studies[0], reference) if reference is not None else [],
-        "appendix": appendix_section(studies, findings),
+        "appendix": appendix_section(studies, findings, shipped),
     }
     whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
     texts = {name: "\n".join(lines) for name, lines in parts.items()}
@@ -324,7 +326,7 @@ def reference_section(own: Summary, reference: Summary) -> list[str]:
     ]  # fmt: skip
 
 
-def appendix_section(studies: list[Summary], findings: list[Finding]) -> list[str]:
+def appendix_section(studies: list[Summary], findings: list[Finding], shipped: bool) -> list[str]:
     lines = ["## Appendix", ""]
     for summary in studies:
         name = f", profile {summary.study.name}" if len(studies) > 1 else ""
@@ -336,4 +338,5 @@ def appendix_section(studies: list[Summary], findings: list[Finding]) -> list[st
     lines += ["### What the columns mean", "", appendix.words_table().markdown(), ""]
     lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
     lines += ["### Limits", ""]
-    return lines + [f"- {limit}" for limit in limits(studies)]
+    lines += [f"- {limit}" for limit in limits(studies)]
+    return lines + (["", "### Corrections", "", *appendix.corrections()] if shipped else [])

@@ -111,6 +111,22 @@ def limit_eager(summaries: Studies) -> str:
     )
 
 
+def limit_quantized_before(summaries: Studies) -> str:
+    """Models whose 16- or 32-bit weights lie on a grid of few bits already."""
+    found = {
+        r.run.model: " and ".join(r.load.origin["quantized"])
+        for r in all_records(summaries)
+        if r.load and r.load.origin.get("quantized")
+    }
+    if not found:
+        return ""
+    names = join_words([f"{model} ({types})" for model, types in found.items()])
+    return (
+        f"The weights of {names} were quantized before they came here and stay on that grid: every "
+        "method, full fine-tuning too, starts from a base that had lost something already."
+    )
+
+
 def limit_shared(summaries: Studies) -> str:
     if not any(record.environment.concurrent_runs > 1 for record in all_records(summaries)):
         return ""
@@ -273,6 +289,7 @@ LIMITS: tuple[Callable[[Studies], str], ...] = (
     limit_undecided,
     limit_read_apart,
     limit_eager,
+    limit_quantized_before,
     limit_shared,
     limit_dirty,
     limit_cards,

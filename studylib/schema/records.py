@@ -68,7 +68,8 @@ class LoadBlock(Frozen):
     packing_reason: why examples of one row are read one by one; null where packed rows are exact.
     four_bit_share: of the weights outside embeddings, 0 to 1; four_bit_error: the largest relative
     error (Frobenius) with which a matrix of one of the model's shapes comes back from 4 bits. Both
-    null where nothing is quantized. reached: what the adapter meets, by kind of layer.
+    null where nothing is quantized. reached: what the adapter meets, by kind of layer. origin: of a
+    model that was converted first, where it is from (studylib.inputs.converted).
     """
 
     measure: StageMeasure
@@ -83,6 +84,7 @@ class LoadBlock(Frozen):
     four_bit_share: float | None = None
     four_bit_error: float | None = None
     reached: tuple[Reached, ...] = ()
+    origin: dict[str, Any] = {}
 
 
 class TrainBlock(Frozen):

@@ -28,13 +28,17 @@ MERGED = "4-bit base and adapter merged into bf16"
 
 
 def describe_weights(spec: RunSpec, loaded: Loaded, model: nn.Module) -> dict[str, Any]:
-    """A load block's fields on how the base is stored and what the adapter reaches."""
+    """A load block's fields on how the base is stored and read and what the adapter reaches."""
     share = loaded.four_bit_share
     return {
         "weights_dtype": spec.weights_dtype if share is None else spell_base(share),
         "four_bit_share": share,
         "four_bit_error": loaded.four_bit_error,
         "reached": reach(model),
+        "attention": loaded.attention,
+        "attention_reason": loaded.attention_reason,
+        "packing_reason": loaded.packing_reason,
+        "origin": loaded.origin,
     }
 
 

@@ -138,9 +138,6 @@ class Run:
             model_sha256=self.loaded.sha256,
             model_revision=self.loaded.revision,
             **describe_weights(spec, self.loaded, self.model),
-            packing_reason=self.loaded.packing_reason,
-            attention=self.loaded.attention,
-            attention_reason=self.loaded.attention_reason,
         )
         if self.data is not None:
             self.flops = count_token_flops(
