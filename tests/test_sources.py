@@ -128,3 +128,40 @@ def test_each_answer_of_a_hub_has_its_message_and_a_bug_stays_a_bug():
         assert caught.value.value == "X"
     with pytest.raises(KeyError), hub_errors("X"):
         raise KeyError("a bug")
+
+
+def test_adapter_beside_the_weights_or_alone_is_told(checkpoint):
+    (checkpoint / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    refuse(checkpoint, "an adapter lies beside the weights")
+    (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+    refuse(checkpoint, "this is an adapter of org/base, not a model")
+    (checkpoint / "config.json").unlink()
+    refuse(checkpoint, "this is an adapter of org/base, not a model")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        {"text_config": {"quantization_config": {"quant_method": "bitsandbytes"}}},
+    ],
+)
+def test_quantized_checkpoint_is_told_by_its_configuration(checkpoint, change):
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refuse(checkpoint, r"quantized already \(bitsandbytes\)")
+
+
+def test_quantized_checkpoint_is_told_by_its_tensors_and_other_integers_are_none(checkpoint):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    whole = {"model.position_ids": torch.arange(9), "h.0.attn.bias": torch.ones(1, 1, 4, 4).bool()}
+    save_file(tensors | whole, path)
+    model_folder(ModelRef.parse(f"path:{checkpoint}"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    for dtype in (torch.uint8, torch.float8_e4m3fn):
+        save_file(tensors | {name: tensors[name].to(dtype)}, path)
+        refuse(checkpoint, rf"quantized already \({name} is (U8|F8_E4M3)\)")
