@@ -108,9 +108,8 @@ def see_the_future(model):
     model.model.embed_tokens.register_forward_hook(lambda m, i, out: out + 0.1 * out.mean(1, True))
 
 
-def scale_loss(model):
-    plain = model.loss_function
-    model.loss_function = lambda *words, **more: 1.01 * plain(*words, **more)
+def scale_in_training(model):
+    model.lm_head.register_forward_hook(lambda m, i, out: out * 1.01 if m.training else out)
 
 
 def shift_answers(model):
@@ -135,7 +134,7 @@ def lose_a_gradient(model):
         ("loads", shift_answers),
         ("causal", see_the_future),
         ("packing", drop_positions),
-        ("loss", scale_loss),
+        ("loss", scale_in_training),
         ("loss", drop_positions),
         ("chunked", shift_answers),
         ("prefixes", shift_answers),

@@ -30,6 +30,7 @@ KEPT = "## What the libraries do"  # from here on the page is people's
 HEADINGS = [heading for heading, _ in COLUMNS.values()]
 # What differs from kind to kind in one reason, and in its last digits between machines.
 FIGURE = re.compile(r" (by|are|is) (up to )?[\d.e+-]+( standard deviations)?(?= |,|$)")
+SET = re.compile(r"\{[^}]*(\}|…)")  # a library's own spelling, in an order of chance
 Outcome = ModelReport | str
 
 
@@ -149,7 +150,8 @@ def format_cell(cell: Cell | None, model_class: str, reasons: list[str]) -> str:
     text = cell.text if cell.fault is None else f"**{cell.text}**"
     if cell.note is None:
         return text
-    note = FIGURE.sub(r" \1 …", cell.note.replace("|", "/").replace(model_class, "it"))
+    note = cell.note.replace("|", "/").replace(model_class, "it")
+    note = SET.sub("{…}", FIGURE.sub(r" \1 …", note))
     if note not in reasons:
         reasons.append(note)
     return f"{text} [{reasons.index(note) + 1}]"
