@@ -65,7 +65,8 @@ class Subject:
 
     @property
     def data(self) -> TrainingData:
-        return TrainingData(self.rows, len(self.examples), "made up", "made up")
+        count = len(self.examples)
+        return TrainingData(self.rows, count, "made up", "made up", drawn=count)
 
     @property
     def small(self) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error, file_sha256, write_atomically
 from studylib.core.measure import StageMeasure
@@ -84,7 +86,7 @@ class LoadBlock(Frozen):
     four_bit_share: float | None = None
     four_bit_error: float | None = None
     reached: tuple[Reached, ...] = ()
-    origin: dict[str, Any] = {}
+    origin: dict[str, Any] = Field(default_factory=dict)
 
 
 class TrainBlock(Frozen):
