@@ -92,10 +92,9 @@ class LoadBlock(Frozen):
 class TrainBlock(Frozen):
     """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints.
 
-    examples_drawn: those that packing came to until the last row was full, all in a run of an epoch
-    or more (null in older records, which tokenised all of them); of these, examples_left_out: their
-    prompt alone fills a row; examples_cut: their answer was cut short. rows_skipped: of the source,
-    without an instruction or an answer.
+    examples_drawn: those that packing came to until the last row was full (null where all were);
+    of these, examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut
+    short. rows_skipped: of the source, without an instruction or an answer.
 
     optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
