@@ -160,7 +160,7 @@ def format_cell(cell: Cell | None, model_class: str, reasons: list[str]) -> str:
 def read_table(text: str) -> dict[str, dict[str, str]]:
     """Model type -> heading -> what stands in its cell, without the numbers of notes."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    headings, *rows = ([part.strip() for part in line.strip("| ").split(" | ")] for line in lines)
+    headings, *rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)
     return {
         row[0]: {
             heading: re.sub(r" \[\d+\]$", "", part)
