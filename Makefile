@@ -45,7 +45,7 @@ doctor: ## what this machine has, and which profile fits
 gpu-check: ## two minutes on a CUDA card: can figures measured on it be trusted
 	@$(PY) -m studylib gpu-check $(call opt,RESULTS,results)
 
-check-model: ## MODEL=hub:ID|path:FOLDER: may it be used here, tried in a minute
+check-model: ## MODEL=hub:ID|path:FOLDER: may it be used here, tried in minutes
 	@$(PY) -m studylib check-model $(call quote,$(MODEL))
 
 check-models: ## try every kind of model by tiny ones and write docs/models.md, 15 minutes

@@ -57,7 +57,7 @@ def weights_outside_embeddings(model: Any) -> int:
 
 
 def check_four_bit(subject: Subject) -> Cell:
-    model = subject.load("qlora").model
+    model = subject.opened("qlora").model
     count = sum(m.in_features * m.out_features for _, m in four_bit_layers(model))
     share = count / weights_outside_embeddings(subject.reference[0])
     fault = None if share else "no weight outside its embeddings is in 4 bits"
@@ -73,7 +73,7 @@ def answers(layer: Any, rows: torch.Tensor) -> torch.Tensor:
 
 def check_four_bit_error(subject: Subject) -> Cell:
     """Every 4-bit layer's answers against those of the layer of that name in the plain model."""
-    model = subject.load("qlora").model.eval()
+    model = subject.opened("qlora").model
     errors = {}
     with torch.no_grad():
         for path, layer in four_bit_layers(model):

@@ -34,10 +34,12 @@ Example = dict[str, list[int]]
 
 
 class Subject:
-    """A checkpoint under examination. Every load is new: what one column does reaches no other."""
+    """A checkpoint under examination. What a column changes it loads anew (`load`), so that it
+    reaches no other; columns that only read share one model (`opened`)."""
 
     def __init__(self, ref: ModelRef):
         self.ref = ref
+        self._opened: dict[str, Loaded] = {}
         self.folder: Path = model_folder(ref)[0]
 
     def load(self, method: str = "base") -> Loaded:
@@ -46,6 +48,13 @@ class Subject:
         silence(loaded.model)
         loaded.model.config.use_cache = False  # type: ignore[union-attr]
         return loaded
+
+    def opened(self, method: str = "base") -> Loaded:
+        """A load in evaluation mode that stays as it is: to be read, not changed."""
+        if method not in self._opened:
+            self._opened[method] = self.load(method)
+        self._opened[method].model.eval()
+        return self._opened[method]
 
     @functools.cached_property
     def reference(self) -> tuple[Any, dict[str, Any]]:
@@ -136,11 +145,13 @@ def hand_loss(model: Any, examples: list[Example]) -> torch.Tensor:
     total: Any = torch.zeros((), dtype=torch.float64, device=device_of(model))
     count = 0
     for example in examples:
-        logits = alone(model, example["input_ids"]).double()
-        for place, wanted in enumerate(example["labels"][1:]):
-            if wanted != IGNORED:
-                total = total + torch.logsumexp(logits[place], -1) - logits[place, wanted]
-                count += 1
+        logits = alone(model, example["input_ids"])[:-1].double()
+        wanted = torch.tensor(example["labels"][1:], device=logits.device)
+        asked = wanted != IGNORED
+        logits, wanted = logits[asked], wanted[asked]
+        picked = logits.gather(-1, wanted[:, None])[:, 0]
+        total = total + (torch.logsumexp(logits, -1) - picked).sum()
+        count += int(asked.sum())
     return total / count
 
 

@@ -45,7 +45,7 @@ ROWS_A_STEP = 2
 
 
 def check_loads(subject: Subject) -> Cell:
-    loaded = subject.load()
+    loaded = subject.opened()
     logits = alone(loaded.model.eval(), subject.examples[0]["input_ids"])
     if not logits.isfinite().all():
         return Cell(text="not a number", fault="its logits are not numbers")
@@ -58,7 +58,8 @@ def check_loads(subject: Subject) -> Cell:
 
 def check_whole(subject: Subject) -> Cell:
     info = subject.reference[1]
-    first, second = (dict(subject.load().model.named_parameters()) for _ in range(2))
+    loads = (subject.opened(), subject.load())
+    first, second = (dict(loaded.model.named_parameters()) for loaded in loads)
     found = {
         "missing": sorted(info["missing_keys"]),
         "of another shape": sorted(str(key[0]) for key in info.get("mismatched_keys") or ()),
@@ -75,7 +76,7 @@ def check_whole(subject: Subject) -> Cell:
 
 
 def check_attention(subject: Subject) -> Cell:
-    loaded = subject.load()
+    loaded = subject.opened()
     config: Any = loaded.model.config
     used = config._attn_implementation
     reason = loaded.attention_reason
@@ -86,7 +87,7 @@ def check_attention(subject: Subject) -> Cell:
 
 
 def check_causal(subject: Subject) -> Cell:
-    model = subject.load().model.eval()
+    model = subject.opened().model
     ids = subject.examples[0]["input_ids"]
     keep = len(ids) // 2
     other = ids[:keep] + subject.examples[1]["input_ids"][: len(ids) - keep]
@@ -99,7 +100,7 @@ def check_causal(subject: Subject) -> Cell:
 
 def check_packing(subject: Subject) -> Cell:
     """Every example of every row against itself alone, by the study's collator and model."""
-    loaded = subject.load()
+    loaded = subject.opened()
     model, worst = loaded.model.eval(), 0.0
     with torch.no_grad():
         for row in subject.rows:
@@ -208,7 +209,7 @@ def check_chunked(subject: Subject) -> Cell:
 
 def check_prefixes(subject: Subject) -> Cell:
     """Log-likelihoods of made requests that share contexts, against each prompt alone."""
-    loaded = subject.load()
+    loaded = subject.opened()
     lm = build_lm(loaded.model, loaded.tokenizer)
     contexts = [example["input_ids"][:18] for example in subject.examples[:2]]
     endings = [example["input_ids"][:size] for size, example in enumerate(subject.examples[2:6], 1)]

@@ -1,4 +1,4 @@
-"""`study check-model`: may a model be used here, tried in a minute, before hours are spent.
+"""`study check-model`: may a model be used here, tried in minutes, before hours are spent.
 
 Exit codes: 0 it may be fully fine-tuned; 2 it must not, or there is no such model.
 
