@@ -107,15 +107,18 @@ def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
 
 
 def test_failing_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
-    """One model is of a kind that only loading finds out; the other one's run finishes."""
+    """One model goes between the plan and its run; the other one's run finishes."""
     from studylib.inputs.almanac import ladder_folder
 
     for name in ("good", "strange"):
         shutil.copytree(ladder_folder("0.4m"), tmp_path / name)
-    config = tmp_path / "strange" / "config.json"
-    config.write_text(
-        config.read_text().replace('"model_type": "llama"', '"model_type": "nonesuch"')
-    )
+    start = runner.run_left
+
+    def start_late(*words):
+        (tmp_path / "strange" / "config.json").unlink()
+        return start(*words)
+
+    monkeypatch.setattr(runner, "run_left", start_late)
     models = [f"path:{tmp_path / 'strange'}", f"path:{tmp_path / 'good'}"]
     path = write_profile(tmp_path, models=models, methods=["base"],
                          hardware={"jobs": 2, "threads": 1, "gpus": 0})  # fmt: skip
@@ -124,7 +127,7 @@ def test_failing_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     assert outcome.finished == ["good--base"]
     assert list(outcome.failed) == ["strange--base"]
     assert outcome.failed["strange--base"].log.is_file()
-    assert "cannot be loaded" in outcome.failed["strange--base"].message
+    assert "no config.json" in outcome.failed["strange--base"].message
     assert outcome.exit_code == 2
     assert [r.run_id for r in read_records(tmp_path / "r" / "killed" / "runs")] == ["good--base"]
 

@@ -52,7 +52,7 @@ def first_loss(model, rows, folder, **recipe):
         evaluate=EvaluateSettings(questions="almanac:new"),
         train=TrainSettings(steps=1, seq_len=64, **recipe),
     )  # fmt: skip
-    data = TrainingData(rows, examples=4, sha256="", order_sha256="")
+    data = TrainingData(rows, examples=4, sha256="", order_sha256="", drawn=4)
     log = StepLog()
     train_model(model.train(), data, spec, folder, log, checkpoints=False)
     return log.rows[0]["loss"]

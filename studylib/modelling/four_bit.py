@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.core.errors import StudyError, Unfit
+from studylib.core.errors import StudyError, Unfit, first_line
 
 NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)
 ABSMAX_BLOCK = 256  # constants that share one second-level constant
@@ -156,6 +156,26 @@ def refuse_none(model: Any) -> None:
         "class of their own, which transformers leaves as it is",
         "Leave qlora out; lora trains the same adapter on the same weights.",
     )
+
+
+def refuse_unreadable(model: Any) -> None:
+    """Unfit where a model cannot compute with its 4-bit weights: it multiplies by the weights of
+    some layers itself instead of calling the layer (Mamba), or changes them (Gemma 3n)."""
+    first = next(model.parameters())
+    if first.device.type == "meta":
+        return
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.arange(4, device=first.device)[None])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise Unfit(
+            f"qlora on {model.config.model_type}",
+            "the model reads the weights of some layers without calling the layer, which packed "
+            f"4-bit weights cannot follow ({first_line(error)})",
+            "Leave qlora out; lora trains the same adapter on the same weights.",
+        ) from None
 
 
 def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ Not covered: loading weights (studylib.modelling.models), the training loop
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -106,8 +107,9 @@ def refuse_unknown(
 
 
 def refuse_routers(method: MethodSettings, model: Any, layers: Sequence[str]) -> None:
-    """Unfit where an adapter lies on a linear layer that gives more than one tensor (Llama 4's
-    router): peft takes such for a linear layer by its class, and its first step would fail."""
+    """Unfit where an adapter lies on a linear layer that computes something else (Llama 4's router
+    gives two tensors, DeepSeek-V4's grouped layer takes rows of another width): peft takes such for
+    a linear layer by its class, and its first step would fail."""
     seen = set[type]()
     for name, module in model.named_modules():
         base: Any = getattr(module, "base_layer", None)
@@ -117,14 +119,14 @@ def refuse_routers(method: MethodSettings, model: Any, layers: Sequence[str]) ->
         seen.add(kind)
         if hasattr(base.weight, "quant_state"):  # a 4-bit layer gives what nn.Linear gives
             continue
-        with torch.no_grad():
+        leaf, out = name.rsplit(".", 1)[-1], None
+        with torch.no_grad(), suppress(RuntimeError):  # of one that takes rows of another width
             out = base(base.weight.new_zeros(1, base.in_features))
         if not isinstance(out, torch.Tensor):
-            leaf = name.rsplit(".", 1)[-1]
             raise Unfit(
                 f"{method.label} on {model.config.model_type}",
-                f"{leaf} ({kind.__name__}) gives more than one tensor, which peft's adapter of a "
-                "linear layer cannot follow",
+                f"{leaf} ({kind.__name__}) does not map one row to one row as its sizes say, and "
+                "peft's adapter of a linear layer cannot follow",
                 f"Name layers in lora.targets ({spell_others(layers, repr(leaf))}), or use full.",
             )
 

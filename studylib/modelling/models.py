@@ -32,6 +32,7 @@ from studylib.modelling.four_bit import (
     quantize_linears,
     quantize_part,
     refuse_none,
+    refuse_unreadable,
 )
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
 from studylib.modelling.methods import DTYPES
@@ -112,6 +113,7 @@ def trust_base(model: nn.Module, method: MethodSettings) -> dict[str, Any]:
     if not method.kind.quantized:
         return {}
     refuse_none(model)
+    refuse_unreadable(model)
     return {"four_bit_share": four_bit_share(model), "four_bit_error": check_four_bit(model)}
 
 

@@ -98,9 +98,11 @@ def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool 
     view = HFLM if stock else PrefixLM
     # lm-eval ties weights anew, which fails on trained embeddings that peft has wrapped and tied.
     model.tie_weights = lambda: None  # type: ignore[assignment]
+    # "causal": by the configuration alone the decoders of BART and its kin pass for whole ones.
     lm = view(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype=torch.float32
-    )
+        pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
+        softmax_dtype=torch.float32,
+    )  # fmt: skip
     del model.tie_weights
     # lm-eval draws its bars whatever the environment says; in a log they are noise.
     lm.loglikelihood = functools.partial(lm.loglikelihood, disable_tqdm=not sys.stderr.isatty())
