@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import weakref
 
+import pytest
+
+from studylib.core.errors import StudyError
 from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.questions import count_overlap, question_id, read_validation
+from studylib.planning.stale import refuse_stale_sweep
 from studylib.schema.profile import build_profile
 from studylib.scoring.evaluate import NotANumber
 from studylib.training import tune
-from studylib.training.tune import run_sweep, validation_settings
+from studylib.training.tune import run_sweep
 
 TRACK = {
     "name": "t", "question": "?", "models": ["ladder:0.4m"], "methods": ["lora"], "seeds": [0],
@@ -28,7 +32,24 @@ def test_sweep_keeps_the_whole_curve_and_extends_at_an_edge():
     assert set(rates) <= set(tried) and tried == sorted(tried)
     assert len(tried) == 3 + record.extended
     again = run_sweep(spec, rates, limit=2, earlier=record)
-    assert again.points == record.points
+    assert again.points == record.points and again.fingerprint == record.fingerprint
+
+
+def test_sweep_of_other_weights_or_examples_is_not_gone_on_with(tmp_path):
+    place = tmp_path / "test" / "tune" / "sweep.json"
+    file = tmp_path / "examples.jsonl"
+    row = {"instruction": "One and one?", "output": "two"}
+    file.write_text("".join(json.dumps(row | {"input": str(n)}) + "\n" for n in range(40)))
+    track = TRACK | {"data": {"source": str(file)}}
+    [(spec, rates)] = build_profile(track, "test").sweeps()
+    record = run_sweep(spec, rates[:2], limit=1)
+    refuse_stale_sweep(spec, record, place)
+    other = record.fingerprint | {"model.sha256": "0" * 64}
+    with pytest.raises(StudyError, match="other weights"):
+        refuse_stale_sweep(spec, record.model_copy(update={"fingerprint": other}), place)
+    other = record.fingerprint | {"data.sha256": "0" * 64}
+    with pytest.raises(StudyError, match="other examples"):
+        refuse_stale_sweep(spec, record.model_copy(update={"fingerprint": other}), place)
 
 
 def test_same_rate_gives_the_same_point():
@@ -83,7 +104,7 @@ def test_validation_asks_nothing_that_the_test_asks():
 
 def test_validation_settings_change_the_part_and_nothing_that_scores():
     spec = build_profile(TRACK, "test").runs()[0]
-    asked = validation_settings(spec.evaluate, 3)
+    asked = spec.evaluate.for_validation(3)
     assert (asked.part, asked.limit, asked.retention) == ("validation", 3, None)
     assert (asked.scoring, asked.shots) == (spec.evaluate.scoring, spec.evaluate.shots)
 

@@ -87,12 +87,14 @@ def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int, jobs: int)
 
 def is_left(spec: Any, rates: Any, folder: Path, extend: int) -> bool:
     """Whether a sweep is missing, lacks a rate, or is to be extended beyond its edge."""
+    from studylib.planning.stale import refuse_stale_sweep
     from studylib.schema.tuning import read_sweep, sweep_name
 
     path = folder / f"{sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)}.json"
     if not path.is_file():
         return True
     record = read_sweep(path)
+    refuse_stale_sweep(spec, record, path)
     tried = {point.learning_rate for point in record.points}
     return not set(rates) <= tried or bool(extend and record.at_edge)
 

@@ -15,7 +15,7 @@ which are no part of a record.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -25,13 +25,14 @@ from studylib.core.files import file_sha256, write_atomically
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import hash_examples, read_examples
 from studylib.inputs.questions import hash_questions
-from studylib.inputs.sources import folder_sha256
+from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.schema.profile import Profile
-from studylib.schema.records import RECORD, Record
+from studylib.schema.records import RECORD, Record, Scalar
 from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, read_serve_record
 from studylib.schema.serving import serve_specs
 from studylib.schema.settings import DataSettings, EvaluateSettings, ModelRef
 from studylib.schema.spec import RunSpec
+from studylib.schema.tuning import TuneRecord
 
 HASHES = ".hashes.json"
 SMALL_BYTES = 64_000_000
@@ -44,16 +45,30 @@ def refuse_stale(spec: RunSpec, record: Record, folder: Path) -> None:
     folder: the run's, results/PROFILE/runs/RUN_ID. Records that lack a hash are not compared.
     """
     place = folder / RECORD
-    recorded = record.fingerprint.get("data.sha256")
-    is_file = Path(spec.data.source).expanduser().is_file()
-    if recorded and is_file and hash_data_file(spec.data) != recorded:
-        refuse(place, f"examples than {spec.data.source} has now")
-    for key, source in question_sources(spec.evaluate):
-        recorded = record.fingerprint.get(key)
-        if recorded and hash_question_folder(source, spec.evaluate) != recorded:
-            refuse(place, f"questions than {source} has now")
+    refuse_other_inputs(spec.data, spec.evaluate, record.fingerprint, place)
     if record.load is not None:
         refuse_other_weights(spec.model_ref, record.load.model_sha256, place, folder.parents[1])
+
+
+def refuse_stale_sweep(spec: RunSpec, record: TuneRecord, place: Path) -> None:
+    """The same for a search of learning rates, in results/PROFILE/tune: rates that other weights,
+    examples or questions chose are no rates of these."""
+    refuse_other_inputs(spec.data, spec.evaluate.for_validation(), record.fingerprint, place)
+    recorded = record.fingerprint.get("model.sha256")
+    refuse_other_weights(spec.model_ref, recorded, place, place.parents[1])
+
+
+def refuse_other_inputs(
+    data: DataSettings, asked: EvaluateSettings, marks: Mapping[str, Scalar], place: Path
+) -> None:
+    recorded = marks.get("data.sha256")
+    is_file = Path(data.source).expanduser().is_file()
+    if recorded and is_file and hash_data_file(data) != recorded:
+        refuse(place, f"examples than {data.source} has now")
+    for key, source in question_sources(asked):
+        recorded = marks.get(key)
+        if recorded and hash_question_folder(source, asked) != recorded:
+            refuse(place, f"questions than {source} has now")
 
 
 def refuse_stale_serves(profile: Profile, results: Path) -> None:
@@ -85,11 +100,13 @@ def refuse(place: Path, what: str) -> None:
 
 
 def checkpoint_folder(ref: ModelRef) -> Path | None:
-    """The folder behind path: and ladder:; None for others and where it is gone."""
+    """The folder behind path:, gguf: and ladder:; None for others and where it is gone."""
     if ref.kind == "ladder":
         return ladder_folder(ref.name)
-    folder = Path(ref.name).expanduser()
-    return folder if ref.kind == "path" and folder.is_dir() else None
+    place = Path(ref.name).expanduser()
+    if ref.kind == "gguf" and place.is_file():
+        return model_folder(ref)[0]
+    return place if ref.kind == "path" and place.is_dir() else None
 
 
 def question_sources(asked: EvaluateSettings) -> list[tuple[str, str]]:

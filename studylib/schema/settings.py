@@ -234,6 +234,11 @@ class EvaluateSettings(Settings):
     shots: int = Field(default=5, ge=0, le=25)
     limit: int | None = Field(default=None, ge=1)
 
+    def for_validation(self, limit: int | None = None) -> EvaluateSettings:
+        """The study's own questions, but those of the validation part. limit: of a subject."""
+        change = {"part": "validation", "retention": None, "limit": limit}
+        return self.model_copy(update=change)
+
 
 class TuneSettings(Settings):
     """The sweep that gives each method its learning rate: as many rates for each of them.

@@ -23,17 +23,13 @@ from studylib.metering.code_files import code_sha256
 from studylib.metering.devices import hold_cards
 from studylib.metering.environment import describe_environment, device_name, now
 from studylib.modelling.weights import bring_in, settle
+from studylib.planning.stale import hash_question_folder, question_sources
 from studylib.schema.profile import RunSpec
+from studylib.schema.records import Scalar
 from studylib.schema.settings import EvaluateSettings
 from studylib.schema.tuning import TunePoint, TuneRecord, next_rate, sweep_name
 from studylib.scoring.evaluate import NotANumber, evaluate_model
 from studylib.training.train import Diverged, StepLog, summarise, train_model
-
-
-def validation_settings(asked: EvaluateSettings, limit: int | None) -> EvaluateSettings:
-    """The study's own questions, but those of the validation part."""
-    change = {"part": "validation", "retention": None, "limit": limit}
-    return asked.model_copy(update=change)
 
 
 def run_sweep(
@@ -59,32 +55,38 @@ def run_sweep(
     hold_cards(spec.gpus)
     started_at = now()
     code_sha256()  # what runs now, whatever is edited while it runs
-    asked = validation_settings(spec.evaluate, limit)
+    asked = spec.evaluate.for_validation(limit)
     points = list(earlier.points) if earlier else []
+    marks: dict[str, Scalar] = dict(earlier.fingerprint) if earlier else {}
     data: TrainingData | None = None
 
     def add(rate: float) -> None:
         nonlocal data
         on_point(rate)
-        point, data = try_rate(spec.model_copy(update={"learning_rate": rate}), asked, data)
+        point, data, model_sha256 = try_rate(
+            spec.model_copy(update={"learning_rate": rate}), asked, data
+        )
         points.append(point)
+        marks.update({"data.sha256": data.sha256, "model.sha256": model_sha256})
 
     for rate in rates:
         if rate not in {point.learning_rate for point in points}:
             add(rate)
-    record = build_record(spec, asked, points, started_at, jobs, extended=False)
+    marks.update(name_recipe(spec, asked))
+    record = build_record(spec, asked, points, started_at, jobs, False, marks)
     for _ in range(extend):
         if not record.at_edge:
             break
         add(next_rate([p.learning_rate for p in points], record.best.learning_rate))
-        record = build_record(spec, asked, points, started_at, jobs, extended=True)
+        record = build_record(spec, asked, points, started_at, jobs, True, marks)
     return record
 
 
 def try_rate(
     spec: RunSpec, asked: EvaluateSettings, data: TrainingData | None
-) -> tuple[TunePoint, TrainingData]:
-    """Train from the beginning at spec's rate and count the right answers."""
+) -> tuple[TunePoint, TrainingData, str]:
+    """Train from the beginning at spec's rate and count the right answers; (point, examples, the
+    model's hash)."""
     allocator.release_leftovers()  # the model of the rate before, and its optimizer's states
     started = time.monotonic()
     loaded, model = bring_in(spec, None)
@@ -108,7 +110,20 @@ def try_rate(
         last_loss=loss,
         seconds=time.monotonic() - started,
     )
-    return point, data
+    return point, data, loaded.sha256
+
+
+def name_recipe(spec: RunSpec, asked: EvaluateSettings) -> dict[str, Scalar]:
+    """What identifies a sweep beside its examples and its model."""
+    return {
+        "code.sha256": code_sha256(),
+        "device.name": device_name(),
+        "recipe.steps": spec.train.steps,
+        "recipe.seq_len": spec.train.seq_len,
+        "recipe.accumulation": spec.train.accumulation,
+        "data.source": spec.data.source,
+        **{key: hash_question_folder(source, asked) for key, source in question_sources(asked)},
+    }
 
 
 def build_record(
@@ -118,6 +133,7 @@ def build_record(
     started_at: str,
     jobs: int,
     extended: bool,
+    marks: dict[str, Scalar],
 ) -> TuneRecord:
     return TuneRecord(
         sweep_id=sweep_name(spec.model_ref.slug, spec.method.slug, spec.track),
@@ -131,12 +147,5 @@ def build_record(
         points=tuple(sorted(points, key=lambda point: point.learning_rate)),
         extended=extended,
         environment=describe_environment(started_at, now(), jobs, 1),
-        fingerprint={
-            "code.sha256": code_sha256(),
-            "device.name": device_name(),
-            "recipe.steps": spec.train.steps,
-            "recipe.seq_len": spec.train.seq_len,
-            "recipe.accumulation": spec.train.accumulation,
-            "data.source": spec.data.source,
-        },
+        fingerprint=dict(marks),
     )
