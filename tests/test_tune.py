@@ -40,7 +40,7 @@ def test_sweep_of_other_weights_or_examples_is_not_gone_on_with(tmp_path):
     file = tmp_path / "examples.jsonl"
     row = {"instruction": "One and one?", "output": "two"}
     file.write_text("".join(json.dumps(row | {"input": str(n)}) + "\n" for n in range(40)))
-    track = TRACK | {"data": {"source": str(file)}}
+    track = TRACK | {"data": {"source": str(file)}, "train": {"steps": 2, "seq_len": 256}}
     [(spec, rates)] = build_profile(track, "test").sweeps()
     record = run_sweep(spec, rates[:2], limit=1)
     refuse_stale_sweep(spec, record, place)
