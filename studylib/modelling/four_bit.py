@@ -160,13 +160,15 @@ def refuse_none(model: Any) -> None:
 
 def refuse_unreadable(model: Any) -> None:
     """Unfit where a model cannot compute with its 4-bit weights: it multiplies by the weights of
-    some layers itself instead of calling the layer (Mamba), or changes them (Gemma 3n)."""
-    first = next(model.parameters())
-    if first.device.type == "meta":
+    some layers itself instead of calling the layer (Mamba), or clamps them in training (Gemma
+    3n)."""
+    device = next(model.parameters()).device
+    if device.type == "meta":
         return
+    was_training = model.training
     try:
-        with torch.no_grad():
-            model(input_ids=torch.arange(4, device=first.device)[None])
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.train()(input_ids=torch.arange(4, device=device)[None])
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -176,6 +178,8 @@ def refuse_unreadable(model: Any) -> None:
             f"4-bit weights cannot follow ({first_line(error)})",
             "Leave qlora out; lora trains the same adapter on the same weights.",
         ) from None
+    finally:
+        model.train(was_training)
 
 
 def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

