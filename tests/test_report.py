@@ -14,6 +14,7 @@ from record_factory import Factory, make_spec
 from serve_factory import add_serving
 from test_forecast_book import make_book
 
+from studylib.core import places
 from studylib.core.errors import StudyError
 from studylib.core.sealed import digest_of
 from studylib.reporting.report import (
@@ -417,3 +418,27 @@ def test_models_whose_examples_were_read_one_by_one_are_named(tmp_path: Path) ->
         text = build_report(tmp_path / made.__name__).read_text(encoding="utf-8")
         found.append("they were read one by one" in text)
     assert found == [False, True]
+
+
+def test_provenance_says_what_was_tried_on_a_model_and_where_it_is_from(tmp_path):
+    origin = {"wheel": "small-1.0.whl", "wheel_sha256": "ab" * 32, "license": "Apache-2.0"}
+
+    class Converted(Factory):
+        def load(self, spec):
+            tried = {"attention": "sdpa", "four_bit_share": 0.113, "four_bit_error": 0.0921}
+            return super().load(spec).model_copy(update={**tried, "origin": origin})
+
+    Converted(tmp_path).study()
+    text = build_report(tmp_path).read_text(encoding="utf-8")
+    rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if "| " in line)
+    model = next(name.removeprefix("Origin of ") for name in rows if name.startswith("Origin of"))
+    assert rows[f"Origin of {model}"] == "small-1.0.whl, sha256 abababababab, Apache-2.0"
+    assert rows[f"How {model} reads"].startswith("sdpa attention; examples of a packed row stay")
+    base = rows[f"4-bit base of {model}"].replace("\xa0", " ")
+    assert "11.3 %" in base and "9.2 %" in base
+
+
+def test_corrections_stand_in_the_shipped_report_alone(tmp_path):
+    Factory(tmp_path).study()
+    assert "### Corrections" not in build_report(tmp_path).read_text(encoding="utf-8")
+    assert "### Corrections" in (places.ROOT / "REPORT.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from studylib.reporting.cells import NOT_RUN, Table, run_path
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.profile import shipped_profiles
-from studylib.schema.records import Record
+from studylib.schema.records import LoadBlock, Record
 
 CORRECTIONS = PACKAGE / "corrections.yaml"
 
@@ -164,6 +164,7 @@ def provenance(record: Record) -> dict[str, str]:
         facts[f"Weights of {record.run.model}"] = short(record.load.model_sha256) + (
             f", revision {revision}" if revision else ""
         )
+        facts |= tried(record.run.model, record.load)
     if marks.get("evaluate.items_sha256"):
         facts[f"Questions, track {record.run.track}"] = (
             f"{record.run.evaluate.questions}, {record.run.evaluate.scoring}, "
@@ -172,6 +173,27 @@ def provenance(record: Record) -> dict[str, str]:
     if marks.get("data.sha256"):
         facts[f"Training data, track {record.run.track}"] = (
             f"{record.run.data.source}, {short(marks.get('data.sha256'))}"
+        )
+    return facts
+
+
+def tried(model: str, load: LoadBlock) -> dict[str, str]:
+    """What was tried on a model when it was loaded, and what came out."""
+    facts = {}
+    if load.origin:
+        file = load.origin.get("wheel") or load.origin.get("gguf")
+        sha256 = load.origin.get("wheel_sha256") or load.origin.get("gguf_sha256")
+        facts[f"Origin of {model}"] = f"{file}, {short(sha256)}, {load.origin.get('license')}"
+    if load.attention is not None:
+        apart = load.packing_reason and f"read one by one: {load.packing_reason}"
+        facts[f"How {model} reads"] = (
+            f"{load.attention} attention; examples of a packed row "
+            f"{apart or 'stay apart (tried at each load)'}"
+        )
+    if load.four_bit_share is not None and load.four_bit_error is not None:
+        facts[f"4-bit base of {model}"] = (
+            f"{percent(load.four_bit_share)} % of the weights outside embeddings; a matrix of its "
+            f"shapes comes back at most {percent(load.four_bit_error)} % off"
         )
     return facts
 
