@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A GGUF file names the rule by which text is cut before the merges (tokenizer.ggml.pre).
-# transformers 5.23.0 does not read the name: a file that says `smollm` (each digit cut off first,
-# then GPT-2's rule) and one that says `gpt-2` give the same tokenizer, GPT-2's, without a warning.
+# transformers 5.23.0 knows 23 of the names; for every other one it takes GPT-2's rule without a
+# warning. A file that says `smollm` (each digit cut off first, then GPT-2's rule) and one that says
+# `gpt-2` give the same tokenizer.
 # Two blanks before a digit then become two words where the model learned one: GPT-2's rule leaves
 # the last blank to what follows, the other one has cut the digit off before.
 #

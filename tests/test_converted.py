@@ -17,7 +17,7 @@ from studylib.inputs import converted
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import read_origin
 from studylib.inputs.sources import folder_sha256, model_folder
-from studylib.modelling.convert_gguf import read_header
+from studylib.modelling.convert_gguf import read_header, refuse_unknown_rule
 from studylib.modelling.models import load_model, load_tokenizer
 from studylib.schema.profile import MethodSettings, ModelRef
 
@@ -269,3 +269,25 @@ def test_folder_that_could_not_be_filled_is_not_there(tmp_path):
         (unfinished / "half").touch()
         raise KeyError
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("rule", "known"),
+    [("smollm", True), ("gpt-2", True), ("starcoder", True), ("nonesuch", False), (None, True)],
+)
+def test_rule_that_nobody_here_knows_is_refused_and_not_taken_for_another(rule, known):
+    header = {"tokenizer": "gpt2", "pre": rule}
+    if known:
+        refuse_unknown_rule(header)
+    else:
+        with pytest.raises(ValueError, match="the rule nonesuch by which its tokenizer cuts"):
+            refuse_unknown_rule(header)
+        refuse_unknown_rule(header | {"tokenizer": "llama"})  # its rule is the model's own
+
+
+def test_folder_that_other_code_made_is_made_anew(gguf_file, monkeypatch):
+    ref = ModelRef.parse(f"gguf:{gguf_file}")
+    before, _ = model_folder(ref)
+    monkeypatch.setattr(converted, "version", lambda name: "0.0.0")
+    after, _ = model_folder(ref)
+    assert before != after and folder_sha256(before) == folder_sha256(after)

@@ -4,13 +4,17 @@ cause."""
 from __future__ import annotations
 
 import pytest
+import torch
 from families import family_config, save_family
 from record_factory import Factory, make_spec
+from transformers import AutoModelForCausalLM
 
+from studylib.checking.zoo import tiny_config
 from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.extent import tell_extent, tell_extents
 from studylib.forecasting.prospects import foresee
-from studylib.modelling.methods import reach
+from studylib.modelling.methods import attach, reach
+from studylib.modelling.reach import untrained
 from studylib.modelling.skeleton import build_meta
 from studylib.reporting.compose import track_section
 from studylib.reporting.method_notes import method_notes, name_method
@@ -114,7 +118,7 @@ def test_a_family_whose_adapter_peft_forbids_is_refused_with_pefts_cause():
 
 
 def test_a_router_that_gives_two_tensors_is_refused_before_its_first_step():
-    with pytest.raises(Unfit, match=r"router .* gives more than one tensor") as caught:
+    with pytest.raises(Unfit, match=r"router .* does not map one row to one row") as caught:
         skeleton("llama4_text")
     assert "router" not in caught.value.remedy
     model = skeleton("llama4_text", targets=("q_proj", "gate_proj"))
@@ -204,3 +208,19 @@ def test_a_report_of_whole_bases_and_adapters_says_nothing_more(tmp_path):
     assert {name_method(row) for row in comparisons[0].rows} == {
         "base", "full", "LoRA r=16", "QLoRA r=16"
     }  # fmt: skip
+
+
+def test_an_adapter_that_no_gradient_reaches_is_named_and_a_trained_one_is_not():
+    """Jamba multiplies by the weight of its dt_proj without calling the layer."""
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(tiny_config("jamba"))
+    model = attach(plain, parse_method("lora", LoraSettings(rank=4)), 0)
+    assert {"mamba.dt_proj", "mamba.in_proj"} <= set(untrained(model)), "before a training all are"
+    ids = torch.arange(3, 15)[None]
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    assert untrained(model) == ("mamba.dt_proj",)

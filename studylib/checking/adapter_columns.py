@@ -84,8 +84,8 @@ def check_four_bit_error(subject: Subject) -> Cell:
                 if layer.in_features <= READ_WIDTH
                 else torch.randn(PROBES, layer.in_features, generator=draw)
             )
-            rows = rows.to(device_of(model))
-            errors[path] = relative(answers(layer, rows), answers(plain, rows))
+            given = answers(layer, rows.to(device_of(model)))
+            errors[path] = relative(given, answers(plain, rows.to(plain.weight.device)))
     if not errors:
         return Cell(text="none", fault="no layer is in 4 bits")
     middle, worst = statistics.median(errors.values()), max(errors, key=errors.__getitem__)

@@ -73,6 +73,8 @@ def run_column(name: str, subject: Subject) -> Cell:
     except StudyError as error:
         word = shorten(error.rule)
         return Cell(text="refused", note=word, fault=word)
+    except (torch.OutOfMemoryError, MemoryError) as error:  # of this machine, not of the model
+        return Cell(text="not tried", note=f"out of memory ({shorten(name_error(error))})")
     except Exception as error:  # a fault of any code under test is a finding about the model
         word = shorten(name_error(error))
         return Cell(text="error", note=word, fault=word)

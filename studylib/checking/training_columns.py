@@ -199,7 +199,7 @@ def check_chunked(subject: Subject) -> Cell:
             for name, gradient in wanted.items():
                 found = named[name].grad
                 found = torch.zeros_like(gradient) if found is None else found
-                worst = max(worst, (found - gradient).norm().item() / scale)
+                worst = max(worst, (found - gradient.to(found.device)).norm().item() / scale)
     figures: dict[str, float | None] = {"loss": off, "worst gradient": worst}
     if off <= LOSS_LIMIT and worst <= GRADIENT_LIMIT:
         return Cell(text="exact", figures=figures)

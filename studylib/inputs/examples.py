@@ -93,7 +93,7 @@ def read_example_file(path: Path) -> Examples:
         what = OTHER_FORMS[path.suffix.lower()]
         raise StudyError(path, f"this is {what}; DATA takes .json or .jsonl", "Save it as one.")
     text = read_text(path, "the data file", remedy)
-    if path.suffix == ".jsonl" or not text.strip():
+    if path.suffix.lower() == ".jsonl" or not text.strip():
         rows = [(f"line {i}", row) for i, row in parse_lines(text, path)]
     else:
         content = parse_json(text, path, 1)
@@ -123,7 +123,7 @@ def parse_json(text: str, path: Path, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         remedy = "Correct the line."
-        if error.msg == "Extra data" and path.suffix != ".jsonl":
+        if error.msg == "Extra data" and path.suffix.lower() != ".jsonl":
             remedy = "Correct the line; if each line is an object, name the file .jsonl."
         raise StudyError(
             f"{path}, line {line}", f"this is not JSON ({error.msg})", remedy

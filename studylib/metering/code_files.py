@@ -21,7 +21,7 @@ from studylib.schema.records import file_sha256
 
 # Where a run, a serving run and a forecast begin. Report, figures and command line cannot change
 # what they give.
-RUN = ("training/run.py", "training/train_worker.py")
+RUN = ("training/run.py", "training/train_worker.py", "modelling/convert_gguf.py")
 SERVING = ("serving/serve_run.py",)
 FORECASTING = ("forecasting/article_forecasts.py", "forecasting/run_forecasts.py")
 TABLES = (".csv", ".json", ".yaml")

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit, first_line
+from studylib.modelling.packing import as_trained
 
 NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)
 ABSMAX_BLOCK = 256  # constants that share one second-level constant
@@ -165,21 +166,18 @@ def refuse_unreadable(model: Any) -> None:
     device = next(model.parameters()).device
     if device.type == "meta":
         return
-    was_training = model.training
     try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with as_trained(model):
             model.train()(input_ids=torch.arange(4, device=device)[None])
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise Unfit(
             f"qlora on {model.config.model_type}",
-            "the model reads the weights of some layers without calling the layer, which packed "
-            f"4-bit weights cannot follow ({first_line(error)})",
+            f"the model cannot compute with its weights in 4 bits ({first_line(error)}); some read "
+            "a layer's weights without calling the layer",
             "Leave qlora out; lora trains the same adapter on the same weights.",
         ) from None
-    finally:
-        model.train(was_training)
 
 
 def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError
+from studylib.core.launch import sharded
 
 FIRST_TOKENS, SECOND_TOKENS = 16, 12
 ORDINARY_IDS = 1000  # a vocabulary's first entries, short of what many reserve at its end
@@ -254,11 +255,11 @@ def read_body(body: Any, inputs: dict[str, Any]) -> Any:
 def group_alike(lengths: Sequence[int]) -> list[list[int]]:
     """Examples, by number, in groups of like lengths whose padding stays small.
 
-    Several processes that divide a model must call it equally often: there all are one group.
+    Several processes that divide a model must call it equally often: there all are one group, and
+    padding may be several times their tokens.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_world_size() > 1:
+    if sharded():
         return [order]
     groups: list[list[int]] = []
     own = 0

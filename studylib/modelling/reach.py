@@ -26,6 +26,18 @@ def reach(model: Any) -> tuple[Reached, ...]:
     return list_matrices(base) if adapted_ranks(base) else ()
 
 
+def untrained(model: nn.Module) -> tuple[str, ...]:
+    """Kinds of layers whose LoRA adapters a training left as they began, their second half zero:
+    the model reads such a layer's weight without calling the layer."""
+    halves: dict[str, bool] = {}
+    for path, parameter in model.named_parameters():
+        place, _, half = path.partition(".lora_B.")
+        if half:
+            kind = name_kind(place.removeprefix("base_model.model."), "weight")
+            halves[kind] = halves.get(kind, False) or bool(parameter.detach().any())
+    return tuple(kind for kind, moved in halves.items() if not moved)
+
+
 def list_matrices(model: Any) -> tuple[Reached, ...]:
     """The kinds of matrices that tokens are multiplied by, and the adapters on them."""
     ranks, kinds = adapted_ranks(model), dict[str, list[Any]]()

@@ -92,7 +92,7 @@ def refuse_other_weights(ref: ModelRef, recorded: object, place: Path, results: 
         return
     with HashBook(results / HASHES) as book:
         if folder_sha256(folder, book.sha256) != recorded:
-            refuse(place, f"weights, tokenizer or configuration than {ref} has now")
+            refuse(place, f"weights, tokenizer.json or config.json than {ref} has now")
 
 
 def refuse(place: Path, what: str) -> None:

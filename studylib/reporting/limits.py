@@ -91,7 +91,9 @@ def limit_broken(summaries: Studies) -> str:
 
 def limit_read_apart(summaries: Studies) -> str:
     records = all_records(summaries)
-    apart = dict.fromkeys(r.run.model for r in records if r.load and r.load.packing_reason)
+    apart = dict.fromkeys(
+        place_of(r, summaries) for r in records if r.load and r.load.packing_reason
+    )
     if not apart:
         return ""
     return (
@@ -124,6 +126,17 @@ def limit_quantized_before(summaries: Studies) -> str:
     return (
         f"The weights of {names} were quantized before they came here and stay on that grid: every "
         "method, full fine-tuning too, starts from a base that had lost something already."
+    )
+
+
+def limit_untrained_adapters(summaries: Studies) -> str:
+    found = dict.fromkeys(
+        f"{', '.join(record.train.untrained_adapters)} in {place_of(record, summaries)}"
+        for record in all_records(summaries)
+        if record.train and record.train.untrained_adapters
+    )
+    return tell_each(
+        found, "Some adapters never got a gradient and are as they were before the training: "
     )
 
 
@@ -230,7 +243,8 @@ def tell_answers(summaries: Studies, field: str, of: str, words: str) -> str:
         block = record.evaluate
         if block and getattr(block, field):
             where, asked = place_of(record, summaries), sum(s.questions for s in block.scores)
-            each = (getattr(block, field), asked)
+            forms = len({s.weights for s in block.scores}) or 1  # each is asked everything
+            each = (-(-getattr(block, field) // forms), asked // forms)
             found[where] = max(each, found.get(where, each))
     parts = (f"{n:,} {of} {asked:,} questions, {where}" for where, (n, asked) in found.items())
     return tell_each(parts, words)
@@ -289,6 +303,7 @@ LIMITS: tuple[Callable[[Studies], str], ...] = (
     limit_undecided,
     limit_read_apart,
     limit_eager,
+    limit_untrained_adapters,
     limit_quantized_before,
     limit_shared,
     limit_dirty,

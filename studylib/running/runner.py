@@ -27,6 +27,7 @@ from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
+from studylib.inputs.extras import refuse_without_card
 from studylib.planning.plan import (
     Plan,
     brings_models,
@@ -36,6 +37,7 @@ from studylib.planning.plan import (
     plan_study,
 )
 from studylib.planning.stale import refuse_stale_serves
+from studylib.running.doctor import cards_here
 from studylib.running.executor import Executor, Outcome, Task, run_batch
 from studylib.running.progress import Progress
 from studylib.running.ray_executor import RayExecutor
@@ -81,6 +83,9 @@ def reproduce(
         return outcome
     profile = pin_sources(profile)
     check_inputs(profile, fetch=executor is run_batch)
+    if executor is run_batch and not cards_here():
+        for run in plan.left:
+            refuse_without_card(profile.run(run.run_id))
     if brings_models(profile):
         from studylib.modelling.preflight import check_models
 

@@ -8,7 +8,7 @@ Not covered: how it is tried (studylib.checking.check_model), the page of all ki
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from studylib.schema.settings import Frozen
 
@@ -129,10 +129,16 @@ class ModelReport(Frozen):
                     return f"{COLUMNS[column][0]}: {cell.fault}"
         return None
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def usable(self) -> dict[str, str | None]:
+        """Method -> why it must not be used, None where it may."""
+        return {method: self.reason(method) for method in NEEDED}
+
     @property
     def verdict(self) -> str:
         """One line: what the model may be used for, and why not for what it may not."""
-        reasons = {method: self.reason(method) for method in NEEDED}
+        reasons = self.usable
         may = [method for method, reason in reasons.items() if reason is None]
         words = [f"usable for {', '.join(may)}"] if may else []
         for reason in dict.fromkeys(filter(None, reasons.values())):

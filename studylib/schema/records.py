@@ -93,13 +93,12 @@ class TrainBlock(Frozen):
     """One training. Clean figures leave out warm-up steps, loading, tokenising and checkpoints.
 
     examples_drawn: those that packing came to until the last row was full (null where all were);
-    of these, examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut
-    short. rows_skipped: of the source, without an instruction or an answer.
-
+    of these, examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut.
+    rows_skipped: of the source, without an instruction or an answer.
+    untrained_adapters: kinds of layers whose adapters got no gradient at all.
     optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
-    peak_flops_per_second: the datasheet's, of all cards of the run; null where the catalog has no
-    such device.
+    peak_flops_per_second: the datasheet's, of all cards of the run; null for an unknown device.
 
     weights_bytes (with quantization constants), optimizer_states_bytes: what the device holds
     between two steps; null where several cards divide them. Paged states are not in it.
@@ -128,6 +127,7 @@ class TrainBlock(Frozen):
     first_loss: float | None
     last_loss: float | None
     resumed_at_steps: tuple[int, ...] = ()
+    untrained_adapters: tuple[str, ...] = ()
 
     @property
     def model_flops_utilisation(self) -> float | None:

@@ -20,7 +20,7 @@ from studylib.modelling.models import Loaded, load_model, merge_into_bf16
 from studylib.schema.extent_words import WHOLE_SHARE, percent_below, spell_base
 from studylib.schema.profile import MethodSettings
 from studylib.schema.spec import RunSpec
-from studylib.scoring.evaluate import Answers, evaluate_model
+from studylib.scoring.evaluate import Answers, NotANumber, evaluate_model
 from studylib.training.train import OUT_OF_MEMORY, is_out_of_memory
 
 BASE = MethodSettings(name="base")
@@ -64,7 +64,7 @@ def score_merged(
         return evaluate_model(merged, tokenizer, spec.evaluate, MERGED), {
             "merge_difference": difference
         }
-    except MergeFailed as error:
+    except (MergeFailed, NotANumber) as error:
         reason = str(error)
     except (*OUT_OF_MEMORY, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -32,6 +32,7 @@ from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
 from studylib.modelling.methods import count_parameters
 from studylib.modelling.preflight import is_tight, refuse_outside
+from studylib.modelling.reach import untrained
 from studylib.modelling.serve import measure_footprint
 from studylib.modelling.weights import bring_in, find_trained, keep, settle
 from studylib.planning.catalog import match_gpu
@@ -190,6 +191,7 @@ class Run:
             examples_cut=self.data.cut,
             rows_skipped=self.data.skipped,
             resumed_at_steps=tuple(self.session.resumed_at_steps),
+            untrained_adapters=untrained(self.model),
             model_flops_per_token=self.flops.model,
             recomputed_flops_per_token=self.flops.recomputed,
             peak_flops_per_second=peak_flops(self.spec),
