@@ -376,8 +376,9 @@ def test_chunked_loss_trains_to_the_same_weights(tiny_folder, tmp_path, monkeypa
         states.append(state_of(model))
         losses.append([row["loss"] for row in log.rows])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    for name in states[0]:
-        assert torch.allclose(states[0][name], states[1][name], atol=2e-5), name
+    apart = torch.cat([(states[0][n] - states[1][n]).abs().flatten() for n in states[0]])
+    # AdamW makes a step of any gradient: of one near zero, rounding decides which.
+    assert (apart > 2e-5).float().mean() < 1e-3 and apart.max() < spec.learning_rate
 
 
 def test_chunked_loss_never_holds_all_logits(tmp_path):
