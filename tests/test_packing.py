@@ -289,9 +289,11 @@ def test_groups_pad_little_and_hold_every_example():
     assert len(groups) < 8
 
 
-def test_processes_that_divide_a_model_call_it_once(monkeypatch):
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+def test_processes_that_divide_a_model_call_it_once_and_copies_by_group(monkeypatch):
+    for name, value in (("STUDY_LAUNCHED", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert len(group_alike([1, 100, 50])) == 3
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert len(group_alike([1, 100, 50])) == 1
 
 
