@@ -8,7 +8,7 @@ from torch import nn
 
 from studylib.core.errors import StudyError
 from studylib.modelling.methods import METHODS, attach, count_parameters
-from studylib.modelling.models import load_model, merge_into_bf16
+from studylib.modelling.models import load_model, load_trained, merge_into_bf16
 from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
 
 
@@ -169,3 +169,24 @@ def test_a_shape_is_the_same_model_in_every_dtype_so_that_its_methods_are_compar
     base, ref = MethodSettings(name="base"), ModelRef.parse("shape:Pythia-70M")
     full, half = (load_model(ref, base, dtype, seed=0).sha256 for dtype in ("fp32", "bf16"))
     assert full == half != load_model(ref, base, "bf16", seed=1).sha256
+
+
+def test_adapter_of_which_a_part_does_not_come_back_is_refused(tiny_folder, tmp_path):
+    """peft itself warns of the missing name and goes on with a new half."""
+    from safetensors.torch import load_file, save_file
+
+    ref, method = ModelRef.parse(f"path:{tiny_folder}"), parse_method("lora", LoraSettings(rank=4))
+    model = attach(load_model(ref, method, "fp32").model, method, 0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    again = load_trained(load_model(ref, method, "fp32").model, method, tmp_path)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if "lora_B" in name)]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(StudyError, match="1 of the adapter's 28 tensors did not come back"):
+        load_trained(load_model(ref, method, "fp32").model, method, tmp_path)

@@ -168,7 +168,10 @@ def open_weights(
 
 
 def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Module:
-    """The trained model that an earlier process of the same run left in `folder`."""
+    """The trained model that an earlier process of the same run left in `folder`.
+
+    StudyError where an adapter does not come back as it was saved.
+    """
     if method.kind.adapter:
         from peft import PeftModel
 
@@ -176,6 +179,7 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
             base, folder, is_trainable=True, autocast_adapter_dtype=method.adapter_dtype == "fp32"
         )
         keep_unpacked(model)
+        refuse_half_loaded(model, folder)
         return model
     from transformers import AutoModelForCausalLM
 
@@ -184,6 +188,28 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation=used, device_map={"": default_device()}
     )
+
+
+def refuse_half_loaded(model: nn.Module, folder: Path) -> None:
+    """Raise where part of a saved adapter is not in the model: peft warns of names that it does not
+    find and goes on, with that part as new (Laguna's shared experts)."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    found = get_peft_model_state_dict(model)
+    lost = [
+        name
+        for name, tensor in found.items()
+        if name not in saved or not torch.equal(tensor.float().cpu(), saved[name].float())
+    ]
+    if lost:
+        raise StudyError(
+            folder,
+            f"{len(lost)} of the adapter's {len(found)} tensors did not come back as they were "
+            f"saved ({lost[0]} among them)",
+            "Move the run's folder away and run it again without a break.",
+        )
 
 
 def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn.Module:
