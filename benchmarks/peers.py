@@ -257,7 +257,7 @@ def describe(spec: RunSpec, options: argparse.Namespace) -> str:
     return "\n".join([
         f"{options.model.rpartition('/')[2]}, {spec.method.label}, {recipe.dtype}, {batch} an "
         f"update, {recipe.steps} updates of which {WARMUP_STEPS} warm up, data {name}",
-        f"ours: {spell_switches(recipe)}",
+        f"ours: {spell_switches(recipe, recipe.attention)}",
         f"{device_name()}; {packages}; load of the machine {os.getloadavg()[0]:.1f} on "
         f"{os.cpu_count()} cores at the end",
     ])  # fmt: skip

@@ -173,6 +173,16 @@ def test_peer_that_ends_early_is_a_row_and_only_a_fault_is_code_1(
     assert peers.judge(found, table.build_table(found, make_spec())) == code
 
 
+def test_table_comes_with_the_job_and_the_switches_of_ours(monkeypatch, capsys):
+    monkeypatch.setattr(peers, "run_rounds", lambda *_: {"plain": [made_up("plain", 1.0)]})
+    words = ["--template", "plain", "--steps", "6", "--peers", "plain"]
+    assert peers.main([*SMALL, *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "ladder:0.4m, LoRA r=16, fp32, 1 x 2 rows of 256 tokens" in said[0]
+    assert said[1] == "ours: sdpa, chunked loss, adamw, tf32"
+    assert said[-1].startswith("plain")
+
+
 def test_result_survives_its_file():
     result = made_up("ours", 1.0)
     assert training.PeerResult.from_json(result.to_json()) == result
