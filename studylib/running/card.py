@@ -49,6 +49,7 @@ from studylib.schema.card_study import (
     read_steps,
     write_card_study,
 )
+from studylib.schema.profile import read_profile
 
 WHOLE_MINUTES = 12.0  # what the seconds of a step are meant for
 CEILING_SECONDS = 60.0  # more than measuring it can take
@@ -76,6 +77,7 @@ def run_card(
     """
     if not minutes > 0:
         raise StudyError(f"MINUTES={minutes:g}", "a clock has minutes", "Write MINUTES=12.")
+    read_profile("card", changes)  # a key that it does not know ends this before any work
     began = time.monotonic() if began is None else began
     card, rehearsal = (describe_card(), not visible_cards()) if facts is None else (facts, True)
     place = make_place(steps, results, card, rehearsal, changes or {})

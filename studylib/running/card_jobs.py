@@ -88,19 +88,25 @@ class Job:
 def list_jobs(step: CardStep, place: Place) -> list[Job]:
     """A step's processes in their order; those that do not suit this card are not among them."""
     if step.runs:
-        profile = card_profile(place, step)
-        file = write_profile(profile, place.results / profile.name)
+        profile, file = write_card_profile(place, step)
         asked = [one for one in step.runs if place.suits(one)]
         return [run_job(find_run(profile, one), profile, file, place) for one in asked]
     if step.serve is not None:
         if not place.suits(step.serve):
             return []
-        profile = card_profile(place, step)
-        file = write_profile(profile, place.results / profile.name)
+        profile, file = write_card_profile(place, step)
         return [serve_job(find_serve(profile, step.serve), profile, file, place)]
     if (place.own and step.gib > place.gib) or (step.study and place.rehearsal):
         return []  # a command of the study's own is here a check of the card
     return [command_job(step, place)]
+
+
+def write_card_profile(place: Place, step: CardStep) -> tuple[Profile, Path]:
+    """The profile of a step's runs, and the file beside their results that they read it from."""
+    profile = card_profile(place, step)
+    folder = place.results / profile.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return profile, write_profile(profile, folder)
 
 
 def card_profile(place: Place, step: CardStep) -> Profile:

@@ -147,18 +147,6 @@ def launch(
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """`study WORDS…` in a process of its own, what it prints in the folder's log.txt."""
-    command = [sys.executable, "-m", "studylib", *words]
-    return start_process(command, folder, threads, environ, cwd)
-
-
-def start_process(
-    command: Sequence[str],
-    folder: Path,
-    threads: int,
-    environ: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-) -> subprocess.Popen[bytes]:
-    """Any command in a session of its own, which is to end with this process (follow_parent)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "progress.json").unlink(missing_ok=True)
     environ = {
@@ -172,7 +160,7 @@ def start_process(
     }
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", "studylib", *words],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
