@@ -18,7 +18,8 @@ from studylib.checking.card_ceiling import measure_ceiling
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
 from studylib.running import card_figures
-from studylib.running.card import card_slug, order_steps, run_card, slice_seconds
+from studylib.running.card import order_steps, run_card, slice_seconds
+from studylib.running.card_facts import card_slug
 from studylib.running.card_jobs import Place, card_profile, list_jobs
 from studylib.schema.card_study import (
     CardFacts,

@@ -48,6 +48,13 @@ def warm_starts(hardware: Hardware, say: Say) -> Iterator[Start]:
         stem.close()
 
 
+def wait_until_ready(start: Start, seconds: float) -> None:
+    """Wait until the process behind `start` has imported all and tried the card, if it has one."""
+    stem = getattr(start, "__self__", None)
+    if isinstance(stem, Stem) and not stem.ready:
+        stem.hear(seconds)
+
+
 class Stem:
     """The study's end of the process that its runs are forked from."""
 
