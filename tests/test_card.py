@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -18,7 +17,7 @@ from studylib.checking.card_ceiling import measure_ceiling
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
 from studylib.running import card_figures
-from studylib.running.card import order_steps, run_card, slice_seconds
+from studylib.running.card import Clock, order_steps, run_card, slice_seconds
 from studylib.running.card_facts import card_slug
 from studylib.running.card_jobs import Place, card_profile, list_jobs
 from studylib.schema.card_study import (
@@ -26,6 +25,7 @@ from studylib.schema.card_study import (
     CardStep,
     CardSteps,
     CardStudy,
+    Part,
     StepTaken,
     read_card_study,
     read_steps,
@@ -295,5 +295,14 @@ def test_figures_of_peers_and_questions_are_ratios(tmp_path):
     assert card_figures.command_figures(path) == {}
 
 
-def test_folders_are_told_apart(tmp_path):
-    assert Path(place_of(1, tmp_path).folder) == tmp_path / "h200"
+def test_a_step_that_is_partly_done_needs_less_to_be_begun_again(stub, tmp_path):
+    step = stub("runs", "well", least=120)
+    clock = Clock(
+        CardStudy(card=FACTS, rehearsal=True, models={}),
+        place_of(140, tmp_path), 12.0, time.monotonic(), lambda _: None,
+    )  # fmt: skip
+    assert clock.least(step) == 120
+    parts = tuple(Part(name=str(i), state="done" if i else "cut off") for i in range(6))
+    taken = StepTaken(name="runs", answers="?", state="cut off", parts=parts)
+    clock.study = clock.study.model_copy(update={"steps": (taken,)})
+    assert clock.least(step) == 20

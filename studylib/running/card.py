@@ -98,17 +98,15 @@ def make_place(
     rehearsal: bool,
     changes: dict[str, Any],
 ) -> Place:
-    """Other models or no card have a folder of their own; hosts are asked nothing of hubs."""
+    """Where to work: other models than the study's own, or no card, have folders of their own."""
     models = steps.models
     own = models == read_steps().models and not changes
     name = REHEARSAL if rehearsal else card_slug(card.name)
     if not own:
         asked = json.dumps([models, changes], sort_keys=True, default=str)
         name += "-" + hashlib.sha256(asked.encode()).hexdigest()[:6]
-    offline = not any(model.startswith("hub:") for model in models.values())
-    environ = {"HF_HUB_OFFLINE": "1"} if offline else {}
-    if cards := visible_cards():
-        environ["CUDA_VISIBLE_DEVICES"] = cards[0]
+    cards = visible_cards()
+    environ = {"CUDA_VISIBLE_DEVICES": cards[0]} if cards else {}
     return Place(
         name,
         results,
@@ -186,8 +184,12 @@ class Clock:
         return self.end - time.monotonic()
 
     def least(self, step: CardStep) -> float:
-        """Seconds without which a step is not begun; other models have their share of them."""
-        return step.least if self.place.own else step.least * self.minutes / WHOLE_MINUTES
+        """Seconds without which a step is not begun: as large a part as is left of it to do, and
+        for other models than the study's own the minutes' share of it."""
+        taken = self.study.taken(step.name)
+        parts = taken.parts if taken else ()
+        left = sum(part.state != "done" for part in parts) / len(parts) if parts else 1.0
+        return left * (step.least if self.place.own else step.least * self.minutes / WHOLE_MINUTES)
 
     def run(self, chosen: Sequence[CardStep]) -> CardStudy:
         """All steps in their order; those cut off have what is left at the end."""

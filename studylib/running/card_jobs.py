@@ -28,7 +28,7 @@ from studylib.schema.serve_records import SERVE_RECORD
 from studylib.schema.serving import ServeSpec, serve_specs
 from studylib.schema.spec import RunSpec
 
-GRACE_SECONDS = 2.0  # between being asked to end and being ended
+GRACE_SECONDS = 1.0  # between being asked to end and being ended
 
 
 @dataclass(frozen=True)
