@@ -8,7 +8,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mm
   $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce tune report publish forecasts doctor gpu-check check-model check-models rent lab ladder check test clean
+.PHONY: help setup plan reproduce tune report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ doctor: ## what this machine has, and which profile fits
 
 gpu-check: ## two minutes on a CUDA card: can figures measured on it be trusted
 	@$(PY) -m studylib gpu-check $(call opt,RESULTS,results)
+
+card: ## a study of one card under a clock: MINUTES=12 MODELS=7b=shape:Llama-3.1-8B STEPS=13b,7b
+	@$(PY) -m studylib card $(call opt,MINUTES,minutes) $(call opt,MODELS,models) $(call opt,STEPS,steps) $(call opt,DATA,data) $(call opt,MMLU,mmlu) $(call opt,RESULTS,results) $(foreach change,$(SET),--set $(call quote,$(change)))
 
 check-model: ## MODEL=hub:ID|path:FOLDER: may it be used here, tried in minutes
 	@$(PY) -m studylib check-model $(call quote,$(MODEL))

@@ -15,7 +15,8 @@ share them.
 
 Any model that a study takes can stand in for the Llama, on a card if there is one. Random weights
 (shape:NAME) keep the tokenizer that is trained here, never larger than their vocabulary; others
-bring their own. One JSON object is printed for each dtype as soon as it is done. Beside it,
+bring their own. One JSON object is printed for each dtype as soon as it is done, and all so far lie
+in --out. Beside it,
 `stock_against_itself` tells how far stock's own batch sizes lie apart on the first subject: in bf16
 that is what rounding alone does.
 """
@@ -37,6 +38,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from studylib.core.errors import StudyError
 from studylib.metering.environment import device_name
 from studylib.modelling.models import DTYPES, default_device, load_model
+from studylib.running.runner import follow_parent
 from studylib.schema.settings import MethodSettings, ModelRef
 from studylib.scoring.compare_lm import Comparison, ModelClock, compare, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
@@ -254,18 +256,27 @@ def read_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--tokens-per-pass", type=int)
+    parser.add_argument("--out", type=Path, help="the figures of all dtypes, as JSON")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the comparison in each dtype and print its figures as JSON."""
     options = read_options(words)
+    follow_parent()
     logging.disable(logging.INFO)
+    done = []
     try:
+        if not (options.data / "test.jsonl").is_file():
+            rule = "there is no MMLU here (test.jsonl and dev.jsonl)"
+            raise StudyError(options.data, rule, "Name its folder: --data, or MMLU=FOLDER.")
         tasks = make_tasks(options.data, options.subjects, options.shots)
         for dtype in options.dtype:
             found = measure(options, dtype, tasks)
             print(json.dumps(found, indent=2), flush=True)
+            done.append(found)
+            if options.out:
+                options.out.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
             print(
                 f"{dtype}: stock takes {found['time_ratio']:.2f} times as long, largest difference "
                 f"{found['max_abs_loglikelihood_difference']:.2g}, "
@@ -273,7 +284,7 @@ def main(words: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
     except StudyError as error:
-        print(error, file=sys.stderr)
+        print(f"study: {error}", file=sys.stderr)
         return 2
     return 0
 

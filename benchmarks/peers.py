@@ -45,6 +45,7 @@ from studylib.inputs.data import prepare_data
 from studylib.inputs.sources import model_folder
 from studylib.metering.environment import device_name, package_versions
 from studylib.modelling.models import load_tokenizer
+from studylib.running.runner import follow_parent
 from studylib.schema.profile import explain
 from studylib.schema.settings import (
     DataSettings,
@@ -180,7 +181,7 @@ def run_peer(peer: str, spec: RunSpec, work: Path, python: str = sys.executable)
     work.mkdir(parents=True, exist_ok=True)
     job, result = work / "job.json", work / "result.json"
     job.write_text(spec.model_dump_json(), encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": python_path()}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "STUDY_PARENT_PID": str(os.getpid())}
     if spec.model_ref.kind != "hub":
         environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(
@@ -277,6 +278,7 @@ def judge(found: Rounds, rows: list[list[str]]) -> int:
 
 def main(words: list[str] | None = None) -> int:
     options = read_options(words)
+    follow_parent()
     if options.worker:
         work_once(*options.worker)
         return 0
@@ -285,7 +287,7 @@ def main(words: list[str] | None = None) -> int:
         pythons = choose_pythons(options.python)
         check_job(options, spec)
     except StudyError as error:
-        print(error, file=sys.stderr)
+        print(f"study: {error}", file=sys.stderr)
         return 2
 
     def keep(found: Rounds) -> None:

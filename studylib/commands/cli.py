@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from studylib.commands.cli_advise import advise, diff
+from studylib.commands.cli_card import card
 from studylib.commands.cli_check_model import check_model
 from studylib.commands.cli_evaluate import evaluate
 from studylib.commands.cli_forecast import forecast, prices
@@ -158,6 +159,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 for command in (
     advise,
+    card,
     check_model,
     diff,
     evaluate,

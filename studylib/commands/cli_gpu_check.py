@@ -18,7 +18,9 @@ from studylib.commands.cli_options import JsonOption, ResultsOption
 def gpu_check(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
     """Check a CUDA card in two minutes: NVML, memory, kernels, packing, forecasts, answers."""
     from studylib.metering.devices import refuse_busy_devices
+    from studylib.running.runner import follow_parent
 
+    follow_parent()
     os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars would run through the table
     # Of several cards the first is checked: transformers would train on all that it sees.
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0")

@@ -96,11 +96,7 @@ def resolve_profile(
     ):
         if value is not None:
             over = merge(over, nest(key, value))
-    for change in changes or []:
-        key, equals, text = change.partition("=")
-        if not equals or not all(key.strip().split(".")):
-            raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
-        over = merge(over, nest(key.strip(), parse_value(text, change)))
+    over = merge(over, read_changes(changes))
     name = profile or default_profile()
     if name == "custom":
         missing = [
@@ -115,6 +111,19 @@ def resolve_profile(
                 "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE MMLU=hub|FOLDER",
             )
     return open_profile(name, results, over)
+
+
+def read_changes(changes: list[str] | None) -> dict[str, Any]:
+    """What --set says, as a mapping to lay over a profile."""
+    from studylib.schema.profile import merge
+
+    over: dict[str, Any] = {}
+    for change in changes or []:
+        key, equals, text = change.partition("=")
+        if not equals or not all(key.strip().split(".")):
+            raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
+        over = merge(over, nest(key.strip(), parse_value(text, change)))
+    return over
 
 
 def results_name(profile: str | None, results: Path = Path("results")) -> str:

@@ -115,7 +115,7 @@ def quantize_part(
         )
         if weight.device.type != "meta":
             packed = Params4bit(
-                weight.cpu(),
+                weight,  # where it lies: 13B by way of the host are 52 GB over the bus
                 requires_grad=False,
                 compress_statistics=True,
                 quant_type="nf4",

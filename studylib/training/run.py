@@ -168,7 +168,8 @@ class Run:
                 keep(self.work, None)
                 with self.meter.stage("load"):
                     self.loaded, self.model = bring_in(self.spec, self.trained_folder)
-            elif self.ok:
+            elif self.ok and (self.spec.method.kind.adapter or not self.loaded.random_weights):
+                # A whole model of random weights is asked nothing, and counted without its file.
                 keep(self.work, self.model)
             self.session.save()
         assert self.data is not None
