@@ -95,16 +95,16 @@ class Stem:
             "environ": run_environment(threads, environ),
             "cwd": None if cwd is None else str(cwd),
         }
-        life, held = os.pipe()
-        try:
-            with open_log(folder) as log:
+        with open_log(folder) as log:
+            life, held = os.pipe()
+            try:
                 socket.send_fds(self.channel, [json.dumps(order).encode()], [log.fileno(), held])
-        except OSError as error:
-            os.close(life)
-            self.lose(f"its process cannot be told: {error}")
-            return again()
-        finally:
-            os.close(held)
+            except OSError:
+                os.close(life)
+                self.lose(self.last_error())
+                return again()
+            finally:
+                os.close(held)
         return Forked(self, self._orders, life, again)
 
     def hear(self, seconds: float = 0.0) -> None:
