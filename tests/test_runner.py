@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from halfway import Halfway
@@ -99,11 +100,16 @@ def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
     first = study("reproduce", "--profile", profile, "--results", str(tmp_path / "r"))
     run = tmp_path / "r" / "killed" / "runs" / "ladder-0.4m--base"
     wait_for(lambda: executor.read_progress(run).get("pid"))
-    pid = executor.read_progress(run)["pid"]
+    kernel = psutil.Process(executor.read_progress(run)["pid"])
+    above = [process.pid for process in kernel.parents()]
+    # The notebook's process, the run's, and the one that it was forked from.
+    pids = [kernel.pid, *above[: above.index(first.pid)]]
+    assert len(pids) == 3
     first.kill()
     first.communicate()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "zombie" in
-             Path(f"/proc/{pid}/status").read_text(), 20)  # fmt: skip
+    for pid in pids:
+        wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists() or "zombie" in
+                 Path(f"/proc/{pid}/status").read_text(), 20)  # fmt: skip
 
 
 def test_failing_run_does_not_stop_the_others(tmp_path, monkeypatch, capsys):

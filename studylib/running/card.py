@@ -199,7 +199,8 @@ class Clock:
             if self.left <= self.least(step):
                 self.not_reached(step)
                 continue
-            taken = self.take(step)
+            last = step.name in again
+            taken = self.take(step, self.left if last else self.slice(step))
             if taken.state == "cut off" and step.name not in again:
                 again.add(step.name)
                 queue.append(step)
@@ -213,9 +214,11 @@ class Clock:
             self.keep(StepTaken(name=step.name, answers=step.answers, state="not reached",
                                 reason=reason))  # fmt: skip
 
-    def take(self, step: CardStep) -> StepTaken:
-        """One step within its slice; written down also where this process is told to end."""
-        given = slice_seconds(step, self.minutes, self.saved, self.left, self.least(step))
+    def slice(self, step: CardStep) -> float:
+        return slice_seconds(step, self.minutes, self.saved, self.left, self.least(step))
+
+    def take(self, step: CardStep, given: float) -> StepTaken:
+        """One step within `given` seconds; written down also where this process is to end."""
         start = time.monotonic()
         earlier = self.study.taken(step.name)
         spent = earlier.seconds if earlier else 0.0
