@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import psutil
@@ -35,7 +36,7 @@ from studylib.running import stand_by
 
 stand_by.import_everything(False, VIEWS)
 seen = {"unfit": stand_by.why_unfit(False), "threads": stand_by.name_threads(),
-        "cuda": torch.cuda.is_initialized(), "maps": Path("/proc/self/maps").read_text()}
+        "cuda": torch.cuda.is_initialized()}
 
 def draw():
     ours, theirs = os.pipe()
@@ -99,11 +100,19 @@ def test_what_runs_are_forked_from_has_no_thread_no_cuda_and_no_numbers_in_commo
                          capture_output=True, text=True).stdout  # fmt: skip
     seen = json.loads(out.splitlines()[-1])
     assert seen["unfit"] is None and len(seen["threads"]) == 1
-    assert not seen["cuda"] and "libcuda.so" not in seen["maps"]
+    assert not seen["cuda"]
     first, second = seen["drawn"]
     assert first[0] != second[0] and first[1] != second[1]
     assert first[2] == second[2] == 2
     assert "started threads" in seen["with a thread"]
+
+
+def test_nvml_is_left_as_often_as_it_was_begun(monkeypatch):
+    answers = [0, 0, 1]
+    library = SimpleNamespace(nvmlShutdown=lambda: answers.pop(0))
+    monkeypatch.setattr(stand_by.ctypes, "CDLL", lambda name: library)
+    stand_by.leave_nvml()
+    assert answers == []
 
 
 def test_forked_run_gives_what_a_new_process_gives(start, tmp_path):

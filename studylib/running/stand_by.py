@@ -35,6 +35,7 @@ NOTEBOOK = ("papermill", "nbclient", "ipykernel.kernelapp", "ipykernel.ipkernel"
 REMEMBER = ("transformers.utils.import_utils", "accelerate.utils.imports", "peft.import_utils")
 WITH_NOTEBOOK = ("run", "serve")  # the commands that execute one
 POPULATE_READ = 22  # madvise's, since Linux 5.14; an earlier one refuses it, which does no harm
+MANAGEMENT = "libnvidia-ml.so.1"  # NVML's library
 MOST_BYTES = 2**20  # of one message: an environment and a command
 
 
@@ -162,6 +163,7 @@ def why_unfit(card: bool) -> str | None:
     of linear algebra, which come back in each process that computes."""
     import torch
 
+    leave_nvml()
     failed = try_fork(card)
     if failed:
         return failed
@@ -171,12 +173,23 @@ def why_unfit(card: bool) -> str | None:
     return f"an import has started threads ({', '.join(threads)})" if len(threads) > 1 else None
 
 
+def leave_nvml() -> None:
+    """End what asking NVML for cards has begun, once for each time: torch does not do so, and a
+    fork would go on with its parent's connection to the driver."""
+    with suppress(OSError):
+        library = ctypes.CDLL(MANAGEMENT)
+        while library.nvmlShutdown() == 0:
+            pass
+
+
 def name_threads() -> list[str]:
     return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 
 
 def try_fork(card: bool) -> str | None:
-    """Fork once and, with a card, compute on it there; the reason if that failed."""
+    """Fork once and, with a card, compute on it and ask NVML there; the reason if that failed."""
+    from studylib.metering.devices import describe_devices
+
     answer, pipe = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -187,8 +200,11 @@ def try_fork(card: bool) -> str | None:
                 torch.cuda.init()
                 if torch.cuda.device_count():
                     torch.ones(2, device="cuda").sum().item()
+                _, reason = describe_devices()
+                if reason is not None:
+                    raise RuntimeError(reason)
         except Exception as error:
-            os.write(pipe, f"CUDA does not start in a fork: {error}"[:500].encode())
+            os.write(pipe, f"the card does not answer in a fork: {error}"[:500].encode())
         finally:
             os._exit(0)
     os.close(pipe)
