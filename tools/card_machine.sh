@@ -42,9 +42,12 @@ PYTHON
 keep() { # under another name until all is there: the machine may be taken away meanwhile
   rm -f "$place"/part.*
   cd "$RESULTS" || return
-  find . -type f -size +"${largest_bytes}c" -printf 'left behind: %p, %s bytes\n' >"$place/left.txt"
-  find . -type f -not -size +"${largest_bytes}c" -print0 |
+  local finished=(. -type d -name work -prune -o -type f) # a run's work folder is of no use here
+  find "${finished[@]}" -size +"${largest_bytes}c" -printf 'left behind: %p, %s bytes\n' \
+    >"$place/left.txt"
+  find "${finished[@]}" -not -size +"${largest_bytes}c" -print0 |
     tar -cz --null -T - 2>/dev/null | split -d -b "$largest_bytes" - "$place/part."
+  rm -f "$folder"/results.tar.gz.*
   for part in "$place"/part.*; do mv "$part" "$folder/results.tar.gz.${part##*.}"; done
 }
 
@@ -69,7 +72,7 @@ unpack 2>&1 | tee "$log"
 ((PIPESTATUS[0] == 0)) || exit 1
 # shellcheck source=/dev/null
 source "$root/built/card/provenance.sh"
-(while sleep 60; do keep; done) &
+(while sleep 60; do keep; done) >/dev/null 2>&1 &
 keeper=$!
 left=$((seconds - SECONDS - closing_seconds))
 timeout --signal=INT --kill-after=10 "$((left > 1 ? left : 1))" bash -c "$command" 2>&1 |
