@@ -478,3 +478,15 @@ def test_counts_are_of_what_the_run_sees(tiny_folder):
     assert len(data.rows) == 12
     assert data.tokens_seen == sum(len(e["input_ids"]) for row in data.rows for e in row)
     assert ModelRef.parse(spec.model).kind == "path"
+
+
+def test_tf32_is_as_asked_whatever_was_set_by_cublas_name():
+    matmul = torch.backends.cuda.matmul
+    try:
+        matmul.allow_tf32 = True  # as accelerate does for a compiled model
+        weights.multiply_in(False)
+        assert matmul.fp32_precision == torch.backends.fp32_precision == "ieee"
+        weights.multiply_in(True)
+        assert matmul.fp32_precision == torch.backends.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = torch.backends.fp32_precision = "none"

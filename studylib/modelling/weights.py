@@ -32,6 +32,16 @@ def find_trained(work: Path) -> Path | None:
     return folder if (folder / WHOLE).is_file() else None
 
 
+def multiply_in(tf32: bool) -> None:
+    """Make a card's products of float32 matrices in TF32, or exactly.
+
+    cuBLAS is named besides: what was set by its name stays whatever is set for all.
+    """
+    backends: Any = torch.backends
+    for place in (backends, backends.cuda.matmul):
+        place.fp32_precision = "tf32" if tf32 else "ieee"
+
+
 def bring_in(spec: RunSpec, trained: Path | None) -> tuple[Loaded, nn.Module]:
     """(the base, the model to train on it) or, from `trained`, the model that was trained.
 
@@ -39,8 +49,7 @@ def bring_in(spec: RunSpec, trained: Path | None) -> tuple[Loaded, nn.Module]:
     host, to be counted.
     """
     if torch.cuda.is_available():  # for scoring as for training, and for the untrained model too
-        backends: Any = torch.backends
-        backends.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
+        multiply_in(spec.train.tf32)
     if trained is not None:
         loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
         config: Any = loaded.model.config

@@ -23,6 +23,7 @@ from studylib.metering.step_clock import StepClock
 from studylib.modelling.attention import MASKED
 from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_alone
 from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
+from studylib.modelling.weights import multiply_in
 from studylib.schema.profile import RunSpec
 from studylib.training.collate import PackedCollator
 from studylib.training.schedule import rise_from_above_zero, warmup_steps
@@ -152,6 +153,8 @@ def build_trainer(
         compute_loss_func=None if trial.own or recipe.loss != "full" else loss_of_outputs,
     )
     trainer.remove_callback(PrinterCallback)  # it prints every step; the log keeps them
+    if on_card:  # accelerate turns TF32 on for a compiled model, whatever was asked
+        multiply_in(recipe.tf32)
     # Autocast would keep a bf16 copy of every fp32 weight until the loss is there, to use it again;
     # a pass uses each weight once.
     trainer.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
