@@ -19,10 +19,12 @@ from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.planning.alpaca_run import TOKENS
+from studylib.reporting.appendix import runs_table
 from studylib.reporting.card_section import card_section, is_card
 from studylib.reporting.claims import Finding, evaluate_claims
 from studylib.reporting.compose import compose
 from studylib.reporting.forecast_tables import forecast_claims
+from studylib.reporting.limits import limits
 from studylib.reporting.made_from import hash_inputs
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise
@@ -290,30 +292,49 @@ def test_7b_speaks_of_serving_and_not_of_a_13b_model(folder):
 # The whole report --------------------------------------------------------------------------------
 
 
-def add_served(folder: Path) -> None:
-    add_serving(folder, model="ladder:0.4m")
-
-
 @pytest.fixture(scope="module")
 def laptop(tmp_path_factory) -> Path:
     folder = Factory(tmp_path_factory.mktemp("cpu") / "cpu", items=64).study(
         models=("ladder:0.4m",), seeds=(0,)
     )
-    add_served(folder)
+    add_serving(folder)
     return folder
 
 
 def test_beside_a_card_other_studies_stay_as_they_are(laptop, folder):
+    add_serving(folder, adds=1.12)
     alone = compose([summary_of(laptop)], evaluate_claims([summary_of(laptop)]), None)
     studies = [summary_of(laptop), summary_of(folder)]
     both = compose(studies, evaluate_claims(studies), None)
     assert alone.parts["serving"] == both.parts["serving"]
+    results = both.parts["results"].replace("\u00a0", " ")
+    assert "+12.0 % [+10.0, +14.0]" in results, "the card's serving is in its part"
+    assert "+12.0 %" in find(evaluate_claims(studies), "C6", "dynamic")[0].ours
     assert "## Measured on a card: profile h200" in both.parts["results"]
     assert "**Measured on one NVIDIA H200** with random weights" in both.parts["answer"]
     assert "The 13B model was run with random weights" in both.parts["answer"]
     assert "Measured on a card" not in str(alone.parts)
     pictures = [n for n in both.files if n.endswith(".svg")]
     assert sorted(pictures) == sorted(n for n in alone.files if n.endswith(".svg"))
+
+
+def test_a_readers_own_card_has_its_serving_in_both_parts(folder):
+    add_serving(folder, adds=1.12)
+    own = compose([summary_of(folder)], [], None, own_folder="")
+    parts = {name: text.replace("\u00a0", " ") for name, text in own.parts.items()}
+    assert "+12.0 %" in parts["results"] and "+12.0 %" in parts["serving"]
+    pictures = {name.split("/")[-1] for name in own.files if name.endswith(".svg")}
+    assert pictures == {"serve-overhead.svg", "serve-monthly.svg"}
+
+
+def test_limits_of_learning_are_not_told_of_random_weights(folder, laptop):
+    assert any("fewer than three" in line for line in limits([summary_of(laptop)]))
+    assert not any("fewer than three" in line for line in limits([summary_of(folder)]))
+
+
+def test_a_cards_run_is_made_again_by_the_profile_beside_its_record(folder):
+    commands = [row[-1] for row in runs_table(summary_of(folder)).rows]
+    assert all(command.endswith("--profile profile.yaml`") for command in commands)
 
 
 def test_a_rehearsal_is_no_card(folder):

@@ -69,7 +69,7 @@ def compose(
     results: list[str] = []
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
-        pictures = draw(summary, folder)
+        pictures = draw(summary, folder) if shows_pictures(summary, studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
         results += study_section(summary, [*pictures], len(studies) > 1)
     files |= draw_counted(studies, own_folder)
@@ -93,6 +93,11 @@ def beside_cards(studies: list[Summary]) -> list[Summary]:
     """The studies whose serving stands in the part on serving: a card's stands in its own part,
     unless there is no other."""
     return [summary for summary in studies if not is_card(summary)] or studies
+
+
+def shows_pictures(summary: Summary, studies: list[Summary]) -> bool:
+    """A card's part has tables alone; its serving is drawn where no other study's is told."""
+    return summary in beside_cards(studies)
 
 
 def answer_section(
