@@ -457,7 +457,7 @@ def test_model_without_a_revision_keeps_its_first_commit_when_the_branch_moves_o
     asked = {"models": ["hub:study/ladder"], "methods": ["base"], "data": {"source": "almanac:new"},
              "evaluate": {"questions": "almanac:new", "shots": 0, "scoring": "text"}}  # fmt: skip
     first = hub.repositories["models", "study/ladder"]
-    monkeypatch.setattr(runner, "run_batch", lambda *_: None)
+    monkeypatch.setattr(runner, "run_batch", lambda *_, **__: None)
 
     def start():
         """The study as a command opens it, started without its runs; the models that they get."""

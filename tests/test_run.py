@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from studylib.core.errors import StudyError
+from studylib.modelling.serve import written_bytes
 from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
@@ -246,6 +247,18 @@ def test_two_processes_do_not_work_on_one_run(model, tmp_path):
     with pytest.raises(StudyError, match="another process"):
         Run(make_spec(model, "base"), tmp_path)
     complete(first)
+
+
+def test_a_whole_model_of_random_weights_is_counted_and_not_written(tmp_path):
+    """26 GB for 13B, which nobody would read; its size is the file's, to the byte."""
+    run = Run(make_spec("shape:pythia-70m", "full", steps=1, seq_len=32), tmp_path)
+    run.load()
+    run.train()
+    assert not (tmp_path / "work" / "trained").exists()
+    run.evaluate()
+    run.serve()
+    assert run.serve_block.checkpoint_bytes == written_bytes(run.model)
+    assert read_record(run.finish()).status == "complete"
 
 
 def test_random_weights_are_timed_and_not_scored(tmp_path):

@@ -7,6 +7,7 @@ Not covered: the clock (studylib.running.card), the steps (studylib/card.yaml).
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -51,6 +52,8 @@ def card(
     signal.signal(signal.SIGTERM, end)  # what is under way is stopped, and written down
     asked = read_steps().with_models(split(models))
     chosen = asked.choose(split(steps))
+    if not any(model.startswith("hub:") for model in asked.models.values()):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no question to a hub waits for its answer
     folder = mmlu or ROOT.parent / "shared" / "data" / "mmlu"
     over = read_changes(changes)
     study = run_card(asked, chosen, results, minutes, data, str(folder), over, say=say, began=began)

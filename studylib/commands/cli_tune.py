@@ -107,6 +107,7 @@ def sweep_all(
 
     from studylib.running.executor import Outcome, Task, run_batch
     from studylib.running.progress import Progress
+    from studylib.running.warm import warm_starts
     from studylib.schema.tuning import sweep_name
 
     tasks = []
@@ -118,7 +119,8 @@ def sweep_all(
         tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path, name, results, cards))
     outcome, progress = Outcome(), Progress()
     progress.begin_tasks(f"{profile.name}, tuning", len(tasks), profile.hardware.jobs)
-    run_batch(tasks, profile.hardware, progress, outcome)
+    with warm_starts(profile.hardware, progress.say) as start:
+        run_batch(tasks, profile.hardware, progress, outcome, start)
     progress.end(outcome.finished, list(outcome.failed))
     show_choices(folder)
     for sweep_id, failure in outcome.failed.items():

@@ -14,26 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
-from studylib.core.places import python_path
-from studylib.metering.devices import describe_devices, refuse_busy_devices, visible_cards
-from studylib.metering.environment import git_state, now, package_versions
-from studylib.metering.host import host_description
-from studylib.running.card_jobs import Job, Place, list_jobs, stop
-from studylib.running.executor import explain_failure
+from studylib.metering.devices import visible_cards
+from studylib.metering.environment import git_state, now
+from studylib.running.card_facts import card_slug, describe_card, wait_until_free, with_ceiling
+from studylib.running.card_jobs import Job, Place, descendants, list_jobs, stop
+from studylib.running.executor import explain_failure, launch, share_cores
+from studylib.running.warm import wait_until_ready, warm_starts
 from studylib.schema.card_study import (
     CARD_STUDY,
     Call,
@@ -41,7 +36,6 @@ from studylib.schema.card_study import (
     CardStep,
     CardSteps,
     CardStudy,
-    Ceiling,
     Part,
     State,
     StepTaken,
@@ -49,13 +43,13 @@ from studylib.schema.card_study import (
     read_steps,
     write_card_study,
 )
+from studylib.schema.profile import read_profile
 
 WHOLE_MINUTES = 12.0  # what the seconds of a step are meant for
-CEILING_SECONDS = 60.0  # more than measuring it can take
-FREE_SECONDS = 5.0
+READY_SECONDS = 60.0
 POLL_SECONDS = 0.1
 REHEARSAL = "rehearsal"
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 
 
 def run_card(
@@ -76,18 +70,23 @@ def run_card(
     """
     if not minutes > 0:
         raise StudyError(f"MINUTES={minutes:g}", "a clock has minutes", "Write MINUTES=12.")
+    read_profile("card", changes)  # a key that it does not know ends this before any work
     began = time.monotonic() if began is None else began
     card, rehearsal = (describe_card(), not visible_cards()) if facts is None else (facts, True)
     place = make_place(steps, results, card, rehearsal, changes or {})
     place = replace(place, data=data, mmlu=mmlu)
     if not rehearsal:
         wait_until_free()
-    with lock_folder(place.folder / ".study", "study"):
+    hardware = read_profile("card").hardware
+    starts = warm_starts(hardware, say) if facts is None else nullcontext(launch)
+    with lock_folder(place.folder / ".study", "study"), starts as begin:
         study = open_study(place)
         if study.card.ceiling is None and facts is None:
             study = study.model_copy(update={"card": with_ceiling(card)})
         write_card_study(place.folder, study)
-        place = replace(place, card=study.card)
+        # Until then it may hold the card for a trial, and a check would find that in use.
+        wait_until_ready(begin, READY_SECONDS)
+        place = replace(place, card=study.card, begin=begin, threads=share_cores(hardware))
         say(describe_place(place, minutes))
         return Clock(study, place, minutes, began, say).run(chosen)
 
@@ -99,17 +98,15 @@ def make_place(
     rehearsal: bool,
     changes: dict[str, Any],
 ) -> Place:
-    """Other models or no card have a folder of their own; hosts are asked nothing of hubs."""
+    """Where to work: other models than the study's own, or no card, have folders of their own."""
     models = steps.models
     own = models == read_steps().models and not changes
     name = REHEARSAL if rehearsal else card_slug(card.name)
     if not own:
         asked = json.dumps([models, changes], sort_keys=True, default=str)
         name += "-" + hashlib.sha256(asked.encode()).hexdigest()[:6]
-    offline = not any(model.startswith("hub:") for model in models.values())
-    environ = {"HF_HUB_OFFLINE": "1"} if offline else {}
-    if cards := visible_cards():
-        environ["CUDA_VISIBLE_DEVICES"] = cards[0]
+    cards = visible_cards()
+    environ = {"CUDA_VISIBLE_DEVICES": cards[0]} if cards else {}
     return Place(
         name,
         results,
@@ -118,63 +115,8 @@ def make_place(
         rehearsal=rehearsal,
         changes=changes,
         own=own,
-        threads=os.cpu_count() or 1,
         environ=environ,
     )
-
-
-def card_slug(name: str) -> str:
-    """h200 of NVIDIA H200."""
-    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return re.sub(r"^(nvidia-)?(geforce-|tesla-|quadro-)?", "", words) or "card"
-
-
-def wait_until_free() -> None:
-    """Raise where others use the card; what an earlier call started may need a moment to end."""
-    end = time.monotonic() + FREE_SECONDS
-    while True:
-        try:
-            return refuse_busy_devices(devices=[0])
-        except StudyError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(POLL_SECONDS)
-
-
-def describe_card() -> CardFacts:
-    """The first card that CUDA sees, by NVML; without one the host's processor and memory."""
-    torch = package_versions(["torch"])["torch"]
-    seen = [card for card in describe_devices()[0] if card["cuda_ordinal"] == 0]
-    if not seen:
-        host = host_description()
-        limit = host["memory_limit_bytes"] or psutil.virtual_memory().total
-        return CardFacts(name=f"CPU {host['cpu_model']}", memory_bytes=limit, torch=torch)
-    card = seen[0]
-    return CardFacts(
-        name=card["name"], uuid=card["uuid"], memory_bytes=card["memory_total_bytes"] or 0,
-        driver=card["driver_version"], cuda=card["cuda_version"], torch=torch,
-    )  # fmt: skip
-
-
-def with_ceiling(card: CardFacts) -> CardFacts:
-    """The card with its ceilings, measured by a process that holds nothing on it afterwards."""
-    environ = {**os.environ, "PYTHONPATH": python_path()}
-    if card.uuid is not None:
-        environ["CUDA_VISIBLE_DEVICES"] = card.uuid
-    command = [sys.executable, "-m", "studylib.checking.card_ceiling"]
-    try:
-        done = subprocess.run(
-            command, env=environ, capture_output=True, text=True, check=True,
-            timeout=CEILING_SECONDS,
-        )  # fmt: skip
-        ceiling = Ceiling.model_validate_json(done.stdout.strip().splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        reason = f"it did not end within {CEILING_SECONDS:.0f} s"
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip().splitlines() or ["it said nothing"])[-1]
-    else:
-        return card.model_copy(update={"ceiling": ceiling, "ceiling_reason": None})
-    return card.model_copy(update={"ceiling_reason": reason})
 
 
 def open_study(place: Place) -> CardStudy:
@@ -242,8 +184,12 @@ class Clock:
         return self.end - time.monotonic()
 
     def least(self, step: CardStep) -> float:
-        """Seconds without which a step is not begun; other models have their share of them."""
-        return step.least if self.place.own else step.least * self.minutes / WHOLE_MINUTES
+        """Seconds without which a step is not begun: as large a part as is left of it to do, and
+        for other models than the study's own the minutes' share of it."""
+        taken = self.study.taken(step.name)
+        parts = taken.parts if taken else ()
+        left = sum(part.state != "done" for part in parts) / len(parts) if parts else 1.0
+        return left * (step.least if self.place.own else step.least * self.minutes / WHOLE_MINUTES)
 
     def run(self, chosen: Sequence[CardStep]) -> CardStudy:
         """All steps in their order; those cut off have what is left at the end."""
@@ -253,7 +199,8 @@ class Clock:
             if self.left <= self.least(step):
                 self.not_reached(step)
                 continue
-            taken = self.take(step)
+            last = step.name in again
+            taken = self.take(step, self.left if last else self.slice(step))
             if taken.state == "cut off" and step.name not in again:
                 again.add(step.name)
                 queue.append(step)
@@ -267,9 +214,11 @@ class Clock:
             self.keep(StepTaken(name=step.name, answers=step.answers, state="not reached",
                                 reason=reason))  # fmt: skip
 
-    def take(self, step: CardStep) -> StepTaken:
-        """One step within its slice; written down also where this process is told to end."""
-        given = slice_seconds(step, self.minutes, self.saved, self.left, self.least(step))
+    def slice(self, step: CardStep) -> float:
+        return slice_seconds(step, self.minutes, self.saved, self.left, self.least(step))
+
+    def take(self, step: CardStep, given: float) -> StepTaken:
+        """One step within `given` seconds; written down also where this process is to end."""
         start = time.monotonic()
         earlier = self.study.taken(step.name)
         spent = earlier.seconds if earlier else 0.0
@@ -321,13 +270,14 @@ class Clock:
         if time.monotonic() >= deadline:
             return Part(name=job.name, state="not started")
         start = time.monotonic()
+        before = descendants()
         process, ended = job.start(), False
         try:
             while not (ended := process.poll() is not None) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS)
         finally:
             if not ended:
-                stop(process)
+                stop(process, before)
         seconds = time.monotonic() - start
         if ended and job.ended_well(process.returncode):
             return Part(name=job.name, state="done", seconds=seconds, figures=job.figures())

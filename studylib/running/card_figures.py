@@ -165,7 +165,7 @@ def part_row(part: Part) -> list[str]:
         "  " + part.name,
         state,
         "" if part.seconds is None else f"{part.seconds:.0f}",
-        *("" if value is None else f"{float(value) / 1e9:.2f}" for value in gigabytes),
+        *("" if value is None else f"{float(value) / 1e9:.3g}" for value in gigabytes),
         spell(found.pop("tokens_per_second", None), ",.0f"),
         spell(found.pop("arithmetic_share", None), ".0%"),
         spell(found.pop("joules_per_token", None), ".3g"),

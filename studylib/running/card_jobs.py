@@ -7,11 +7,11 @@ Not covered: when it is started and stopped (studylib.running.card), its figures
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import psutil
 
 from studylib.core.places import ROOT
 from studylib.running.card_figures import Figures, command_figures, run_figures, serve_figures
-from studylib.running.executor import launch, start_process
+from studylib.running.executor import Process, Start, launch, open_log, run_environment
 from studylib.running.runner import run_task, write_profile
 from studylib.schema.card_study import CardFacts, CardStep, CardSteps, RunAsked, read_steps
 from studylib.schema.profile import Profile, build_profile, merge, read_profile
@@ -28,7 +28,7 @@ from studylib.schema.serve_records import SERVE_RECORD
 from studylib.schema.serving import ServeSpec, serve_specs
 from studylib.schema.spec import RunSpec
 
-GRACE_SECONDS = 2.0  # between being asked to end and being ended
+GRACE_SECONDS = 1.0  # between being asked to end and being ended
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Place:
     own: bool = True
     threads: int = 1
     environ: Mapping[str, str] = field(default_factory=dict)
+    begin: Start = launch
 
     @property
     def folder(self) -> Path:
@@ -88,19 +89,25 @@ class Job:
 def list_jobs(step: CardStep, place: Place) -> list[Job]:
     """A step's processes in their order; those that do not suit this card are not among them."""
     if step.runs:
-        profile = card_profile(place, step)
-        file = write_profile(profile, place.results / profile.name)
+        profile, file = write_card_profile(place, step)
         asked = [one for one in step.runs if place.suits(one)]
         return [run_job(find_run(profile, one), profile, file, place) for one in asked]
     if step.serve is not None:
         if not place.suits(step.serve):
             return []
-        profile = card_profile(place, step)
-        file = write_profile(profile, place.results / profile.name)
+        profile, file = write_card_profile(place, step)
         return [serve_job(find_serve(profile, step.serve), profile, file, place)]
     if (place.own and step.gib > place.gib) or (step.study and place.rehearsal):
         return []  # a command of the study's own is here a check of the card
     return [command_job(step, place)]
+
+
+def write_card_profile(place: Place, step: CardStep) -> tuple[Profile, Path]:
+    """The profile of a step's runs, and the file beside their results that they read it from."""
+    profile = card_profile(place, step)
+    folder = place.results / profile.name
+    folder.mkdir(parents=True, exist_ok=True)
+    return profile, write_profile(profile, folder)
 
 
 def card_profile(place: Place, step: CardStep) -> Profile:
@@ -145,7 +152,7 @@ def run_job(spec: RunSpec, profile: Profile, file: Path, place: Place) -> Job:
     return Job(
         name=task.task_id,
         log=task.folder,
-        start=lambda: launch(task.command(1), task.folder, place.threads, place.environ),
+        start=lambda: place.begin(task.command(1), task.folder, place.threads, place.environ),
         ended_well=lambda _: task.result.is_file(),
         figures=lambda: run_figures(task.result, place.card.bf16_peak),
         done_before=task.result.is_file(),
@@ -159,7 +166,7 @@ def serve_job(spec: ServeSpec, profile: Profile, file: Path, place: Place) -> Jo
     return Job(
         name=f"{spec.serve_id} (serving)",
         log=folder,
-        start=lambda: launch([*words, "--jobs", "1"], folder, place.threads, place.environ),
+        start=lambda: place.begin([*words, "--jobs", "1"], folder, place.threads, place.environ),
         ended_well=lambda _: result.is_file(),
         figures=lambda: serve_figures(result),
         done_before=result.is_file(),
@@ -180,11 +187,15 @@ def command_job(step: CardStep, place: Place) -> Job:
             return bool(set(left()) - before)
         return code == 0 and bool(left())
 
-    def start() -> subprocess.Popen[bytes]:
+    def start() -> Process:
         if step.study:
-            return launch(words, log, place.threads, place.environ)
-        program = [sys.executable, str(ROOT / words[0]), *words[1:]]
-        return start_process(program, log, place.threads, place.environ)
+            return place.begin(words, log, place.threads, place.environ)
+        with open_log(log) as file:
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / words[0]), *words[1:]], stdin=subprocess.DEVNULL,
+                stdout=file, stderr=file, env=run_environment(place.threads, place.environ),
+                start_new_session=True,
+            )  # fmt: skip
 
     return Job(
         name=step.name,
@@ -202,32 +213,21 @@ def last_words(folder: Path) -> Figures:
     return {"last_words": said[-1].strip()[:200]} if said else {}
 
 
-def stop(process: Any) -> None:
-    """End a process that leads a session, and all that it started, also in sessions of their own
-    (a notebook's kernel): asked first, then ended. Returns when none of them is left."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
+def descendants() -> list[psutil.Process]:
+    """All that this process has started, and they in turn."""
+    return psutil.Process().children(recursive=True)
+
+
+def stop(process: Process, before: Container[psutil.Process]) -> None:
+    """End a process and all that it started, in sessions of their own too (a notebook's kernel):
+    asked first, then ended. before: what ran already. Returns when none of the others is left."""
+    process.terminate()
     for number in (signal.SIGTERM, signal.SIGKILL):
-        signal_group(process.pid, number)
+        family = [one for one in descendants() if one not in before]
         for one in family:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
-            except psutil.NoSuchProcess:
-                continue
-        _, family = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-        try:
-            process.wait(timeout=GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-        if not family:
+        _, left = psutil.wait_procs(family, timeout=GRACE_SECONDS)
+        if not left:
             break
-    signal_group(process.pid, signal.SIGKILL)  # whoever joined the group meanwhile
-
-
-def signal_group(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return  # it has ended
+    process.wait()

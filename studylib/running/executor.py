@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from studylib.core.errors import StudyError
 from studylib.core.places import python_path
@@ -85,8 +85,20 @@ class Outcome:
             progress.failed(task.task_id, self.failed[task.task_id].log)
 
 
+class Process(Protocol):
+    """What an executor wants of a run's process: subprocess.Popen has it."""
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def terminate(self) -> None: ...
+    def wait(self) -> int: ...
+
+
 # Runs tasks, tells `progress`, and sorts them into the outcome.
 Executor = Callable[[Sequence[Task], "Hardware", Any, Outcome], None]
+# Starts `study WORDS…`: its words, its folder, its threads, and what to add to its environment.
+Start = Callable[[Sequence[str], Path, int, Mapping[str, str]], Process]
 
 
 @dataclass(frozen=True)
@@ -94,16 +106,26 @@ class Running:
     """A task's process, and the cards that are its own until it ends."""
 
     task: Task
-    process: subprocess.Popen[bytes]
+    process: Process
     cards: tuple[str, ...]
 
 
-def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome: Outcome) -> None:
-    """The executor for this machine: `jobs` tasks at a time, each on cards of its own."""
+def run_batch(
+    tasks: Sequence[Task],
+    hardware: Hardware,
+    progress: Any,
+    outcome: Outcome,
+    start: Start | None = None,
+) -> None:
+    """The executor for this machine: `jobs` tasks at a time, each on cards of its own.
+
+    start: how a task's process is begun, `launch` if it is not told.
+    """
+    start = start or launch
     waiting, running = list(tasks), list[Running]()
     known = visible_cards()
     free = list(known)
-    threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
+    threads = share_cores(hardware)
     try:
         while waiting or running:
             while waiting and len(running) < hardware.jobs:
@@ -113,7 +135,7 @@ def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome:
                 task = waiting.pop(0)
                 cards, free = tuple(free[: task.gpus]), free[task.gpus :]
                 environ = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if known else {}
-                process = launch(task.command(hardware.jobs), task.folder, threads, environ)
+                process = start(task.command(hardware.jobs), task.folder, threads, environ)
                 running.append(Running(task, process, cards))
                 progress.started(task.task_id)
             time.sleep(0.2)
@@ -147,21 +169,28 @@ def launch(
     cwd: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """`study WORDS…` in a process of its own, what it prints in the folder's log.txt."""
-    command = [sys.executable, "-m", "studylib", *words]
-    return start_process(command, folder, threads, environ, cwd)
+    with open_log(folder) as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "studylib", *words],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=run_environment(threads, environ),
+            cwd=cwd,
+            start_new_session=True,
+        )
 
 
-def start_process(
-    command: Sequence[str],
-    folder: Path,
-    threads: int,
-    environ: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-) -> subprocess.Popen[bytes]:
-    """Any command in a session of its own, which is to end with this process (follow_parent)."""
+def open_log(folder: Path) -> IO[bytes]:
+    """The log of a run that is about to start, in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "progress.json").unlink(missing_ok=True)
-    environ = {
+    return (folder / "log.txt").open("ab")
+
+
+def run_environment(threads: int, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a run's process; environ: what differs from this one's."""
+    return {
         **os.environ,
         **(environ or {}),
         "OMP_NUM_THREADS": str(threads),
@@ -170,16 +199,11 @@ def start_process(
         "STUDY_PARENT_PID": str(os.getpid()),
         "PYTHONPATH": python_path(),
     }
-    with (folder / "log.txt").open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            env=environ,
-            cwd=cwd,
-            start_new_session=True,
-        )
+
+
+def share_cores(hardware: Hardware) -> int:
+    """The threads of each run, where the machine's cores are shared by all that run at a time."""
+    return hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ from studylib.planning.plan import (
 from studylib.planning.stale import refuse_stale_serves
 from studylib.running.doctor import cards_here
 from studylib.running.executor import Executor, Outcome, Task, run_batch
+from studylib.running.forked_kernel import kernel_options
 from studylib.running.progress import Progress
 from studylib.running.ray_executor import RayExecutor
+from studylib.running.warm import warm_starts
 from studylib.schema.profile import ModelRef, Profile, RunSpec
 from studylib.schema.records import RECORD, Record, read_records, write_atomically
 from studylib.schema.serve_records import SERVE_RECORD
@@ -107,6 +110,25 @@ def run_left(
 ) -> Outcome:
     """Run what is left in the study's folder, which this process holds: no other one ends any."""
     here = executor is run_batch
+    with ExitStack() as stack:
+        if here:  # begun first: it imports while this process makes its forecasts
+            start = stack.enter_context(warm_starts(profile.hardware, progress.say))
+            executor = partial(executor, start=start)
+        for batch in make_batches(profile, results, progress, force, here, outcome):
+            executor(batch, profile.hardware, progress, outcome)
+    progress.end(outcome.finished, list(outcome.failed))
+    return outcome
+
+
+def make_batches(
+    profile: Profile,
+    results: Path,
+    progress: Progress,
+    force: bool,
+    here: bool,
+    outcome: Outcome,
+) -> list[list[Task]]:
+    """The tasks that are left, in groups that follow one another; enters what cannot fit here."""
     file = write_profile(profile, results)
     plan = plan_study(profile, results, reference_records(profile.name))
     if here and not force:
@@ -120,10 +142,7 @@ def run_left(
     batches.append(serving)
     if not here:  # a base's answers are only shown beside another's: no machine idles for them
         batches = [[task for batch in batches for task in batch]]
-    for batch in batches:
-        executor(batch, profile.hardware, progress, outcome)
-    progress.end(outcome.finished, list(outcome.failed))
-    return outcome
+    return batches
 
 
 def skip_misfits(
@@ -252,6 +271,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any], channel: Any
             cwd=Path.cwd(),  # a profile's relative paths are the caller's
             log_output=False,
             config=channel,
+            **kernel_options(),
         )
     except PapermillExecutionError as error:
         if error.ename == "StudyError":
