@@ -58,6 +58,7 @@ class Card(Factory):
     """
 
     commit = NEW
+    hides_processes = False
 
     def run(self, method: str, track: str, peak: float, rate: float, **train: Any) -> Record:
         model = train.pop("model", "shape:Llama-2-13B")
@@ -82,7 +83,8 @@ class Card(Factory):
     def train(self, spec):
         block, peak = super().train(spec), self.peak
         measure = block.measure.model_copy(update={
-            "nvml_peak_bytes": peak, "nvml_process_peak_bytes": peak,
+            "nvml_peak_bytes": peak,
+            "nvml_process_peak_bytes": None if self.hides_processes else peak,
             "torch_peak_reserved_bytes": peak - GB, "torch_peak_allocated_bytes": peak - 2 * GB,
             "energy_joules": 7200.0, "unavailable": {},
         })  # fmt: skip
@@ -234,6 +236,21 @@ def test_forecasts_for_that_card_learn_from_its_records(folder):
     assert efficiency.source == "8 measured steps on h200-141gb"
     assert cuda.context_bytes == GB and cuda.source == "8 measured stages"
     learn_terms.cache_clear()
+
+
+def test_a_driver_that_hides_processes_leaves_the_whole_card_to_learn_from(tmp_path):
+    """As in many containers: NVML lists no process, and a run has its card to itself."""
+    card = Card(tmp_path / "h200", device=DEVICE)
+    card.hides_processes = True
+    card.run("lora", "1x2048", 29, 4000)
+    write_card(card.folder)
+    refresh_forecasts(card.folder, read_records(card.folder / "runs"), lambda line: None)
+    learn_terms.cache_clear()
+    assert learn_terms("h200-141gb", tmp_path)[1].context_bytes == GB
+    learn_terms.cache_clear()
+    text = told(card.folder)
+    assert rows_below(text, "Peak memory of training")[0][5].startswith("29.0 GB; ")
+    assert "CUDA context" in text
 
 
 # Claims ------------------------------------------------------------------------------------------
