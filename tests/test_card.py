@@ -16,7 +16,7 @@ import torch
 from studylib.checking.card_ceiling import measure_ceiling
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
-from studylib.running import card_figures
+from studylib.running import card_facts, card_figures
 from studylib.running.card import Clock, order_steps, run_card, slice_seconds
 from studylib.running.card_facts import card_slug
 from studylib.running.card_jobs import Place, card_profile, list_jobs
@@ -306,3 +306,24 @@ def test_a_step_that_is_partly_done_needs_less_to_be_begun_again(stub, tmp_path)
     taken = StepTaken(name="runs", answers="?", state="cut off", parts=parts)
     clock.study = clock.study.model_copy(update={"steps": (taken,)})
     assert clock.least(step) == 20
+
+
+def test_the_card_is_the_first_that_cuda_sees_as_nvml_tells_it(monkeypatch):
+    seen = {
+        "cuda_ordinal": 0, "name": "NVIDIA H200", "uuid": "GPU-1", "driver_version": "580.1",
+        "memory_total_bytes": 150754820096, "cuda_version": "13.0",
+    }  # fmt: skip
+    hidden = {**seen, "cuda_ordinal": None, "name": "NVIDIA T4"}
+    monkeypatch.setattr(card_facts, "describe_devices", lambda: ([hidden, seen], None))
+    card = card_facts.describe_card()
+    assert (card.name, card.uuid, card.driver) == ("NVIDIA H200", "GPU-1", "580.1")
+    assert card.memory_bytes / 2**30 > 140 and card.bf16_peak is None
+    monkeypatch.setattr(card_facts, "describe_devices", lambda: ([], "no NVML"))
+    host = card_facts.describe_card()
+    assert host.name.startswith("CPU ") and host.uuid is None and host.memory_bytes > 2**30
+
+
+def test_a_ceiling_that_is_not_had_is_told_with_its_reason(monkeypatch):
+    monkeypatch.setattr(card_facts, "CEILING_SECONDS", 0.01)
+    card = card_facts.with_ceiling(FACTS)
+    assert card.ceiling is None and "did not end" in card.ceiling_reason

@@ -221,13 +221,18 @@ def descendants() -> list[psutil.Process]:
 def stop(process: Process, before: Container[psutil.Process]) -> None:
     """End a process and all that it started, in sessions of their own too (a notebook's kernel):
     asked first, then ended. before: what ran already. Returns when none of the others is left."""
+    family = newer(before)  # now, as those whose parent has ended are nobody's children
     process.terminate()
     for number in (signal.SIGTERM, signal.SIGKILL):
-        family = [one for one in descendants() if one not in before]
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.send_signal(number)
         _, left = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-        if not left:
+        family = list({*left, *newer(before)})
+        if not family:
             break
     process.wait()
+
+
+def newer(before: Container[psutil.Process]) -> list[psutil.Process]:
+    return [one for one in descendants() if one not in before]

@@ -88,8 +88,6 @@ class Outcome:
 class Process(Protocol):
     """What an executor wants of a run's process: subprocess.Popen has it."""
 
-    @property
-    def returncode(self) -> int | None: ...
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
     def wait(self) -> int: ...
@@ -140,12 +138,13 @@ def run_batch(
                 progress.started(task.task_id)
             time.sleep(0.2)
             for one in list(running):
-                if one.process.poll() is None:
+                code = one.process.poll()
+                if code is None:
                     progress.update(one.task.task_id, read_progress(one.task.folder))
                     continue
                 running.remove(one)
                 free += one.cards
-                outcome.sort_in(one.task, one.process.returncode, progress)
+                outcome.sort_in(one.task, code, progress)
     finally:
         for one in running:
             one.process.terminate()

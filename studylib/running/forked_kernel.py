@@ -131,8 +131,9 @@ def manager_class() -> type:
             if kernel is None or words is None:
                 return await super().launch_kernel(cmd, **kwargs)
             cwd = str(kwargs.get("cwd") or Path.cwd())
-            self.process = kernel.begin(words, kwargs.get("env") or dict(os.environ), cwd)
-            self.pid = self.pgid = self.process.pid
+            child = kernel.begin(words, kwargs.get("env") or dict(os.environ), cwd)
+            self.process = child  # type: ignore[assignment]
+            self.pid = self.pgid = child.pid
             self.cwd = cwd
             return self.connection_info
 

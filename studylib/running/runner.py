@@ -113,7 +113,7 @@ def run_left(
     with ExitStack() as stack:
         if here:  # begun first: it imports while this process makes its forecasts
             start = stack.enter_context(warm_starts(profile.hardware, progress.say))
-            executor = partial(executor, start=start)
+            executor = partial(run_batch, start=start)
         for batch in make_batches(profile, results, progress, force, here, outcome):
             executor(batch, profile.hardware, progress, outcome)
     progress.end(outcome.finished, list(outcome.failed))

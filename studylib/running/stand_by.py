@@ -165,7 +165,7 @@ def why_unfit(card: bool) -> str | None:
     failed = try_fork(card)
     if failed:
         return failed
-    if torch.cuda.is_initialized() or "libcuda.so" in Path("/proc/self/maps").read_text():
+    if torch.cuda.is_initialized():
         return "an import has started CUDA"
     threads = name_threads()
     return f"an import has started threads ({', '.join(threads)})" if len(threads) > 1 else None
@@ -213,11 +213,11 @@ class Nursery:
     def watch(self) -> dict[str, Any] | None:
         """An order, in the process forked for it; None when the study has ended."""
         while True:
-            ready, _, _ = select.select([self.channel, self.ended], [], [])
+            ready, _, _ = select.select([self.channel.fileno(), self.ended], [], [])
             if self.ended in ready:
                 os.read(self.ended, 4096)
                 self.reap()
-            if self.channel in ready:
+            if self.channel.fileno() in ready:
                 told, files, _, _ = socket.recv_fds(self.channel, MOST_BYTES, 2)
                 if not told:
                     self.signal_all()

@@ -30,6 +30,7 @@ from studylib.running.stand_by import MOST_BYTES
 from studylib.schema.settings import Hardware
 
 Say = Callable[[str], None]
+ENTRY = "studylib.commands.stand_by"
 
 
 @contextmanager
@@ -76,8 +77,7 @@ class Stem:
         }
         with other:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "studylib.commands.stand_by", str(other.fileno()),
-                 str(int(card))],
+                [sys.executable, "-m", ENTRY, str(other.fileno()), str(int(card))],
                 stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors, env=environ,
                 pass_fds=[other.fileno()], start_new_session=True,
             )  # fmt: skip
@@ -122,7 +122,7 @@ class Stem:
                 told = self.channel.recv(MOST_BYTES)
             except OSError:
                 told = b""
-            message = json.loads(told) if told else {"unfit": self.last_error()}
+            message: dict[str, Any] = json.loads(told) if told else {"unfit": self.last_error()}
             self.ready |= "ready" in message
             if "ended" in message:
                 self.codes[message["ended"]] = message["code"]
@@ -199,6 +199,8 @@ class Forked:
         if self._anew is not None:
             return self._anew.poll()
         self._stem.hear()
+        if self._terminated and not self._stem.ready and not self._stem.lost:
+            return -signal.SIGTERM  # told to start it, and to end it, that process has read neither
         code = self._stem.codes.pop(self._number, None)
         if code is None and self._stem.lost and select.select([self._life], [], [], 0)[0]:
             if self._terminated:
