@@ -264,10 +264,14 @@ def describe(spec: RunSpec, options: argparse.Namespace) -> str:
     ])  # fmt: skip
 
 
-def spell_raw(found: Rounds, spec: RunSpec) -> str:
-    """All figures of all rounds so far, with packages and device, as JSON."""
-    peers = {p: [json.loads(r.to_json()) for r in rs] for p, rs in found.items() if rs}
-    return json.dumps({"spec": spec.model_dump(mode="json"), "peers": peers}, indent=1) + "\n"
+def spell_raw(found: Rounds, spec: RunSpec, words: str) -> str:
+    """All figures of all rounds so far, with packages and device, as JSON; and the table of them,
+    with what was asked in words, for whoever shows it."""
+    done = {peer: results for peer, results in found.items() if results}
+    peers = {peer: [json.loads(r.to_json()) for r in results] for peer, results in done.items()}
+    content = {"spec": spec.model_dump(mode="json"), "peers": peers, "words": words,
+               "table": build_table(done, spec)}  # fmt: skip
+    return json.dumps(content, indent=1) + "\n"
 
 
 def judge(found: Rounds, rows: list[list[str]]) -> int:
@@ -292,7 +296,8 @@ def main(words: list[str] | None = None) -> int:
 
     def keep(found: Rounds) -> None:
         if options.out:
-            options.out.write_text(spell_raw(found, spec), encoding="utf-8")
+            words = describe(spec, options).replace("\n", "; ") + "."
+            options.out.write_text(spell_raw(found, spec, words), encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as work:
         found = run_rounds(peers, spec, options.rounds, Path(work), pythons, keep)

@@ -129,10 +129,12 @@ def test_peer_that_is_not_installed_is_a_row_without_numbers(tmp_path, monkeypat
     monkeypatch.setitem(peers.NEEDS, "unsloth", ["no_such_package"])
     kept, spec = [], make_spec()
     found = peers.run_rounds(
-        ["unsloth"], spec, 2, tmp_path, {}, lambda now: kept.append(peers.spell_raw(now, spec))
+        ["unsloth"], spec, 2, tmp_path, {}, lambda now: kept.append(peers.spell_raw(now, spec, "-"))
     )
     assert len(found["unsloth"]) == len(kept) == 1
-    assert json.loads(kept[0])["peers"]["unsloth"][0]["status"] == "not installed"
+    content = json.loads(kept[0])
+    assert content["peers"]["unsloth"][0]["status"] == "not installed"
+    assert [row[0] for row in content["table"]] == ["peer", "unsloth"]
     row = cells({"plain": [made_up("plain", 1.0)], **found})["unsloth"]
     assert row.pop("did the same work") == "not installed: no package no_such_package"
     assert not any(character.isdigit() for cell in row.values() for character in cell)

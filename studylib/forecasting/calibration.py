@@ -35,7 +35,8 @@ def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, Cuda
         seen = (
             measure.torch_peak_allocated_bytes,
             measure.torch_peak_reserved_bytes,
-            measure.nvml_process_peak_bytes,
+            # of the card, which a run has to itself, where the driver hides processes
+            measure.nvml_process_peak_bytes or measure.nvml_peak_bytes,
         )
         if all(seen):
             allocated, reserved, process = (int(b or 0) for b in seen)

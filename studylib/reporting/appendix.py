@@ -40,6 +40,17 @@ def run_command(record: Record) -> str:
     return f"make reproduce {' '.join(named)}"
 
 
+def command_of(summary: Summary, record: Record) -> str:
+    """The same for a run of a study; a card's profile lies beside its records alone."""
+    if summary.study.card is None:
+        return run_command(record)
+    return f"study run {record.run_id} --profile {profile_beside(summary)}"
+
+
+def profile_beside(summary: Summary) -> str:
+    return "/".join(part for part in (summary.study.link, "profile.yaml") if part)
+
+
 def runs_table(summary: Summary) -> Table:
     header = ("Run", "Status", "Seed", "Learning rate", "Accuracy (%)", "Wall clock (s)",
               "Sessions", "Runs at once", "Command")  # fmt: skip
@@ -56,7 +67,7 @@ def runs_table(summary: Summary) -> Table:
             METRICS["end_to_end_seconds"].number(wall_seconds(record)),
             sessions(record),
             str(record.environment.concurrent_runs),
-            f"`{run_command(record)}`",
+            f"`{command_of(summary, record)}`",
         ))  # fmt: skip
     for spec in summary.study.missing:
         end = summary.study.failed.get(spec.run_id)
@@ -72,6 +83,7 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
     rows = []
     for summary in summaries:
         for record in summary.study.serves:
+            profile = profile_beside(summary) if summary.study.card else record.spec.profile
             place = "/".join(filter(None, (summary.study.link, "serve", record.serve_id)))
             environment = record.environment
             dirty = ", with uncommitted changes" if environment.git_dirty else ""
@@ -86,7 +98,7 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
                 ),
                 str(environment.concurrent_runs),
                 (environment.git_commit or "unknown")[:12] + dirty,
-                f"`study serve {record.serve_id} --profile {record.spec.profile}{engine}`",
+                f"`study serve {record.serve_id} --profile {profile}{engine}`",
             ))  # fmt: skip
     return Table(header, tuple(rows))
 

@@ -2,7 +2,8 @@
 
 Each source turns a part of claims.yaml into figures: what we found, in words and for the rule.
 
-Not covered: the verdict (studylib.reporting.claims) and how a figure was measured or traced.
+Not covered: the verdict (studylib.reporting.claims), peaks and dollars, which depend on the pass
+(studylib.reporting.pass_figures), and how a figure was measured or traced.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 from studylib.core import stats
 from studylib.core.metrics import percent, plain_number, points
 from studylib.core.verdicts import Measured
-from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
-from studylib.reporting.cells import p_value, rows_of
+from studylib.reporting.cells import p_value
+from studylib.reporting.passes import Job, commit_words
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
@@ -42,7 +43,7 @@ class Forecast:
     """A figure traced without the device, in the unit of the claim's rule.
 
     low, high: what its error leaves possible. source: how it was got, in words. more: what else
-    belongs beside the figure.
+    belongs beside the figure. job: what it is a forecast of; it gives way where that was measured.
     """
 
     value: float
@@ -50,9 +51,11 @@ class Forecast:
     high: float
     source: str
     more: str = ""
+    job: Job | None = None
 
 
 Part = Mapping[str, Any]
+Measure = Callable[[Comparison, Row], Figure | None]
 
 
 # Counted ------------------------------------------------------------------------------------------
@@ -142,37 +145,6 @@ def measure_share_of_gain(comparison: Comparison, row: Row) -> Figure | None:
     return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
 
 
-def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
-    """The peak of training in GB, all cards together: of NVML, which is what one rents."""
-    peak = row.memory.get(("nvml_peak_bytes", "train"))
-    if peak is None:
-        return None
-    value, low, high = (b / 1e9 for b in (peak.value, peak.low, peak.high))
-    first = row.records[0]
-    switches = first.fingerprint.get("recipe.switches", "")
-    ours = f"{row.label}, {rows_of(first)} tokens a pass ({switches}): "
-    if not row.complete:
-        ours += f"{row.status}, {plain_number(value, 3)} GB reached"
-        return Figure(ours, measured_on(comparison), None, "the run needs more than was reached")
-    ours += f"{plain_number(value, 3)} GB by NVML"
-    return Figure(ours, measured_on(comparison), Measured(value, "GB", low, high))
-
-
-def measure_run_dollars(comparison: Comparison, row: Row) -> Figure | None:
-    """Dollars of the article's Alpaca-style run at the measured tokens/s and listed prices."""
-    speed, price = row.figures.get("tokens_per_second"), row.price
-    if speed is None or price is None or price.single:
-        return None
-    hours = TOKENS["packed"] / speed.value / 3600
-    low, mid, high = (hours * hour for hour in (price.cheapest, price.median, price.dearest))
-    ours = (
-        f"{row.label}: {plain_number(TOKENS['packed'] / 1e6, 3)}M tokens at "
-        f"{plain_number(speed.value, 3)} tokens/s, {plain_number(hours, 3)} h: "
-        f"{with_unit(mid, '$')} ({plain_number(low, 3)} to {plain_number(high, 3)}); {price.note}"
-    )
-    return Figure(ours, measured_on(comparison), Measured(mid, "$", low, high))
-
-
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:
     full = comparison.row("full")
     if not row.above_chance and not (full and full.above_chance):
@@ -186,7 +158,10 @@ def seeds(row: Row) -> int | None:
 
 def measured_on(comparison: Comparison) -> str:
     device = comparison.rows[0].records[0].environment.device
-    return f"measured on {device}: {comparison.name}, track {comparison.track}"
+    return (
+        f"measured on {device}: {comparison.name}, track {comparison.track}"
+        f"{commit_words(comparison)}"
+    )
 
 
 def interval(estimate: stats.Estimate) -> str:
@@ -294,11 +269,9 @@ COUNTS: dict[str, Callable[[Part], Figure]] = {
     "checkpoint_size": count_checkpoint_size,
     "adapter_size": count_adapter_size,
 }
-MEASURES: dict[str, Callable[[Comparison, Row], Figure | None]] = {
+MEASURES: dict[str, Measure] = {
     "behind_full": measure_behind_full,
     "share_of_gain": measure_share_of_gain,
-    "train_peak": measure_train_peak,
-    "run_dollars": measure_run_dollars,
 }
 SERVED: dict[str, Callable[[Part, ServeRecord], Figure | None]] = {
     "overhead": measure_overhead,

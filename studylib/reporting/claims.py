@@ -29,11 +29,18 @@ from studylib.reporting.claim_sources import (
     with_unit,
 )
 from studylib.reporting.notes import join_words
+from studylib.reporting.pass_figures import BY_PASS, measure_passes
+from studylib.reporting.passes import Cell, gather_passes, job_of
 from studylib.reporting.prose import parameter_count
 from studylib.reporting.summary import Comparison, Summary
+from studylib.schema.profile import ModelRef
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
+RANDOM = (
+    " The 13B model was run with random weights: its memory, time and cost are measured, and "
+    "nothing of what it learns."
+)
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,15 @@ def article_rule(method: str, track: str) -> Rule | None:
 def evaluate_claims(
     summaries: Iterable[Summary], forecasts: Mapping[str, Sequence[Forecast]] | None = None
 ) -> list[Finding]:
-    """All findings in the order of the claims. forecasts: by CLAIM.PART, such as C2.qlora."""
-    studies = list(summaries)
+    """All findings in the order of the claims; of one part what a card measured comes first, and
+    forecasts last. forecasts: by CLAIM.PART, such as C2.qlora."""
+    studies = sorted(summaries, key=lambda summary: summary.study.card is None)  # cards first
     found = []
     for claim, content in read_claims().items():
         for part in content["parts"]:
             figures = find_figures(part, studies)
             traced = (forecasts or {}).get(f"{claim}.{part['key']}", ())
+            traced = give_way(traced, part, studies)
             figures += [forecast_figure(part, forecast) for forecast in traced]
             found += [judge(claim, content["topic"], part, figure) for figure in figures]
             if not figures:
@@ -106,16 +115,42 @@ def find_figures(part: Part, studies: list[Summary]) -> list[Figure]:
         return [COUNTS[source["count"]](source)]
     found: list[Figure | None] = []
     if "measure" in source:
-        measure = MEASURES[source["measure"]]
-        for comparison in (c for study in studies for c in study.comparisons):
-            if speaks_of(source, comparison):
-                rows = comparison.scored if source.get("every_weights") else comparison.rows
-                ours = [row for row in rows if row.method.name == source["method"]]
-                found += [measure(comparison, row) for row in ours]
+        cells = find_cells(source, studies)
+        if source["measure"] in BY_PASS:
+            measure = BY_PASS[source["measure"]]
+            found += [measure_passes(measure, group) for group in gather_passes(cells)]
+        else:
+            found += [MEASURES[source["measure"]](*cell) for cell in cells]
     if "serve" in source:
         records = [record for study in studies for record in study.study.serves]
         found += [SERVED[source["serve"]](source, record) for record in records]
     return [figure for figure in found if figure is not None]
+
+
+def find_cells(source: Part, studies: Sequence[Summary]) -> list[Cell]:
+    """Every row that a part speaks of, with the comparison that it stands in."""
+    return [
+        (comparison, row)
+        for study in studies
+        for comparison in study.comparisons
+        if speaks_of(source, comparison)
+        for row in (comparison.scored if source.get("every_weights") else comparison.rows)
+        if row.method.name == source["method"]
+    ]
+
+
+def give_way(
+    forecasts: Sequence[Forecast], part: Part, studies: Sequence[Summary]
+) -> list[Forecast]:
+    """The forecasts but those of a job that was measured: a record speaks before a forecast."""
+    source = part.get("source", {})
+    if source.get("measure") not in BY_PASS:
+        return list(forecasts)
+    done = [r for _, row in find_cells(source, studies) for r in row.complete]
+    jobs = {job_of(record) for record in done}
+    if source["measure"] == "train_peak":  # which is the same on any card
+        jobs = {job._replace(gpu=None) for job in jobs}
+    return [forecast for forecast in forecasts if forecast.job not in jobs]
 
 
 def speaks_of(source: Part, comparison: Comparison) -> bool:
@@ -133,7 +168,8 @@ def judge(claim: str, topic: str, part: Part, figure: Figure) -> Finding:
         judgement = judge_claim(parse_rule(part["rule"]), figure.measured, figure.obstacle)
         verdict, reason = str(judgement.verdict), judgement.reason.replace(" -", " −")
     got = first_word(figure.how)
-    if got != "measured":  # a count or a forecast has a range, not a sampling interval
+    sampled = got == "measured" and part.get("source", {}).get("measure") not in BY_PASS
+    if not sampled:  # counts, forecasts, peaks and prices have a range, not a sampling interval
         reason = reason.replace("measured", got).replace("95 % interval", "range")
     return Finding(claim, part["key"], topic, part["article"], figure.ours, figure.how,
                    verdict, reason, describe_rule(part))  # fmt: skip
@@ -166,12 +202,16 @@ def tally_findings(findings: list[Finding], studies: Sequence[Summary]) -> str:
 
 
 def size_of_evidence(studies: Sequence[Summary]) -> str:
-    """That no model of the article's size was run, if so: what was measured speaks of others."""
+    """What was run of the article's size: no model at all, or one with random weights."""
     compared = [c for summary in studies for c in summary.comparisons if c.total_params]
     sources = [p.get("source", {}) for c in read_claims().values() for p in c["parts"]]
     sized = [source for source in sources if "params" in source]
-    if not compared or any(speaks_of(source, c) for source in sized for c in compared):
+    if not compared:
         return ""
+    found = {c.model for source in sized for c in compared if speaks_of(source, c)}
+    if found:
+        random = all(ModelRef.parse(model).kind == "shape" for model in found)
+        return RANDOM if random else ""
     largest = max(c.total_params or 0 for c in compared)
     return (
         f" No 13B model was run: what was measured speaks of models of at most "

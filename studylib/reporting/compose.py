@@ -30,6 +30,7 @@ from studylib.reporting.capacity import (
     tell_capacity,
     tell_limits,
 )
+from studylib.reporting.card_section import card_section, is_card, tell_card
 from studylib.reporting.claims import Finding, tally_findings
 from studylib.reporting.forecast_tables import brief
 from studylib.reporting.forecast_tables import section as forecast_section
@@ -37,9 +38,9 @@ from studylib.reporting.limits import limits
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.serve_figures import draw_monthly
+from studylib.reporting.serve_section import serve_section
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.forecast_book import ForecastBook
-from studylib.schema.serve_records import ServeRecord
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def compose(
     results: list[str] = []
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
-        pictures = draw(summary, folder)
+        pictures = draw(summary, folder) if shows_pictures(summary, studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
         results += study_section(summary, [*pictures], len(studies) > 1)
     files |= draw_counted(studies, own_folder)
@@ -76,14 +77,27 @@ def compose(
         "answer": answer_section(studies, findings, book),
         "results": results,
         "claims": claims_section(findings),
-        "serving": serve_section(studies, [*files]),
-        "forecast": forecast_section(book, forecast_errors.section([s.study for s in studies])),
+        "serving": serve_section(beside_cards(studies), [*files]),
+        "forecast": forecast_section(
+            book, forecast_errors.section([s.study for s in studies if not is_card(s)])
+        ),
         "beside": reference_section(studies[0], reference) if reference is not None else [],
         "appendix": appendix_section(studies, findings, shipped),
     }
     whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
     texts = {name: "\n".join(lines) for name, lines in parts.items()}
     return Report(texts, files | {REPORT: whole.encode()})
+
+
+def beside_cards(studies: list[Summary]) -> list[Summary]:
+    """The studies whose serving stands in the part on serving: a card's stands in its own part,
+    unless there is no other."""
+    return [summary for summary in studies if not is_card(summary)] or studies
+
+
+def shows_pictures(summary: Summary, studies: list[Summary]) -> bool:
+    """A card's part has tables alone; its serving is drawn where no other study's is told."""
+    return summary in beside_cards(studies)
 
 
 def answer_section(
@@ -94,13 +108,16 @@ def answer_section(
     for summary in studies:
         lines += [*name_study(summary, studies), tell(summary, len(studies) > 1), ""]
         lines += [note, ""] if (note := notes.not_run_note(summary)) else []
-    lines += [serve_tables.brief([r for s in studies for r in s.study.serves]), ""]
+    serves = [record for s in beside_cards(studies) for record in s.study.serves]
+    lines += [serve_tables.brief(serves), ""]
     lines += [brief(book), ""] if book is not None else []
     return [*lines, tally_findings(findings, studies), ""]
 
 
 def tell(summary: Summary, several: bool) -> str:
     """The answer of a study: whole where it is the only one of one track, else in brief."""
+    if is_card(summary):
+        return tell_card(summary)
     if is_capacity(summary):
         return tell_limits(summary)
     if is_grid(summary):
@@ -118,6 +135,7 @@ def draw(summary: Summary, folder: str) -> Files:
     return {
         join(folder, "figures", f"{name}.svg"): panels.to_svg(figure)
         for name, figure in figures.draw_all(summary).items()
+        if not is_card(summary) or name.startswith("serve-")
     }
 
 
@@ -147,6 +165,8 @@ def join(*parts: str) -> str:
 
 
 def study_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+    if is_card(summary):
+        return card_section(summary, several)
     if is_capacity(summary):
         return capacity_section(summary, pictures, several)
     if is_grid(summary):
@@ -171,7 +191,7 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
     lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
     for track in summary.tracks:
         lines += refusal_lines(summary, track)
-    lines += picture_lines(pictures, ("capacity",))
+    lines += figures.picture_lines(pictures, ("capacity",))
     reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
     lines += [tell_capacity(summary), "", capacity_table(summary).markdown(), ""]
     return [*lines, reading.strip(), "", *rate_lines(summary.comparisons)]
@@ -203,16 +223,16 @@ def track_section(
         *notes.chance_notes(comparisons),
     ]
     lines += [" ".join(text for text in reading if text), ""]
-    lines += picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
+    lines += figures.picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
     lines += [line for paragraph in words for line in (paragraph, "")]
     lines += ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
     lines += ["### Differences to full fine-tuning", ""]
     lines += [tables.gap_table(comparisons).markdown(), "", notes.detectable_note(comparisons), ""]
-    lines += picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
+    lines += figures.picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
     lines += ["### Memory by stage", "", tables.memory_table(comparisons).markdown(), ""]
     lines += ["### Time and cost", "", tables.time_table(comparisons).markdown(), ""]
     lines += rate_lines(comparisons)
-    return lines + picture_lines(pictures, ("tuning", "loss"))
+    return lines + figures.picture_lines(pictures, ("tuning", "loss"))
 
 
 def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
@@ -221,16 +241,6 @@ def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
         return []
     table = tables.tuning_table(comparisons).markdown()
     return ["### Learning rates", "", table, "", notes.tuning_note(comparisons), ""]
-
-
-def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:
-    lines = []
-    for kind in kinds:
-        for path in pictures:
-            if path.endswith((f"-{kind}.svg", f"/{kind}.svg")):
-                caption = figures.CAPTIONS[kind]
-                lines += [f"![{caption}]({path})", "", f"*{caption}.*", ""]
-    return lines
 
 
 def refusal_lines(summary: Summary, track: str) -> list[str]:
@@ -253,50 +263,6 @@ def refusal_lines(summary: Summary, track: str) -> list[str]:
 def shorten(value: str) -> str:
     """A hash by its first 16 digits; other values whole."""
     return f"{value[:16]}…" if len(value) == 64 and " " not in value else value
-
-
-def serve_section(studies: list[Summary], pictures: list[str]) -> list[str]:
-    """What one more variant costs to serve: measured on these models, counted for 13B."""
-    records = [record for summary in studies for record in summary.study.serves]
-    lines = ["## What one more variant costs to serve", ""]
-    if records:
-        lines += [serve_tables.setting_sentence(records), ""]
-        lines += ["### Footprint, measured", ""]
-        lines += [serve_tables.footprint_table(records).markdown(), ""]
-    else:
-        lines += ["No serving run is on record yet: `study serve` makes them. What follows is "
-                  "counted.", ""]  # fmt: skip
-    lines += ["### Footprint of a 13B model, counted", ""]
-    lines += [serve_tables.counted_table().markdown(), ""]
-    if records:
-        lines += serve_timings(records, pictures)
-    lines += ["### N variants", ""]
-    if records:
-        lines += ["Measured bytes of these models:", ""]
-        lines += [serve_tables.measured_variants_table(records).markdown(), ""]
-    lines += picture_lines(pictures, ("serve-monthly",))
-    counted = f"{serve_tables.assumption_sentence()} {serve_tables.break_even_sentence()}"
-    lines += [counted, ""]
-    lines += [serve_tables.counted_variants_table().markdown(), ""]
-    left_out = serve_tables.skipped_lines(records)
-    return lines + (["### Not measured in serving", "", *left_out, ""] if left_out else [])
-
-
-def serve_timings(records: list[ServeRecord], pictures: list[str]) -> list[str]:
-    """Overhead, speed, hot-swap and mixed batches, as far as they were measured."""
-    lines = picture_lines(pictures, ("serve-overhead",))
-    parts = {
-        "Overhead of an adapter": serve_tables.overhead_table,
-        "Speed": serve_tables.speed_table,
-        "Hot-swap": serve_tables.swap_table,
-        "One batch, several adapters": serve_tables.mixed_table,
-    }
-    for title, make in parts.items():
-        table = make(records)
-        if table.rows:
-            lines += [f"### {title}", "", table.markdown(), ""]
-            lines += [serve_tables.swap_notes(records), ""] if title == "Hot-swap" else []
-    return lines
 
 
 def claims_section(findings: list[Finding]) -> list[str]:

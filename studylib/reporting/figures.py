@@ -316,3 +316,14 @@ def caption(name: str) -> str:
         return CAPTIONS[name]
     kind = next(kind for kind in CAPTIONS if name.endswith(kind))
     return f"{CAPTIONS[kind]} (track {name.removesuffix(f'-{kind}')})"
+
+
+def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:
+    """The Markdown of the pictures of these kinds, each with its caption."""
+    lines = []
+    for kind in kinds:
+        for path in pictures:
+            if path.endswith((f"-{kind}.svg", f"/{kind}.svg")):
+                caption = CAPTIONS[kind]
+                lines += [f"![{caption}]({path})", "", f"*{caption}.*", ""]
+    return lines

@@ -65,11 +65,9 @@ def compare_runs(studies: Iterable[Study]) -> list[Compared]:
 def compare_run(record: Record, made: RunForecast) -> Compared:
     if record.train is None or not record.complete:
         return Compared(record, made, "", None, {})
-    measure = record.train.measure
-    nvml = max(measure.nvml_peak_bytes_by_device.values(), default=measure.nvml_process_peak_bytes)
-    alone = record.run.gpus <= 1
+    measure, alone = record.train.measure, record.run.gpus <= 1
     counters = {
-        "NVML": (measure.nvml_process_peak_bytes if alone else None) or nvml,
+        "NVML": nvml_bytes(record),
         "torch allocated": measure.torch_peak_allocated_bytes if alone else None,
         "live tensors": measure.live_tensor_peak_bytes,
     }
@@ -77,6 +75,18 @@ def compare_run(record: Record, made: RunForecast) -> Compared:
     counter, peak = next(((n, b) for n, b in counters.items() if b), ("", None))
     pair = Pair(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
     return Compared(record, made, counter, pair, compare_parts(record, made) if alone else {})
+
+
+def nvml_bytes(record: Record) -> int | None:
+    """What NVML showed of one card at the peak of training: of the process that had it to itself,
+    or, of several cards or where the driver hides processes, of the whole card."""
+    if record.train is None:
+        return None
+    measure = record.train.measure
+    fullest = max(measure.nvml_peak_bytes_by_device.values(), default=None)
+    if record.run.gpus > 1:
+        return fullest or measure.nvml_process_peak_bytes
+    return measure.nvml_process_peak_bytes or fullest or measure.nvml_peak_bytes
 
 
 def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
@@ -101,7 +111,7 @@ def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
             less(reserved, measure.torch_peak_allocated_bytes),
             made.peak_bytes - context - made.allocated_bytes,
         ),
-        "CUDA context": (less(measure.nvml_process_peak_bytes, reserved), context),
+        "CUDA context": (less(nvml_bytes(record), reserved), context),
     }
     return {name: Pair(seen, ours) for name, (seen, ours) in pairs.items() if seen}
 

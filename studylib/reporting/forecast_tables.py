@@ -7,11 +7,13 @@ Not covered: tracing (studylib.forecasting.article_forecasts), the file
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from studylib.core.metrics import byte_size, plain_number, points
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
+from studylib.reporting.passes import Job
 from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
 from studylib.schema.profile import METHODS
 
@@ -34,15 +36,12 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
         if found[f"C2.{method}"]:
             first = found[f"C2.{method}"][0]
             more = "; ".join(filter(None, (first.more, come_true(book, method))))
-            found[f"C2.{method}"][0] = Forecast(
-                first.value, first.low, first.high, first.source, more
-            )
+            found[f"C2.{method}"][0] = replace(first, more=more)
         found[f"C3.{method}"] = cost_forecasts(book, method)
     found["C3.qlora-on-top"] = found["C3.qlora"]
     card = next((a for a in book.cards if a.method == "qlora" and a.checkpointing), None)
     found["C7.fits-24gb"] = [
-        Forecast(f.value, f.low, f.high, f.source, describe_answer(card) if card else "")
-        for f in found["C2.qlora"][:1]
+        replace(f, more=describe_answer(card) if card else "") for f in found["C2.qlora"][:1]
     ]
     return {key: value for key, value in found.items() if value}
 
@@ -51,7 +50,18 @@ def memory_forecast(book: ForecastBook, job: JobForecast) -> Forecast:
     """The peak of all cards in GB, give or take the worst error against published peaks."""
     value, worst = job.total_bytes / 1e9, book.worst_error
     low, high = value / (1 + worst), value / (1 - worst)
-    return Forecast(value, low, high, f"traced, {describe(job)}", untested(book, job))
+    return Forecast(
+        value, low, high, f"traced, {describe(job)}", untested(book, job), job_of_forecast(job)
+    )
+
+
+def job_of_forecast(job: JobForecast) -> Job:
+    """What a forecast is of, for any card, to tell whether the same was measured."""
+    asked = job.settings
+    return Job(
+        job.method, asked["micro_batch"], asked["seq_len"], asked.get("weights"),
+        asked.get("optimizer"), asked.get("checkpointing"), job.cards,
+    )  # fmt: skip
 
 
 def describe(job: JobForecast) -> str:
@@ -82,6 +92,7 @@ def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
             row.usd.mid, row.usd.low, row.usd.high,
             f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
             f"{span(row.hours)} h on {cards}",
+            job_of_forecast(job)._replace(gpu=book.gpu) if row.form == "packed" else None,
         )
         for row in job.jobs
         if row.usd

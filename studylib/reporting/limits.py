@@ -30,6 +30,11 @@ def all_records(summaries: Studies) -> list[Record]:
     return [record for summary in summaries for record in summary.study.records]
 
 
+def learning(summaries: Studies) -> list[Summary]:
+    """The studies that ask what was learned: a card's under a clock has random weights."""
+    return [summary for summary in summaries if summary.study.card is None]
+
+
 def limit_scope(summaries: Studies) -> str:
     return (
         "A verdict speaks for the models, data and questions named beside it. The article's claims "
@@ -38,7 +43,7 @@ def limit_scope(summaries: Studies) -> str:
 
 
 def limit_rates(summaries: Studies) -> str:
-    records = all_records(summaries)
+    records = all_records(learning(summaries))
     rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
     if not any("not tuned" in source for source in rates):
         return ""
@@ -267,7 +272,7 @@ def tell_each(parts: Iterable[str], words: str) -> str:
 def limit_few_seeds(summaries: Studies) -> str:
     few = [
         s.study.name
-        for s in summaries
+        for s in learning(summaries)
         if any(
             len(row.complete) < 3 for c in s.comparisons for row in c.rows if row.method.kind.trains
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from studylib.core.places import NOTEBOOKS, PACKAGE
 from studylib.core.sealed import canonical
+from studylib.schema.card_files import CARD_FILES
 from studylib.schema.records import file_sha256, write_atomically
 
 REPORT, PAGE = "REPORT.md", "report.html"
@@ -26,7 +27,7 @@ Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
 CODE = ("*.py", "*.yaml", "*.csv", "*.json")  # whatever changes, the report is made again
 TABLES = ("runs/*/record.json", "runs/*/*.parquet", "tune/*.json", "serve/*/serve.json",
-          "run_forecasts.json")  # fmt: skip
+          "run_forecasts.json", *CARD_FILES)  # fmt: skip
 
 
 def hash_inputs(folders: Iterable[Path], *others: object) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from studylib.core.errors import StudyError
+from studylib.schema.card_files import CardFiles, read_card_files
 from studylib.schema.profile import RunSpec, read_profile, shipped_profiles
 from studylib.schema.records import Record, read_records
 from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
@@ -30,7 +31,8 @@ class Study:
 
     `folder` is the results folder itself; `link` is the same folder as seen from the report.
     `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates;
-    `serves` measured what it costs to serve; `forecasts` belong to trainings.
+    `serves` measured what it costs to serve; `forecasts` belong to trainings; `card` is what a
+    study under a clock left beside its records, None for any other.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Study:
     sweeps: tuple[TuneRecord, ...] = ()
     serves: tuple[ServeRecord, ...] = ()
     forecasts: tuple[RunForecast, ...] = ()
+    card: CardFiles | None = None
 
     def items(self, record: Record) -> pd.DataFrame | None:
         """Answered items of a run; None where none was asked. Columns: ITEM_COLUMNS.
@@ -94,6 +97,7 @@ def read_study(
         sweeps=tuple(read_sweeps(folder / "tune")),
         serves=tuple(read_serve_records(folder / "serve")),
         forecasts=forecasts.runs if forecasts else (),
+        card=read_card_files(folder),
     )
 
 

@@ -13,6 +13,8 @@ from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error
 from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.planning.plan import plan_study
+from studylib.schema.card_files import CARD_FILES
+from studylib.schema.card_study import CARD_STUDY, read_card_study
 from studylib.schema.profile import read_profile
 from studylib.schema.records import RECORD, Environment, Record, Scalar, read_records
 from studylib.schema.run_forecasts import RUN_FORECASTS
@@ -27,14 +29,17 @@ def publish_results(results: Path, reference: Path) -> Path:
     """Copy the records of results/PROFILE to reference/PROFILE, whole or not at all.
 
     Raises StudyError where a run of the profile is missing or was made with other settings, where
-    code differs from its commit, or where runs were made by different code.
+    code differs from its commit, or where runs were made by different code. A card's study under a
+    clock is taken as far as it came, in parts made by other commits too (the report sets them
+    apart), and what an earlier one left there stays: such records cannot be made again at will.
     """
     file = results / "profile.yaml"
     if not file.is_file():
         raise StudyError(results, "there are no results", "Run `make reproduce` first.")
     profile = read_profile(str(file))
+    on_card = is_card_study(results)
     missing = plan_study(profile, results).left
-    if missing:
+    if missing and not on_card:
         raise StudyError(
             results,
             f"{len(missing)} runs are not done, {missing[0].run_id} for one",
@@ -44,15 +49,24 @@ def publish_results(results: Path, reference: Path) -> Path:
     records = [r for r in read_records(results / "runs") if r.run_id in planned]
     serves = read_serve_records(results / "serve")
     sweeps = read_sweeps(results / "tune")
-    check_traceable([(r.run_id, r.environment, r.fingerprint) for r in records])
-    check_traceable([(s.serve_id, s.environment, s.fingerprint) for s in serves])
-    check_traceable([(s.sweep_id, s.environment, {}) for s in sweeps])
+    kinds: list[list[Made]] = [
+        [(r.run_id, r.environment, r.fingerprint) for r in records],
+        [(s.serve_id, s.environment, s.fingerprint) for s in serves],
+        [(s.sweep_id, s.environment, {}) for s in sweeps],
+    ]
+    for made in kinds:
+        check_committed(made)
+        if not on_card:
+            check_one_code(made)
     target = reference / results.name
     fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
     try:
         copy_results(records, results, fresh)
-        refresh_forecasts(fresh, records)
         copy_serves(serves, results / "serve", fresh / "serve")
+        if on_card:
+            keep_earlier(target, fresh)
+            copy_beside(results, fresh)
+        refresh_forecasts(fresh, read_records(fresh / "runs"))
         copy_sweeps(target / "tune", fresh / "tune")  # shipped ones, where there is no newer one
         copy_sweeps(results / "tune", fresh / "tune")
         shutil.rmtree(old, ignore_errors=True)
@@ -69,8 +83,8 @@ def publish_results(results: Path, reference: Path) -> Path:
 Made = tuple[str, Environment, Mapping[str, Scalar]]  # id, where it was made, fingerprint
 
 
-def check_traceable(made: Sequence[Made]) -> None:
-    """A reference is made by one state of the code, and that state is a commit."""
+def check_committed(made: Sequence[Made]) -> None:
+    """A reference is made by a state of the code that is a commit."""
     for name, environment, _ in made:
         if environment.git_dirty is not False:
             raise StudyError(
@@ -78,6 +92,10 @@ def check_traceable(made: Sequence[Made]) -> None:
                 "it was made by code that differs from its commit",
                 "Commit, move the results away, run again: a reference must be traceable.",
             )
+
+
+def check_one_code(made: Sequence[Made]) -> None:
+    """All of a reference are made by the same code, whatever was committed in between."""
     for name, _, marks in made[1:]:
         if marks.get("code.sha256") != made[0][2].get("code.sha256"):
             raise StudyError(
@@ -85,6 +103,28 @@ def check_traceable(made: Sequence[Made]) -> None:
                 f"it was made by other code than {made[0][0]}",
                 "Move the results away and run them again, all with the same code.",
             )
+
+
+def is_card_study(results: Path) -> bool:
+    """Whether results are of a card under a clock, and not of its rehearsal."""
+    return (results / CARD_STUDY).is_file() and not read_card_study(results).rehearsal
+
+
+def keep_earlier(target: Path, fresh: Path) -> None:
+    """Records of an earlier time on the card that were not made again."""
+    for kind in ("runs", "serve"):
+        for old in sorted((target / kind).glob("*")):
+            if not (fresh / kind / old.name).exists():
+                shutil.copytree(old, fresh / kind / old.name)
+
+
+def copy_beside(results: Path, fresh: Path) -> None:
+    """What a card's study leaves beside its records: its steps, other libraries, its self-check."""
+    for pattern in CARD_FILES:
+        for path in sorted(results.glob(pattern)):
+            goal = fresh / path.relative_to(results)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, goal)
 
 
 def copy_results(records: list[Record], results: Path, fresh: Path) -> None:

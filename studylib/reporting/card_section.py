@@ -1,0 +1,243 @@
+"""The report's part on a study that had a card for some minutes: memory, speed, serving, peers.
+
+Figures of one table were made by one commit and one code; records of another one get tables of
+their own under its name. Weights are random, so that nothing is said of accuracy.
+
+Not covered: the tables (studylib.reporting.card_tables), claims (studylib.reporting.claims).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from studylib.core.metrics import byte_size, plain_number
+from studylib.planning.catalog import match_gpu
+from studylib.reporting import forecast_errors, serve_tables
+from studylib.reporting.card_tables import (
+    memory_table,
+    method_words,
+    mmlu_table,
+    peers_table,
+    speed_table,
+)
+from studylib.reporting.cells import Table, rows_of
+from studylib.reporting.claims import read_claims
+from studylib.reporting.notes import count_of, join_words
+from studylib.reporting.passes import article_pass, made_by
+from studylib.reporting.study import Study
+from studylib.reporting.summary import Summary, method_order, untouched_params
+from studylib.schema.card_files import CardFiles
+from studylib.schema.checks import format_verdict
+from studylib.schema.records import Record
+from studylib.schema.serve_records import ServeRecord
+
+Made = TypeVar("Made", Record, ServeRecord)
+
+
+def is_card(summary: Summary) -> bool:
+    """Whether this is a card's study under a clock, with its own files beside the records."""
+    return summary.study.card is not None
+
+
+def card_section(summary: Summary, several: bool) -> list[str]:
+    """All of it; parts of which nothing was measured are left out."""
+    study, card = summary.study, card_of(summary.study)
+    title = "Measured on a card" + (f": profile {study.name}" if several else "")
+    lines = [f"## {title}", "", opening(study), ""]
+    runs = trained(study)
+    for records in by_maker(runs):
+        mark = maker_words(records, runs)
+        lines += titled("Peak memory of training", mark, memory_table(study, records), MEMORY_WORDS)
+        lines += parts_lines(study, records)
+        lines += titled("Speed", mark, speed_table(study, records), SPEED_WORDS)
+    for serves in by_maker(study.serves):
+        setting = serve_tables.setting_sentence(serves)
+        mark = maker_words(serves, study.serves)
+        lines += titled("Serving", mark, serve_tables.overhead_table(serves), setting)
+        swaps = serve_tables.swap_table(serves)
+        lines += [swaps.markdown(), ""] if swaps.rows else []
+    for one in card.peers:
+        lines += titled("Beside other libraries", "", peers_table(one), one.get("words", ""))
+    lines += titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
+    return lines + left_out_lines(study)
+
+
+MEMORY_WORDS = (
+    "Peaks of the training stage by three counters, each with what had been forecast and how far "
+    "that is off. NVML is what one rents: of the process, or of the card with nothing else on it "
+    "where the driver hides processes."
+)
+SPEED_WORDS = (
+    "Steps after the warm-up. Arithmetic is what model and data need; what checkpointing computes "
+    "again is counted in the column that says so. Energy is of the whole training stage, its "
+    "warm-up included."
+)
+
+
+def card_of(study: Study) -> CardFiles:
+    if study.card is None:
+        raise ValueError(f"{study.name} is no card's study")
+    return study.card
+
+
+def parts_lines(study: Study, records: Sequence[Record]) -> list[str]:
+    """Forecast against measured by part."""
+    ids = {record.run_id for record in records}
+    found = [c for c in forecast_errors.compare_runs([study]) if c.record.run_id in ids]
+    table = forecast_errors.part_table(found)
+    if not table.rows:
+        return []
+    words = f"{forecast_errors.sentence(found)} By part, measured, with the forecast's error:"
+    return [words, "", table.markdown(), ""]
+
+
+def trained(study: Study) -> list[Record]:
+    """Records of trainings: models by size, then methods, then by the tokens of a pass."""
+    sizes = {r.run.model: untouched_params([r]) or 0 for r in study.records if r.load}
+
+    def place(record: Record) -> tuple[object, ...]:
+        recipe = record.run.train
+        tokens = recipe.micro_batch * recipe.seq_len
+        return (-sizes.get(record.run.model, 0), record.run.model,
+                method_order(record.run.method), tokens, recipe.seq_len, record.run_id)  # fmt: skip
+
+    return sorted((r for r in study.records if r.run.method.kind.trains), key=place)
+
+
+def by_maker(records: Iterable[Made]) -> list[list[Made]]:
+    """Records of one device, commit and code together, the largest group first."""
+    groups: dict[tuple[str, ...], list[Made]] = {}
+    for record in records:
+        groups.setdefault(made_by(record), []).append(record)
+    return sorted(groups.values(), key=lambda group: (-len(group), made_by(group[0])))
+
+
+def maker_words(records: Sequence[Made], everything: Sequence[Made]) -> str:
+    """Which code made a table's records, where the study has records of several; else empty."""
+    if len(by_maker(everything)) == 1:
+        return ""
+    device, commit, code = made_by(records[0])
+    return f"{device}, commit {commit[:12]}, code {code[:12]}"
+
+
+def titled(title: str, mark: str, table: Table, before: str = "") -> list[str]:
+    """A table under its title and a sentence; nothing where it has no rows."""
+    if not table.rows:
+        return []
+    lines = [f"### {title}" + (f" ({mark})" if mark else ""), ""]
+    return [*lines, *([before, ""] if before else []), table.markdown(), ""]
+
+
+# Sentences ----------------------------------------------------------------------------------------
+
+
+def opening(study: Study) -> str:
+    """Which card, when, by which code, and what it reached when it was asked alone."""
+    every: list[Record | ServeRecord] = [*study.records, *study.serves]
+    devices = join_words(sorted({record.environment.device for record in every}))
+    days = sorted({record.environment.finished_at[:10] for record in every})
+    called = {(call.git_commit or "unknown")[:12] for call in card_of(study).study.calls}
+    commits = join_words(sorted({made_by(record)[1][:12] for record in every} | called))
+    card = card_of(study).study.card
+    facts = ", ".join([devices, byte_size(card.memory_bytes), f"torch {card.torch}",
+                       *([f"driver {card.driver}"] if card.driver else [])])  # fmt: skip
+    text = (
+        f"{facts}; {count_of(len(every), 'record')} of {join_words(days)}, made by commit "
+        f"{commits}. A card's records cannot be made again at will: they keep the code that made "
+        "them and stay valid. Weights are random: memory, time and energy are measured, accuracy "
+        "is not."
+    )
+    return " ".join(part for part in (text, ceilings(study), self_check(study)) if part)
+
+
+def ceilings(study: Study) -> str:
+    """What the card gave when it was asked for nothing else, beside its datasheet."""
+    found = card_of(study).study.card.ceiling
+    if found is None:
+        return ""
+    gpu = match_gpu(study.records[0].environment.device)
+    flops, copied = found.bf16_flops_per_second / 1e12, found.copy_bytes_per_second / 1e12
+    sheet = ("", "")
+    if gpu is not None:
+        sheet = (f" (datasheet {gpu.flops_per_second('bf16') / 1e12:,.0f})",
+                 f" (datasheet {gpu.bytes_per_second / 1e12:.2f})")  # fmt: skip
+    return (
+        f"Asked alone, it multiplied matrices in bf16 at {flops:,.0f} TFLOP/s{sheet[0]} and copied "
+        f"at {copied:.2f} TB/s{sheet[1]}."
+    )
+
+
+def self_check(study: Study) -> str:
+    """The card's self-check, a sentence each, with what failed."""
+    sentences = []
+    for checks in card_of(study).checks:
+        failed = [f"{r.name} ({r.fault})" for r in checks.results if not r.passed]
+        words = f"; failed: {'; '.join(failed)}" if failed else ""
+        sentences.append(f"Its self-check: {format_verdict(checks)}{words}.")
+    return " ".join(sentences)
+
+
+def tell_card(summary: Summary) -> str:
+    """For the first screen: peaks and speed of the largest model at the article's pass."""
+    study = summary.study
+    records = [r for r in trained(study) if r.complete and r.train]
+    device = study.records[0].environment.device
+    if not records:
+        return f"On {device} no training came to its end."
+    own = [r for r in by_maker(records)[0] if r.run.model == records[0].run.model]
+    at = [r for r in own if (r.run.train.micro_batch, r.run.train.seq_len) == article_pass()]
+    parts = [part for record in at or own if (part := brief_run(record, not at))]
+    where = f" at {rows_of(at[0])} tokens a pass" if at else ""
+    text = (
+        f"**Measured on one {device}** with random weights, {records[0].run.model}{where} took: "
+        f"{'; '.join(parts)}."
+    )
+    found = forecast_errors.compare_runs([study])
+    return f"{text} {forecast_errors.sentence(found)}" if found else text
+
+
+def brief_run(record: Record, with_pass: bool) -> str:
+    """A method's peak and speed, and what the article says of the peak."""
+    assert record.train is not None
+    seen, reserved = (
+        forecast_errors.nvml_bytes(record),
+        record.train.measure.torch_peak_reserved_bytes,
+    )
+    peak = f"{byte_size(seen)} by NVML" if seen else ""
+    peak = peak or (f"{byte_size(reserved)} reserved by torch" if reserved else "")
+    said = article_peak(record)
+    peak += f" (article: {said})" if peak and said else ""
+    rate = record.train.tokens_per_second
+    parts = [part for part in (peak, f"{plain_number(rate, 3)} tokens/s" if rate else "") if part]
+    label = method_words(record) + (f" at {rows_of(record)}" if with_pass else "")
+    return f"{label} {', '.join(parts)}" if parts else ""
+
+
+def article_peak(record: Record) -> str:
+    """What the article says of this method's peak, for a model of the size that it speaks of."""
+    for part in read_claims()["C2"]["parts"]:
+        least, most = part["source"]["params"]
+        size = untouched_params([record]) or 0
+        if part["key"] == record.run.method.name and least <= size <= most:
+            return str(part["article"])
+    return ""
+
+
+def left_out_lines(study: Study) -> list[str]:
+    """What the clock or a failure left unmeasured, by name."""
+    words = []
+    for step in card_of(study).study.steps:
+        if step.state == "done":
+            continue
+        undone = [part.name for part in step.parts if part.state != "done"]
+        which = f": {join_words(undone)}" if undone else ""
+        words.append(f"{step.name}, {step.state}{which}" + tell_reason(step.reason))
+    words += [f"{r.run_id}, {r.status}{tell_reason(r.reason)}"
+              for r in study.records if not r.complete]  # fmt: skip
+    lines = [*(f"- {line}" for line in words), *serve_tables.skipped_lines(study.serves)]
+    return ["### Cut off or not measured", "", *lines, ""] if lines else []
+
+
+def tell_reason(reason: str | None) -> str:
+    return f" ({reason})" if reason else ""

@@ -1,0 +1,132 @@
+"""Tables of a card's study: peaks beside their forecasts, speed, energy, MMLU by two ways.
+
+Not covered: which records stand in one table (studylib.reporting.card_section).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from studylib.core.metrics import METRICS, MISSING, byte_size, percent, plain_number, points
+from studylib.reporting.cells import Table, rows_of, run_path
+from studylib.reporting.forecast_errors import Pair, nvml_bytes
+from studylib.reporting.study import Study
+from studylib.schema.records import Record
+from studylib.schema.run_forecasts import RunForecast
+
+WATT_HOUR = 3600  # joules
+NOT_FORECAST = "not forecast"
+
+
+def method_words(record: Record) -> str:
+    """Method, and its optimizer where it is not the usual one."""
+    optimizer = record.run.train.optimizer
+    other = "" if optimizer == "adamw" else f", {optimizer}"
+    status = "" if record.complete else f" — {record.status}"
+    return f"{record.run.method.label}{other}{status}"
+
+
+def name_cells(study: Study, record: Record) -> tuple[str, str, str]:
+    link = f"{run_path(study.link, record.run_id)}/record.json"
+    return record.run.model, method_words(record), f"[{rows_of(record)}]({link})"
+
+
+def memory_table(study: Study, records: Iterable[Record]) -> Table:
+    """Each run's peak by three counters, with what was forecast of it by each."""
+    made = {f.record_digest: f for f in study.forecasts}
+    header = ("Model", "Method", "Rows × tokens of a pass", "Allocated ↓; forecast",
+              "Reserved ↓; forecast", "NVML ↓; forecast")  # fmt: skip
+    rows = [
+        (*name_cells(study, r), *peak_cells(r, made.get(r.digest) if r.complete else None))
+        for r in records
+        if r.train
+    ]
+    return Table(header, tuple(rows))
+
+
+def peak_cells(record: Record, made: RunForecast | None) -> tuple[str, ...]:
+    """Allocated, reserved and NVML's, each measured and forecast."""
+    assert record.train is not None
+    measure = record.train.measure
+    seen = (measure.torch_peak_allocated_bytes, measure.torch_peak_reserved_bytes,
+            nvml_bytes(record))  # fmt: skip
+    if made is None:
+        return tuple(compare_bytes(count, None) for count in seen)
+    context = made.parts.get("cuda_context", 0)
+    ours = (made.allocated_bytes, made.peak_bytes - context, made.peak_bytes)
+    return tuple(compare_bytes(*pair) for pair in zip(seen, ours, strict=True))
+
+
+def compare_bytes(seen: int | None, ours: int | None) -> str:
+    """Measured; forecast, with the forecast's error."""
+    if seen is None:
+        return MISSING
+    if ours is None:
+        return f"{byte_size(seen)}; {NOT_FORECAST}"
+    return f"{byte_size(seen)}; {byte_size(ours)} ({points(Pair(seen, ours).error)} %)"
+
+
+def speed_table(study: Study, records: Iterable[Record]) -> Table:
+    """Each run's step, tokens, shares of the card's arithmetic, and energy where it was read."""
+    header = ("Model", "Method", "Rows × tokens of a pass", METRICS["clean_step_seconds"].header,
+              METRICS["tokens_per_second"].header, "Of the datasheet's bf16 peak (%) ↑",
+              "Of the peak measured here (%) ↑", "The same with what is computed again (%) ↑",
+              "Energy (Wh a million tokens) ↓")  # fmt: skip
+    ceiling = study.card.study.card.bf16_peak if study.card else None
+    rows = []
+    for record in records:
+        train = record.train
+        if train is None or not record.complete:
+            continue
+        rate, flops = train.tokens_per_second, train.model_flops_per_token
+        again = train.recomputed_flops_per_token
+        every = None if flops is None or again is None else flops + again
+        sheet = train.model_flops_utilisation
+        rows.append((
+            *name_cells(study, record),
+            METRICS["clean_step_seconds"].number(train.clean_step_seconds),
+            METRICS["tokens_per_second"].number(rate),
+            MISSING if sheet is None else percent(sheet),
+            share_cell(rate, flops, ceiling),
+            share_cell(rate, every, ceiling),
+            energy_cell(record),
+        ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def share_cell(rate: float | None, flops: float | None, ceiling: float | None) -> str:
+    return percent(rate * flops / ceiling) if rate and flops and ceiling else MISSING
+
+
+def energy_cell(record: Record) -> str:
+    """Of the whole training stage, its warm-up steps included, over all of its tokens."""
+    assert record.train is not None
+    joules, tokens = record.train.measure.energy_joules, record.train.tokens_seen
+    return plain_number(1e6 * joules / tokens / WATT_HOUR, 3) if joules and tokens else MISSING
+
+
+# Columns of the peers' table that are worth a reader's minute; the file has the others.
+PEER_COLUMNS = ("peer", "tokens/s", "by ", "allocated", "reserved", "card (NVML)", "padding",
+                "did the same work")  # fmt: skip
+
+
+def peers_table(content: Mapping[str, Any]) -> Table:
+    """Other libraries beside ours, as benchmarks/peers.py reckons it; empty where it did not."""
+    head, *rows = content.get("table") or [[]]
+    keep = [i for i, name in enumerate(head) if name.startswith(PEER_COLUMNS)]
+    return Table(tuple(head[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows))
+
+
+def mmlu_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """The usual way to score MMLU beside shared prefixes: the same questions, one row a dtype."""
+    header = ("Model", "dtype", "Questions", "Usual way (s) ↓", "Ours (s) ↓", "Ratio ↑",
+              "Answers changed ↓", "Largest difference of log-likelihoods ↓")  # fmt: skip
+    rows = [
+        (str(one["model"]), str(one["dtype"]), f"{one['items']:,}",
+         plain_number(one["stock_model_seconds"], 3), plain_number(one["our_model_seconds"], 3),
+         f"{plain_number(one['time_ratio'], 3)} ×", f"{one['answers_changed']:,}",
+         f"{one['max_abs_loglikelihood_difference']:.2g}")
+        for one in found
+    ]  # fmt: skip
+    return Table(header, tuple(rows))
