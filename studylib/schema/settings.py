@@ -12,7 +12,14 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from studylib.core.errors import StudyError
 
@@ -217,6 +224,9 @@ class TrainSettings(Settings):
         return rates
 
 
+Asked = Literal["loss", "exact", "number", "labels"]
+
+
 class EvaluateSettings(Settings):
     """Questions with four choices: hub (lm-eval's mmlu), a folder in MMLU's form, almanac:NAME.
 
@@ -224,19 +234,37 @@ class EvaluateSettings(Settings):
     retention: the same questions about what the base already knows; measures forgetting.
     part: test, or validation to choose a learning rate; untold is the almanac's own.
     facts: of the almanac, ask about its first so many facts only.
+    measures: on held-out examples of the track's own data (studylib.schema.measures); with them
+    questions may be left out. held_out_limit: at most so many examples, chosen by their hash.
+    retention_data: a source of examples whose loss before and after is forgetting.
     """
 
-    questions: str
+    questions: str | None = None
     retention: str | None = None
+    measures: tuple[Asked, ...] = ()
+    held_out_limit: int | None = Field(default=None, ge=2)
+    retention_data: str | None = None
     part: Literal["test", "validation", "untold"] = "test"
     facts: int | None = Field(default=None, ge=1)
     scoring: Literal["letters", "text"] = "letters"
     shots: int = Field(default=5, ge=0, le=25)
     limit: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def asks_something(self) -> EvaluateSettings:
+        if self.questions is None and not self.measures:
+            raise ValueError("name questions, or measures on held-out examples (loss, exact ...)")
+        if len(set(self.measures)) != len(self.measures):
+            raise ValueError(f"an entry stands twice in {list(self.measures)}")
+        return self
+
     def for_validation(self, limit: int | None = None) -> EvaluateSettings:
-        """The study's own questions, but those of the validation part. limit: of a subject."""
-        change = {"part": "validation", "retention": None, "limit": limit}
+        """What chooses a learning rate: the first measure, else the questions, both of the
+        validation part. limit: questions of a subject, or held-out examples."""
+        change: dict[str, object] = {"part": "validation", "retention": None, "limit": limit}
+        if self.measures:
+            change |= {"questions": None, "retention_data": None, "measures": self.measures[:1]}
+            change["held_out_limit"] = limit or self.held_out_limit
         return self.model_copy(update=change)
 
 
