@@ -14,6 +14,7 @@ from studylib.planning.stale import hash_question_folder, question_sources
 from studylib.schema.records import LoadBlock, Scalar
 from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import hash_column
+from studylib.scoring.held_out import hash_held_out, held_out_part
 
 if TYPE_CHECKING:
     from studylib.training.run import Run
@@ -55,6 +56,10 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
         asked_once = items[items["weights"] == items["weights"].iloc[0]]
         marks["evaluate.items_sha256"] = hash_column(asked_once, ["task", "item"])
         marks["evaluate.prompt"] = hash_column(asked_once, ["task", "prompt_sha256"])
+        marks["evaluate.weights"] = run.weights_scored
+    if run.scored is not None and run.scored.held_out is not None:
+        marks["held_out.part"] = held_out_part(asked)
+        marks["held_out.items_sha256"] = hash_held_out(run.scored.held_out.items)
         marks["evaluate.weights"] = run.weights_scored
     if data is not None:
         marks |= {
