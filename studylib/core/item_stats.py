@@ -63,8 +63,8 @@ class Items:
     def grouped(self) -> stats.Totals:
         """Sums and sizes by group."""
         names, member = np.unique(self.groups, return_inverse=True)
-        sizes = np.bincount(member, weights=self.sizes)
-        scores = np.stack([np.bincount(member, weights=row) for row in self.sums])
+        sizes: Floats = np.bincount(member, weights=self.sizes)
+        scores: Floats = np.stack([np.bincount(member, weights=row) for row in self.sums])
         return stats.Totals(scores, sizes, tuple(map(str, names)), len(self.sizes))
 
     @property

@@ -60,7 +60,7 @@ def limit_edges(summaries: Studies) -> str:
 
 def is_at_edge(sweep: TuneRecord) -> bool:
     """Whether a sweep's best rate is its grid's lowest or highest; not if all diverged."""
-    return any(p.correct is not None for p in sweep.points) and sweep.at_edge
+    return not all(p.is_out for p in sweep.points) and sweep.at_edge
 
 
 def limit_near_ends(summaries: Studies) -> str:

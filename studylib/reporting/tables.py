@@ -30,6 +30,7 @@ from studylib.reporting.cells import (
 from studylib.reporting.claims import Finding, article_rule
 from studylib.reporting.resources import MEMORY, STAGES
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.measures import MEASURES
 from studylib.schema.profile import RunSpec
 from studylib.schema.tuning import TuneRecord
 
@@ -204,23 +205,27 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
             rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
             link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
             name = (comparison.name, f"[{sweep.method}]({link})", rates)
-            if all(point.accuracy is None for point in sweep.points):
+            if all(point.is_out for point in sweep.points):
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
             edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
-            rows.append((*name, f"{best.learning_rate:g}", percent(best.accuracy or 0),
+            reached = percent(best.accuracy or 0) if best.measure is None else best.text()
+            rows.append((*name, f"{best.learning_rate:g}", reached,
                          f"{best.questions:,}", lead_of(sweep),
                          f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
     return Table(header, tuple(rows))
 
 
 def lead_of(sweep: TuneRecord) -> str:
-    """By how many right answers the chosen rate leads, and over which rate."""
-    others = [p for p in sweep.points if p.correct is not None and p is not sweep.best]
+    """By how much the chosen rate leads, and over which rate: right answers, or the measure."""
+    others = [p for p in sweep.points if not p.is_out and p is not sweep.best]
     if not others:
         return "—"
-    second = max(others, key=lambda p: p.correct or 0)
+    second = max(others, key=lambda p: p.merit)
+    if sweep.best.measure is not None:
+        lead = MEASURES[sweep.best.measure].text(sweep.best.merit - second.merit)
+        return f"{lead} (over {second.learning_rate:g})"
     return f"{(sweep.best.correct or 0) - (second.correct or 0)} (over {second.learning_rate:g})"
 
 

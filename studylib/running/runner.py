@@ -161,7 +161,8 @@ def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
         gpus=spec.gpus,
         needs=(results / "runs" / spec.base_run_id / "items.parquet",),
         inputs=local_inputs(
-            spec.model_ref, spec.data.source,
+            spec.model_ref,
+            spec.data.source,
             *(asked.questions or "", asked.retention or "", asked.retention_data or ""),
         ),  # fmt: skip
     )

@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from studylib.core.metrics import Metric
 from studylib.schema.settings import Frozen
 
@@ -85,4 +87,4 @@ class MeasureFigure(Frozen):
     unit: str
     items: int
     groups: int
-    counts: dict[str, int] = {}
+    counts: dict[str, int] = Field(default_factory=dict)

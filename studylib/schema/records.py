@@ -170,7 +170,7 @@ class EvaluateBlock(Frozen):
 
     measure: StageMeasure
     scores: tuple[Score, ...]
-    measures: dict[str, tuple[MeasureFigure, ...]] = {}
+    measures: dict[str, tuple[MeasureFigure, ...]] = Field(default_factory=dict)
     engine: str | None = None
     prompts_cut: int = 0
     undecided: int = 0

@@ -71,7 +71,9 @@ def score_labels(lm: Any, examples: Iterator[Sequence[Tokenised]]) -> Iterator[l
         for choices in batch:
             for choice in choices:
                 start, stop = learned_spans(choice["labels"])[-1]
-                requests.append((None, choice["input_ids"][:start], choice["input_ids"][start:stop]))
+                requests.append(
+                    (None, choice["input_ids"][:start], choice["input_ids"][start:stop])
+                )
         scores = iter(score_all(lm, iter(requests)))
         yield from ([next(scores) for _ in choices] for choices in batch)
 

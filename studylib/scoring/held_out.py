@@ -40,6 +40,7 @@ MOST_LABELS = 1000
 MOST_NEW_TOKENS, MARGIN_TOKENS = 512, 16
 EXAMPLES_AT_ONCE = 32  # whose labels are tokenised together
 Rows = list[dict[str, Any]]
+Figures = dict[str, tuple[MeasureFigure, ...]]
 Counts = dict[str, int]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 COLUMNS = ("of", "measure", "weights", "item", "group", "value", "nats", "tokens", "bytes",
@@ -51,7 +52,7 @@ class HeldOut:
     """Values by item (COLUMNS) and the figures that a record holds of them."""
 
     items: pd.DataFrame
-    figures: dict[str, tuple[MeasureFigure, ...]]
+    figures: Figures
 
     def __add__(self, other: HeldOut) -> HeldOut:
         """Both together, this one's first; of the same examples by other weights."""
@@ -106,9 +107,7 @@ class Asked:
         special = set(self.tokenizer.all_special_ids)
         ends = {i for t, (a, b) in zip(whole, spans, strict=True) for i in t["input_ids"][a:b]}
         stops = (ends & special) | {self.tokenizer.eos_token_id}
-        found = answer_all(
-            self.lm.model, self.tokenizer, [p[-room:] for p in prompts], stops, most
-        )
+        found = answer_all(self.lm.model, self.tokenizer, [p[-room:] for p in prompts], stops, most)
         return found, {
             "max_new_tokens": most,
             "unfinished": sum(not answer.finished for answer in found),
@@ -180,7 +179,7 @@ def measure_one(asked: Asked, name: str, of: Of, weights: str) -> HeldOut:
         )
     frame = pd.DataFrame(rows).assign(of=of, measure=name, weights=weights)
     counts = {key: count for key, count in counts.items() if count}
-    figures = {
+    figures: Figures = {
         figure.key: (summarise(frame, figure.key, counts),) for figure in figures_of(name)
     }
     return HeldOut(frame[list(COLUMNS)], figures)
