@@ -25,6 +25,7 @@ from studylib.core.stats import Estimate, Floats
 
 SHARE, SHARE_GAP = (0.0, 1.0), (-1.0, 1.0)
 ANY = (-np.inf, np.inf)
+FEWEST_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def measure(items: Items, confidence: float = 0.95) -> Estimate:
     """One method's figure over items and seeds."""
     totals = items.grouped()
     parts = stats.split_parts(
-        totals.scores, None, totals.sizes, (items.fixed, True), confidence, stats.DRAWS, 0
+        totals.scores, None, totals.sizes, (items.fixed, True), confidence, draws(totals), 0
     )
     seeds = len(totals.scores)
     known = items.fixed or seeds > 1
@@ -99,7 +100,7 @@ def compare(ours: Items, theirs: Items, confidence: float = 0.95) -> Estimate:
     mine, other = ours.grouped(), theirs.grouped()
     fixed = (ours.fixed, theirs.fixed)
     parts = stats.split_parts(
-        mine.scores, other.scores, mine.sizes, fixed, confidence, stats.DRAWS, 0
+        mine.scores, other.scores, mine.sizes, fixed, confidence, draws(mine), 0
     )
     trained = [len(side.sums) for side in (ours, theirs) if not side.fixed]
     seeds = min(trained, default=1)
@@ -112,8 +113,9 @@ def compare(ours: Items, theirs: Items, confidence: float = 0.95) -> Estimate:
 def share_of_gain(ours: Items, full: Items, base: Items) -> Estimate | None:
     """What share of full's gain over the base a method has, 1 being all of it.
 
-    None where full's own gain is not told from zero: a share of nothing has no meaning. The interval
-    is the delta method's: at the share found, the method less that mixture of full and base.
+    None where full's own gain is not told from zero: a share of nothing has no meaning. The
+    interval is the delta method's: at the share found, the method less that mixture of full and
+    base.
     """
     gain = compare(full, base)
     if gain.low <= 0 <= gain.high:
@@ -136,6 +138,11 @@ def detectable(estimate: Estimate) -> float | None:
     if not estimate.se > 0:
         return None
     return stats.detectable_difference(estimate.se, estimate.df)
+
+
+def draws(totals: stats.Totals) -> int:
+    """Resamples: fewer where there are so many groups that Student's t is as good."""
+    return max(FEWEST_DRAWS, min(stats.DRAWS, stats.CELLS_PER_CHUNK // len(totals.sizes)))
 
 
 def apart_se(values: Floats) -> float:

@@ -164,7 +164,7 @@ def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
             spec.model_ref,
             spec.data.source,
             *(asked.questions or "", asked.retention or "", asked.retention_data or ""),
-        ),  # fmt: skip
+        ),
     )
 
 
