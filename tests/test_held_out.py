@@ -78,9 +78,7 @@ def loss_alone(model, tokens):
 
 def test_loss_is_that_of_each_example_alone(ladder, lm):
     examples = tokenise(ROWS[:20], "plain", ladder.tokenizer, 128)
-    for tokens, loss in zip(
-        examples, measure_losses(lm, ladder.tokenizer, examples), strict=True
-    ):
+    for tokens, loss in zip(examples, measure_losses(lm, ladder.tokenizer, examples), strict=True):
         assert loss.nats == pytest.approx(loss_alone(ladder.model, tokens), rel=1e-5)
         assert loss.tokens == sum(label != IGNORED for label in tokens["labels"])
 

@@ -150,3 +150,25 @@ def tuning_note(comparisons: Sequence[Comparison]) -> str:
         names = join_words(sorted((commit or "unknown")[:12] for commit in commits - runs))
         text += f". The searches were made at another commit than the runs: {names}"
     return f"{text}."
+
+
+def refusal_lines(summary: Summary, track: str) -> list[str]:
+    """Which runs were not put into one table, by field and values."""
+    lines = []
+    for refusal in summary.refusals:
+        if refusal.track != track:
+            continue
+        values = "; ".join(
+            f"`{shorten(value)}` in {', '.join(runs)}"
+            for value, runs in sorted(refusal.values.items())
+        )
+        lines.append(f"- {refusal.model}: **{refusal.field}** differs: {values}")
+    if not lines:
+        return []
+    return ["**Not put into one table**, because these fields must be shared and are not:", "",
+            *lines, ""]  # fmt: skip
+
+
+def shorten(value: str) -> str:
+    """A hash by its first 16 digits; other values whole."""
+    return f"{value[:16]}…" if len(value) == 64 and " " not in value else value
