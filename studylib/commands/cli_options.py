@@ -117,18 +117,21 @@ def resolve_profile(
         over = merge(over, nest(key.strip(), parse_value(text, change)))
     name = pick_profile(profile, bool(model or data))[0]
     if name == "custom":
-        missing = [
-            option
-            for option, value in (("MODEL", model), ("DATA", data), ("MMLU", mmlu))
-            if not value
-        ]
+        missing = [option for option, value in (("MODEL", model), ("DATA", data)) if not value]
         if missing:
             raise StudyError(
                 "PROFILE=custom",
                 f"it needs {', '.join(missing)}",
-                "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE MMLU=hub|FOLDER",
+                "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE, and MMLU=hub|FOLDER",
             )
+        if not over.get("evaluate", {}).get("questions"):
+            over = merge(OWN_MEASURES, over)
     return open_profile(name, results, over)
+
+
+# Of a reader's own data where no questions are given: what is asked, and how many examples are
+# held out for it, unless options say otherwise.
+OWN_MEASURES = {"data": {"held_out": 200}, "evaluate": {"measures": ["loss"]}}
 
 
 def results_name(profile: str | None, results: Path = Path("results")) -> str:

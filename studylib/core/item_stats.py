@@ -76,7 +76,7 @@ class Items:
     def grouped(self) -> stats.Totals:
         """Sums and sizes by group."""
         names, member = np.unique(self.groups, return_inverse=True)
-        sizes: Floats = np.bincount(member, weights=self.sizes)
+        sizes: Floats = np.bincount(member, weights=self.sizes).astype(np.float64)
         scores: Floats = np.stack([np.bincount(member, weights=row) for row in self.sums])
         return stats.Totals(scores, sizes, tuple(map(str, names)), len(self.sizes))
 

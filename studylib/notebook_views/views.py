@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from studylib.inputs.data import IGNORED, TrainingData
+from studylib.schema.measures import MEASURES
 from studylib.schema.records import RECORD
 
 if TYPE_CHECKING:
@@ -35,10 +36,13 @@ def describe_run(run: Run) -> str:
         )
     else:
         lines.append(f"{spec.model} as it is, untrained")
-    lines.append(
-        f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
-        + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
-    )
+    if asked.questions:
+        lines.append(
+            f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
+            + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
+        )
+    if asked.measures:
+        lines.append(f"measured on held-out examples: {', '.join(asked.measures)}")
     if run.session.number > 1:
         lines.append(f"resumed: this is process {run.session.number} of this run")
     return "  \n".join(lines)
@@ -52,6 +56,13 @@ def summarise_run(run: Run) -> str:
             f"{score.task}: {100 * score.accuracy:.1f} % of {score.questions} right "
             f"(chance {100 * score.chance:.0f} %), {score.weights}"
         )
+    measured = run.evaluate_block.measures if run.evaluate_block else {}
+    lines += [
+        f"{MEASURES[key].label}, {figure.of.replace('_', ' ')}: {MEASURES[key].text(figure.value)} "
+        f"(n={figure.items:,}), {figure.weights}"
+        for key, figures in measured.items()
+        for figure in figures
+    ]
     if run.evaluate_block and run.evaluate_block.prompts_cut:
         lines.append(f"{run.evaluate_block.prompts_cut:,} prompts were cut from the left to fit")
     if run.train_block and run.train_block.tokens_per_second:

@@ -15,7 +15,7 @@ from studylib.core.stats import Estimate
 from studylib.reporting.cells import NOT_TRAINED, Table
 from studylib.reporting.measured import HELD_OUT, RETENTION, Measured
 from studylib.reporting.notes import join_words
-from studylib.reporting.summary import Comparison, Summary
+from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.measures import Measure
 
 DECIMALS = 3  # of nats and bits
@@ -135,13 +135,35 @@ def words(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
     return list({m.key: (m.label, m.meaning) for m in shown}.values())
 
 
+def first_measure(comparison: Comparison) -> list[Measured]:
+    """Each method's figure of the measure that was asked first, on its own weights."""
+    rows = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
+    return [found for found in rows if found.measure is rows[0].measure]
+
+
+def headline_heads(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """What the first table shows of the first measure in place of accuracy and gap, where a track
+    asks no questions."""
+    measures = [found.measure for c in comparisons for found in first_measure(c)[:1]]
+    if not measures or any(row.accuracy for c in comparisons for row in c.rows):
+        return {}
+    return {"accuracy": measures[0].header, "gap": "Less full's"}
+
+
+def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
+    """A method's figure of the first measure, or its difference to full."""
+    found = next((f for f in first_measure(comparison) if f.label == row.label), None)
+    if found is None:
+        return MISSING
+    return figure_cell(found) if key == "accuracy" else difference_cells(found)[1]
+
+
 def tell(comparison: Comparison, brief: bool = False) -> str:
     """The finding on held-out examples by the first measure, in sentences; empty without one."""
-    rows = [found for found in comparison.measured if found.of == HELD_OUT]
+    rows = first_measure(comparison)
     if not rows:
         return ""
     measure = rows[0].measure
-    rows = [found for found in rows if found.measure is measure]
     full = next((found for found in rows if found.method == "full"), None)
     if full is None or full.gain is None:
         return ""
@@ -177,8 +199,8 @@ def gap_sentence(found: Measured, brief: bool) -> str:
 
 def headline(comparison: Comparison) -> str:
     """The finding by the first measure in one sentence without figures; empty without one."""
-    rows = [f for f in comparison.measured if f.of == HELD_OUT]
-    judged = [f for f in rows if f.gap is not None and f.measure is rows[0].measure]
+    rows = first_measure(comparison)
+    judged = [found for found in rows if found.gap is not None]
     if not judged:
         return ""
     kinds: dict[str, list[str]] = {}

@@ -29,6 +29,7 @@ class Measured:
 
     gap: less full's, on the same examples. gain: less the base's. share: of full's gain, 1 being
     all of it; None where full's gain is not told from zero. counts: of the first run, in words.
+    other_weights: a second row of the same runs (a QLoRA adapter merged into 16 bits).
     """
 
     measure: Measure
@@ -42,6 +43,7 @@ class Measured:
     gap: Estimate | None = None
     gain: Estimate | None = None
     share: Estimate | None = None
+    other_weights: bool = False
 
     @property
     def detectable(self) -> float | None:
@@ -59,6 +61,7 @@ class Arm:
     trains: bool
     records: tuple[Record, ...]
     frames: tuple[pd.DataFrame, ...]
+    other_weights: bool
 
     def items(self, of: str, measure: Measure) -> Items | None:
         """StudyError: its runs measured other examples, or the same in another order."""
@@ -84,17 +87,24 @@ class Arm:
 
 
 def measure_all(study: Study, groups: Sequence[tuple[str, Iterable[Record]]]) -> list[Measured]:
-    """Every figure of every method, by measure, then in the methods' order.
+    """Every figure of every method: by measure, as the runs were asked, then by method.
 
     groups: (label, records) of each method. Empty where no run was measured so.
     """
     arms = [arm for label, records in groups for arm in read_arms(study, label, list(records))]
     found = []
     for of in (HELD_OUT, RETENTION):
-        for measure in MEASURES.values():
+        for measure in asked_measures(arms):
             have = [(arm, items) for arm in arms if (items := arm.items(of, measure)) is not None]
             found += [describe(arm, items, of, measure, have) for arm, items in have]
     return found
+
+
+def asked_measures(arms: Iterable[Arm]) -> list[Measure]:
+    """The figures of what runs were asked, in that order: the first one gives the answer."""
+    asked = dict.fromkeys(n for a in arms for r in a.records for n in r.run.evaluate.measures)
+    asked |= dict.fromkeys(measure.asked for measure in MEASURES.values())  # retention's loss
+    return [measure for name in asked for measure in figures_of(name)]
 
 
 def read_arms(study: Study, label: str, records: list[Record]) -> list[Arm]:
@@ -108,8 +118,8 @@ def read_arms(study: Study, label: str, records: list[Record]) -> list[Arm]:
         own = [(r, frame) for r, frame in own if len(frame)]
         method = own[0][0].run.method
         words = label if number == 0 else f"{label}, {'merged' if 'merged' in name else name}"
-        arms.append(Arm(words, method.name, name, method.kind.trains,
-                        tuple(r for r, _ in own), tuple(f for _, f in own)))  # fmt: skip
+        arms.append(Arm(words, method.name, name, method.kind.trains, tuple(r for r, _ in own),
+                        tuple(f for _, f in own), number > 0))  # fmt: skip
     return arms
 
 
@@ -125,4 +135,5 @@ def describe(
     key = figures_of(measure.asked)[0].key
     counts = arm.figure(of, key).counts
     return Measured(measure, of, arm.label, arm.method, arm.weights, arm.trains,
-                    item_stats.measure(items), counts, gap, gain, share)  # fmt: skip
+                    item_stats.measure(items), counts, gap, gain, share,
+                    arm.other_weights)  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent
+from studylib.reporting import measure_tables
 from studylib.reporting.cells import (
     NOT_RUN,
     NOT_TRAINED,
@@ -43,7 +44,9 @@ def headline_table(comparisons: Sequence[Comparison]) -> Table:
     keys = ["trainable_params", "train_peak_bytes", "clean_step_seconds", "end_to_end_seconds",
             "cost_usd", "accuracy", "gap", *(["forgetting"] if kept else []),
             "variant_bytes"]  # fmt: skip
-    header = ("Model", "Method", *(METRICS[key].header for key in keys), "Records")
+    heads = {key: METRICS[key].header for key in keys}
+    heads |= measure_tables.headline_heads(comparisons)
+    header = ("Model", "Method", *heads.values(), "Records")
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
@@ -56,6 +59,8 @@ def headline_table(comparisons: Sequence[Comparison]) -> Table:
 
 def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     trains = row.method.kind.trains
+    if key in measure_tables.headline_heads([comparison]) and row.complete:
+        return measure_tables.headline_cell(comparison, row, key)
     if key == "train_peak_bytes":
         return peak_cell(row, comparison.memory_kind, "train")
     if key == "cost_usd":
