@@ -203,6 +203,9 @@ def headline(comparison: Comparison) -> str:
     judged = [found for found in rows if found.gap is not None]
     if not judged:
         return ""
+    gain = next((found.gain for found in rows if found.method == "full"), None)
+    if gain is not None and gain.low <= 0 <= gain.high:
+        return "These runs cannot say which method learns more."
     kinds: dict[str, list[str]] = {}
     for found in judged:
         assert found.gap is not None
