@@ -159,9 +159,23 @@ def read_message(message: object, key: str) -> Message:
         raise NoExample("an empty answer")
     made: Message = {"role": role, "content": content or ""}
     made |= {k: message[k] for k in ALSO_KEPT if message.get(k) is not None}
+    if calls:
+        made["tool_calls"] = [read_call(call) for call in calls]
     if message.get("weight") == 0:
         made["weight"] = 0
     return made
+
+
+def read_call(call: Any) -> Any:
+    """A call of a tool with its arguments as an object, as chat templates take them."""
+    inner = call.get("function", call) if isinstance(call, dict) else {}
+    if not isinstance(inner, dict) or not isinstance(inner.get("arguments"), str):
+        return call
+    try:
+        made = {**inner, "arguments": json.loads(inner["arguments"])}
+    except ValueError:
+        return call
+    return {**call, "function": made} if "function" in call else made
 
 
 def read_content(value: object) -> str | None:

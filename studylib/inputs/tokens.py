@@ -199,7 +199,8 @@ def find_by_place(
 def find_by_count(
     encoded: Any, i: int, piece: Spelled, span: tuple[int, int], tokenizer: Any
 ) -> tuple[int, int]:
-    """The same where a tokenizer knows no places: as many tokens as the text up to there has."""
+    """The same where a tokenizer knows no places: as many tokens as the text up to there has, which
+    is one off where it joins blanks that end there."""
     first, end = (
         len(tokenizer(piece.text[:place], add_special_tokens=not piece.marked)["input_ids"])
         for place in span

@@ -8,6 +8,7 @@ Not covered: the report's figures (studylib.reporting.figures).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -76,7 +77,7 @@ def summarise_run(run: Run) -> str:
 
 
 def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) -> str:
-    """The first examples of the first row as Markdown, what is learned in bold."""
+    """The first examples of the first row as Markdown, what is learned bold and in colour."""
     if data is None:
         return "This run does not train."
     lines = [
@@ -84,14 +85,23 @@ def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) ->
         f"({data.epochs:.2f} epochs), {data.tokens_seen:,} tokens, "
         f"{data.answer_tokens_seen:,} of them learned (bold). Too long for a row, of "
         f"{data.drawn:,} examples drawn: {data.left_out:,} left out, {data.cut:,} cut short."
-        + (f" Of the source, {data.skipped:,} rows are no examples." if data.skipped else ""),
+        + (f" Of the source, {data.skipped:,} rows were left out." if data.skipped else "")
+        + (
+            f" {data.divided:,} conversations are one example an answer: the chat template "
+            "rewrites their earlier turns."
+            if data.divided
+            else ""
+        )
+        + f" Template: {data.template}.",
         "",
     ]
     for example in data.rows[0][:examples]:
-        pairs = list(zip(example["input_ids"], example["labels"], strict=True))
-        prompt = tokenizer.decode([i for i, label in pairs if label == IGNORED])
-        answer = tokenizer.decode([i for i, label in pairs if label != IGNORED])
-        lines.append(f"> {quote(prompt)} **{quote(answer)}**\n")
+        pairs = zip(example["input_ids"], example["labels"], strict=True)
+        said = []
+        for learned, tokens in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+            text = quote(tokenizer.decode([i for i, _ in tokens]))
+            said.append(f'<span style="color:{LEARNED}">**{text}**</span>' if learned else text)
+        lines.append(f"> {' '.join(said)}\n")
     return "\n".join(lines)
 
 
