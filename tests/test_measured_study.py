@@ -9,6 +9,7 @@ import pytest
 
 from studylib.core.errors import StudyError
 from studylib.planning.plan import check_held_out
+from studylib.planning.stale import refuse_stale_sweep
 from studylib.reporting.report import compose_report, own_sources
 from studylib.schema.profile import build_profile
 from studylib.schema.records import check_files, read_record
@@ -57,7 +58,7 @@ def test_measures_without_a_held_out_part_are_refused_before_any_run(data):
         check_held_out(track)
 
 
-def test_sweep_is_judged_by_loss_on_the_validation_part(data):
+def test_sweep_is_judged_by_loss_on_the_validation_part(data, tmp_path):
     tune = {"learning_rates": {"full": [1e-5, 1e-3, 1e-2]}}
     train = {"steps": 6, "seq_len": 128}
     profile = TRACK | {"data": data, "tune": tune, "train": train, "methods": ["full"]}
@@ -68,6 +69,11 @@ def test_sweep_is_judged_by_loss_on_the_validation_part(data):
     assert record.best.value == min(point.value for point in record.points)
     assert record.best.learning_rate > 1e-5
     assert record.validation.startswith("loss on the validation part of")
+    place = tmp_path / "t" / "tune" / "sweep.json"
+    refuse_stale_sweep(spec, record, place)
+    other = record.fingerprint | {"held_out.sha256": "0" * 64}
+    with pytest.raises(StudyError, match="other held-out examples"):
+        refuse_stale_sweep(spec, record.model_copy(update={"fingerprint": other}), place)
     other = spec.model_copy(update={"evaluate": EvaluateSettings(measures=("labels",))})
     with pytest.raises(StudyError, match="would be judged by labels"):
         run_sweep(other, rates, limit=6, earlier=record)

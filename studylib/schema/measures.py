@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from studylib.core.metrics import Metric
-from studylib.schema.settings import Frozen
+from studylib.schema.settings import EvaluateSettings, Frozen
 
 Of = Literal["held_out", "retention"]
 
@@ -70,6 +70,11 @@ MEASURES: dict[str, Measure] = {measure.key: measure for measure in _TABLE}
 def figures_of(asked: str) -> list[Measure]:
     """The figures that a measure gives, the first of them the one that chooses a rate."""
     return [measure for measure in _TABLE if measure.asked == asked]
+
+
+def held_out_part(asked: EvaluateSettings) -> Literal["validation", "test"]:
+    """The part of the data that measures are taken on."""
+    return "validation" if asked.part == "validation" else "test"
 
 
 class MeasureFigure(Frozen):

@@ -19,8 +19,8 @@ from studylib.core.errors import StudyError
 from studylib.core.item_stats import Items
 from studylib.inputs.forms import Example
 from studylib.inputs.parts import read_part, source_of
-from studylib.schema.measures import MEASURES, MeasureFigure, Of, figures_of
-from studylib.schema.settings import DataSettings, EvaluateSettings
+from studylib.schema.measures import MEASURES, MeasureFigure, Of, figures_of, held_out_part
+from studylib.schema.settings import DataSettings
 from studylib.schema.spec import RunSpec
 from studylib.scoring.evaluate import hash_column
 from studylib.scoring.measures import MEASURED, Asked, item_id
@@ -78,10 +78,6 @@ def read_held_out(spec: RunSpec) -> list[Example]:
             "Hold out more (data.held_out), or give the part as a file of its own.",
         )
     return examples
-
-
-def held_out_part(settings: EvaluateSettings) -> Any:
-    return "validation" if settings.part == "validation" else "test"
 
 
 def take(examples: Sequence[Example], limit: int | None) -> list[Example]:

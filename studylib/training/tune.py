@@ -23,7 +23,7 @@ from studylib.metering.code_files import code_sha256
 from studylib.metering.devices import hold_cards
 from studylib.metering.environment import describe_environment, device_name, now
 from studylib.modelling.weights import bring_in, settle
-from studylib.planning.stale import hash_question_folder, question_sources
+from studylib.planning.stale import hash_question_folder, held_out_sha256, question_sources
 from studylib.schema.measures import figures_of
 from studylib.schema.profile import RunSpec
 from studylib.schema.records import Scalar
@@ -139,6 +139,7 @@ def name_recipe(spec: RunSpec, asked: EvaluateSettings) -> dict[str, Scalar]:
         "recipe.seq_len": spec.train.seq_len,
         "recipe.accumulation": spec.train.accumulation,
         "data.source": spec.data.source,
+        **({"held_out.sha256": held_out_sha256(spec.data, asked)} if asked.measures else {}),
         **{key: hash_question_folder(source, asked) for key, source in question_sources(asked)},
     }
 
