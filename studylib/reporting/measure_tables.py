@@ -172,13 +172,20 @@ def tell(comparison: Comparison, brief: bool = False) -> str:
     sure = full.gain.low > 0 or full.gain.high < 0
     moved = ("improved" if better else "worsened") if sure else "did not clearly change"
     lines = [
-        f"On {full.estimate.items:,} held-out examples full fine-tuning {moved} the "
+        f"On {count_examples(full)} full fine-tuning {moved} the "
         f"{measure.label.lower()} to {interval(measure, full.estimate, signed=False)} {unit} "
         f"({interval(measure, full.gain)} against the base)."
     ]
     judged = [found for found in rows if found.gap is not None]
     lines += [gap_sentence(found, brief) for found in judged]
     return " ".join(lines)
+
+
+def count_examples(found: Measured) -> str:
+    """`200 held-out examples`, or `6 held-out examples (92 windows)` where texts were divided."""
+    items, groups = found.estimate.items, found.estimate.clusters
+    windows = f" ({items:,} windows)" if items != groups else ""
+    return f"{groups:,} held-out examples{windows}"
 
 
 def gap_sentence(found: Measured, brief: bool) -> str:

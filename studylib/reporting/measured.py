@@ -102,7 +102,8 @@ def measure_all(study: Study, groups: Sequence[tuple[str, Iterable[Record]]]) ->
 
 def asked_measures(arms: Iterable[Arm]) -> list[Measure]:
     """The figures of what runs were asked, in that order: the first one gives the answer."""
-    asked = dict.fromkeys(n for a in arms for r in a.records for n in r.run.evaluate.measures)
+    runs = [record.run for arm in arms for record in arm.records]
+    asked: dict[str, None] = dict.fromkeys(name for run in runs for name in run.evaluate.measures)
     asked |= dict.fromkeys(measure.asked for measure in MEASURES.values())  # retention's loss
     return [measure for name in asked for measure in figures_of(name)]
 

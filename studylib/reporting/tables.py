@@ -29,6 +29,7 @@ from studylib.reporting.cells import (
     trained_cell,
 )
 from studylib.reporting.claims import Finding, article_rule
+from studylib.reporting.notes import judged_by_measure
 from studylib.reporting.resources import MEMORY, STAGES
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.measures import MEASURES
@@ -201,9 +202,11 @@ def equivalence_cell(row: Row, track: str) -> str:
 
 def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     """Each search for a learning rate: what was tried, what was chosen, and a best at the edge."""
-    header = ("Model", "Method", "Rates tried", "Chosen", "Validation accuracy (%) ↑",
-              "Questions", "Ahead of the next best (questions)",
-              "Dropped, also in the test", "At the edge")  # fmt: skip
+    judged = ("Validation accuracy (%) ↑", "Questions", "Ahead of the next best (questions)")
+    if judged_by_measure(comparisons):
+        judged = ("On the validation part", "Examples or questions", "Ahead of the next best")
+    header = ("Model", "Method", "Rates tried", "Chosen", *judged, "Dropped, also in the test",
+              "At the edge")  # fmt: skip
     rows = []
     for comparison in comparisons:
         for sweep in comparison.sweeps:
