@@ -285,3 +285,18 @@ def test_every_measure_that_can_be_asked_has_figures():
     assert all(figures_of(name) for name in get_args(Asked))
     assert set(get_args(Asked)) == set(MEASURED)
     assert {m.asked for m in MEASURES.values()} == set(get_args(Asked))
+
+
+def test_a_label_is_spelled_as_after_its_own_prompt(tmp_path, lm, ladder):
+    """Prompts that end alike share the cuts; the tokens are those of each label spelled anew."""
+    from studylib.scoring.measures import Asked, spell_labels, with_answer
+
+    spec = make_spec(write_rows(tmp_path / "rows.jsonl", ROWS), measures=("labels",))
+    asked = Asked(lm, ladder.tokenizer, spec, ROWS)
+    found = list(spell_labels(asked, COLOURS))
+    assert len(found) == len(ROWS)
+    for one, choices in found:
+        whole = tokenise(
+            [with_answer(one.example, colour) for colour in COLOURS], "plain", ladder.tokenizer, 256
+        )
+        assert [a + b for a, b in choices] == [tokens["input_ids"] for tokens in whole]

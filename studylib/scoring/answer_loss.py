@@ -21,6 +21,7 @@ from studylib.inputs.data import IGNORED, Tokenised
 
 SEQUENCES_AT_ONCE = 16_384  # scored in one tree: bounds what Python holds of them
 Span = tuple[int, int]
+Choices = Sequence[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,16 @@ def measure_losses(lm: Any, tokenizer: Any, examples: Sequence[Tokenised]) -> li
     return found
 
 
-def score_labels(lm: Any, examples: Iterator[Sequence[Tokenised]]) -> Iterator[list[float]]:
-    """Log-likelihoods of an example's labels. examples: the same prompt with each label in turn;
-    the last learned run of each is the label, end of turn included."""
-    batch: list[Sequence[Tokenised]] = []
+def score_labels(lm: Any, examples: Iterator[Choices]) -> Iterator[list[float]]:
+    """Log-likelihoods of each example's labels. examples: (prompt, label) tokens of every label,
+    what ends the turn with the label."""
     while batch := list(take_sequences(examples)):
-        requests = []
-        for choices in batch:
-            for choice in choices:
-                start, stop = learned_spans(choice["labels"])[-1]
-                requests.append(
-                    (None, choice["input_ids"][:start], choice["input_ids"][start:stop])
-                )
-        scores = iter(score_all(lm, iter(requests)))
+        requests = ((None, *choice) for choices in batch for choice in choices)
+        scores = iter(score_all(lm, requests))
         yield from ([next(scores) for _ in choices] for choices in batch)
 
 
-def take_sequences(examples: Iterator[Sequence[Tokenised]]) -> Iterator[Sequence[Tokenised]]:
+def take_sequences(examples: Iterator[Choices]) -> Iterator[Choices]:
     """Examples until their labels together are as many as one tree holds."""
     count = 0
     for choices in examples:

@@ -33,10 +33,27 @@ from studylib.scoring.greedy import Answer, answer_all
 
 MOST_LABELS = 1000
 MOST_NEW_TOKENS, MARGIN_TOKENS = 512, 16
-EXAMPLES_AT_ONCE = 32  # whose labels are tokenised together
+TAIL, MOST_TAILS = 16, 256  # characters before a label; how many such ends are remembered
 Rows = list[dict[str, Any]]
 Counts = dict[str, int]
+Choices = list[tuple[list[int], list[int]]]
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """An example that asks for one answer, as texts and as tokens, the end of turn with the
+    answer's."""
+
+    example: Example
+    prompt: str
+    prompt_ids: list[int]
+    answer: str
+    answer_ids: list[int]
+
+    def row(self, value: float, given: str) -> dict[str, Any]:
+        texts = {"prompt": self.prompt, "answer": self.answer, "given": given}
+        return row_of(self.example, value) | texts
 
 
 @dataclass(frozen=True)
@@ -63,35 +80,34 @@ class Asked:
         return unfold(self.examples, self.template, self.tokenizer, self.seq_len)
 
     @cached_property
-    def prompted(self) -> list[Example]:
-        """Examples with a prompt and one last answer. StudyError: plain text has no prompt."""
+    def prompted(self) -> list[Prompted]:
+        """Examples with a prompt that fits the model's context, and their last answer. StudyError:
+        plain text has no prompt."""
         if any("text" in example for example in self.examples):
             raise StudyError(
                 f"evaluate.measures of track {self.spec.track}",
                 "plain text has no prompt that could be answered",
                 "Measure loss alone.",
             )
-        return [self.examples[i] for i in dict.fromkeys(self.unfolded.of)]
-
-    @cached_property
-    def texts(self) -> list[tuple[str, str]]:
-        """Prompt as the model reads it, and the reference answer, of each prompted example."""
-        return [
-            (prompt_and_answer(e, self.template, self.tokenizer)[0], answer_of(e))
-            for e in self.prompted
-        ]
+        kept = [self.examples[i] for i in dict.fromkeys(self.unfolded.of)]
+        made = self.tokenise(kept, self.lm.max_length)
+        found = []
+        for example, tokens in zip(kept, made, strict=True):
+            if tokens is not None:
+                prompt, answer = split_last(tokens)
+                text = prompt_and_answer(example, self.template, self.tokenizer)[0]
+                found.append(Prompted(example, text, prompt, answer_of(example), answer))
+        return found
 
     @cached_property
     def answers(self) -> tuple[list[Answer], Counts]:
         """The greedy answer to each prompt, made once for all measures that read it."""
-        whole = [need(t) for t in self.tokenise(self.prompted, self.lm.max_length)]
-        spans = [learned_spans(t["labels"])[-1] for t in whole]
-        longest = max(stop - start for start, stop in spans)
+        longest = max((len(one.answer_ids) for one in self.prompted), default=1)
         most = min(longest + MARGIN_TOKENS, MOST_NEW_TOKENS, self.lm.max_length // 2)
-        prompts = [t["input_ids"][:start] for t, (start, _) in zip(whole, spans, strict=True)]
+        prompts = [one.prompt_ids for one in self.prompted]
         room = self.lm.max_length - most
         special = set(self.tokenizer.all_special_ids)
-        ends = {i for t, (a, b) in zip(whole, spans, strict=True) for i in t["input_ids"][a:b]}
+        ends = {i for one in self.prompted for i in one.answer_ids}
         stops = (ends & special) | {self.tokenizer.eos_token_id}
         found = answer_all(self.lm.model, self.tokenizer, [p[-room:] for p in prompts], stops, most)
         return found, {
@@ -107,7 +123,9 @@ class Asked:
 def loss_rows(asked: Asked) -> tuple[Rows, Counts]:
     made = asked.tokenise(asked.unfolded.pieces, asked.seq_len)
     usable = [i for i, t in enumerate(made) if t is not None and learned_spans(t["labels"])]
-    losses = measure_losses(asked.lm, asked.tokenizer, [need(made[i]) for i in usable])
+    losses = measure_losses(
+        asked.lm, asked.tokenizer, [t for i in usable if (t := made[i]) is not None]
+    )
     broken = sum(not math.isfinite(loss.nats) for loss in losses)
     if broken:
         raise NotANumber(f"the loss of {broken:,} of {len(losses):,} held-out examples")
@@ -132,14 +150,13 @@ def number_windows(rows: Rows) -> Rows:
 def label_rows(asked: Asked) -> tuple[Rows, Counts]:
     """An example whose label never occurs in training cannot be right, and counts as wrong."""
     known = read_labels(asked)
-    scores = list(score_labels(asked.lm, spell_labels(asked, known)))
-    chosen = choose_all(scores)
+    spelled = list(spell_labels(asked, known))
+    chosen = choose_all(list(score_labels(asked.lm, (choices for _, choices in spelled))))
     rows = []
-    for example, (prompt, answer), best in zip(asked.prompted, asked.texts, chosen, strict=True):
+    for (one, _), best in zip(spelled, chosen, strict=True):
         given = known[best] if best >= 0 else ""
-        row = row_of(example, float(given == answer))
-        rows.append(row | {"prompt": prompt, "answer": answer, "given": given})
-    unknown = sum(answer not in known for _, answer in asked.texts)
+        rows.append(one.row(float(given == one.answer), given))
+    unknown = sum(one.answer not in known for one, _ in spelled)
     return rows, {"labels": len(known), "unknown_labels": unknown}
 
 
@@ -157,14 +174,35 @@ def read_labels(asked: Asked) -> list[str]:
     return found
 
 
-def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[list[Tokenised]]:
-    """Each example with every label in turn, spelled as in training."""
-    for first in range(0, len(asked.prompted), EXAMPLES_AT_ONCE):
-        block = asked.prompted[first : first + EXAMPLES_AT_ONCE]
-        texts = [with_answer(example, label) for example in block for label in labels]
-        made = [need(tokens) for tokens in asked.tokenise(texts, asked.lm.max_length)]
-        for i in range(0, len(made), len(labels)):
-            yield made[i : i + len(labels)]
+def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[tuple[Prompted, Choices]]:
+    """Each example with (prompt, label) tokens of every label, spelled as in training.
+
+    How a label is cut into tokens depends on what stands right before it. So where two prompts end
+    alike, and the second's own answer is cut as it was after the first, the first's cuts are taken:
+    a chat template need not be rendered again for each of a hundred labels.
+    """
+    after: dict[str, dict[str, list[int]]] = {}
+    for one in asked.prompted:
+        known = after.get(one.prompt[-TAIL:])
+        if known is not None and known.get(one.answer) == one.answer_ids:
+            choices = [(one.prompt_ids, known[label]) for label in labels]
+        else:
+            texts = [with_answer(one.example, label) for label in labels]
+            made = asked.tokenise(texts, asked.lm.max_length)
+            if None in made:
+                continue
+            choices = [split_last(tokens) for tokens in made if tokens is not None]
+            if len(after) < MOST_TAILS:
+                ids = [answer for _, answer in choices]
+                after[one.prompt[-TAIL:]] = dict(zip(labels, ids, strict=True))
+        if all(len(a) + len(b) <= asked.lm.max_length for a, b in choices):
+            yield one, choices
+
+
+def split_last(tokens: Tokenised) -> tuple[list[int], list[int]]:
+    """Tokens before the last answer, and that answer's with what ends its turn."""
+    start, stop = learned_spans(tokens["labels"])[-1]
+    return tokens["input_ids"][:start], tokens["input_ids"][start:stop]
 
 
 def answer_of(example: Example) -> str:
@@ -183,9 +221,8 @@ def with_answer(example: Example, answer: str) -> Example:
 def exact_rows(asked: Asked) -> tuple[Rows, Counts]:
     answers, counts = asked.answers
     rows = []
-    for example, (prompt, answer), said in zip(asked.prompted, asked.texts, answers, strict=True):
-        row = row_of(example, float(normalise(said.text) == normalise(answer)))
-        rows.append(row | {"prompt": prompt, "answer": answer, "given": said.text})
+    for one, said in zip(asked.prompted, answers, strict=True):
+        rows.append(one.row(float(normalise(said.text) == normalise(one.answer)), said.text))
     return rows, dict(counts)
 
 
@@ -193,11 +230,10 @@ def number_rows(asked: Asked) -> tuple[Rows, Counts]:
     """An example whose reference holds no number is left out."""
     answers, counts = asked.answers
     rows = []
-    for example, (prompt, answer), said in zip(asked.prompted, asked.texts, answers, strict=True):
-        wanted = last_number(answer)
+    for one, said in zip(asked.prompted, answers, strict=True):
+        wanted = last_number(one.answer)
         if wanted is not None:
-            row = row_of(example, float(last_number(said.text) == wanted))
-            rows.append(row | {"prompt": prompt, "answer": answer, "given": said.text})
+            rows.append(one.row(float(last_number(said.text) == wanted), said.text))
     return rows, dict(counts)
 
 
@@ -224,15 +260,6 @@ def row_of(example: Example, value: float) -> dict[str, Any]:
     item = item_id(example)
     empty = {"nats": None, "tokens": 0, "bytes": 0, "prompt": None, "answer": None, "given": None}
     return {"item": item, "group": item, "value": value, **empty}
-
-
-def need(tokens: Tokenised | None) -> Tokenised:
-    """Tokens of an example whose answer begins within the model's context."""
-    if tokens is None:
-        raise StudyError(
-            "a held-out example", "its prompt alone fills the model's context", "Shorten it."
-        )
-    return tokens
 
 
 def item_id(example: Example) -> str:
