@@ -201,6 +201,10 @@ def study(call, monkeypatch):
         (["--gpu", "H100", "--profile", "smoke", "--budget", "1"], "may be more than the budget"),
         (["--gpu", "H100", "--profile", "smoke"], "this costs money. Say YES=1"),
         (["--gpu", "H100", "--profile", "smoke", "--data", "../x.json"], "gets this checkout"),
+        (
+            ["--gpu", "H100", "--profile", "smoke", "--set", "data.test=../x.csv"],
+            "gets this checkout",
+        ),
         (["--gpu", "H100", "--profile", "smoke", "--mmlu", "/data"], "gets this checkout"),
         (["--gpu", "H100", "--profile", "smoke", "--model", "path:~/m"], "gets this checkout"),
     ],
