@@ -3,7 +3,9 @@ PY := tools/python
 quote = '$(subst ','\'',$(1))'
 opt = $(if $($(1)),--$(2) $(call quote,$($(1))))
 PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
-ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,COLUMNS,columns) $(call opt,MMLU,mmlu) \
+# Terminals keep their width under this name.
+COLUMN_NAMES := $(if $(findstring =,$(COLUMNS)),--columns $(call quote,$(COLUMNS)))
+ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
   $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 

@@ -157,6 +157,8 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_the_sequence():
     tokenizer = make_tokenizer(unmarked(ENDLESS))
     [made] = spell(conversation(SYSTEM), tokenizer)
     assert learned(made, tokenizer) == " Hello\nAnd?</s>"
+    told = tell_lengths([conversation(ONE)], "chat", tokenizer, 4096)
+    assert "1 that the template ends with nothing" in told
 
 
 def test_a_template_writes_no_date_of_today():

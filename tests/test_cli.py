@@ -50,7 +50,7 @@ def files(folder):
         (["plan", "--set", "train..steps=3"], "--set takes KEY=VALUE"),
         (["plan", "--set", "train.steps={a"], "the value is not YAML"),
         (["plan", "--set", "name=2020-01-01"], "name: it should be a valid string"),
-        (["plan", "--data", "none.json"], "none.json: the data file cannot be read"),
+        (["plan", "--profile", "cpu", "--data", "none.json"], "none.json: the data file cannot be"),
         (["plan", "--mmlu", "none"], "none: there is no such folder of questions"),
         (["run", "NO_SUCH"], "NO_SUCH: profile cpu has no such run"),
         (["report"], "results/cpu: there are no results"),

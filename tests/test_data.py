@@ -234,8 +234,8 @@ def test_rows_without_text_are_left_out_and_counted_and_numbers_are_text(tmp_pat
         "true or false in 'input'": 1,
     }
     assert examples.tell() == (
-        "Alpaca instructions, 6 examples, 4 rows left out (2 with no text in 'output', 1 with a list in 'output', "
-        "1 with true or false in 'input'), 2 with a number as text"
+        "Alpaca instructions, 6 examples, 4 rows left out (2 with no text in 'output', "
+        "1 with a list in 'output', 1 with true or false in 'input'), 2 with a number as text"
     )
 
 

@@ -319,8 +319,10 @@ def test_own_data_or_model_without_a_profile_is_a_custom_study(tmp_path):
     assert made.tracks[0].data == DataSettings(
         source=str(data), template="auto", held_out=1, columns="text=text"
     )
-    with pytest.raises(StudyError, match="it needs DATA, MMLU"):
-        cli_options.resolve_profile(None, tmp_path, model="ladder:0.4m")
+    assert not cli_options.is_own("ladder:0.4m,shape:Pythia-70M", None)
+    assert cli_options.is_own("path:x", None) and cli_options.is_own(None, "x.csv")
+    with pytest.raises(StudyError, match="it needs DATA"):
+        cli_options.resolve_profile(None, tmp_path, model="path:x")
 
 
 def test_lengths_are_told_before_a_run(tokenizer):

@@ -41,6 +41,7 @@ from studylib.commands.cli_options import (
     StepsOption,
     YesOption,
     default_profile,
+    is_own,
     pick_profile,
     resolve_profile,
     results_name,
@@ -117,7 +118,7 @@ def reproduce(
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
-    name, why = pick_profile(profile, bool(model or data))
+    name, why = pick_profile(profile, is_own(model, data))
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )

@@ -13,6 +13,7 @@ import typer
 from studylib.core.errors import StudyError
 
 FOR_GPUS = ("gpu", "systems")
+OWN_MODELS = ("hub", "path", "gguf", "pypi")
 DEFAULT_RESULTS = Path("results")
 
 ProfileOption = Annotated[
@@ -75,6 +76,12 @@ def pick_profile(profile: str | None, own: bool = False) -> tuple[str, str]:
     return own_profile()
 
 
+def is_own(model: str | None, data: str | None) -> bool:
+    """Whether MODEL or DATA is the reader's own: the ladder and published shapes are not."""
+    models = split(model) or []
+    return bool(data) or any(name.partition(":")[0] in OWN_MODELS for name in models)
+
+
 def default_profile() -> str:
     """The profile that suits this machine, as `study doctor` says."""
     return pick_profile(None)[0]
@@ -115,7 +122,7 @@ def resolve_profile(
         if not equals or not all(key.strip().split(".")):
             raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
         over = merge(over, nest(key.strip(), parse_value(text, change)))
-    name = pick_profile(profile, bool(model or data))[0]
+    name = pick_profile(profile, is_own(model, data))[0]
     if name == "custom":
         missing = [option for option, value in (("MODEL", model), ("DATA", data)) if not value]
         if missing:

@@ -28,6 +28,7 @@ from studylib.commands.cli_options import (
     SeedsOption,
     SetOption,
     StepsOption,
+    is_own,
     pick_profile,
     resolve_profile,
 )
@@ -52,7 +53,7 @@ def plan(
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
 
-    name, why = pick_profile(profile, bool(model or data))
+    name, why = pick_profile(profile, is_own(model, data))
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )

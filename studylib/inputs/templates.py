@@ -48,12 +48,14 @@ FIXED_DATE = (
 class Spelled:
     """A text with the characters [start, end) of it that are learned.
 
-    marked: it has its special tokens in it already, and the tokenizer adds none.
+    marked: it has its special tokens in it already, and the tokenizer adds none. closed: the chat
+    template ends no answer, so that the end of the sequence was written after the last one.
     """
 
     text: str
     learned: tuple[tuple[int, int], ...]
     marked: bool
+    closed: bool = False
 
 
 @dataclass
@@ -171,7 +173,7 @@ def spell_chat(example: Example, tokenizer: Any) -> list[Spelled]:
     rewrites earlier turns. TemplateRefuses in the template's words."""
     messages, tools = messages_of(example), example.get("tools")
     whole = render(messages, tokenizer, tools)
-    learned, alone = [], []
+    learned, alone, endless = [], [], False
     for number, message in enumerate(messages):
         if not is_learned(message):
             continue
@@ -179,7 +181,8 @@ def spell_chat(example: Example, tokenizer: Any) -> list[Spelled]:
         upto = whole if last else render(messages[: number + 1], tokenizer, tools)
         start = find_start(messages, number, upto, tokenizer, tools)
         closed = close_turn(upto, start, message["content"], tokenizer)
-        alone.append(Spelled(closed, ((start, len(closed)),), marked=True))
+        endless = closed != upto
+        alone.append(Spelled(closed, ((start, len(closed)),), True, endless))
         if last:
             whole = upto = closed
         if not whole.startswith(upto):  # Phi 3 closes what is a whole conversation
@@ -187,7 +190,7 @@ def spell_chat(example: Example, tokenizer: Any) -> list[Spelled]:
         learned.append((start, len(upto)) if whole.startswith(upto) else None)
     if None in learned:
         return alone
-    return [Spelled(whole, tuple(span for span in learned if span), marked=True)]
+    return [Spelled(whole, tuple(span for span in learned if span), True, endless)]
 
 
 def find_start(

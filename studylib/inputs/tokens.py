@@ -80,6 +80,10 @@ def tell_lengths(examples: Sequence[Example], template: str, tokenizer: Any, seq
         (sum(tokens.cut for tokens in used), f"answers cut by train.seq_len = {seq_len}"),
         (len(made) - len(used), "whose prompt alone fills it"),
         (unfolded.divided, "conversations of which the template rewrites earlier turns"),
+        (
+            sum(isinstance(piece, Spelled) and piece.closed for piece in unfolded.pieces),
+            "that the template ends with nothing and the end of the sequence was written after",
+        ),
         (unfolded.refused.total(), f"refused by the template ({', '.join(unfolded.refused)})"),
     )
     return ", ".join([*words, *(f"{count:,} {what}" for count, what in counts if count)])
