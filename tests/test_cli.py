@@ -33,7 +33,7 @@ def files(folder):
     [
         (["plan", "--profile", "nope"], "nope: this is not a shipped profile"),
         (["plan", "--profile", "nope.yaml"], "nope.yaml: there is no such profile file"),
-        (["plan", "--profile", "custom"], "it needs MODEL, DATA, MMLU"),
+        (["plan", "--profile", "custom"], "it needs MODEL, DATA"),
         (["plan", "--profile", "custom", "--model", "x"], "it needs DATA"),
         (["plan", "--methods", "full,loar"], "loar: this is not a method. Did you mean lora"),
         (["plan", "--methods", "lora-r0"], "lora-r0: a rank is"),
