@@ -179,7 +179,8 @@ def test_plan_counts_the_examples_and_the_rows_left_out(study, tmp_path, tiny_fo
              "--set", "train.seq_len=128")  # fmt: skip
     code, out, err = study(*words)
     assert code == 0, err
-    line = "sums.json: 1,198 examples, 2 rows left out (2 with no text in 'output')"
+    line = "sums.json: Alpaca instructions, 1,198 examples, "
+    line += "2 rows left out (2 with no text in 'output')"
     assert line in out.splitlines()
     code, out, err = study(*words, "--json")
     assert code == 0 and json.loads(out)["data"] == [line]

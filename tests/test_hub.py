@@ -334,17 +334,18 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
     hub.add("study/more", {"train.jsonl": more}, kind="datasets")
     hub.add("study/gaps", {"train.jsonl": jsonl([*EXAMPLES, {"instruction": "a"}])},
             kind="datasets")  # fmt: skip
-    hub.add("study/columns", {"train.jsonl": jsonl([{"text": "a"}])}, kind="datasets")
+    hub.add("study/columns", {"train.jsonl": jsonl([{"words": "a"}])}, kind="datasets")
     hub.add("study/tested", {"test.jsonl": jsonl(EXAMPLES)}, kind="datasets")
     hub.fail("/api/datasets/study/data", status=500)
     names = ("data", f"data@{data.commit}", "data@v9", "none", "gated", "script", "broken",
-             "changes", "more", "gaps", "columns", "tested")  # fmt: skip
+             "changes", "more", "gaps", "columns", "tested",
+             "tested#test")  # fmt: skip
     found, log = read_through(
         hub.url, tmp_path, *(f"hub:study/{name}" for name in names), HF_TOKEN="hf_ofSomebodyElse"
     )
     expected = [{"input": "", **example} for example in EXAMPLES]
     assert found["hub:study/data"] == found[f"hub:study/data@{data.commit}"] == expected
-    assert found["hub:study/gaps"] == expected
+    assert found["hub:study/gaps"] == found["hub:study/tested#test"] == expected
     for name, rule in (
         ("data@v9", "no such repository or revision"),
         ("none", "no such repository or revision"),
@@ -355,7 +356,7 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
         ("changes", "as a scalar of type int64)"),
         ("more", "its rows cannot be read (Couldn't cast instruction: string output: int64"),
         ("more", "because column names don't match)"),
-        ("columns", "no text in 'instruction'); the rows have the keys text"),
+        ("columns", "no form is known with the keys words"),
         ("tested", "gives no split `train`"),
     ):
         assert rule in found[f"hub:study/{name}"], name

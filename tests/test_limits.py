@@ -44,7 +44,7 @@ def test_what_was_left_out_is_told_with_its_numbers(tmp_path):
         assert f"3 of 900 drawn in rows of 256 tokens, ladder:0.4m (track {track})" in text
         assert f"5 of 64 questions, ladder:0.4m (track {track})" in text
         assert f"12 prompts of 64 questions, ladder:0.4m (track {track})" in text
-    assert "without an instruction or an answer were left out: almanac:new: 28 rows." in text
+    assert "that another part asks too, were left out: almanac:new: 28 rows." in text
     assert text.count("28 rows") == 1, "once for all runs of one data set"
     assert all(line.endswith(".") and ".." not in line for line in found)
 

@@ -109,14 +109,23 @@ def test_makes_reproduce_hands_on_everything_that_is_sent(tmp_path):
     options = {
         "PROFILE": "smoke", "MODEL": "hub:a/b", "DATA": "hub:c/d", "MMLU": "hub", "METHODS": "lora",
         "SEEDS": "1,2", "STEPS": "3", "LIMIT": "4", "SET": "a=1 b=2", "BUDGET": "5", "YES": "1",
+        "COLUMNS": "prompt=a answer=b",
     }  # fmt: skip
     line = make_task(tmp_path, **options)["run"].splitlines()[-1]
     command = line.replace("make reproduce", f"make -n -s -C '{ROOT}' reproduce")
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout)[3:] == shlex.split(
-        "reproduce --profile smoke --model hub:a/b --data hub:c/d --mmlu hub --methods lora "
+        "reproduce --profile smoke --model hub:a/b --data hub:c/d "
+        "--columns 'prompt=a answer=b' --mmlu hub --methods lora "
         "--seeds 1,2 --steps 3 --limit 4 --set a=1 --set b=2 --budget 5 --yes"
     )
+
+
+def test_the_width_of_a_terminal_is_no_option():
+    line = ["make", "-n", "-s", "-C", str(ROOT), "plan", "PROFILE=smoke"]
+    width = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=width)
+    assert "--columns" not in done.stdout
 
 
 def run_setup(task, folder, programs):
@@ -192,6 +201,10 @@ def study(call, monkeypatch):
         (["--gpu", "H100", "--profile", "smoke", "--budget", "1"], "may be more than the budget"),
         (["--gpu", "H100", "--profile", "smoke"], "this costs money. Say YES=1"),
         (["--gpu", "H100", "--profile", "smoke", "--data", "../x.json"], "gets this checkout"),
+        (
+            ["--gpu", "H100", "--profile", "smoke", "--set", "data.test=../x.csv"],
+            "gets this checkout",
+        ),
         (["--gpu", "H100", "--profile", "smoke", "--mmlu", "/data"], "gets this checkout"),
         (["--gpu", "H100", "--profile", "smoke", "--model", "path:~/m"], "gets this checkout"),
     ],

@@ -19,7 +19,7 @@ def test_sample_marks_what_is_learned_and_counts_it():
     example = {"input_ids": [1, 2, 3], "labels": [IGNORED, IGNORED, 3]}
     data = TrainingData(rows=[[example, example]], examples=4, sha256="", order_sha256="", drawn=2)
     text = views.show_sample(data, Words())
-    assert "w1 w2 **w3**" in text
+    assert 'w1 w2 <span style="color:#0072b2">**w3**</span>' in text
     assert "0.50 epochs" in text and "6 tokens" in text and "2 of them learned" in text
     assert "does not train" in views.show_sample(None, None)
 

@@ -42,6 +42,7 @@ FORECAST_RULE = (
 )
 ANSWERS_MODEL = "ladder:1.4m"
 ANSWERS_TOLERANCE = 1e-3
+ANSWERS_QUESTIONS = "almanac:old"
 ANSWERS_LIMIT = 20
 ANSWERS_RULE = (
     f"shared prefixes are used, no answer changes, log-likelihoods within {ANSWERS_TOLERANCE:g} "
@@ -176,14 +177,14 @@ def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:
     from studylib.scoring.evaluate import build_lm
     from studylib.scoring.tasks import build_tasks
 
-    asked = EvaluateSettings(questions="almanac:old", scoring="text", shots=0)
+    asked = EvaluateSettings(questions=ANSWERS_QUESTIONS, scoring="text", shots=0)
     loaded = load_model(ModelRef.parse(ANSWERS_MODEL), MethodSettings(name="base"), "fp32")
     model = loaded.model.to(device)
     ours = build_lm(model, loaded.tokenizer)
     found = compare(
         lambda: build_lm(model, loaded.tokenizer, stock=True),
         lambda: ours,
-        build_tasks(asked.questions, asked),
+        build_tasks(ANSWERS_QUESTIONS, asked),
         limit,
     )
     apart = found.max_abs_loglikelihood_difference

@@ -28,6 +28,7 @@ from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
     BudgetOption,
+    ColumnsOption,
     DataOption,
     JsonOption,
     LimitOption,
@@ -41,6 +42,7 @@ from studylib.commands.cli_options import (
     StepsOption,
     YesOption,
     default_profile,
+    is_own,
     pick_profile,
     resolve_profile,
     results_name,
@@ -97,6 +99,7 @@ def reproduce(
     steps: StepsOption = None,
     limit: LimitOption = None,
     changes: SetOption = None,
+    columns: ColumnsOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
     ] = False,
@@ -116,9 +119,9 @@ def reproduce(
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
-    name, why = pick_profile(profile)
+    name, why = pick_profile(profile, is_own(model, data))
     chosen = resolve_profile(
-        name, results, model, data, mmlu, methods, seeds, steps, limit, changes
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )
     folder = results / chosen.name
     if why:

@@ -13,6 +13,7 @@ import typer
 from studylib.core.errors import StudyError
 
 FOR_GPUS = ("gpu", "systems")
+OWN_MODELS = ("hub", "path", "gguf", "pypi")
 DEFAULT_RESULTS = Path("results")
 
 ProfileOption = Annotated[
@@ -31,7 +32,16 @@ ModelOption = Annotated[
     ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="Alpaca-format json or jsonl file, or hub:ID.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), a folder of such train, "
+        "validation and test files, or hub:ID.",
+    ),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", help="Which columns of the data: 'prompt=text answer=category'."),
 ]
 MmluOption = Annotated[
     str | None, typer.Option("--mmlu", help="hub, or a folder with test.jsonl and dev.jsonl.")
@@ -54,13 +64,22 @@ BudgetOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
 
 
-def pick_profile(profile: str | None) -> tuple[str, str]:
-    """(the profile's name, why it was chosen); no reason where it was named."""
+def pick_profile(profile: str | None, own: bool = False) -> tuple[str, str]:
+    """(the profile's name, why it was chosen); no reason where it was named. own: MODEL or DATA is
+    the reader's."""
     if profile:
         return profile, ""
+    if own:
+        return "custom", "MODEL or DATA is your own"
     from studylib.running.doctor import own_profile
 
     return own_profile()
+
+
+def is_own(model: str | None, data: str | None) -> bool:
+    """Whether MODEL or DATA is the reader's own: the ladder and published shapes are not."""
+    models = split(model) or []
+    return bool(data) or any(name.partition(":")[0] in OWN_MODELS for name in models)
 
 
 def default_profile() -> str:
@@ -79,6 +98,7 @@ def resolve_profile(
     steps: int | None = None,
     limit: int | None = None,
     changes: list[str] | None = None,
+    columns: str | None = None,
 ) -> Any:
     """The profile that the options name, each option laid over it, with its tuned rates."""
     from studylib.schema.profile import merge
@@ -88,6 +108,7 @@ def resolve_profile(
     for key, value in (
         ("models", split(model)),
         ("data.source", data),
+        ("data.columns", columns),
         ("evaluate.questions", mmlu),
         ("methods", split(methods)),
         ("seeds", split_numbers(seeds)),
@@ -97,19 +118,17 @@ def resolve_profile(
         if value is not None:
             over = merge(over, nest(key, value))
     over = merge(over, read_changes(changes))
-    name = profile or default_profile()
+    name = pick_profile(profile, is_own(model, data))[0]
     if name == "custom":
-        missing = [
-            option
-            for option, value in (("MODEL", model), ("DATA", data), ("MMLU", mmlu))
-            if not value
-        ]
+        missing = [option for option, value in (("MODEL", model), ("DATA", data)) if not value]
         if missing:
             raise StudyError(
                 "PROFILE=custom",
                 f"it needs {', '.join(missing)}",
-                "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE MMLU=hub|FOLDER",
+                "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE, and MMLU=hub|FOLDER",
             )
+        if not over.get("evaluate", {}).get("questions"):
+            over = merge(OWN_MEASURES, over)
     return open_profile(name, results, over)
 
 
@@ -124,6 +143,11 @@ def read_changes(changes: list[str] | None) -> dict[str, Any]:
             raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
         over = merge(over, nest(key.strip(), parse_value(text, change)))
     return over
+
+
+# Of a reader's own data where no questions are given: what is asked, and how many examples are
+# held out for it, unless options say otherwise.
+OWN_MEASURES = {"data": {"held_out": 200}, "evaluate": {"measures": ["loss"]}}
 
 
 def results_name(profile: str | None, results: Path = Path("results")) -> str:

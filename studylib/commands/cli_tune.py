@@ -134,9 +134,6 @@ def show_choices(folder: Path) -> None:
     from studylib.schema.tuning import read_sweeps
 
     for sweep in read_sweeps(folder):
-        curve = "  ".join(
-            f"{p.learning_rate:.2g}: {'diverged' if p.accuracy is None else f'{p.accuracy:.1%}'}"
-            for p in sweep.points
-        )
+        curve = "  ".join(f"{p.learning_rate:.2g}: {p.text()}" for p in sweep.points)
         edge = "  AT THE EDGE: --extend 2 tries beyond" if sweep.at_edge else ""
         print(f"{sweep.sweep_id}: {sweep.best.learning_rate:.2g}   [{curve}]{edge}")

@@ -8,6 +8,7 @@ Not covered: the report's figures (studylib.reporting.figures).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -15,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from studylib.inputs.data import IGNORED, TrainingData
+from studylib.schema.measures import MEASURES
 from studylib.schema.records import RECORD
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ def describe_run(run: Run) -> str:
         )
     else:
         lines.append(f"{spec.model} as it is, untrained")
-    lines.append(
-        f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
-        + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
-    )
+    if asked.questions:
+        lines.append(
+            f"then asked {asked.questions}, {asked.shots} shots, scored by {asked.scoring}"
+            + (f"; and {asked.retention} for what it still knows" if asked.retention else "")
+        )
+    if asked.measures:
+        lines.append(f"measured on held-out examples: {', '.join(asked.measures)}")
     if run.session.number > 1:
         lines.append(f"resumed: this is process {run.session.number} of this run")
     return "  \n".join(lines)
@@ -52,6 +57,13 @@ def summarise_run(run: Run) -> str:
             f"{score.task}: {100 * score.accuracy:.1f} % of {score.questions} right "
             f"(chance {100 * score.chance:.0f} %), {score.weights}"
         )
+    measured = run.evaluate_block.measures if run.evaluate_block else {}
+    lines += [
+        f"{MEASURES[key].label}, {figure.of.replace('_', ' ')}: {MEASURES[key].text(figure.value)} "
+        f"(n={figure.items:,}), {figure.weights}"
+        for key, figures in measured.items()
+        for figure in figures
+    ]
     if run.evaluate_block and run.evaluate_block.prompts_cut:
         lines.append(f"{run.evaluate_block.prompts_cut:,} prompts were cut from the left to fit")
     if run.train_block and run.train_block.tokens_per_second:
@@ -65,7 +77,7 @@ def summarise_run(run: Run) -> str:
 
 
 def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) -> str:
-    """The first examples of the first row as Markdown, what is learned in bold."""
+    """The first examples of the first row as Markdown, what is learned bold and in colour."""
     if data is None:
         return "This run does not train."
     lines = [
@@ -73,14 +85,23 @@ def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) ->
         f"({data.epochs:.2f} epochs), {data.tokens_seen:,} tokens, "
         f"{data.answer_tokens_seen:,} of them learned (bold). Too long for a row, of "
         f"{data.drawn:,} examples drawn: {data.left_out:,} left out, {data.cut:,} cut short."
-        + (f" Of the source, {data.skipped:,} rows are no examples." if data.skipped else ""),
+        + (f" Of the source, {data.skipped:,} rows were left out." if data.skipped else "")
+        + (
+            f" {data.divided:,} conversations are one example an answer: the chat template "
+            "rewrites their earlier turns."
+            if data.divided
+            else ""
+        )
+        + f" Template: {data.template}.",
         "",
     ]
     for example in data.rows[0][:examples]:
-        pairs = list(zip(example["input_ids"], example["labels"], strict=True))
-        prompt = tokenizer.decode([i for i, label in pairs if label == IGNORED])
-        answer = tokenizer.decode([i for i, label in pairs if label != IGNORED])
-        lines.append(f"> {quote(prompt)} **{quote(answer)}**\n")
+        pairs = zip(example["input_ids"], example["labels"], strict=True)
+        said = []
+        for learned, tokens in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+            text = quote(tokenizer.decode([i for i, _ in tokens]))
+            said.append(f'<span style="color:{LEARNED}">**{text}**</span>' if learned else text)
+        lines.append(f"> {' '.join(said)}\n")
     return "\n".join(lines)
 
 

@@ -120,10 +120,11 @@ WORDS = {
 }
 
 
-def words_table() -> Table:
-    """What every figure and test of the tables means."""
+def words_table(measured: Sequence[tuple[str, str]] = ()) -> Table:
+    """What every figure and test of the tables means. measured: (label, meaning) of measures on
+    held-out examples that are shown."""
     rows = [(metric.label, metric.meaning) for metric in METRICS.values()]
-    return Table(("Column", "Meaning"), (*rows, *WORDS.items()))
+    return Table(("Column", "Meaning"), (*rows, *measured, *WORDS.items()))
 
 
 def learning_rate(record: Record) -> str:
@@ -177,6 +178,11 @@ def provenance(record: Record) -> dict[str, str]:
             f", revision {revision}" if revision else ""
         )
         facts |= tried(record.run.model, record.load)
+    if marks.get("held_out.items_sha256"):
+        facts[f"Held-out examples, track {record.run.track}"] = (
+            f"{marks.get('held_out.part')} part of {record.run.data.source}, "
+            f"{', '.join(record.run.evaluate.measures)}, {short(marks['held_out.items_sha256'])}"
+        )
     if marks.get("evaluate.items_sha256"):
         facts[f"Questions, track {record.run.track}"] = (
             f"{record.run.evaluate.questions}, {record.run.evaluate.scoring}, "

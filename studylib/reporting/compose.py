@@ -16,6 +16,7 @@ from studylib.reporting import (
     exports,
     figures,
     forecast_errors,
+    measure_tables,
     method_notes,
     notes,
     panels,
@@ -151,6 +152,8 @@ def draw_counted(studies: list[Summary], own_folder: str | None) -> Files:
 def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
     serves = summary.study.serves
     served = {join(folder, "tables", "serving.csv"): exports.serving_csv(serves)} if serves else {}
+    if any(comparison.measured for comparison in summary.comparisons):
+        served[join(folder, "tables", "measures.csv")] = exports.measures_csv(summary)
     return served | {
         join(folder, "tables", "comparison.csv"): exports.comparison_csv(summary),
         join(folder, "tables", "claims.csv"): exports.claims_csv(findings),
@@ -178,7 +181,7 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         title = f"Profile {summary.study.name}, track {track}" if several else f"Track {track}"
         title = "Results" if not several and len(summary.tracks) == 1 else title
         lines += [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
-        lines += refusal_lines(summary, track)
+        lines += notes.refusal_lines(summary, track)
         told = several or len(summary.tracks) > 1  # else the whole answer stands at the top
         words = prose.answer_track(summary, track, named=False) if told else []
         lines += track_section(comparisons, names, words)
@@ -190,7 +193,7 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
     title = f"Profile {summary.study.name}: new facts" if several else "New facts"
     lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
     for track in summary.tracks:
-        lines += refusal_lines(summary, track)
+        lines += notes.refusal_lines(summary, track)
     lines += figures.picture_lines(pictures, ("capacity",))
     reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
     lines += [tell_capacity(summary), "", capacity_table(summary).markdown(), ""]
@@ -203,7 +206,7 @@ def grid_section(summary: Summary, several: bool) -> list[str]:
     title = f"Profile {summary.study.name}: {title.lower()}" if several else title
     lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
     for track in summary.tracks:
-        lines += refusal_lines(summary, track)
+        lines += notes.refusal_lines(summary, track)
     reading = f"{notes.memory_note(summary.comparisons)} {notes.price_note(summary.comparisons)}"
     return [*lines, tell_grid(summary), "", grid_table(summary).markdown(), "", reading, ""]
 
@@ -225,14 +228,24 @@ def track_section(
     lines += [" ".join(text for text in reading if text), ""]
     lines += figures.picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
     lines += [line for paragraph in words for line in (paragraph, "")]
-    lines += ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
-    lines += ["### Differences to full fine-tuning", ""]
-    lines += [tables.gap_table(comparisons).markdown(), "", notes.detectable_note(comparisons), ""]
+    lines += measure_tables.section(comparisons)
+    lines += accuracy_lines(comparisons)
     lines += figures.picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
     lines += ["### Memory by stage", "", tables.memory_table(comparisons).markdown(), ""]
     lines += ["### Time and cost", "", tables.time_table(comparisons).markdown(), ""]
     lines += rate_lines(comparisons)
     return lines + figures.picture_lines(pictures, ("tuning", "loss"))
+
+
+def accuracy_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """Accuracies and their differences; none where a track has measures and no questions."""
+    asked = any(row.accuracy for c in comparisons for row in c.rows)
+    if not asked and any(c.measured for c in comparisons):
+        return []
+    lines = ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
+    lines += ["### Differences to full fine-tuning", ""]
+    return [*lines, tables.gap_table(comparisons).markdown(), "",
+            notes.detectable_note(comparisons), ""]  # fmt: skip
 
 
 def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
@@ -241,28 +254,6 @@ def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
         return []
     table = tables.tuning_table(comparisons).markdown()
     return ["### Learning rates", "", table, "", notes.tuning_note(comparisons), ""]
-
-
-def refusal_lines(summary: Summary, track: str) -> list[str]:
-    """Which runs were not put into one table, by field and values."""
-    lines = []
-    for refusal in summary.refusals:
-        if refusal.track != track:
-            continue
-        values = "; ".join(
-            f"`{shorten(value)}` in {', '.join(runs)}"
-            for value, runs in sorted(refusal.values.items())
-        )
-        lines.append(f"- {refusal.model}: **{refusal.field}** differs: {values}")
-    if not lines:
-        return []
-    return ["**Not put into one table**, because these fields must be shared and are not:", "",
-            *lines, ""]  # fmt: skip
-
-
-def shorten(value: str) -> str:
-    """A hash by its first 16 digits; other values whole."""
-    return f"{value[:16]}…" if len(value) == 64 and " " not in value else value
 
 
 def claims_section(findings: list[Finding]) -> list[str]:
@@ -301,7 +292,8 @@ def appendix_section(studies: list[Summary], findings: list[Finding], shipped: b
     served = [record for summary in studies for record in summary.study.serves]
     if served:
         lines += ["### Serving runs", "", appendix.serves_table(studies).markdown(), ""]
-    lines += ["### What the columns mean", "", appendix.words_table().markdown(), ""]
+    words = appendix.words_table(measure_tables.words(studies))
+    lines += ["### What the columns mean", "", words.markdown(), ""]
     lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
     lines += ["### Limits", ""]
     lines += [f"- {limit}" for limit in limits(studies)]

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 from studylib.reporting.panels import MARKERS, colour, label_right, new_panels
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.measures import MEASURES
 from studylib.schema.settings import LoraSettings, parse_method
+from studylib.schema.tuning import TunePoint
 
 
 def draw_loss(comparisons: Sequence[Comparison]) -> Figure | None:
@@ -56,7 +58,7 @@ def read_loss(comparison: Comparison, row: Row) -> tuple[np.ndarray, np.ndarray]
 
 
 def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
-    """Validation accuracy by learning rate, one panel a size; a diverged rate is left out.
+    """What judged the rates, by learning rate, one panel a size; a diverged rate is left out.
 
     A ring marks the chosen rate. At an end of its curve a better one may lie beyond.
     """
@@ -70,9 +72,7 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
         for sweep in comparison.sweeps:
             method = parse_method(sweep.method, LoraSettings())
             points = sorted(
-                (point.learning_rate, 100 * point.accuracy)
-                for point in sweep.points
-                if point.accuracy is not None
+                (point.learning_rate, height(point)) for point in sweep.points if not point.is_out
             )
             if not points:
                 continue
@@ -80,7 +80,7 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
             panel.plot(*zip(*points, strict=True), color=shade, marker=marker, linewidth=1.2)
             best = sweep.best
             panel.plot(
-                best.learning_rate, 100 * (best.accuracy or 0), marker="o", markersize=13,
+                best.learning_rate, height(best), marker="o", markersize=13,
                 markerfacecolor="none", markeredgecolor=shade,
             )  # fmt: skip
             labels.append((*points[-1], method.label, shade))
@@ -88,8 +88,18 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
         panel.margins(x=0.1, y=0.12)
         label_right(panel, labels)
         panel.set_xlabel("learning rate")
-    scored = [p for c in shown for s in c.sweeps for p in s.points if p.accuracy is not None]
+    scored = [p for c in shown for s in c.sweeps for p in s.points if not p.is_out]
     counts = sorted({p.questions for p in scored}) or [0]
     asked = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1])))
-    panels[0].set_ylabel(f"validation accuracy (%, {asked} questions) ↑")
+    label = f"validation accuracy (%, {asked} questions) ↑"
+    if scored and (key := scored[0].measure):
+        label = f"validation, {MEASURES[key].header} ({asked} examples)"
+    panels[0].set_ylabel(label)
     return figure
+
+
+def height(point: TunePoint) -> float:
+    """What a rate came to, in the unit shown."""
+    if point.measure is not None and point.value is not None:
+        return MEASURES[point.measure].scale * point.value
+    return 100 * (point.accuracy or 0)

@@ -128,3 +128,24 @@ def runs_csv(summary: Summary) -> bytes:
             wall_seconds(r), r.digest,
         ))  # fmt: skip
     return write_csv(header, rows)
+
+
+def measures_csv(summary: Summary) -> bytes:
+    """Every figure and difference, unrounded, one a line."""
+    header = ("track", "model", "method", "scored_on", "of", "measure", "unit", "figure", "value",
+              "low", "high", "items", "groups", "seeds")  # fmt: skip
+    rows: list[tuple] = []
+    for comparison in summary.comparisons:
+        for found in comparison.measured:
+            measure = found.measure
+            unit = "share" if measure.is_share else measure.unit
+            kinds = {"figure": found.estimate, "gain": found.gain, "gap": found.gap,
+                     "share_of_gain": found.share}  # fmt: skip
+            for kind, estimate in kinds.items():
+                if estimate is not None:
+                    own = "share" if kind == "share_of_gain" else unit
+                    rows.append((comparison.track, comparison.name, found.label, found.weights,
+                                 found.of, measure.key, own, kind, estimate.value, estimate.low,
+                                 estimate.high, estimate.items, estimate.clusters,
+                                 estimate.seeds))  # fmt: skip
+    return write_csv(header, rows)

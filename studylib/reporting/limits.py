@@ -65,7 +65,7 @@ def limit_edges(summaries: Studies) -> str:
 
 def is_at_edge(sweep: TuneRecord) -> bool:
     """Whether a sweep's best rate is its grid's lowest or highest; not if all diverged."""
-    return any(p.correct is not None for p in sweep.points) and sweep.at_edge
+    return not all(p.is_out for p in sweep.points) and sweep.at_edge
 
 
 def limit_near_ends(summaries: Studies) -> str:
@@ -183,7 +183,8 @@ def limit_rows_skipped(summaries: Studies) -> str:
             found[record.run.data.source] = record.train.rows_skipped
     return tell_each(
         (f"{source}: {count_of(count, 'row')}" for source, count in found.items()),
-        "Rows of the training data without an instruction or an answer were left out: ",
+        "Rows of the training data without a prompt or an answer, or that another part asks too, "
+        "were left out: ",
     )
 
 

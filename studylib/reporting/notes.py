@@ -142,6 +142,12 @@ def tuning_note(comparisons: Sequence[Comparison]) -> str:
         "asks, at one seed of its own. A lead of a few questions is within the noise: such a "
         "method may have a better rate among those tried"
     )
+    if judged_by_measure(comparisons):
+        text = (
+            "Chosen is the rate with the best figure on the validation part, on which no result "
+            "rests, at one seed of its own. A small lead is within the noise: such a method may "
+            "have a better rate among those tried"
+        )
     if any(row.forgetting for comparison in comparisons for row in comparison.rows):
         text += ", and what it keeps of old knowledge is that of this rate, which no search minds"
     commits = {sweep.environment.git_commit for sweep in sweeps}
@@ -150,3 +156,30 @@ def tuning_note(comparisons: Sequence[Comparison]) -> str:
         names = join_words(sorted((commit or "unknown")[:12] for commit in commits - runs))
         text += f". The searches were made at another commit than the runs: {names}"
     return f"{text}."
+
+
+def judged_by_measure(comparisons: Sequence[Comparison]) -> bool:
+    """Whether a measure on held-out examples chose some rate."""
+    return any(p.measure for c in comparisons for sweep in c.sweeps for p in sweep.points)
+
+
+def refusal_lines(summary: Summary, track: str) -> list[str]:
+    """Which runs were not put into one table, by field and values."""
+    lines = []
+    for refusal in summary.refusals:
+        if refusal.track != track:
+            continue
+        values = "; ".join(
+            f"`{shorten(value)}` in {', '.join(runs)}"
+            for value, runs in sorted(refusal.values.items())
+        )
+        lines.append(f"- {refusal.model}: **{refusal.field}** differs: {values}")
+    if not lines:
+        return []
+    return ["**Not put into one table**, because these fields must be shared and are not:", "",
+            *lines, ""]  # fmt: skip
+
+
+def shorten(value: str) -> str:
+    """A hash by its first 16 digits; other values whole."""
+    return f"{value[:16]}…" if len(value) == 64 and " " not in value else value

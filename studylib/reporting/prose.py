@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from studylib.core.metrics import METRICS, percent, plain_number, points
 from studylib.core.stats import Estimate
+from studylib.reporting import measure_tables
 from studylib.reporting.cells import interval_cell, why_unasked
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.resources import MEMORY
@@ -91,13 +92,16 @@ def answer_track(summary: Summary, track: str, named: bool = True) -> list[str]:
         others = [c for c in able[:-1] if c.above_chance]
         found = [learned(main), gaps(main), forgotten(main), other_sizes(others)]
     else:
-        found = [at_chance(main)]
+        found = [at_chance(main)] if asked(main) or not main.measured else []
+    found.append(measure_tables.tell(main))
     first = [f"{where}**{headline(main)}**", opening(main), *found]
     return [p for p in (" ".join(s for s in first if s), resources(main)) if p]
 
 
 def headline(comparison: Comparison) -> str:
     """The finding in one sentence, without figures."""
+    if not asked(comparison) and (found := measure_tables.headline(comparison)):
+        return found
     if not comparison.above_chance:
         return "These runs cannot say which method learns more."
     judged = [(row, row.gap.value) for row in comparison.rows if row.gap is not None]
@@ -115,6 +119,11 @@ def headline(comparison: Comparison) -> str:
     ]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def asked(comparison: Comparison) -> bool:
+    """Whether any row answered questions."""
+    return any(row.accuracy for row in comparison.rows)
 
 
 def settled(row: Row) -> bool:
@@ -139,11 +148,11 @@ def parameter_count(count: float) -> str:
 
 
 def at_chance(comparison: Comparison) -> str:
-    asked = [row for row in comparison.rows if row.chance and row.accuracy]
-    if not asked:
+    scored = [row for row in comparison.rows if row.chance and row.accuracy]
+    if not scored:
         why = why_unasked(next(row for row in comparison.rows if row.complete))
         return f"accuracy: {why}. What each method takes is measured all the same."
-    chance = next(row.chance.chance for row in asked if row.chance)
+    chance = next(row.chance.chance for row in scored if row.chance)
     base = ", the untouched model's included" if comparison.row("base") else ""
     items = max(row.accuracy.items for row in comparison.rows if row.accuracy)
     return (

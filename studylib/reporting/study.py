@@ -22,6 +22,7 @@ from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.tuning import TuneRecord, read_sweeps
 
 ITEM_COLUMNS = ["task", "weights", "subject", "item", "correct"]
+HELD_OUT_COLUMNS = ["of", "measure", "weights", "item", "group", "value", "nats", "tokens", "bytes"]
 PER_SEED_FIELDS = ("data.tokens_seen", "data.order_sha256")
 
 
@@ -55,6 +56,13 @@ class Study:
         if "items.parquet" not in record.files:
             return None
         return pd.read_parquet(path, columns=ITEM_COLUMNS)
+
+    def held_out(self, record: Record) -> pd.DataFrame | None:
+        """Values by item on held-out examples (studylib.scoring.held_out); None without."""
+        if "held_out.parquet" not in record.files:
+            return None
+        return pd.read_parquet(self.folder / "runs" / record.run_id / "held_out.parquet",
+                               columns=HELD_OUT_COLUMNS)  # fmt: skip
 
     def steps(self, record: Record) -> pd.DataFrame | None:
         """One row an update: step, loss, ...; None where nothing was trained."""

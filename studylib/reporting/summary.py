@@ -19,6 +19,7 @@ import pandas as pd
 from studylib.core import stats
 from studylib.reporting.comparable import Refusal, name_refusals, split_comparable
 from studylib.reporting.costs import Price, price_of
+from studylib.reporting.measured import Measured, measure_all
 from studylib.reporting.resources import Spread, spread_figures, spread_memory
 from studylib.reporting.study import Answers, Study, gather_answers
 from studylib.schema.profile import METHODS, MethodSettings, ModelRef, RunSpec
@@ -129,6 +130,11 @@ class Comparison:
             if trained and all((kind, "train") in row.memory for row in trained):
                 return kind
         return "host_peak_bytes"
+
+    @cached_property
+    def measured(self) -> list[Measured]:
+        """Every method's figures on held-out examples; empty where none was taken."""
+        return measure_all(self.study, [(row.method.label, row.records) for row in self.rows])
 
     @property
     def total_params(self) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent
+from studylib.reporting import measure_tables
 from studylib.reporting.cells import (
     NOT_RUN,
     NOT_TRAINED,
@@ -28,8 +29,10 @@ from studylib.reporting.cells import (
     trained_cell,
 )
 from studylib.reporting.claims import Finding, article_rule
+from studylib.reporting.notes import judged_by_measure
 from studylib.reporting.resources import MEMORY, STAGES
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.measures import MEASURES
 from studylib.schema.profile import RunSpec
 from studylib.schema.tuning import TuneRecord
 
@@ -42,7 +45,9 @@ def headline_table(comparisons: Sequence[Comparison]) -> Table:
     keys = ["trainable_params", "train_peak_bytes", "clean_step_seconds", "end_to_end_seconds",
             "cost_usd", "accuracy", "gap", *(["forgetting"] if kept else []),
             "variant_bytes"]  # fmt: skip
-    header = ("Model", "Method", *(METRICS[key].header for key in keys), "Records")
+    heads = {key: METRICS[key].header for key in keys}
+    heads |= measure_tables.headline_heads(comparisons)
+    header = ("Model", "Method", *heads.values(), "Records")
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
@@ -55,6 +60,8 @@ def headline_table(comparisons: Sequence[Comparison]) -> Table:
 
 def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     trains = row.method.kind.trains
+    if key in measure_tables.headline_heads([comparison]) and row.complete:
+        return measure_tables.headline_cell(comparison, row, key)
     if key == "train_peak_bytes":
         return peak_cell(row, comparison.memory_kind, "train")
     if key == "cost_usd":
@@ -195,32 +202,38 @@ def equivalence_cell(row: Row, track: str) -> str:
 
 def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     """Each search for a learning rate: what was tried, what was chosen, and a best at the edge."""
-    header = ("Model", "Method", "Rates tried", "Chosen", "Validation accuracy (%) ↑",
-              "Questions", "Ahead of the next best (questions)",
-              "Dropped, also in the test", "At the edge")  # fmt: skip
+    judged = ("Validation accuracy (%) ↑", "Questions", "Ahead of the next best (questions)")
+    if judged_by_measure(comparisons):
+        judged = ("On the validation part", "Examples or questions", "Ahead of the next best")
+    header = ("Model", "Method", "Rates tried", "Chosen", *judged, "Dropped, also in the test",
+              "At the edge")  # fmt: skip
     rows = []
     for comparison in comparisons:
         for sweep in comparison.sweeps:
             rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
             link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
             name = (comparison.name, f"[{sweep.method}]({link})", rates)
-            if all(point.accuracy is None for point in sweep.points):
+            if all(point.is_out for point in sweep.points):
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
             edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
-            rows.append((*name, f"{best.learning_rate:g}", percent(best.accuracy or 0),
+            reached = percent(best.accuracy or 0) if best.measure is None else best.text()
+            rows.append((*name, f"{best.learning_rate:g}", reached,
                          f"{best.questions:,}", lead_of(sweep),
                          f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
     return Table(header, tuple(rows))
 
 
 def lead_of(sweep: TuneRecord) -> str:
-    """By how many right answers the chosen rate leads, and over which rate."""
-    others = [p for p in sweep.points if p.correct is not None and p is not sweep.best]
+    """By how much the chosen rate leads, and over which rate: right answers, or the measure."""
+    others = [p for p in sweep.points if not p.is_out and p is not sweep.best]
     if not others:
         return "—"
-    second = max(others, key=lambda p: p.correct or 0)
+    second = max(others, key=lambda p: p.merit)
+    if sweep.best.measure is not None:
+        lead = MEASURES[sweep.best.measure].text(sweep.best.merit - second.merit)
+        return f"{lead} (over {second.learning_rate:g})"
     return f"{(sweep.best.correct or 0) - (second.correct or 0)} (over {second.learning_rate:g})"
 
 

@@ -272,6 +272,9 @@ def check_travels(options: Mapping[str, str], checkout: Path) -> None:
         for value in (options.get("DATA", ""), options.get("MMLU", ""))
         if value and value != "hub" and not re.match(r"(hub|almanac|tasks):", value)
     ]
+    settings = dict(word.partition("=")[::2] for word in options.get("SET", "").split())
+    parts = [settings.get(f"data.{part}", "") for part in ("source", "test", "validation")]
+    named += [value for value in parts if value and not re.match("(hub|almanac):", value)]
     for value in named:
         inside = (checkout / value).resolve().is_relative_to(checkout.resolve())
         if value.startswith(("/", "~")) or not inside:

@@ -180,7 +180,9 @@ def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
         gpus=spec.gpus,
         needs=(results / "runs" / spec.base_run_id / "items.parquet",),
         inputs=local_inputs(
-            spec.model_ref, spec.data.source, asked.questions, asked.retention or ""
+            spec.model_ref,
+            *spec.data.sources,
+            *(asked.questions or "", asked.retention or "", asked.retention_data or ""),
         ),
     )
 

@@ -19,6 +19,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error, file_sha256, write_atomically
 from studylib.core.measure import StageMeasure
 from studylib.core.sealed import canonical, read_sealed, write_sealed
+from studylib.schema.measures import MeasureFigure
 from studylib.schema.profile import Frozen, RunSpec
 
 __all__ = [
@@ -94,7 +95,7 @@ class TrainBlock(Frozen):
 
     examples_drawn: those that packing came to until the last row was full (null where all were);
     of these, examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut.
-    rows_skipped: of the source, without an instruction or an answer.
+    rows_skipped: of the source: no examples, asked by another part, or refused by the template.
     untrained_adapters: kinds of layers whose adapters got no gradient at all.
     optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.
@@ -164,11 +165,12 @@ class EvaluateBlock(Frozen):
 
     undecided: items all of whose choices are equally likely, counted as wrong. merge_difference:
     the largest difference of logits, in standard deviations, between the adapter on its 4-bit base
-    and the model merged from both.
+    and the model merged from both. measures: figure -> of each set of examples and weights.
     """
 
     measure: StageMeasure
     scores: tuple[Score, ...]
+    measures: dict[str, tuple[MeasureFigure, ...]] = Field(default_factory=dict)
     engine: str | None = None
     prompts_cut: int = 0
     undecided: int = 0
@@ -246,16 +248,13 @@ def read_record(path: Path) -> Record:
 
 def check_files(folder: Path, record: Record) -> None:
     """Raise where a table that the record names is missing or is not the one that was written."""
+    remedy = "Restore it, or move the run's folder away and run again."
     for name, sha256 in record.files.items():
         path = folder / name
         if not path.is_file():
             raise StudyError(path, "the record names this file, but it is missing", "Restore it.")
         if file_sha256(path) != sha256:
-            raise StudyError(
-                path,
-                "the file was changed after the record was written",
-                "Restore it, or move the run's folder away and run again.",
-            )
+            raise StudyError(path, "the file was changed after the record was written", remedy)
 
 
 def read_records(runs: Path) -> list[Record]:
@@ -294,6 +293,7 @@ SHARED_FIELDS = (
     "evaluate.shots",
     "evaluate.scoring",
     "evaluate.precision",
+    "held_out.items_sha256",
     "recipe.steps",
     "recipe.batch_tokens",
     "recipe.schedule",

@@ -12,9 +12,17 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from studylib.core.errors import StudyError
+from studylib.schema.columns import parse_columns
 
 MODEL_KINDS = ("hub", "path", "gguf", "pypi", "shape", "ladder")
 MODEL_FORMS = (
@@ -174,11 +182,33 @@ def parse_method(text: str, lora: LoraSettings) -> MethodSettings:
 
 
 class DataSettings(Settings):
-    """Training examples: an Alpaca-format json or jsonl file, hub:ID[@REVISION], almanac:NAME."""
+    """Training examples: a file, a folder of parts, hub:ID[@REVISION][#SPLIT], almanac:NAME.
+
+    template: how examples are spelled; chat is the model's own template; auto is chat for
+    conversations where the model has one, else alpaca. columns: part=COLUMN words, where the keys
+    do not say it. test, validation: sources of those parts. held_out: examples that are split off
+    for each of them that has neither a source nor a file in the folder.
+    """
 
     source: str
-    template: Literal["alpaca", "plain"] = "alpaca"
+    template: Literal["alpaca", "plain", "chat", "auto"] = "alpaca"
     facts: int | None = Field(default=None, ge=1)
+    columns: str | None = None
+    held_out: int | None = Field(default=None, ge=1)
+    test: str | None = None
+    validation: str | None = None
+
+    @field_validator("columns")
+    @classmethod
+    def known_parts(cls, columns: str | None) -> str | None:
+        parse_columns(columns)
+        return columns
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source that is named, the training part's first."""
+        named = (self.source, self.test, self.validation)
+        return tuple(source for source in named if source is not None)
 
 
 class TrainSettings(Settings):
@@ -217,6 +247,9 @@ class TrainSettings(Settings):
         return rates
 
 
+Asked = Literal["loss", "exact", "number", "labels"]
+
+
 class EvaluateSettings(Settings):
     """Questions with four choices: hub (lm-eval's mmlu), a folder in MMLU's form, almanac:NAME.
 
@@ -224,19 +257,37 @@ class EvaluateSettings(Settings):
     retention: the same questions about what the base already knows; measures forgetting.
     part: test, or validation to choose a learning rate; untold is the almanac's own.
     facts: of the almanac, ask about its first so many facts only.
+    measures: on held-out examples of the track's own data (studylib.schema.measures); with them
+    questions may be left out. held_out_limit: at most so many examples, chosen by their hash.
+    retention_data: a source of examples whose loss before and after is forgetting.
     """
 
-    questions: str
+    questions: str | None = None
     retention: str | None = None
+    measures: tuple[Asked, ...] = ()
+    held_out_limit: int | None = Field(default=None, ge=2)
+    retention_data: str | None = None
     part: Literal["test", "validation", "untold"] = "test"
     facts: int | None = Field(default=None, ge=1)
     scoring: Literal["letters", "text"] = "letters"
     shots: int = Field(default=5, ge=0, le=25)
     limit: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def asks_something(self) -> EvaluateSettings:
+        if self.questions is None and not self.measures:
+            raise ValueError("name questions, or measures on held-out examples (loss, exact ...)")
+        if len(set(self.measures)) != len(self.measures):
+            raise ValueError(f"an entry stands twice in {list(self.measures)}")
+        return self
+
     def for_validation(self, limit: int | None = None) -> EvaluateSettings:
-        """The study's own questions, but those of the validation part. limit: of a subject."""
-        change = {"part": "validation", "retention": None, "limit": limit}
+        """What chooses a learning rate: the first measure, else the questions, both of the
+        validation part. limit: questions of a subject, or held-out examples."""
+        change: dict[str, object] = {"part": "validation", "retention": None, "limit": limit}
+        if self.measures:
+            change |= {"questions": None, "retention_data": None, "measures": self.measures[:1]}
+            change["held_out_limit"] = limit or self.held_out_limit
         return self.model_copy(update=change)
 
 

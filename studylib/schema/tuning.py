@@ -15,6 +15,7 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE
 from studylib.core.sealed import read_sealed, write_sealed
+from studylib.schema.measures import MEASURES
 from studylib.schema.pins import apply_pins, read_pins
 from studylib.schema.profile import Profile, read_profile
 from studylib.schema.records import SCHEMA_VERSION, Environment, Scalar
@@ -22,18 +23,41 @@ from studylib.schema.settings import Frozen, TunedRate
 
 
 class TunePoint(Frozen):
-    """One rate of a sweep. correct is None where the loss was not finite, or the trained model's
-    answers were not numbers: that rate is out."""
+    """One rate of a sweep, judged by right answers or by a measure on held-out examples.
+
+    measure, value: the figure (studylib.schema.measures) and what it came to; questions are then
+    the examples. correct and value are None where the loss was not finite, or the trained model's
+    answers were not numbers: that rate is out.
+    """
 
     learning_rate: float
     questions: int
     correct: int | None
+    measure: str | None = None
+    value: float | None = None
     last_loss: float | None
     seconds: float
 
     @property
     def accuracy(self) -> float | None:
         return None if self.correct is None else self.correct / self.questions
+
+    @property
+    def is_out(self) -> bool:
+        return self.correct is None and self.value is None
+
+    @property
+    def merit(self) -> float:
+        """By what rates are ordered, more being better: right answers, or the measure's figure."""
+        if self.measure is not None and self.value is not None:
+            return MEASURES[self.measure].sign * self.value
+        return float(self.correct or 0)
+
+    def text(self) -> str:
+        """What the rate came to, for people: `61.2 %`, `1.234 nats/token`, or that it diverged."""
+        if self.measure is not None and self.value is not None:
+            return MEASURES[self.measure].text(self.value)
+        return "diverged" if self.accuracy is None else f"{self.accuracy:.1%}"
 
 
 class TuneRecord(Frozen):
@@ -57,15 +81,16 @@ class TuneRecord(Frozen):
 
     @property
     def best(self) -> TunePoint:
-        """The most right answers; of equals the lower loss, then the lower rate."""
-        finite = [point for point in self.points if point.correct is not None]
+        """The most right answers or the best figure; of equals the lower loss, then the lower
+        rate."""
+        finite = [point for point in self.points if not point.is_out]
         if not finite:
             raise StudyError(
                 self.sweep_id,
                 "every learning rate of the sweep diverged",
                 "Give it lower rates: tune.learning_rates in the profile.",
             )
-        return min(finite, key=lambda p: (-(p.correct or 0), p.last_loss or 0.0, p.learning_rate))
+        return min(finite, key=lambda p: (-p.merit, p.last_loss or 0.0, p.learning_rate))
 
     @property
     def at_edge(self) -> bool:

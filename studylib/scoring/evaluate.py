@@ -63,13 +63,14 @@ class Answers:
 
 
 def evaluate_model(
-    model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str
+    model: nn.Module, tokenizer: Any, settings: EvaluateSettings, weights: str, lm: Any = None
 ) -> Answers:
-    """Ask the questions, and those on what was known before. weights: which, in words.
+    """Ask the questions, and those on what was known before. weights: which, in words. lm: what
+    build_lm made of the model, where that is at hand.
 
     Raises NotANumber where the answers of one of the two sets choose nothing.
     """
-    lm = build_lm(model, tokenizer)
+    lm = build_lm(model, tokenizer) if lm is None else lm
     sources = {"questions": settings.questions, "retention": settings.retention}
     try:
         frames = [
@@ -79,10 +80,14 @@ def evaluate_model(
         ]
     except NotANumber as error:
         raise NotANumber(f"{weights}: {error}") from None
-    reason = lm.fallback_reason
-    engine = "shared prefixes" if reason is None else f"lm-eval's own path: {reason}"
     items = pd.concat(frames, ignore_index=True)
-    return Answers([score_items(frame) for frame in frames], items, engine, lm.prompts_cut)
+    return Answers([score_items(frame) for frame in frames], items, engine_of(lm), lm.prompts_cut)
+
+
+def engine_of(lm: Any) -> str:
+    """How prompts were read, in words; to be asked after the first of them."""
+    reason = lm.fallback_reason
+    return "shared prefixes" if reason is None else f"lm-eval's own path: {reason}"
 
 
 def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool = False) -> Any:

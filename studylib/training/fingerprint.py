@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from studylib.metering.code_files import code_sha256
 from studylib.metering.environment import device_name
-from studylib.planning.stale import hash_question_folder, question_sources
+from studylib.planning.stale import hash_question_folder, held_out_sha256, question_sources
+from studylib.schema.measures import held_out_part
 from studylib.schema.records import LoadBlock, Scalar
 from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import hash_column
+from studylib.scoring.held_out import hash_held_out
 
 if TYPE_CHECKING:
     from studylib.training.run import Run
@@ -56,10 +58,15 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
         marks["evaluate.items_sha256"] = hash_column(asked_once, ["task", "item"])
         marks["evaluate.prompt"] = hash_column(asked_once, ["task", "prompt_sha256"])
         marks["evaluate.weights"] = run.weights_scored
+    if run.scored is not None and run.scored.held_out is not None:
+        marks["held_out.part"] = held_out_part(asked)
+        marks["held_out.sha256"] = held_out_sha256(spec.data, asked)
+        marks["held_out.items_sha256"] = hash_held_out(run.scored.held_out.items)
+        marks["evaluate.weights"] = run.weights_scored
     if data is not None:
         marks |= {
             "data.source": spec.data.source,
-            "data.template": spec.data.template,
+            "data.template": data.template,
             "data.sha256": data.sha256,
             "data.order_sha256": data.order_sha256,
             "data.tokens_seen": data.tokens_seen,

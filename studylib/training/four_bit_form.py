@@ -20,7 +20,8 @@ from studylib.modelling.models import Loaded, load_model, merge_into_bf16
 from studylib.schema.extent_words import WHOLE_SHARE, percent_below, spell_base
 from studylib.schema.profile import MethodSettings
 from studylib.schema.spec import RunSpec
-from studylib.scoring.evaluate import Answers, NotANumber, evaluate_model
+from studylib.scoring.evaluate import NotANumber
+from studylib.scoring.score import Scored, score_model
 from studylib.training.train import OUT_OF_MEMORY, is_out_of_memory
 
 BASE = MethodSettings(name="base")
@@ -52,8 +53,8 @@ def spell_scored(spec: RunSpec, loaded: Loaded) -> str:
 
 def score_merged(
     spec: RunSpec, model: nn.Module, tokenizer: Any, trained: Path
-) -> tuple[Answers | None, dict[str, Any]]:
-    """(the merged form's answers, fields of the evaluate block); None where it is not possible.
+) -> tuple[Scored | None, dict[str, Any]]:
+    """(what the merged form gave, fields of the evaluate block); None where it is not possible.
 
     model: the adapter on its 4-bit base; trained: the adapter's folder.
     """
@@ -61,9 +62,7 @@ def score_merged(
         plain = load_model(spec.model_ref, BASE, spec.train.dtype, spec.seed)
         merged = merge_into_bf16(plain.model, model, trained)
         difference = compare_logits(merged, model).largest
-        return evaluate_model(merged, tokenizer, spec.evaluate, MERGED), {
-            "merge_difference": difference
-        }
+        return score_model(merged, tokenizer, spec, MERGED), {"merge_difference": difference}
     except (MergeFailed, NotANumber) as error:
         reason = str(error)
     except (*OUT_OF_MEMORY, RuntimeError) as error:

@@ -48,7 +48,8 @@ from studylib.schema.records import (
     write_record,
 )
 from studylib.schema.tuning import open_profile
-from studylib.scoring.evaluate import Answers, NotANumber, evaluate_model
+from studylib.scoring.evaluate import NotANumber
+from studylib.scoring.score import Scored, score_model
 from studylib.training.distributed import take_cards, train_on_cards, try_model
 from studylib.training.fingerprint import fingerprint
 from studylib.training.four_bit_form import describe_weights, score_merged, spell_scored
@@ -83,7 +84,7 @@ class Run:
         self.status = "complete"
         self.reason: str | None = None
         self.data: TrainingData | None = None
-        self.items: pd.DataFrame | None = None
+        self.scored: Scored | None = None
         self.load_block: LoadBlock | None = None
         self.train_block: TrainBlock | None = None
         self.evaluate_block: EvaluateBlock | None = None
@@ -102,6 +103,12 @@ class Run:
     @property
     def tokenizer(self) -> Any:
         return self.loaded.tokenizer if self.ok else None
+
+    @property
+    def items(self) -> pd.DataFrame | None:
+        """Every question's answer; None where none was asked."""
+        answers = self.scored and self.scored.answers
+        return answers.items if answers else None
 
     def base_items(self) -> pd.DataFrame | None:
         """The untrained model's answers, if its run is finished."""
@@ -223,7 +230,7 @@ class Run:
             self.session.notes["memory"] = self.log.memory
 
     def evaluate(self) -> None:
-        """Ask the questions, and those about what the base knew before."""
+        """Ask the questions, those about what the base knew before, and take the measures."""
         if not self.ok:
             return
         self.show("evaluating")
@@ -231,23 +238,22 @@ class Run:
         with self.meter.stage("evaluate"):
             if not self.loaded.random_weights:
                 try:
-                    answers = self._score()
-                    self.items, block = answers.items, answers.counts() | self.merged
+                    self.scored = self._score()
+                    block = self.scored.counts() | self.merged
                 except NotANumber as error:
                     self.give_up("not a number", str(error))
                     block["reason"] = str(error)
         self.evaluate_block = EvaluateBlock(measure=self.session.stages()["evaluate"], **block)
         self.session.save()
 
-    def _score(self) -> Answers:
+    def _score(self) -> Scored:
         """The trained model as it is; a quantized one also merged into 16 bits, as people serve."""
-        asked, tokenizer = self.spec.evaluate, self.loaded.tokenizer
-        answers = evaluate_model(self.model, tokenizer, asked, self.weights_scored)
-        folder = self.trained_folder
+        tokenizer, folder = self.loaded.tokenizer, self.trained_folder
+        scored = score_model(self.model, tokenizer, self.spec, self.weights_scored)
         if self.spec.method.kind.quantized and folder is not None:
             also, self.merged = score_merged(self.spec, self.model, tokenizer, folder)
-            answers = answers if also is None else answers + also
-        return answers
+            scored = scored if also is None else scored + also
+        return scored
 
     @property
     def weights_scored(self) -> str:
@@ -294,8 +300,7 @@ class Run:
         tables = {"trace.parquet": self.session.samples()}
         if self.log.rows:
             tables["steps.parquet"] = pd.DataFrame(self.log.rows)
-        if self.items is not None:
-            tables["items.parquet"] = self.items
+        tables |= self.scored.tables() if self.scored is not None else {}
         for name, table in tables.items():
             table.to_parquet(self.folder / name, index=False)
         return {name: file_sha256(self.folder / name) for name in sorted(tables)}

@@ -23,12 +23,14 @@ from studylib.metering.code_files import code_sha256
 from studylib.metering.devices import hold_cards
 from studylib.metering.environment import describe_environment, device_name, now
 from studylib.modelling.weights import bring_in, settle
-from studylib.planning.stale import hash_question_folder, question_sources
+from studylib.planning.stale import hash_question_folder, held_out_sha256, question_sources
+from studylib.schema.measures import figures_of
 from studylib.schema.profile import RunSpec
 from studylib.schema.records import Scalar
 from studylib.schema.settings import EvaluateSettings
 from studylib.schema.tuning import TunePoint, TuneRecord, next_rate, sweep_name
-from studylib.scoring.evaluate import NotANumber, evaluate_model
+from studylib.scoring.evaluate import NotANumber, build_lm, evaluate_model
+from studylib.scoring.held_out import measure_held_out
 from studylib.training.train import Diverged, StepLog, summarise, train_model
 
 
@@ -56,6 +58,12 @@ def run_sweep(
     started_at = now()
     code_sha256()  # what runs now, whatever is edited while it runs
     asked = spec.evaluate.for_validation(limit)
+    if earlier is not None and earlier.validation != name_validation(spec, asked):
+        raise StudyError(
+            f"{earlier.sweep_id}: judged by {earlier.validation}",
+            f"its other rates would be judged by {name_validation(spec, asked)}",
+            "Move the sweep away and tune again.",
+        )
     points = list(earlier.points) if earlier else []
     marks: dict[str, Scalar] = dict(earlier.fingerprint) if earlier else {}
     data: TrainingData | None = None
@@ -85,32 +93,41 @@ def run_sweep(
 def try_rate(
     spec: RunSpec, asked: EvaluateSettings, data: TrainingData | None
 ) -> tuple[TunePoint, TrainingData, str]:
-    """Train from the beginning at spec's rate and count the right answers; (point, examples, the
-    model's hash)."""
+    """Train from the beginning at spec's rate and judge it; (point, examples, the model's hash)."""
     allocator.release_leftovers()  # the model of the rate before, and its optimizer's states
     started = time.monotonic()
     loaded, model = bring_in(spec, None)
     data = data or prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     log = StepLog()
-    correct, questions, loss = None, 0, None
+    judged: dict[str, Any] = {"correct": None, "questions": 0}
+    loss = None
     try:
         with tempfile.TemporaryDirectory() as folder:
             train_model(model, data, spec, Path(folder), log, checkpoints=False)
         settle(spec, loaded.model, model)
-        [score] = evaluate_model(model, loaded.tokenizer, asked, "validation").scores
+        judged = judge(model, loaded.tokenizer, spec.model_copy(update={"evaluate": asked}))
+        loss = summarise(log)["last_loss"]
     except (Diverged, NotANumber):
         pass
-    else:
-        correct, questions = score.correct, score.questions
-        loss = summarise(log)["last_loss"]
     point = TunePoint(
         learning_rate=spec.learning_rate,
-        questions=questions,
-        correct=correct,
         last_loss=loss,
         seconds=time.monotonic() - started,
+        **judged,
     )
     return point, data, loaded.sha256
+
+
+def judge(model: Any, tokenizer: Any, spec: RunSpec) -> dict[str, Any]:
+    """What a trained model came to on the validation part: its measure, else its right answers."""
+    asked = spec.evaluate
+    if not asked.measures:
+        [score] = evaluate_model(model, tokenizer, asked, "validation").scores
+        return {"correct": score.correct, "questions": score.questions}
+    name = asked.measures[0]
+    figure = measure_held_out(build_lm(model, tokenizer), tokenizer, spec, "validation").first(name)
+    key = figures_of(name)[0].key
+    return {"correct": None, "questions": figure.items, "measure": key, "value": figure.value}
 
 
 def name_recipe(spec: RunSpec, asked: EvaluateSettings) -> dict[str, Scalar]:
@@ -122,6 +139,7 @@ def name_recipe(spec: RunSpec, asked: EvaluateSettings) -> dict[str, Scalar]:
         "recipe.seq_len": spec.train.seq_len,
         "recipe.accumulation": spec.train.accumulation,
         "data.source": spec.data.source,
+        **({"held_out.sha256": held_out_sha256(spec.data, asked)} if asked.measures else {}),
         **{key: hash_question_folder(source, asked) for key, source in question_sources(asked)},
     }
 
@@ -142,10 +160,17 @@ def build_record(
         model=spec.model,
         method=spec.method.slug,
         seed=spec.seed,
-        validation=f"{asked.questions} validation",
-        overlap_dropped=count_overlap(asked.questions),
+        validation=name_validation(spec, asked),
+        overlap_dropped=count_overlap(asked.questions) if asked.questions else 0,
         points=tuple(sorted(points, key=lambda point: point.learning_rate)),
         extended=extended,
         environment=describe_environment(started_at, now(), jobs, 1),
         fingerprint=dict(marks),
     )
+
+
+def name_validation(spec: RunSpec, asked: EvaluateSettings) -> str:
+    """What judged the rates, in words."""
+    if asked.questions is not None:
+        return f"{asked.questions} validation"
+    return f"{asked.measures[0]} on the validation part of {spec.data.source}"

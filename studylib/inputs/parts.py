@@ -1,0 +1,141 @@
+"""The training, validation and test parts of the reader's own data, none of which asks the same.
+
+A part is what the reader named (data.test, data.validation), else a file of the folder, else split
+off the training source by a hash of the prompt: the same examples whatever their order, and those
+that ask the same stay together. The training part leaves out what the other parts ask.
+
+Not covered: reading a source (studylib.inputs.examples).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from studylib.core.errors import StudyError
+from studylib.inputs.examples import Examples, folder_parts, read_examples, read_source
+from studylib.inputs.forms import Example, prompt_key
+from studylib.schema.profile import DataSettings
+
+Part = Literal["train", "validation", "test"]
+HELD_OUT: tuple[Part, Part] = ("test", "validation")
+LARGEST_SHARE = 0.5  # of the training source, that both parts together may take
+
+
+def read_part(data: DataSettings, part: Part) -> Examples:
+    """The examples of one part, in their source's order; the training part is the source as it is
+    where nothing is held out.
+
+    What the training part leaves out because another part asks it is in `skipped`. StudyError: a
+    part that is asked for is neither named, nor in the folder, nor to be split off.
+    """
+    source = source_of(data, part) if part != "train" else data.source
+    if part != "train" and source is not None:
+        return read_source(source, data, part)
+    if source is None and data.held_out is None:
+        raise StudyError(
+            f"data.{part} of {data.source}",
+            f"there is no {part} part",
+            f"Name its source (data.{part}), or split it off: data.held_out=200.",
+        )
+    examples = read_examples(data)
+    if data.held_out is None and not any(source_of(data, other) for other in HELD_OUT):
+        return examples
+    return divide(examples, data)[part]
+
+
+def divide(examples: Examples, data: DataSettings) -> dict[str, Examples]:
+    """The training source as the training part and the parts that are split off it."""
+    asked = {
+        part: {prompt_key(example) for example in read_source(source, data, part)}
+        for part in HELD_OUT
+        if (source := source_of(data, part)) is not None
+    }
+    keys = [prompt_key(example) for example in examples]
+    twice, free = Counter[str](), Counter[str]()
+    for key in keys:
+        other = next((part for part, found in asked.items() if key in found), None)
+        if other is None:
+            free[key] += 1
+        else:
+            twice[f"a prompt that the {other} part asks too"] += 1
+    held = split_off(free, data)
+    part_of = {key: part for part, found in held.items() for key in found}
+    found: dict[str, list[Example]] = {"train": [], **{part: [] for part in held}}
+    for key, example in zip(keys, examples, strict=True):
+        if key in free:
+            found[part_of.get(key, "train")].append(example)
+    if not found["train"]:
+        raise StudyError(
+            data.source,
+            "every prompt of it is in the test or validation part, so that nothing is left to "
+            "train on",
+            "Name other sources for data.test and data.validation.",
+        )
+    return {
+        part: examples.part(some, twice if part == "train" else None)
+        for part, some in found.items()
+    }
+
+
+def source_of(data: DataSettings, part: Part) -> str | None:
+    """The source that a held-out part has of its own: named, or the folder that has its file."""
+    named = {"test": data.test, "validation": data.validation}.get(part)
+    if named is not None:
+        return named
+    folder = Path(data.source).expanduser()
+    is_source = data.source.startswith(("hub:", "almanac:"))
+    if not is_source and folder.is_dir() and part in folder_parts(folder):
+        return data.source
+    return None
+
+
+def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[str]]:
+    """Part -> the prompts that are split off for it; none for a part with a source of its own.
+
+    counts: prompt -> examples that ask it. Prompts in the order of their hashes, until they are
+    held_out examples: the last prompt may bring a few more.
+    """
+    parts = [part for part in HELD_OUT if source_of(data, part) is None]
+    held: dict[Part, set[str]] = {part: set() for part in parts}
+    if data.held_out is None or not parts:
+        return {}
+    total = sum(counts.values())
+    most = int(LARGEST_SHARE * total) // len(parts)
+    if data.held_out > most or len(counts) <= len(parts):
+        raise StudyError(
+            f"data.held_out = {data.held_out}",
+            f"{data.source} has {total:,} examples with {len(counts):,} different prompts that no "
+            f"other part asks, and at most half of them are held out ({' and '.join(parts)} part)",
+            f"Hold out at most {most}, or name a source: data.test=FILE.",
+        )
+    waiting = iter(sorted(counts, key=lambda key: hashlib.sha256(key.encode()).digest()))
+    for part in parts:
+        taken = 0
+        for key in waiting:
+            held[part].add(key)
+            taken += counts[key]
+            if taken >= data.held_out:
+                break
+    return held
+
+
+def tell_parts(data: DataSettings) -> list[str]:
+    """What the training examples are, with the first one, and a line for each part held out."""
+    train = read_part(data, "train")
+    lines = [f"{Path(data.source).name}: {train.tell()}", f"  first: {train.sample()}"]
+    keys: list[set[str]] = []
+    for part in HELD_OUT:
+        source = source_of(data, part)
+        if source is None and data.held_out is None:
+            continue
+        name = "split off by a hash of the prompt" if source is None else Path(source).name
+        examples = read_part(data, part)
+        lines.append(f"  {part} part ({name}): {examples.tell()}")
+        keys.append({prompt_key(example) for example in examples})
+    if len(keys) == len(HELD_OUT) and (both := keys[0] & keys[1]):
+        lines.append(f"  {len(both):,} prompts are in both of them")
+    return lines

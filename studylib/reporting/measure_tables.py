@@ -1,0 +1,225 @@
+"""Tables and sentences of what was measured on held-out examples.
+
+A study without such measures gets none of them.
+
+Not covered: the figures (studylib.reporting.measured), what they mean (studylib.schema.measures),
+csv files (studylib.reporting.exports).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from studylib.core.metrics import MISSING, percent, points
+from studylib.core.stats import Estimate
+from studylib.reporting.cells import NOT_TRAINED, Table
+from studylib.reporting.measured import HELD_OUT, RETENTION, Measured
+from studylib.reporting.notes import join_words
+from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.measures import Measure
+
+DECIMALS = 3  # of nats and bits
+COUNTS = {
+    "left_out": "left out: nothing in them that this measure needs",
+    "unknown_labels": "with a label that never occurs in training, counted as wrong",
+    "unfinished": "answers that reached the longest length allowed",
+    "prompts_cut": "prompts cut from the left to fit the model's context",
+}
+
+
+def section(comparisons: Sequence[Comparison]) -> list[str]:
+    """A track's part on held-out examples; empty where nothing was measured so."""
+    lines = []
+    if any(c.measured for c in comparisons):
+        lines += ["### On held-out examples", "", held_out_table(comparisons).markdown(), ""]
+        lines += [reading(comparisons), ""]
+    if any(found.of == RETENTION for c in comparisons for found in c.measured):
+        lines += ["### What the base knew before, by held-out loss", ""]
+        lines += [retention_table(comparisons).markdown(), ""]
+    return lines
+
+
+def held_out_table(comparisons: Sequence[Comparison]) -> Table:
+    """A row a measure and method: the figure, its difference from full, the share of full's gain,
+    and the smallest gap that these data can show."""
+    header = ("Model", "Measure", "Method", "Figure", "Gain over base", "Less full's",
+              "Share of full's gain (%) ↑", "Smallest gap these data show")  # fmt: skip
+    rows = []
+    for comparison in comparisons:
+        for found in comparison.measured:
+            if found.of == HELD_OUT:
+                name = (comparison.name, found.measure.header, found.label)
+                rows.append((*name, figure_cell(found), *difference_cells(found)))
+    return Table(header, tuple(rows))
+
+
+def retention_table(comparisons: Sequence[Comparison]) -> Table:
+    header = ("Model", "Measure", "Method", "Figure", "Change from base", "Less full's")
+    rows = []
+    for comparison in comparisons:
+        for found in comparison.measured:
+            if found.of == RETENTION:
+                gain, gap, *_ = difference_cells(found)
+                name = (comparison.name, found.measure.header, found.label)
+                rows.append((*name, figure_cell(found), gain, gap))
+    return Table(header, tuple(rows))
+
+
+def figure_cell(found: Measured) -> str:
+    estimate = found.estimate
+    count = f"{estimate.items:,}"
+    count += f" in {estimate.clusters:,} groups" if estimate.clusters != estimate.items else ""
+    count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
+    return f"{interval(found.measure, estimate, signed=False)} (n={count})"
+
+
+def difference_cells(found: Measured) -> tuple[str, str, str, str]:
+    """Gain over the base, gap to full, share of full's gain, smallest gap."""
+    if not found.trains:
+        return "reference", NOT_TRAINED, NOT_TRAINED, "—"
+    gain = interval(found.measure, found.gain) if found.gain else MISSING
+    if found.method == "full" and found.gap is None:
+        return gain, "reference", "reference", "—"
+    if found.gap is None:
+        return gain, MISSING, MISSING, MISSING
+    share = "full's gain is not told from zero" if found.gain else MISSING
+    if found.share is not None:
+        half = found.share.high - found.share.value
+        share = f"{percent(found.share.value)} ± {percent(half)}"
+    least = found.detectable
+    smallest = MISSING if least is None else number(found.measure, least, signed=False)
+    return gain, interval(found.measure, found.gap), share, smallest
+
+
+def number(measure: Measure, value: float, signed: bool = True) -> str:
+    """A figure or a difference in the unit shown: points of a share, or nats and bits."""
+    if measure.is_share:
+        return points(value) if signed else percent(value)
+    text = f"{value:{'+' if signed else ''}.{DECIMALS}f}"
+    zero = not text.strip("+-0.")
+    return text.lstrip("+-") if zero else text.replace("-", "−")
+
+
+def interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
+    """value ± half-width, or value [low, high] where a bound cut one side."""
+    up, down = estimate.high - estimate.value, estimate.value - estimate.low
+    value = number(measure, estimate.value, signed)
+    if abs(up - down) < 5e-4:
+        return f"{value} ± {number(measure, up, signed=False)}"
+    ends = (number(measure, end, signed) for end in (estimate.low, estimate.high))
+    return f"{value} [{', '.join(ends)}]"
+
+
+def reading(comparisons: Sequence[Comparison]) -> str:
+    """What was measured, what the intervals rest on, and what was counted beside it."""
+    shown = [found for c in comparisons for found in c.measured if found.of == HELD_OUT]
+    one_seed = any(found.trains and found.estimate.seeds == 1 for found in shown)
+    text = (
+        "Differences are taken on the same examples; intervals of 95 % are over "
+        + ("examples alone, one seed a method" if one_seed else "examples and seeds")
+        + ". The share is the method's gain over the base as part of full fine-tuning's. "
+        "The smallest gap is what data like these show 8 times in 10."
+    )
+    told = dict.fromkeys(
+        f"{found.measure.label.lower()}: {count:,} {COUNTS[key]}"
+        for found in shown
+        for key, count in found.counts.items()
+        if key in COUNTS
+    )
+    return text + (f" Of the examples, {'; '.join(told)}." if told else "")
+
+
+def words(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
+    """Name and meaning of every figure that is shown, for the table of columns."""
+    shown = [found.measure for s in summaries for c in s.comparisons for found in c.measured]
+    return list({m.key: (m.label, m.meaning) for m in shown}.values())
+
+
+def first_measure(comparison: Comparison) -> list[Measured]:
+    """Each method's figure of the measure that was asked first, on its own weights."""
+    rows = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
+    return [found for found in rows if found.measure is rows[0].measure]
+
+
+def headline_heads(comparisons: Sequence[Comparison]) -> dict[str, str]:
+    """What the first table shows of the first measure in place of accuracy and gap, where a track
+    asks no questions."""
+    measures = [found.measure for c in comparisons for found in first_measure(c)[:1]]
+    if not measures or any(row.accuracy for c in comparisons for row in c.rows):
+        return {}
+    return {"accuracy": measures[0].header, "gap": "Less full's"}
+
+
+def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
+    """A method's figure of the first measure, or its difference to full."""
+    found = next((f for f in first_measure(comparison) if f.label == row.label), None)
+    if found is None:
+        return MISSING
+    return figure_cell(found) if key == "accuracy" else difference_cells(found)[1]
+
+
+def tell(comparison: Comparison, brief: bool = False) -> str:
+    """The finding on held-out examples by the first measure, in sentences; empty without one."""
+    rows = first_measure(comparison)
+    if not rows:
+        return ""
+    measure = rows[0].measure
+    full = next((found for found in rows if found.method == "full"), None)
+    if full is None or full.gain is None:
+        return ""
+    unit = "%" if measure.is_share else measure.unit
+    better = full.gain.value * measure.sign > 0
+    sure = full.gain.low > 0 or full.gain.high < 0
+    moved = ("improved" if better else "worsened") if sure else "did not clearly change"
+    lines = [
+        f"On {count_examples(full)} full fine-tuning {moved} the "
+        f"{measure.label.lower()} to {interval(measure, full.estimate, signed=False)} {unit} "
+        f"({interval(measure, full.gain)} against the base)."
+    ]
+    judged = [found for found in rows if found.gap is not None]
+    lines += [gap_sentence(found, brief) for found in judged]
+    return " ".join(lines)
+
+
+def count_examples(found: Measured) -> str:
+    """`200 held-out examples`, or `6 held-out examples (92 windows)` where texts were divided."""
+    items, groups = found.estimate.items, found.estimate.clusters
+    windows = f" ({items:,} windows)" if items != groups else ""
+    return f"{groups:,} held-out examples{windows}"
+
+
+def gap_sentence(found: Measured, brief: bool) -> str:
+    gap, measure = found.gap, found.measure
+    assert gap is not None
+    unit = "pp" if measure.is_share else measure.unit
+    kept = "" if found.share is None else f" and kept {percent(found.share.value)} % of its gain"
+    figures = f"{interval(measure, gap)} {unit}{kept}"
+    if gap.low > 0 or gap.high < 0:
+        word = "better" if gap.value * measure.sign > 0 else "worse"
+        return f"{found.label} ended {word} than it ({figures})."
+    least = found.detectable
+    could = ""
+    if least is not None and not brief:
+        could = f"; a gap of {number(measure, least, signed=False)} would have shown"
+    return f"{found.label} cannot be told from it ({figures}{could})."
+
+
+def headline(comparison: Comparison) -> str:
+    """The finding by the first measure in one sentence without figures; empty without one."""
+    rows = first_measure(comparison)
+    judged = [found for found in rows if found.gap is not None]
+    if not judged:
+        return ""
+    gain = next((found.gain for found in rows if found.method == "full"), None)
+    if gain is not None and gain.low <= 0 <= gain.high:
+        return "These runs cannot say which method learns more."
+    kinds: dict[str, list[str]] = {}
+    for found in judged:
+        assert found.gap is not None
+        worse = found.gap.value * found.measure.sign < 0
+        words = "{} could not be told from full fine-tuning"
+        if found.gap.low > 0 or found.gap.high < 0:
+            words = "full fine-tuning did better than {}" if worse else "{} did better than full"
+        kinds.setdefault(words, []).append(found.label)
+    text = "; ".join(form.format(join_words(names)) for form, names in kinds.items())
+    return f"{text[0].upper()}{text[1:]} ({rows[0].measure.label.lower()})."
