@@ -102,7 +102,7 @@ def run_batch(tasks: Sequence[Task], hardware: Hardware, progress: Any, outcome:
     """The executor for this machine: `jobs` tasks at a time, each on cards of its own."""
     waiting, running = list(tasks), list[Running]()
     known = visible_cards()
-    free = list(known)
+    free = [*known] * hardware.runs_per_card
     threads = hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
     try:
         while waiting or running:
