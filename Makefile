@@ -3,7 +3,7 @@ PY := tools/python
 quote = '$(subst ','\'',$(1))'
 opt = $(if $($(1)),--$(2) $(call quote,$($(1))))
 PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
-ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mmlu) \
+ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,COLUMNS,columns) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
   $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
 
@@ -12,7 +12,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(call opt,MMLU,mm
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
+	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= COLUMNS= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
 	@echo "Of rent besides: GPU=H100:1 SPOT=1 CLOUD=lambda BUDGET=10 MAX=3.50 PRICES=FILE DRYRUN=1 YES=1"
 
 setup: ## install the packages (the other targets do it too)

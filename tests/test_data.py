@@ -66,9 +66,9 @@ def pack_shuffled(examples, seq_len, rows, seed):
         ("a.jsonl", b'{"instruction": "\\ud800", "output": "b"}', "line 1", "surrogate"),
         ("a.json", f"[{GOOD}, null]".encode(), "entry 2", "an example is an object"),
         ("a.json", b'{"a": 1}', "a.json", "not a list"),
-        ("a.csv", b"instruction,output\na,b\n", "a.csv", "a CSV file; DATA takes .json or .jsonl"),
-        ("a.parquet", b"PAR1\xff", "a.parquet", "a Parquet file; DATA takes"),
-        ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz", "a compressed file; DATA takes"),
+        ("a.parquet", b"PAR1\xff", "a.parquet", "not a whole Parquet file"),
+        ("a.jsonl.gz", b"\x1f\x8b", "a.jsonl.gz", "not a whole gzip file"),
+        ("a.xlsx", b"PK", "a.xlsx", "an Excel file; DATA takes .jsonl, .json, .csv"),
     ],
 )  # fmt: skip
 def test_faults_of_a_data_file_name_the_line(tmp_path, name, content, place, rule):
@@ -234,7 +234,7 @@ def test_rows_without_text_are_left_out_and_counted_and_numbers_are_text(tmp_pat
         "true or false in 'input'": 1,
     }
     assert examples.tell() == (
-        "6 examples, 4 rows left out (2 with no text in 'output', 1 with a list in 'output', "
+        "Alpaca instructions, 6 examples, 4 rows left out (2 with no text in 'output', 1 with a list in 'output', "
         "1 with true or false in 'input'), 2 with a number as text"
     )
 

@@ -29,7 +29,8 @@ from studylib.scoring import held_out
 from studylib.scoring.answer_loss import count_bytes, learned_spans, measure_losses
 from studylib.scoring.evaluate import NotANumber, build_lm
 from studylib.scoring.greedy import answer_all
-from studylib.scoring.held_out import last_number, measure_held_out, normalise, take
+from studylib.scoring.held_out import measure_held_out, take
+from studylib.scoring.measures import MEASURED, last_number, normalise
 
 COLOURS = ["red", "dark red", "green", "dark green", "blue"]
 ROWS = [
@@ -47,7 +48,7 @@ def make_spec(source, model="ladder:0.4m", measures=("loss",), **evaluate):
     return RunSpec(
         profile="test", track="main", model=model, method=parse_method("base", LoraSettings()),
         seed=0, learning_rate=0.0, learning_rate_source="test", hardware=Hardware(gpus=0),
-        data=DataSettings(source=source, template="plain"),
+        data=DataSettings(source=source, template="plain", held_out=12),
         train=TrainSettings(steps=4, seq_len=128),
         evaluate=EvaluateSettings(measures=measures, **evaluate),
     )  # fmt: skip
@@ -282,5 +283,5 @@ def test_every_measure_that_can_be_asked_has_figures():
     from studylib.schema.settings import Asked
 
     assert all(figures_of(name) for name in get_args(Asked))
-    assert set(get_args(Asked)) == set(held_out.MEASURED)
+    assert set(get_args(Asked)) == set(MEASURED)
     assert {m.asked for m in MEASURES.values()} == set(get_args(Asked))

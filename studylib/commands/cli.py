@@ -27,6 +27,7 @@ from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
     BudgetOption,
+    ColumnsOption,
     DataOption,
     JsonOption,
     LimitOption,
@@ -96,6 +97,7 @@ def reproduce(
     steps: StepsOption = None,
     limit: LimitOption = None,
     changes: SetOption = None,
+    columns: ColumnsOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
     ] = False,
@@ -115,9 +117,9 @@ def reproduce(
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
-    name, why = pick_profile(profile)
+    name, why = pick_profile(profile, bool(model or data))
     chosen = resolve_profile(
-        name, results, model, data, mmlu, methods, seeds, steps, limit, changes
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )
     folder = results / chosen.name
     if why:

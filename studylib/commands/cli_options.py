@@ -31,7 +31,16 @@ ModelOption = Annotated[
     ),
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="Alpaca-format json or jsonl file, or hub:ID.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="A .jsonl, .json, .csv, .tsv or .parquet file (also .gz), a folder of such train, "
+        "validation and test files, or hub:ID.",
+    ),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", help="Which columns of the data: 'prompt=text answer=category'."),
 ]
 MmluOption = Annotated[
     str | None, typer.Option("--mmlu", help="hub, or a folder with test.jsonl and dev.jsonl.")
@@ -54,10 +63,13 @@ BudgetOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
 
 
-def pick_profile(profile: str | None) -> tuple[str, str]:
-    """(the profile's name, why it was chosen); no reason where it was named."""
+def pick_profile(profile: str | None, own: bool = False) -> tuple[str, str]:
+    """(the profile's name, why it was chosen); no reason where it was named. own: MODEL or DATA is
+    the reader's."""
     if profile:
         return profile, ""
+    if own:
+        return "custom", "MODEL or DATA is your own"
     from studylib.running.doctor import own_profile
 
     return own_profile()
@@ -79,6 +91,7 @@ def resolve_profile(
     steps: int | None = None,
     limit: int | None = None,
     changes: list[str] | None = None,
+    columns: str | None = None,
 ) -> Any:
     """The profile that the options name, each option laid over it, with its tuned rates."""
     from studylib.schema.profile import merge
@@ -88,6 +101,7 @@ def resolve_profile(
     for key, value in (
         ("models", split(model)),
         ("data.source", data),
+        ("data.columns", columns),
         ("evaluate.questions", mmlu),
         ("methods", split(methods)),
         ("seeds", split_numbers(seeds)),
@@ -101,7 +115,7 @@ def resolve_profile(
         if not equals or not all(key.strip().split(".")):
             raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
         over = merge(over, nest(key.strip(), parse_value(text, change)))
-    name = profile or default_profile()
+    name = pick_profile(profile, bool(model or data))[0]
     if name == "custom":
         missing = [
             option

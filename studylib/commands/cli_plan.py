@@ -16,6 +16,7 @@ from typing import Any
 
 from studylib.commands.cli_options import (
     DEFAULT_RESULTS,
+    ColumnsOption,
     DataOption,
     JsonOption,
     LimitOption,
@@ -44,15 +45,16 @@ def plan(
     steps: StepsOption = None,
     limit: LimitOption = None,
     changes: SetOption = None,
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
 
-    name, why = pick_profile(profile)
+    name, why = pick_profile(profile, bool(model or data))
     chosen = resolve_profile(
-        name, results, model, data, mmlu, methods, seeds, steps, limit, changes
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )
     told = check_all(chosen)
     made, estimate = look_ahead(chosen, results / chosen.name)
@@ -81,7 +83,7 @@ def check_all(profile: Any) -> list[str]:
     if brings_models(profile):
         from studylib.modelling.preflight import check_models
 
-        check_models(profile)
+        told += check_models(profile)
     return told
 
 

@@ -21,6 +21,7 @@ from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
     BudgetOption,
+    ColumnsOption,
     DataOption,
     LimitOption,
     MethodsOption,
@@ -50,6 +51,7 @@ def rent(
     steps: StepsOption = None,
     limit: LimitOption = None,
     changes: SetOption = None,
+    columns: ColumnsOption = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="Cheaper; taken away at times, then replaced.")
     ] = False,
@@ -84,11 +86,12 @@ def rent(
         raise StudyError(f"BUDGET={budget}", "a rented machine costs money", "Write BUDGET=10.")
     rental, offers = make_rental(gpus, load_prices(prices), spot, cloud, usd_cap)
     chosen = resolve_profile(
-        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes
+        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )
     options = make_variables(
         PROFILE=profile, MODEL=model, DATA=data, MMLU=mmlu, METHODS=methods, SEEDS=seeds,
-        STEPS=steps, LIMIT=limit, SET=" ".join(changes or []), BUDGET=f"{allowed:g}", YES="1",
+        STEPS=steps, LIMIT=limit, COLUMNS=columns, SET=" ".join(changes or []),
+        BUDGET=f"{allowed:g}", YES="1",
     )  # fmt: skip
     check_travels(options, ROOT)
     home = results / chosen.name

@@ -34,6 +34,11 @@ def read_text(path: Path, what: str, remedy: str) -> str:
         raise StudyError(
             path, f"{what} cannot be read ({error.strerror or error})", remedy
         ) from None
+    return decode_text(content, path)
+
+
+def decode_text(content: bytes, path: Path) -> str:
+    """A file's bytes as UTF-8 text without a byte-order mark; a fault names its line."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -13,7 +13,9 @@ Not covered: how an item is measured, and what a figure is called (studylib.sche
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -60,6 +62,16 @@ class Items:
         if len(set(labels.tolist())) < 2:
             labels = np.arange(len(below))  # one document alone: its parts are all there is
         return cls(top, below, labels, share, fixed)
+
+    @classmethod
+    def of_tables(cls, tables: Sequence[Any], measure: Any, fixed: bool) -> Items:
+        """What one method's runs gave for a figure: a table a run, of the same items in their
+        order. measure: a row of studylib.schema.measures."""
+        sums = np.stack([t[measure.column].to_numpy(dtype=float) for t in tables])
+        first = tables[0]
+        sizes = np.ones(len(first)) if measure.over is None else first[measure.over].to_numpy()
+        share = measure.over is None
+        return cls.of(sums * measure.factor, sizes, first["group"].to_numpy(), share, fixed)
 
     def grouped(self) -> stats.Totals:
         """Sums and sizes by group."""

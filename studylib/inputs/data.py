@@ -1,11 +1,11 @@
 """Training examples: tokenise, pack. The same rows in the same order for every method.
 
-Only the output of an example is learned. Examples are packed into rows of seq_len tokens; positions
-restart at each example, so that none attends across its neighbours. The order depends on the seed
-and the number of examples alone. What a run does not reach in this order is not tokenised.
+Only the answers of an example are learned. Examples are packed into rows of seq_len tokens;
+positions restart at each example, so that none attends across its neighbours. The order depends on
+the seed and the number of examples alone. What a run does not reach in this order is not tokenised.
 
-Not covered: reading them (studylib.inputs.examples), questions for the evaluation
-(studylib.scoring.tasks).
+Not covered: reading them (studylib.inputs.examples, studylib.inputs.parts), tokens
+(studylib.inputs.tokens), questions for the evaluation (studylib.scoring.tasks).
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from itertools import islice
 from typing import Any
 
 from studylib.core.errors import StudyError
-from studylib.inputs.examples import Example, read_example_file, read_examples
+from studylib.inputs.examples import read_example_file, read_examples
+from studylib.inputs.forms import Example
+from studylib.inputs.parts import read_part
+from studylib.inputs.templates import prompt_and_answer, prompt_of, resolve_template
+from studylib.inputs.tokens import IGNORED, Tokenised, tokenise, unfold
 from studylib.schema.profile import DataSettings, TrainSettings
 from studylib.schema.records import canonical
 
@@ -30,30 +34,20 @@ __all__ = [
     "hash_examples",
     "pack",
     "prepare_data",
+    "prompt_and_answer",
     "prompt_of",
     "read_example_file",
     "read_examples",
+    "read_part",
     "row_multiple",
     "spell",
     "tokenise",
+    "unfold",
 ]
 
-IGNORED = -100  # the label that transformers' loss leaves out
-
-# The prompt of Stanford Alpaca (2023), with and without an input.
-ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further "
-    "context. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately "
-    "completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
-)
 TOKENISED_AT_ONCE = 256
 
-Tokenised = dict[str, list[int]]
-Row = list[Tokenised]
+Row = list[dict[str, list[int]]]
 
 
 def row_multiple(on_card: bool) -> int:
@@ -62,38 +56,6 @@ def row_multiple(on_card: bool) -> int:
     cuDNN, PyTorch's first choice of attention on Hopper, makes a plan for every new length.
     """
     return 128 if on_card else 1
-
-
-def prompt_of(example: Example, template: str) -> tuple[str, str]:
-    """(prompt, answer) as the model sees them; `plain` is the bare text of both."""
-    if template == "plain":
-        prompt = " ".join(part for part in (example["instruction"], example["input"]) if part)
-        return prompt, " " + example["output"]
-    form = ALPACA_INPUT if example["input"] else ALPACA
-    return form.format(**example), example["output"]
-
-
-def tokenise(
-    examples: Sequence[Example], template: str, tokenizer: Any, seq_len: int
-) -> list[Tokenised | None]:
-    """Token ids and labels of each example, at most seq_len long, the prompt's labels ignored.
-
-    Prompt and answer are spelled together and cut where the prompt alone ends, as lm-eval does,
-    so that training and scoring see the same tokens. An example whose prompt alone fills the
-    row teaches nothing: None.
-    """
-    pairs = [prompt_of(example, template) for example in examples]
-    prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
-    wholes = tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"]
-    eos = tokenizer.eos_token_id
-    tokenised: list[Tokenised | None] = []
-    for prompt, whole in zip(prompts, wholes, strict=True):
-        ids = whole if whole[-1] == eos else [*whole, eos]
-        start = len(prompt) - 1 if prompt and prompt[-1] == eos else len(prompt)
-        ids = ids[:seq_len]
-        labels = [IGNORED] * start + ids[start:]
-        tokenised.append({"input_ids": ids, "labels": labels} if start < len(ids) else None)
-    return tokenised
 
 
 def shuffle(count: int, seed: int) -> Iterator[int]:
@@ -106,7 +68,7 @@ def shuffle(count: int, seed: int) -> Iterator[int]:
 
 
 def spell(
-    examples: Sequence[Example], order: Iterator[int], template: str, tokenizer: Any, seq_len: int
+    examples: Sequence[Any], order: Iterator[int], template: str, tokenizer: Any, seq_len: int
 ) -> Iterator[tuple[int, Tokenised | None]]:
     """(number, tokens) of examples in an order, tokenised when they are asked for, each once.
 
@@ -157,10 +119,12 @@ def place(
 class TrainingData:
     """Rows for one run and the counts that go into its record.
 
-    examples: of the source, and sha256 is of all of them. drawn: those that packing came to until
-    the last row was full; all of them in a run of an epoch or more. Of these, left_out: their
-    prompt alone fills a row; cut: their answer was cut short. skipped: rows of the source that are
-    no examples.
+    examples: of the training part, as what is tokenised one by one (windows of a text, say); sha256
+    is of all of them. drawn: those that packing came to until the last row was full; all of them in
+    a run of an epoch or more. Of these, left_out: their prompt alone fills a row; cut: their answer
+    was cut short. skipped: rows of the source that are no examples, are asked by another part, or
+    are refused by the chat template. template: as it became. divided: conversations that the chat
+    template rewrites, each of them one example an answer.
     """
 
     rows: list[Row]
@@ -171,6 +135,8 @@ class TrainingData:
     left_out: int = 0
     cut: int = 0
     skipped: int = 0
+    template: str = "alpaca"
+    divided: int = 0
 
     @property
     def epochs(self) -> float:
@@ -204,12 +170,15 @@ def prepare_data(
     data: DataSettings, train: TrainSettings, tokenizer: Any, seed: int
 ) -> TrainingData:
     """Read, tokenise and pack what one run sees: steps × accumulation × micro_batch rows."""
-    examples = read_examples(data)
-    order = shuffle(len(examples), seed)
+    examples = read_part(data, "train")
+    template = resolve_template(data.template, examples, tokenizer)
+    unfolded = unfold(examples, template, tokenizer, train.seq_len)
+    pieces = unfolded.pieces
+    order = shuffle(len(pieces), seed)
     drawn: dict[int, Tokenised | None] = {}
 
     def usable() -> Iterator[Tokenised]:
-        for i, tokens in spell(examples, order, data.template, tokenizer, train.seq_len):
+        for i, tokens in spell(pieces, order, template, tokenizer, train.seq_len):
             drawn[i] = tokens
             if tokens is not None:
                 yield tokens
@@ -218,11 +187,13 @@ def prepare_data(
     used = [tokens for tokens in drawn.values() if tokens is not None]
     return TrainingData(
         rows=rows,
-        examples=len(examples),
+        examples=len(pieces),
         sha256=hash_examples(examples),
         order_sha256=hashlib.sha256(canonical(rows)).hexdigest(),
         drawn=len(drawn),
         left_out=len(drawn) - len(used),
-        cut=sum(tokens["input_ids"][-1] != tokenizer.eos_token_id for tokens in used),
-        skipped=examples.rows_skipped,
+        cut=sum(tokens.cut for tokens in used),
+        skipped=examples.rows_skipped + unfolded.refused.total(),
+        template=template,
+        divided=unfolded.divided,
     )

@@ -1,47 +1,51 @@
-"""Read training examples: a file, a hub's data set or the almanac; every fault names its place.
+"""Read training examples: a file, a folder, a hub's data set or the almanac; faults name places.
 
-An example is an Alpaca-style instruction, input and output. Sets of tens of thousands of rows hold
-some without an answer, and nobody can mend a hub's rows: such rows are left out and counted. Where
-most rows are so, the source is of another form, and it is refused with the keys that its rows have.
+Sets of tens of thousands of rows hold some without an answer, and nobody can mend a hub's rows:
+such rows are left out and counted. Where most rows are so, the source is of another form, and it is
+refused with the keys that its rows have.
 
-Not covered: what becomes of examples (studylib.inputs.data).
+Not covered: the forms (studylib.inputs.forms), which examples are held out (studylib.inputs.parts),
+what becomes of examples (studylib.inputs.data).
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from studylib.core.errors import StudyError
-from studylib.core.files import read_text
 from studylib.inputs.almanac import build_almanac, training_examples
+from studylib.inputs.forms import (
+    KNOWN,
+    Example,
+    Form,
+    NoExample,
+    form_of_columns,
+    form_of_row,
+    is_learned,
+    messages_of,
+)
+from studylib.inputs.rows import KINDS, OTHERS, TAKEN, kind_of, read_rows
+from studylib.schema.columns import parse_columns
 from studylib.schema.profile import DataSettings, nearest
 
 ALMANACS = {"new": ("new", "native"), "old": ("old", "native"), "shifted": ("old", "shifted")}
-OTHER_FORMS = {
-    ".csv": "a CSV file",
-    ".tsv": "a TSV file",
-    ".parquet": "a Parquet file",
-    ".arrow": "an Arrow file",
-    ".xlsx": "an Excel file",
-    ".gz": "a compressed file",
-    ".zst": "a compressed file",
-    ".zip": "a compressed file",
-}
-KINDS = {bool: "true or false", list: "a list", dict: "an object"}
 MOST_SKIPPED = 0.5  # of the rows: beyond it the source is no set of examples with some gaps
-
-Example = dict[str, str]
+PART_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+MOST_SHOWN = 60  # characters of each message of a sample
 
 
 class Examples(list[Example]):
     """The examples of a source in their order, and what was not taken as it stood.
 
     skipped: rows left out, by reason. converted: examples with a number that was taken as text.
+    form: what the rows were recognised as; None for the almanac. notes: what else is to be said.
     """
 
     def __init__(
@@ -49,33 +53,93 @@ class Examples(list[Example]):
         examples: Iterable[Example] = (),
         skipped: Mapping[str, int] | None = None,
         converted: int = 0,
+        form: Form | None = None,
+        notes: Iterable[str] = (),
     ):
         super().__init__(examples)
         self.skipped, self.converted = dict(skipped or {}), converted
+        self.form, self.notes = form, tuple(notes)
 
     @property
     def rows_skipped(self) -> int:
         return sum(self.skipped.values())
 
+    def part(
+        self, examples: Iterable[Example], skipped: Mapping[str, int] | None = None
+    ) -> Examples:
+        """Some of these examples; skipped: of the rest, those that are left out, by reason."""
+        left_out = Counter(self.skipped) + Counter(skipped or {})
+        return Examples(examples, left_out, self.converted, self.form, self.notes)
+
     def tell(self) -> str:
-        """`7,473 examples, 3 rows left out (2 with no text in 'output', 1 with …)`."""
-        words = f"{len(self):,} examples"
+        """`chat messages, 7,473 conversations, 2.1 turns each, 3 rows left out (2 with …)`."""
+        words = f"{len(self):,} {self.form.noun if self.form else 'examples'}"
+        if self.form:
+            words = f"{self.form.name}, {words}"
+        if self.form and self.form.noun == "conversations" and self:
+            turns = sum(is_learned(m) for example in self for m in messages_of(example))
+            words += f", {turns / len(self):.1f} turns each"
         if self.skipped:
             reasons = ", ".join(f"{count:,} with {why}" for why, count in self.skipped.items())
             rows = "row" if self.rows_skipped == 1 else "rows"
             words += f", {self.rows_skipped:,} {rows} left out ({reasons})"
-        return words + (f", {self.converted:,} with a number as text" if self.converted else "")
+        if self.converted:
+            words += f", {self.converted:,} with a number as text"
+        return "; ".join([words, *self.notes])
+
+    def sample(self) -> str:
+        """The first example on one line: `user: Add 0 and 1. | assistant: 1`."""
+        if not self:
+            return ""
+        if "text" in self[0]:
+            return shorten(self[0]["text"])
+        messages = messages_of(self[0])
+        return " | ".join(f"{m['role']}: {shorten(m['content'])}" for m in messages[:4])
+
+
+def shorten(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}…"
 
 
 def read_examples(data: DataSettings) -> Examples:
-    """The examples of a file, a hub data set or the almanac; every fault names its place."""
-    if data.source.startswith("almanac:"):
-        half, language = parse_almanac(data.source)
+    """All examples of the training source; every fault names its place."""
+    return read_source(data.source, data)
+
+
+def read_source(source: str, data: DataSettings, part: str = "train") -> Examples:
+    """The examples of one source. part: which file of a folder."""
+    if source.startswith("almanac:"):
+        half, language = parse_almanac(source)
         known = training_examples(build_almanac(), half, n_facts=data.facts, language=language)
         return Examples(known)
-    if data.source.startswith("hub:"):
-        return fetch_examples(data.source)
-    return read_example_file(Path(data.source).expanduser())
+    if source.startswith("hub:"):
+        return fetch_examples(source, data.columns)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = folder_parts(path)
+        if part not in found:
+            names = ", ".join(f"{name}.jsonl" for name in PART_NAMES[part])
+            rule = f"the folder has no file of the {part} part ({names}, or another kind)"
+            have = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+            raise StudyError(path, rule, f"It has {have}. Name the file itself, or rename it.")
+        path = found[part]
+    return read_example_file(path, data.columns)
+
+
+def folder_parts(folder: Path) -> dict[str, Path]:
+    """Part -> its file, of a folder with train, validation and test files; others are not read."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.lower().removesuffix(".gz").removesuffix(kind_of(path))
+        part = next((part for part, names in PART_NAMES.items() if stem in names), None)
+        if part is None or kind_of(path) not in KINDS or not path.is_file():
+            continue
+        if part in found:
+            rule = f"two files are the {part} part: {found[part].name} and {path.name}"
+            raise StudyError(folder, rule, "Keep one of them there, or name a file instead.")
+        found[part] = path
+    return found
 
 
 def parse_almanac(source: str) -> tuple[Any, Any]:
@@ -86,131 +150,112 @@ def parse_almanac(source: str) -> tuple[Any, Any]:
     return ALMANACS[name]
 
 
-def read_example_file(path: Path) -> Examples:
-    """Examples of an Alpaca-format .json (a list) or .jsonl (one object a line) file."""
-    remedy = "DATA is an Alpaca-format .json or .jsonl file, or hub:ID."
-    if path.is_file() and path.suffix.lower() in OTHER_FORMS:
-        what = OTHER_FORMS[path.suffix.lower()]
-        raise StudyError(path, f"this is {what}; DATA takes .json or .jsonl", "Save it as one.")
-    text = read_text(path, "the data file", remedy)
-    if path.suffix.lower() == ".jsonl" or not text.strip():
-        rows = [(f"line {i}", row) for i, row in parse_lines(text, path)]
-    else:
-        content = parse_json(text, path, 1)
-        if not isinstance(content, list):
-            raise StudyError(
-                path,
-                "the file is not a list of examples",
-                "Write [{...}, ...], or one object a line in a .jsonl file.",
-            )
-        rows = [(f"entry {i}", row) for i, row in enumerate(content, 1)]
-    return check_examples(rows, path)
+def read_example_file(path: Path, columns: str | None = None) -> Examples:
+    """Examples of a file, of the form that its keys or COLUMNS say."""
+    if path.is_file() and kind_of(path) not in (*KINDS, *OTHERS):
+        rule = f"its name does not say what it is; DATA takes {TAKEN}"
+        raise StudyError(path, rule, "Rename it.")
+    rows, notes = read_rows(path)
+    return check_examples(rows, path, columns, notes)
 
 
-def parse_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, content) of every line that is not blank."""
-    for i, line in enumerate(text.split("\n"), 1):  # not at U+2028, as splitlines does
-        if line.strip():
-            yield i, parse_json(line, path, i)
+def check_examples(
+    rows: Iterable[tuple[str, Any]],
+    origin: object,
+    columns: str | None = None,
+    notes: Iterable[str] = (),
+) -> Examples:
+    """The examples that rows hold, all of one form.
 
-
-def parse_json(text: str, path: Path, first_line: int) -> Any:
-    """JSON text that starts at a line of a file; half a surrogate pair is no text either."""
-    try:
-        content = json.loads(text)
-        if "\\ud" in text.lower():
-            json.dumps(content, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        remedy = "Correct the line."
-        if error.msg == "Extra data" and path.suffix.lower() != ".jsonl":
-            remedy = "Correct the line; if each line is an object, name the file .jsonl."
-        raise StudyError(
-            f"{path}, line {line}", f"this is not JSON ({error.msg})", remedy
-        ) from None
-    except UnicodeEncodeError:
-        raise StudyError(
-            f"{path}, from line {first_line}",
-            "a text holds half of a surrogate pair (\\ud800 to \\udfff)",
-            "Write the whole pair, or the character itself.",
-        ) from None
-    except ValueError as error:  # a whole number of thousands of digits
-        rule = f"this is not JSON that can be read ({error})"
-        raise StudyError(f"{path}, from line {first_line}", rule, "Correct the line.") from None
-    except RecursionError:
-        raise StudyError(
-            f"{path}, line {first_line}", "this is nested too deep", "Write one object an example."
-        ) from None
-    return content
-
-
-def check_examples(rows: Iterable[tuple[str, Any]], origin: object) -> Examples:
-    """Examples with text in instruction and output; `input` may be missing or empty.
-
-    Rows without one are left out and counted, by the first reason found. StudyError: a row is no
-    object, there are no rows, or more than half of them would be left out.
+    Rows without one are left out and counted. StudyError: a row is no object or of another form
+    than the first, no form is known, there are no rows, or more than half would be left out.
     """
+    rows = list(rows)
+    form, keys = find_form(rows, origin, columns)
     examples, skipped, converted = [], Counter[str](), 0
-    first, keys = "", dict[str, None]()
+    first = ""
+    for place, row in rows:
+        if columns is None and not form.fits(row):
+            refuse_mixture(form, row, f"{origin}, {place}")
+        try:
+            example, as_text = form.read(row)
+        except NoExample as fault:
+            first = first or place
+            skipped[str(fault)] += 1
+        else:
+            examples.append(example)
+            converted += as_text
+    if skipped.total() > MOST_SKIPPED * len(rows):
+        why, often = skipped.most_common(1)[0]
+        raise StudyError(
+            f"{origin}, from {first}",
+            f"{skipped.total():,} of {len(rows):,} rows are no examples ({often:,} with {why}); "
+            f"the rows have the keys {name_keys(keys)}",
+            f"Read as {form.name}, each row needs {' and '.join(form.keys)}. {map_keys(keys)}",
+        )
+    unused = [key for key in keys if key not in (*form.keys, *form.used, "id")]
+    notes = [*notes, f"not read: {name_keys(unused)}"] if unused else notes
+    return Examples(examples, skipped, converted, form, notes)
+
+
+def find_form(
+    rows: list[tuple[str, Any]], origin: object, columns: str | None
+) -> tuple[Form, list[str]]:
+    """(the form of the first row that has one, all keys with something in them)."""
+    keys = dict[str, None]()
+    form: Form | None = form_of_columns(parse_columns(columns)) if columns else None
     for place, row in rows:
         if not isinstance(row, dict):
             raise StudyError(
                 f"{origin}, {place}",
                 "an example is an object",
-                'Write {"instruction": …, "input": …, "output": …}.',
+                'Write {"messages": […]}, {"prompt": …, "completion": …} or {"text": …}.',
             )
         # A column that only some rows of a hub's file have is null in the others.
         keys |= {str(key): None for key, value in row.items() if value is not None}
-        texts = {key: take_text(row.get(key)) for key in ("instruction", "input", "output")}
-        fault = find_fault(row, texts)
-        if fault is None:
-            examples.append({key: text or "" for key, text in texts.items()})
-            converted += any(text and row[key] != text for key, text in texts.items())
-        else:
-            first = first or place
-            skipped[fault] += 1
-    count = len(examples) + skipped.total()
-    if not count:
+        form = form or form_of_row(row)
+    if not rows:
         raise StudyError(origin, "there are no examples in it", "Add at least one.")
-    if skipped.total() > MOST_SKIPPED * count:
-        why, often = skipped.most_common(1)[0]
-        shown = ", ".join([*keys][:8]) + (", …" if len(keys) > 8 else "") or "no keys"
+    if columns and form and not form.fits(keys):
+        missing = ", ".join(key for key in form.keys if key not in keys)
+        rule = f"no row has the column {missing}; the rows have the keys {name_keys([*keys])}"
+        raise StudyError(f"{origin}: columns {columns}", rule, "Name columns that are there.")
+    if form is None:
+        rule = f"no form is known with the keys {name_keys([*keys])}"
         raise StudyError(
-            f"{origin}, from {first}",
-            f"{skipped.total():,} of {count:,} rows are no examples ({often:,} with {why}); "
-            f"the rows have the keys {shown}",
-            "An example needs instruction and output, both with text.",
+            f"{origin}, from {rows[0][0]}", rule, f"Known are {KNOWN}. {map_keys([*keys])}"
         )
-    return Examples(examples, skipped, converted)
+    return form, [*keys]
 
 
-def take_text(value: object) -> str | None:
-    """A row's value as text, a number as JSON spells it; None where there is no text in it."""
-    if isinstance(value, str):
-        return value
-    if type(value) is int or (type(value) is float and math.isfinite(value)):
-        return json.dumps(value)
-    return None
+def refuse_mixture(form: Form, row: Mapping[str, Any], place: str) -> None:
+    other = form_of_row(row)
+    if other is not None:
+        raise StudyError(
+            place,
+            f"this row is of another form ({other.name}) than the first ones ({form.name})",
+            "Give each form a file of its own, or bring all rows into one form.",
+        )
 
 
-def find_fault(row: dict[str, Any], texts: dict[str, str | None]) -> str | None:
-    """Why a row is no example, in words that go after `with`; None where it is one."""
-    for key, text in texts.items():
-        value = row.get(key)
-        if text is None and value is not None and not isinstance(value, float):
-            return f"{KINDS.get(type(value), f'a {type(value).__name__}')} in {key!r}"
-        if key != "input" and not (text or "").strip():
-            return f"no text in {key!r}"
-    return None
+def name_keys(keys: list[str]) -> str:
+    return ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "") or "no keys"
 
 
-def fetch_examples(source: str) -> Examples:
-    """The train split of a hub data set with the columns instruction, input, output."""
+def map_keys(keys: list[str]) -> str:
+    """The option that maps keys, with the keys that were found."""
+    prompt, answer = (["COLUMN", "COLUMN"] + [key for key in keys if key != "id"])[-2:]
+    words = f"prompt={prompt} answer={answer}"
+    return f"Name yours, for example COLUMNS='{words}' (--columns), or COLUMNS='text={answer}'."
+
+
+def fetch_examples(source: str, columns: str | None = None) -> Examples:
+    """A split of a hub data set, `train` where hub:ID#SPLIT names none."""
     from studylib.inputs.hub import hub_errors
 
     with hub_errors(source, "give DATA as a file"):
         rows = download_rows(source)
-    return check_examples(((f"row {i}", row) for i, row in enumerate(rows, 1)), source)
+    return check_examples(((f"row {i}", row) for i, row in enumerate(rows, 1)), source, columns)
 
 
 def download_rows(source: str) -> Any:
@@ -219,14 +264,16 @@ def download_rows(source: str) -> Any:
 
     from studylib.inputs.hub import ask_again, resolve_dataset, root_cause
 
-    name, _, revision = source.removeprefix("hub:").partition("@")
+    named, _, split = source.removeprefix("hub:").partition("#")
+    name, _, revision = named.partition("@")
+    split = split or "train"
     commit = resolve_dataset(name, revision or None)
     try:
-        return ask_again(lambda: load_dataset(name, split="train", revision=commit))
+        return ask_again(lambda: load_dataset(name, split=split, revision=commit))
     except (ValueError, RuntimeError, DatasetsError) as error:
         fault = "its rows cannot be read"
         if not isinstance(error, DatasetGenerationError):
-            fault = "it gives no split `train`"
+            fault = f"it gives no split `{split}`"
         why = " ".join(str(root_cause(error)).split()) or type(error).__name__
         why = why if len(why) <= 240 else f"{why[:150]} … {why[-80:]}"
         raise StudyError(

@@ -16,7 +16,8 @@ from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import read_text
-from studylib.inputs.examples import parse_almanac, parse_lines
+from studylib.inputs.examples import parse_almanac
+from studylib.inputs.rows import parse_lines
 from studylib.inputs.sources import ask_dataset
 
 Question = dict[str, Any]

@@ -13,8 +13,10 @@ from torch import nn
 
 from studylib.core.errors import StudyError
 from studylib.inputs.data import Row, prepare_data
+from studylib.inputs.parts import read_part
 from studylib.inputs.questions import read_question_folder
 from studylib.inputs.sources import find_snapshot, model_folder
+from studylib.inputs.tokens import tell_lengths
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.checkpoint import check_whole
 from studylib.modelling.models import load_tokenizer
@@ -22,12 +24,14 @@ from studylib.schema.profile import Profile, Track
 from studylib.schema.settings import EvaluateSettings, ModelRef
 
 
-def check_models(profile: Profile) -> None:
+def check_models(profile: Profile) -> list[str]:
     """Raise StudyError where a checkpoint of a profile is not whole, or does not take its data.
 
     Checkpoints in folders, GGUF files and wheels, and those of a hub that are here already; others
     are checked by their run. Those of the ladder are made with this code, and shapes have none.
+    Returns a line for each model and track: what its tokenizer makes of the examples.
     """
+    told = dict[str, None]()
     seen: dict[str, nn.Module] = {}
     for track in profile.tracks:
         for model in track.models:
@@ -37,7 +41,8 @@ def check_models(profile: Profile) -> None:
                 continue
             if model not in seen:
                 seen[model] = check_whole(folder, ref)
-            check_track(track, ref, folder, seen[model])
+            told[check_track(track, ref, folder, seen[model])] = None
+    return list(told)
 
 
 def folder_here(ref: ModelRef) -> Path | None:
@@ -54,8 +59,10 @@ def folder_here(ref: ModelRef) -> Path | None:
         return None
 
 
-def check_track(track: Track, ref: ModelRef, folder: Path, model: Any) -> None:
-    """Whether a model computes the attention asked for, and has a row for every token and place."""
+def check_track(track: Track, ref: ModelRef, folder: Path, model: Any) -> str:
+    """Whether a model computes the attention asked for, and has a row for every token and place.
+
+    Returns what its tokenizer makes of the examples, in words."""
     choose_attention(model.config, track.train.attention)
     tokenizer = load_tokenizer(folder)
     tight = is_tight(model, tokenizer, track.train.seq_len)
@@ -64,6 +71,8 @@ def check_track(track: Track, ref: ModelRef, folder: Path, model: Any) -> None:
     if tight:
         refuse_outside(model, data.rows, ref)
         refuse_unknown_words(model, tokenizer, track.evaluate, ref)
+    examples = read_part(track.data, "train")
+    return f"{ref}: {tell_lengths(examples, track.data.template, tokenizer, track.train.seq_len)}"
 
 
 def is_tight(model: Any, tokenizer: Any, seq_len: int) -> bool:

@@ -22,9 +22,9 @@ from pydantic import computed_field
 from studylib.core.errors import StudyError
 from studylib.core.files import disk_full, explain_write_error
 from studylib.inputs.almanac import USUAL_FACTS
-from studylib.inputs.examples import read_examples
 from studylib.inputs.extras import check_extras
 from studylib.inputs.hub import hub_errors, resolve_dataset
+from studylib.inputs.parts import read_part, tell_parts
 from studylib.inputs.questions import check_questions
 from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
@@ -162,12 +162,15 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
     """Read what the runs will read, so that a fault shows now and not after an hour.
 
     fetch: bring in a hub's models now, once for all runs; else only ask whether they are there.
-    Returns a line on each data set that is not the almanac's: examples, and rows left out.
+    Returns lines on each data set that is not the almanac's: what it was recognised as, how many
+    examples, rows left out, and its first example.
     """
-    told: dict[str, str] = {}
+    told = dict[str, None]()
     for track in profile.tracks:
-        place = track.data.source
-        told[place] = f"{Path(place).name}: {read_examples(track.data).tell()}"
+        if not track.data.source.startswith("almanac:") or len(track.data.sources) > 1:
+            told |= dict.fromkeys(tell_parts(track.data))
+        else:
+            read_part(track.data, "train")
         for source in (track.evaluate.questions, track.evaluate.retention):
             if source is not None:
                 check_questions(source, track.evaluate.shots)
@@ -176,7 +179,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
             check_known(ModelRef.parse(model), track.evaluate)
     for spec in profile.runs():
         check_extras(spec)
-    return [words for place, words in told.items() if not place.startswith("almanac:")]
+    return list(told)
 
 
 def pin_sources(profile: Profile) -> Profile:

@@ -23,7 +23,8 @@ from pathlib import Path
 from studylib.core.errors import StudyError
 from studylib.core.files import file_sha256, write_atomically
 from studylib.inputs.almanac import ladder_folder
-from studylib.inputs.data import hash_examples, read_examples
+from studylib.inputs.data import hash_examples
+from studylib.inputs.parts import read_part
 from studylib.inputs.questions import hash_questions
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.schema.profile import Profile
@@ -62,9 +63,8 @@ def refuse_other_inputs(
     data: DataSettings, asked: EvaluateSettings, marks: Mapping[str, Scalar], place: Path
 ) -> None:
     recorded = marks.get("data.sha256")
-    is_file = Path(data.source).expanduser().is_file()
-    if recorded and is_file and hash_data_file(data) != recorded:
-        refuse(place, f"examples than {data.source} has now")
+    if recorded and lies_here(data) and hash_data_file(data) != recorded:
+        refuse(place, f"examples than {' and '.join(data.sources)} give now")
     for key, source in question_sources(asked):
         recorded = marks.get(key)
         if recorded and hash_question_folder(source, asked) != recorded:
@@ -119,9 +119,15 @@ def question_sources(asked: EvaluateSettings) -> list[tuple[str, str]]:
     ]
 
 
+def lies_here(data: DataSettings) -> bool:
+    """Whether the examples are a file's or a folder's, and no source of them is a hub's."""
+    here = [Path(source).expanduser().exists() for source in data.sources]
+    return all(here)
+
+
 @lru_cache(maxsize=8)
 def hash_data_file(data: DataSettings) -> str:
-    return hash_examples(read_examples(data))
+    return hash_examples(read_part(data, "train"))
 
 
 @lru_cache(maxsize=8)

@@ -178,7 +178,8 @@ def limit_rows_skipped(summaries: Studies) -> str:
             found[record.run.data.source] = record.train.rows_skipped
     return tell_each(
         (f"{source}: {count_of(count, 'row')}" for source, count in found.items()),
-        "Rows of the training data without an instruction or an answer were left out: ",
+        "Rows of the training data without a prompt or an answer, or that another part asks too, "
+        "were left out: ",
     )
 
 

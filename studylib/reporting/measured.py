@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
 from studylib.core import item_stats
@@ -76,9 +75,7 @@ class Arm:
                 "runs of one comparison measured other examples",
                 "Run them again on the same held-out part.",
             )
-        sums = np.stack([p[measure.column].to_numpy(dtype=float) for p in parts]) * measure.factor
-        sizes = np.ones(len(names)) if measure.over is None else parts[0][measure.over].to_numpy()
-        return Items.of(sums, sizes, parts[0]["group"], measure.is_share, not self.trains)
+        return Items.of_tables(parts, measure, fixed=not self.trains)
 
     def figure(self, of: str, key: str) -> MeasureFigure:
         block = self.records[0].evaluate

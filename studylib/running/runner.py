@@ -162,7 +162,7 @@ def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
         needs=(results / "runs" / spec.base_run_id / "items.parquet",),
         inputs=local_inputs(
             spec.model_ref,
-            spec.data.source,
+            *spec.data.sources,
             *(asked.questions or "", asked.retention or "", asked.retention_data or ""),
         ),
     )

@@ -20,13 +20,15 @@ from studylib.schema.profile import Profile
 from studylib.schema.spec import Track
 
 RESOLVED = "profile.yaml"
+DATA_KEYS = ("source", "test", "validation")
 PINNED = re.compile(r"(hub:[^@\s]+)@[0-9a-f]{40}")
 
 
 def unpinned(profile: Profile) -> list[str]:
-    """The profile's hub models and data sets that name no revision, each once."""
-    found = [source for track in profile.tracks for source in (*track.models, track.data.source)]
-    return [s for s in dict.fromkeys(found) if s.startswith("hub:") and "@" not in s]
+    """The profile's hub models and data sets that name no revision, each once; without a split."""
+    found = [s for track in profile.tracks for s in (*track.models, *track.data.sources)]
+    names = (source.partition("#")[0] for source in found if source.startswith("hub:"))
+    return [name for name in dict.fromkeys(names) if "@" not in name]
 
 
 def read_pins(folder: Path) -> dict[str, str]:
@@ -42,14 +44,15 @@ def sources_in(track: Any) -> list[str]:
     if not isinstance(track, dict):
         return []
     data = track.get("data")
-    source = data.get("source") if isinstance(data, dict) else None
-    return [str(found) for found in (*(track.get("models") or []), source) if found]
+    named = [data.get(key) for key in DATA_KEYS] if isinstance(data, dict) else []
+    return [str(found) for found in (*(track.get("models") or []), *named) if found]
 
 
 def pairs(sources: Iterable[str]) -> Iterable[tuple[str, str]]:
     for source in sources:
-        if match := PINNED.fullmatch(source):
-            yield match[1], source
+        pinned = source.partition("#")[0]
+        if match := PINNED.fullmatch(pinned):
+            yield match[1], pinned
 
 
 def apply_pins(profile: Profile, pins: Mapping[str, str]) -> Profile:
@@ -64,15 +67,23 @@ def apply_pins(profile: Profile, pins: Mapping[str, str]) -> Profile:
 
 def pin_track(track: Track, pins: Mapping[str, str]) -> Track:
     rates = {pin_key(key, pins): rate for key, rate in track.train.learning_rates.items()}
-    source = track.data.source
+    data = {key: pin_source(getattr(track.data, key), pins) for key in DATA_KEYS}
     return track.model_copy(
         update={
             "models": tuple(pins.get(model, model) for model in track.models),
             "seeds_of": {pins.get(model, model): s for model, s in track.seeds_of.items()},
-            "data": track.data.model_copy(update={"source": pins.get(source, source)}),
+            "data": track.data.model_copy(update=data),
             "train": track.train.model_copy(update={"learning_rates": rates}),
         }
     )
+
+
+def pin_source(source: str | None, pins: Mapping[str, str]) -> str | None:
+    """A source of examples, pinned, with the split that it names."""
+    if source is None:
+        return None
+    name, mark, split = source.partition("#")
+    return pins.get(name, name) + mark + split
 
 
 def pin_key(key: str, pins: Mapping[str, str]) -> str:

@@ -95,7 +95,7 @@ class TrainBlock(Frozen):
 
     examples_drawn: those that packing came to until the last row was full (null where all were);
     of these, examples_left_out: their prompt alone fills a row; examples_cut: their answer was cut.
-    rows_skipped: of the source, without an instruction or an answer.
+    rows_skipped: of the source: no examples, asked by another part, or refused by the template.
     untrained_adapters: kinds of layers whose adapters got no gradient at all.
     optimizer_share, data_share: of the clean steps' seconds. model_flops_per_token: what model and
     data need (studylib.modelling.flops); recomputed_ is what checkpointing does again.

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from studylib.core.errors import StudyError
+from studylib.schema.columns import parse_columns
 
 MODEL_KINDS = ("hub", "path", "gguf", "pypi", "shape", "ladder")
 MODEL_FORMS = (
@@ -181,11 +182,33 @@ def parse_method(text: str, lora: LoraSettings) -> MethodSettings:
 
 
 class DataSettings(Settings):
-    """Training examples: an Alpaca-format json or jsonl file, hub:ID[@REVISION], almanac:NAME."""
+    """Training examples: a file, a folder of parts, hub:ID[@REVISION][#SPLIT], almanac:NAME.
+
+    template: how examples are spelled; chat is the model's own template; auto is chat for
+    conversations where the model has one, else alpaca. columns: part=COLUMN words, where the keys
+    do not say it. test, validation: sources of those parts. held_out: examples that are split off
+    for each of them that has neither a source nor a file in the folder.
+    """
 
     source: str
-    template: Literal["alpaca", "plain"] = "alpaca"
+    template: Literal["alpaca", "plain", "chat", "auto"] = "alpaca"
     facts: int | None = Field(default=None, ge=1)
+    columns: str | None = None
+    held_out: int | None = Field(default=None, ge=1)
+    test: str | None = None
+    validation: str | None = None
+
+    @field_validator("columns")
+    @classmethod
+    def known_parts(cls, columns: str | None) -> str | None:
+        parse_columns(columns)
+        return columns
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source that is named, the training part's first."""
+        named = (self.source, self.test, self.validation)
+        return tuple(source for source in named if source is not None)
 
 
 class TrainSettings(Settings):

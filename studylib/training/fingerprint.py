@@ -64,7 +64,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
     if data is not None:
         marks |= {
             "data.source": spec.data.source,
-            "data.template": spec.data.template,
+            "data.template": data.template,
             "data.sha256": data.sha256,
             "data.order_sha256": data.order_sha256,
             "data.tokens_seen": data.tokens_seen,
