@@ -42,6 +42,8 @@ def price_of(record: Record, offers: tuple[Offer, ...] | None = None) -> Price |
     prices = price_range(gpu.name, shipped_offers() if offers is None else offers) if gpu else None
     if gpu and prices:
         cards = max(record.run.gpus, 1)
+        if hardware.runs_per_card > 1:
+            return None  # a share of a card has no price
         dated = sorted({offer.as_of for offer in prices.offers})
         return Price(
             prices.cheapest * cards,

@@ -122,7 +122,7 @@ def run_batch(
     start = start or launch
     waiting, running = list(tasks), list[Running]()
     known = visible_cards()
-    free = list(known)
+    free = [*known] * hardware.runs_per_card
     threads = share_cores(hardware)
     try:
         while waiting or running:

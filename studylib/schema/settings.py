@@ -338,12 +338,21 @@ class Hardware(Settings):
     gpus: cards of a run, 0 without any; gpus_of: METHOD -> cards, where a method needs others.
     sharding: how a training on several cards divides the model: fsdp (FSDP2), zero3 (DeepSpeed),
     or none (each card holds all of it).
+    runs_per_card: small models leave most of a card idle, and several runs may share it where
+    answers matter alone; the card's memory and energy are then not measured, its time is shared.
     """
 
     jobs: int = Field(default=1, ge=1, le=64)
+    runs_per_card: int = Field(default=1, ge=1, le=64)
     threads: int | None = Field(default=None, ge=1)
     gpus: int = Field(default=1, ge=0, le=64)
     gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
     sharding: Literal["none", "fsdp", "zero3"] = "fsdp"
     usd_per_hour: float | None = Field(default=None, ge=0)
     usd_note: str = ""
+
+    @model_validator(mode="after")
+    def share_one(self) -> Hardware:
+        if self.runs_per_card > 1 and (self.gpus > 1 or self.gpus_of):
+            raise ValueError("runs_per_card is for runs of one card each: leave gpus at 1")
+        return self

@@ -92,8 +92,10 @@ class Run:
         self.merged: dict[str, Any] = {}
         self._lock = lock_folder(self.work)
         import_libraries()
-        refuse_busy_devices(devices=None if torch.cuda.is_available() else [])
-        self.meter = Meter(devices=None if torch.cuda.is_available() else [])
+        own_card = torch.cuda.is_available() and spec.hardware.runs_per_card == 1
+        watched = None if own_card else []  # a shared card's memory and energy are no run's own
+        refuse_busy_devices(devices=watched)
+        self.meter = Meter(devices=watched)
         self.meter.__enter__()
         self.session = Session(self.work, self.meter)
         self.session.started_at = self.session.started_at or now()
