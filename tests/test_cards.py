@@ -69,13 +69,14 @@ def seen(monkeypatch, tmp_path):
 
     monkeypatch.setattr(executor, "launch", launch)
 
-    def run(jobs, *gpus):
+    def run(jobs, *gpus, runs_per_card=1):
         tasks = [
             Task(str(n), (str(n),), tmp_path / str(n), tmp_path / str(n) / "result", "p", Path(), g)
             for n, g in enumerate(gpus)
         ]
         outcome = Outcome()
-        run_batch(tasks, Hardware(jobs=jobs), Silent(), outcome)
+        hardware = Hardware(jobs=jobs, runs_per_card=runs_per_card)
+        run_batch(tasks, hardware, Silent(), outcome)
         assert len(outcome.finished) == len(gpus)
         return notes
 
@@ -86,6 +87,13 @@ def test_runs_side_by_side_have_cards_of_their_own(seen):
     notes = seen(4, 1, 2, 1)
     assert [notes[n][1] for n in "012"] == ["A", "B,C", "D"]
     assert notes["2"][0] - notes["0"][0] < 0.5
+
+
+def test_runs_share_cards_where_the_profile_lets_them(seen):
+    notes = seen(6, 1, 1, 1, 1, 1, 1, runs_per_card=2)
+    assert [notes[n][1] for n in "012345"] == ["A", "B", "C", "D", "A", "B"]
+    with pytest.raises(ValueError, match="one card each"):
+        Hardware(runs_per_card=2, gpus=2)
 
 
 def test_a_run_waits_until_its_cards_are_free(seen):

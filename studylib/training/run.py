@@ -93,7 +93,7 @@ class Run:
         self._lock = lock_folder(self.work)
         import_libraries()
         own_card = torch.cuda.is_available() and spec.hardware.runs_per_card == 1
-        watched = None if own_card else []  # a shared card's memory and energy are no run's own
+        watched: list[int] | None = None if own_card else []  # a shared one's memory is no run's
         refuse_busy_devices(devices=watched)
         self.meter = Meter(devices=watched)
         self.meter.__enter__()
