@@ -48,8 +48,10 @@ def objects(text):
 
 def test_each_dtype_gives_one_object_with_ratio_difference_and_changed_answers(data, capsys):
     code, said = run(data, capsys, "--model", "ladder:0.4m", "--dtype", "fp32", "bf16",
-                     "--subjects", "3", "--limit", "3")  # fmt: skip
+                     "--subjects", "3", "--limit", "3",
+                     "--out", str(data / "out.json"))  # fmt: skip
     found = objects(said.out)
+    assert json.loads((data / "out.json").read_text()) == found
     assert code == 0 and [one["dtype"] for one in found] == ["fp32", "bf16"]
     for one in found:
         assert one["items"] == 9 and one["time_ratio"] > 0 and one["fallback_reason"] is None
