@@ -22,6 +22,7 @@ from studylib.schema.profile import (
     parse_method,
 )
 from studylib.schema.records import check_files, find_mismatches, read_record
+from studylib.scoring import score as score_module
 from studylib.training import run as run_module
 from studylib.training.run import Run
 
@@ -207,14 +208,14 @@ def test_record_counts_what_was_left_out_and_what_was_undecided(model, tmp_path,
     spec = make_spec(model, "full", steps=2)
     data = DataSettings(source=str(tmp_path / "rows.json"), template="plain")
     spec = spec.model_copy(update={"data": data})
-    score = run_module.evaluate_model
+    score = score_module.evaluate_model
 
     def leave_some_undecided(*asked):
         answers = score(*asked)
         answers.items.loc[:3, "chosen"] = -1
         return answers
 
-    monkeypatch.setattr(run_module, "evaluate_model", leave_some_undecided)
+    monkeypatch.setattr(score_module, "evaluate_model", leave_some_undecided)
     record = complete(Run(spec, tmp_path / "run"))
     assert record.evaluate.undecided == 4
     train = record.train
