@@ -183,4 +183,6 @@ def test_plan_counts_the_examples_and_the_rows_left_out(study, tmp_path, tiny_fo
     line += "2 rows left out (2 with no text in 'output')"
     assert line in out.splitlines()
     code, out, err = study(*words, "--json")
-    assert code == 0 and json.loads(out)["data"] == [line]
+    told, first, tokens = json.loads(out)["data"]
+    assert (code, told, first) == (0, line, "  first: user: Add 2 and 1. | assistant: 3")
+    assert f"path:{tiny_folder}: template alpaca, " in tokens and " learned" in tokens
