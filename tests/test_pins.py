@@ -42,6 +42,18 @@ def test_every_place_that_names_a_source_is_pinned_and_the_runs_keep_their_names
     assert {r.model for r in pinned.runs()} == {f"{MODEL}@{COMMIT}", OTHER}
 
 
+def test_a_split_of_a_held_out_part_stays_with_its_commit(tmp_path):
+    data = {"source": "hub:org/data", "test": "hub:org/data#test", "validation": "val.csv"}
+    profile = build_profile({**CONTENT, "data": data}, "test")
+    assert unpinned(profile) == [MODEL, "hub:org/data"]
+    pinned = apply_pins(profile, PINS)
+    own = pinned.tracks[0].data
+    assert own.test == f"hub:org/data@{COMMIT}#test" and own.validation == "val.csv"
+    (tmp_path / "mine").mkdir()
+    write_profile(pinned, tmp_path / "mine")
+    assert read_pins(tmp_path / "mine") == PINS and unpinned(pinned) == []
+
+
 def test_pins_are_read_from_the_profile_beside_the_results(tmp_path):
     (tmp_path / "mine").mkdir()
     assert read_pins(tmp_path / "mine") == {}
