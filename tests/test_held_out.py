@@ -300,3 +300,32 @@ def test_a_label_is_spelled_as_after_its_own_prompt(tmp_path, lm, ladder):
             [with_answer(one.example, colour) for colour in COLOURS], "plain", ladder.tokenizer, 256
         )
         assert [a + b for a, b in choices] == [tokens["input_ids"] for tokens in whole]
+
+
+def test_chats_in_a_template_are_labelled_and_answered(tmp_path, ladder):
+    import copy
+
+    from studylib.scoring.measures import Asked, spell_labels, with_answer
+
+    tokenizer = copy.deepcopy(ladder.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    rows = [
+        {"messages": [{"role": "user", "content": row["instruction"]},
+                      {"role": "assistant", "content": row["output"]}]}
+        for row in ROWS
+    ]  # fmt: skip
+    spec = make_spec(write_rows(tmp_path / "rows.jsonl", rows), measures=("labels", "exact"))
+    data = spec.data.model_copy(update={"template": "chat"})
+    spec = spec.model_copy(update={"data": data})
+    lm = build_lm(ladder.model, tokenizer)
+    found = measure_held_out(lm, tokenizer, spec, "w")
+    assert set(found.items["given"][found.items["measure"] == "labels"]) <= set(COLOURS)
+    assert len(found.figures["exact"]) == 1
+    for one, choices in spell_labels(Asked(lm, tokenizer, spec, rows[:20]), COLOURS):
+        whole = tokenise([with_answer(one.example, c) for c in COLOURS], "chat", tokenizer, 256)
+        assert [a + b for a, b in choices] == [tokens["input_ids"] for tokens in whole]
+        assert one.prompt.endswith("assistant: ")
+        assert all(b[-1] == tokenizer.eos_token_id for _, b in choices)

@@ -19,6 +19,8 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from studylib.core.errors import StudyError
 from studylib.inputs.data import Tokenised, prompt_and_answer, tokenise
 from studylib.inputs.forms import Example, messages_of
@@ -30,6 +32,7 @@ from studylib.schema.spec import RunSpec
 from studylib.scoring.answer_loss import learned_spans, measure_losses, score_labels
 from studylib.scoring.evaluate import NotANumber, choose_all
 from studylib.scoring.greedy import Answer, answer_all
+from studylib.scoring.token_tree import common_prefix_length
 
 MOST_LABELS = 1000
 MOST_NEW_TOKENS, MARGIN_TOKENS = 512, 16
@@ -175,28 +178,37 @@ def read_labels(asked: Asked) -> list[str]:
 
 
 def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[tuple[Prompted, Choices]]:
-    """Each example with (prompt, label) tokens of every label, spelled as in training.
+    """Each example with the tokens that all labels have before them, and those of each label.
 
-    How a label is cut into tokens depends on what stands right before it. So where two prompts end
-    alike, and the second's own answer is cut as it was after the first, the first's cuts are taken:
-    a chat template need not be rendered again for each of a hundred labels.
+    How a label is cut into tokens depends on what stands right before it, and one token may hold a
+    piece of both: it then belongs to the label, so that all labels follow the same tokens. Where
+    two prompts end alike, and the second with its own answer is cut as the first was with it, the
+    first's cuts are taken: a chat template need not be rendered again for each of many labels.
     """
     after: dict[str, dict[str, list[int]]] = {}
     for one in asked.prompted:
-        known = after.get(one.prompt[-TAIL:])
-        if known is not None and known.get(one.answer) == one.answer_ids:
-            choices = [(one.prompt_ids, known[label]) for label in labels]
-        else:
+        tail = one.prompt[-TAIL:]
+        start, ends = find_start(one, after.get(tail, {})), after.get(tail, {})
+        if start is None:
             texts = [with_answer(one.example, label) for label in labels]
-            made = asked.tokenise(texts, asked.lm.max_length)
-            if None in made:
+            made = [t for t in asked.tokenise(texts, asked.lm.max_length) if t is not None]
+            if len(made) < len(labels):
                 continue
-            choices = [split_last(tokens) for tokens in made if tokens is not None]
+            pairs = [split_last(tokens) for tokens in made]
+            first = np.array(pairs[0][0])
+            shared = min(common_prefix_length(first, np.array(prompt)) for prompt, _ in pairs)
+            start = pairs[0][0][:shared]
+            ends = dict(zip(labels, ((a + b)[shared:] for a, b in pairs), strict=True))
             if len(after) < MOST_TAILS:
-                ids = [answer for _, answer in choices]
-                after[one.prompt[-TAIL:]] = dict(zip(labels, ids, strict=True))
-        if all(len(a) + len(b) <= asked.lm.max_length for a, b in choices):
-            yield one, choices
+                after[tail] = ends
+        if all(len(start) + len(end) <= asked.lm.max_length for end in ends.values()):
+            yield one, [(start, ends[label]) for label in labels]
+
+
+def find_start(one: Prompted, ends: dict[str, list[int]]) -> list[int] | None:
+    """The tokens before an example's answer, if it is cut as `ends` has it; else None."""
+    whole, end = one.prompt_ids + one.answer_ids, ends.get(one.answer)
+    return whole[: -len(end)] if end and whole[-len(end) :] == end else None
 
 
 def split_last(tokens: Tokenised) -> tuple[list[int], list[int]]:
