@@ -4,11 +4,12 @@
 #
 #   tools/card_machine.sh FOLDER SECONDS 'COMMAND'
 #
-# COMMAND is given to bash; it finds python3 with all packages, what was packed beside them below
-# $WITH, and writes below $RESULTS. FOLDER then holds log.txt and results.tar.gz.00, .01, … (cat
-# them for one archive), anew every minute, and also where COMMAND failed or was cut off: it is
-# interrupted in time to end by SECONDS. Files of more than 15 MB (weights, checkpoints) stay
-# behind, and log.txt names them. Exit code: the command's; 124 where it was cut off.
+# COMMAND is given to bash in the checkout; it finds python3 with all packages, what was packed
+# beside them below $WITH, and writes below $RESULTS. FOLDER, an absolute path, then holds log.txt
+# and results.tar.gz.00, .01, … (cat them for one archive), anew every minute, and also where
+# COMMAND failed or was cut off: it is interrupted in time to end by SECONDS. Files of more than
+# 15 MB (weights, checkpoints) stay behind, and log.txt names them. Exit code: the command's; 124
+# where it was cut off.
 set -uo pipefail
 if (($# != 3)); then
   sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0" >&2
@@ -18,7 +19,8 @@ folder=$1 seconds=$2 command=$3
 root=$(cd "$(dirname "$0")/.." && pwd)
 place=${STUDY_CARD_PLACE:-/tmp/study-card}
 largest_bytes=15000000 closing_seconds=20
-export WITH=$place/with RESULTS=$place/results
+# Relative: notebooks hold the paths that they were run with, and are meant to be shown to others.
+export WITH=$place/with RESULTS=built/results
 export PYTHONPATH=$root:$place/site PYTHONUNBUFFERED=1
 export JUPYTER_PATH=$place/site/share/jupyter HF_HUB_OFFLINE=1
 
@@ -41,7 +43,7 @@ PYTHON
 
 keep() { # under another name until all is there: the machine may be taken away meanwhile
   rm -f "$place"/part.*
-  cd "$RESULTS" || return
+  cd "$root/$RESULTS" || return
   local finished=(. -type d -name work -prune -o -type f) # a run's work folder is of no use here
   find "${finished[@]}" -size +"${largest_bytes}c" -printf 'left behind: %p, %s bytes\n' \
     >"$place/left.txt"
@@ -63,6 +65,7 @@ finish() {
   exit "$code"
 }
 
+cd "$root" || exit
 mkdir -p "$folder" "$RESULTS" "$WITH" || exit
 folder=$(cd "$folder" && pwd) log=$(cd "$folder" && pwd)/log.txt
 trap finish EXIT
