@@ -132,8 +132,8 @@ def test_a_step_is_stopped_at_its_slice_and_the_others_go_on(stub, tmp_path):
 
 
 def test_a_call_whose_time_is_up_says_so_and_the_next_one_goes_on(stub, tmp_path):
-    steps = [stub("hangs", "never", "well"), stub("next", "well", least=1)]
-    study = take(steps, tmp_path, minutes=0.02)
+    steps = [stub("hangs", "never", "well", seconds=720), stub("next", "well", least=100)]
+    study = take(steps, tmp_path, minutes=0.1)
     assert states(study) == {"hangs": "cut off", "next": "not reached"}
     assert states(take(steps, tmp_path)) == {"hangs": "done", "next": "done"}
 

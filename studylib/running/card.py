@@ -233,6 +233,9 @@ class Clock:
         finally:
             used = time.monotonic() - start
             self.saved = max(0.0, given - used)
+            if left_out and earlier:  # what an earlier call found of the others stays
+                names = {part.name for part in parts}
+                parts += [part for part in earlier.parts if part.name not in names]
             taken = StepTaken(
                 name=step.name, answers=step.answers, seconds=spent + used, slice_seconds=given,
                 parts=tuple(parts), **self.judge(step, parts, left_out),
