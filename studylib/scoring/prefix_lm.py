@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import DynamicCache
 
@@ -34,6 +35,9 @@ CPU_TOKENS_PER_PASS = 256
 ACCELERATOR_TOKENS_PER_PASS = 4096
 # Rows of logits that are turned into float32 log-probabilities at a time: bounds that copy's size.
 LOGIT_ROWS_PER_BLOCK = 256
+# All but cuDNN's, PyTorch's first choice in 16 bits on Hopper: it makes a plan for every new length,
+# and here each pass has its own.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Errors that a foreign model's code raises when it meets a mask or a cache it does not know.
 PROBE_ERRORS = (
     AttributeError,
@@ -259,6 +263,7 @@ class PrefixLM(HFLM):
         picks = "logits_to_keep" in inspect.signature(base.forward).parameters
         with (
             torch.no_grad(),
+            sdpa_kernel(KERNELS),
             torch.autocast(
                 device_type=self.device.type,
                 dtype=self.mixed_precision_dtype,
