@@ -35,8 +35,8 @@ CPU_TOKENS_PER_PASS = 256
 ACCELERATOR_TOKENS_PER_PASS = 4096
 # Rows of logits that are turned into float32 log-probabilities at a time: bounds that copy's size.
 LOGIT_ROWS_PER_BLOCK = 256
-# All but cuDNN's, PyTorch's first choice in 16 bits on Hopper: it makes a plan for every new length,
-# and here each pass has its own.
+# All but cuDNN's, PyTorch's first choice in 16 bits on Hopper: it makes a plan for every new
+# length, and here each pass has its own.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 # Errors that a foreign model's code raises when it meets a mask or a cache it does not know.
 PROBE_ERRORS = (
