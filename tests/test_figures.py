@@ -1,12 +1,15 @@
 """Pictures: deterministic SVG, one colour a method, names where the points lie."""
 
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
+from matplotlib import font_manager
 from matplotlib.colors import to_hex
+from matplotlib.font_manager import FontProperties
 from record_factory import Factory, make_spec
 
 from studylib.reporting import figures, panels
@@ -90,3 +93,13 @@ def test_pictures_of_another_matplotlib_are_not_called_stale(summary: Summary, t
     assert panels.made_elsewhere(path, svg)
     path.write_bytes(svg.replace(b"stroke", b"struck"))
     assert not panels.made_elsewhere(path, svg)
+
+
+def test_a_systems_font_of_the_same_name_is_not_the_one_that_is_drawn(tmp_path):
+    own = Path(mpl.get_data_path(), "fonts", "ttf")
+    font_manager.fontManager.addfont(shutil.copy(own / "DejaVuSans.ttf", tmp_path))
+    panels.take_own_font.cache_clear()
+    with panels.house_style():
+        for weight in ("normal", "bold"):
+            file = Path(font_manager.findfont(FontProperties(family="DejaVu Sans", weight=weight)))
+            assert file.parent == own

@@ -9,6 +9,7 @@ Not covered: what is drawn (studylib.reporting.figures).
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
@@ -54,10 +56,22 @@ PANEL_INCHES = (4.2, 3.3)
 @contextmanager
 def house_style() -> Iterator[None]:
     """The same look whatever the reader's own matplotlibrc says."""
+    take_own_font()
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         yield
+
+
+@functools.cache
+def take_own_font() -> None:
+    """Let the font be the one that comes with matplotlib, also where the system has it too: another
+    build of it numbers its glyphs otherwise, and these numbers stand in a picture's bytes."""
+    fonts = font_manager.fontManager
+    family = STYLE["font.family"]
+    fonts.ttflist = [entry for entry in fonts.ttflist if entry.name != family]
+    for style in ("", "-Bold", "-Oblique", "-BoldOblique"):
+        fonts.addfont(Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{style}.ttf"))
 
 
 def to_svg(figure: Figure) -> bytes:
