@@ -12,14 +12,7 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from studylib.core.errors import StudyError
 from studylib.schema.columns import parse_columns
@@ -338,8 +331,7 @@ class Hardware(Settings):
     gpus: cards of a run, 0 without any; gpus_of: METHOD -> cards, where a method needs others.
     sharding: how a training on several cards divides the model: fsdp (FSDP2), zero3 (DeepSpeed),
     or none (each card holds all of it).
-    runs_per_card: small models leave most of a card idle, and several runs may share it where
-    answers matter alone; the card's memory and energy are then not measured, its time is shared.
+    runs_per_card: where answers matter alone; its memory and energy are then not measured.
     """
 
     jobs: int = Field(default=1, ge=1, le=64)
