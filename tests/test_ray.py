@@ -536,3 +536,9 @@ def test_code_without_its_history_has_the_commit_that_its_sender_told(monkeypatc
     assert environment.git_state() == (commit, dirty)
     monkeypatch.delenv(environment.COMMIT_VARIABLE)
     assert environment.git_state() == (None, None)
+
+
+def test_a_copy_on_top_of_an_older_checkout_has_the_commit_that_its_sender_told(monkeypatch):
+    monkeypatch.setenv(environment.COMMIT_VARIABLE, "c" * 40)
+    monkeypatch.setenv(environment.DIRTY_VARIABLE, "0")
+    assert environment.git_state() == ("c" * 40, False)

@@ -94,8 +94,12 @@ def package_versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
 def git_state() -> tuple[str | None, bool | None]:
     """(commit, whether the code that measures differs from it), or nulls outside git.
 
-    Code that was sent to another machine without its history is told by whoever sent it.
+    Code that was sent to another machine is told by whoever sent it, whatever history lies there:
+    a copy may come on top of an older one.
     """
+    told = os.environ.get(COMMIT_VARIABLE)
+    if told:
+        return told, os.environ.get(DIRTY_VARIABLE) == "1"
     environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*words: str) -> str | None:
@@ -115,8 +119,7 @@ def git_state() -> tuple[str | None, bool | None]:
 
     commit = git("rev-parse", "HEAD")
     if commit is None:
-        told = os.environ.get(COMMIT_VARIABLE)
-        return (told, os.environ.get(DIRTY_VARIABLE) == "1") if told else (None, None)
+        return None, None
     measuring = {*reached_files(RUN), *reached_files(SERVING)}
     status = git("status", "--porcelain", "--", *sorted(measuring))
     return commit, bool(status) if status is not None else None
