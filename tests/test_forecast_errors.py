@@ -17,6 +17,7 @@ from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import ASSUMED
 from studylib.reporting.exports import forecasts_csv
 from studylib.reporting.forecast_errors import (
+    Pair,
     compare_run,
     compare_runs,
     part_table,
@@ -90,6 +91,16 @@ def test_every_part_of_a_cards_peak_has_its_own_error():
         "Allocator's reserve": 2 / 2 - 1,
         "CUDA context": 0.0,
     })  # fmt: skip
+
+
+def test_paged_states_are_of_the_card_and_of_no_process():
+    record = card_record()
+    paged = record.run.train.model_copy(update={"optimizer": "paged-adamw-8bit"})
+    record = record.model_copy(update={"run": record.run.model_copy(update={"train": paged})})
+    made = forecast_of(record).model_copy(update={"paged_bytes": GB})
+    found = compare_run(record, made)
+    assert found.peak == Pair(34 * GB, 34 * GB)  # 33 of the process, and of the forecast without
+    assert found.parts["CUDA context"] == Pair(GB, GB)
 
 
 def test_parts_of_a_forecast_add_up_to_its_peak():

@@ -36,7 +36,7 @@ def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, Cuda
             measure.torch_peak_allocated_bytes,
             measure.torch_peak_reserved_bytes,
             # of the card, which a run has to itself, where the driver hides processes
-            measure.nvml_process_peak_bytes or measure.nvml_peak_bytes,
+            measure.nvml_process_peak_bytes or less_paged(measure.nvml_peak_bytes, made),
         )
         if all(seen):
             allocated, reserved, process = (int(b or 0) for b in seen)
@@ -44,6 +44,11 @@ def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, Cuda
                 Measured(allocated_bytes=allocated, reserved_bytes=reserved, process_bytes=process)
             )
     return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(peaks)
+
+
+def less_paged(card_bytes: int | None, made: RunForecast) -> int | None:
+    """A card's figure without the paged states that it holds beside the process."""
+    return None if card_bytes is None else card_bytes - made.paged_bytes
 
 
 def card_runs(reference: Path) -> Iterator[tuple[Record, RunForecast]]:

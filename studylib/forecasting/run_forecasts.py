@@ -88,6 +88,7 @@ def forecast_record(record: Record) -> RunForecast:
         allocated_bytes=made.peak_allocated_bytes,
         peak_stage=made.peak_stage,
         parts={name: size for name, size in made.parts.items() if size},
+        paged_bytes=made.paged_bytes,
         step_seconds=Span(low=seconds.low, mid=seconds.mid, high=seconds.high) if gpu else None,
         roofline_seconds=seconds.mid * ASSUMED.mid if gpu else None,
     )

@@ -54,7 +54,7 @@ def peak_cells(record: Record, made: RunForecast | None) -> tuple[str, ...]:
     if made is None:
         return tuple(compare_bytes(count, None) for count in seen)
     context = made.parts.get("cuda_context", 0)
-    ours = (made.allocated_bytes, made.peak_bytes - context, made.peak_bytes)
+    ours = (made.allocated_bytes, made.peak_bytes - context, made.card_bytes)
     return tuple(compare_bytes(*pair) for pair in zip(seen, ours, strict=True))
 
 

@@ -71,7 +71,7 @@ def compare_run(record: Record, made: RunForecast) -> Compared:
         "torch allocated": measure.torch_peak_allocated_bytes if alone else None,
         "live tensors": measure.live_tensor_peak_bytes,
     }
-    forecasts = {"torch allocated": made.allocated_bytes}
+    forecasts = {"torch allocated": made.allocated_bytes, "NVML": made.card_bytes}
     counter, peak = next(((n, b) for n, b in counters.items() if b), ("", None))
     pair = Pair(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
     return Compared(record, made, counter, pair, compare_parts(record, made) if alone else {})
@@ -79,14 +79,15 @@ def compare_run(record: Record, made: RunForecast) -> Compared:
 
 def nvml_bytes(record: Record) -> int | None:
     """What NVML showed of one card at the peak of training: of the process that had it to itself,
-    or, of several cards or where the driver hides processes, of the whole card."""
+    or, of several cards or where the driver hides processes, of the whole card. So too where the
+    optimizer's states are paged: the driver counts them on the card and in no process."""
     if record.train is None:
         return None
     measure = record.train.measure
-    fullest = max(measure.nvml_peak_bytes_by_device.values(), default=None)
-    if record.run.gpus > 1:
+    fullest = max(measure.nvml_peak_bytes_by_device.values(), default=measure.nvml_peak_bytes)
+    if record.run.gpus > 1 or record.run.train.optimizer.startswith("paged"):
         return fullest or measure.nvml_process_peak_bytes
-    return measure.nvml_process_peak_bytes or fullest or measure.nvml_peak_bytes
+    return measure.nvml_process_peak_bytes or fullest
 
 
 def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
@@ -98,6 +99,7 @@ def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
     train = record.train
     assert train is not None
     measure, states = train.measure, made.parts.get("optimizer_states", 0)
+    process = measure.nvml_process_peak_bytes or less(nvml_bytes(record), made.paged_bytes)
     in_tensors = measure.torch_peak_allocated_bytes or measure.live_tensor_peak_bytes
     reserved, context = measure.torch_peak_reserved_bytes, made.parts.get("cuda_context", 0)
     pairs = {
@@ -111,7 +113,7 @@ def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
             less(reserved, measure.torch_peak_allocated_bytes),
             made.peak_bytes - context - made.allocated_bytes,
         ),
-        "CUDA context": (less(nvml_bytes(record), reserved), context),
+        "CUDA context": (less(process, reserved), context),
     }
     return {name: Pair(seen, ours) for name, (seen, ours) in pairs.items() if seen}
 

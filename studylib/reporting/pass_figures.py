@@ -45,7 +45,7 @@ def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
 def forecast_of(comparison: Comparison, record: Record) -> int | None:
     """The peak that was forecast of this very record, on one card, in bytes."""
     made = (f for f in comparison.study.forecasts if f.record_digest == record.digest)
-    return next((f.peak_bytes for f in made), None) if record.run.gpus <= 1 else None
+    return next((f.card_bytes for f in made), None) if record.run.gpus <= 1 else None
 
 
 def off(made: float, measured: float) -> str:

@@ -24,9 +24,10 @@ HELD = ("weights", "quantization_constants", "adapter")
 class RunForecast(Frozen):
     """One training step as it was forecast, in bytes of one card (or of a host's tensors).
 
-    peak_bytes: what the driver shows. allocated_bytes: what torch counts. step_seconds, and
-    roofline_seconds at the datasheet's rates: None on a CPU and on a card that the catalog lacks.
-    record_digest: of the record that it belongs to.
+    peak_bytes: what the driver shows of the process. allocated_bytes: what torch counts.
+    paged_bytes: optimizer states in managed memory, on the card while it has room and in neither of
+    these. step_seconds, and roofline_seconds at the datasheet's rates: None on a CPU and on a card
+    that the catalog lacks. record_digest: of the record that it belongs to.
     """
 
     run_id: str
@@ -35,8 +36,14 @@ class RunForecast(Frozen):
     allocated_bytes: int
     peak_stage: str
     parts: dict[str, int]
+    paged_bytes: int = 0
     step_seconds: Span | None
     roofline_seconds: float | None = None
+
+    @property
+    def card_bytes(self) -> int:
+        """What the driver shows of a card that has room for paged states too."""
+        return self.peak_bytes + self.paged_bytes
 
     @property
     def weights_bytes(self) -> int:
