@@ -7,11 +7,13 @@ import weakref
 
 import pytest
 
+from studylib.commands.cli_tune import begun
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.questions import count_overlap, question_id, read_validation
 from studylib.planning.stale import refuse_stale_sweep
 from studylib.schema.profile import build_profile
+from studylib.schema.tuning import write_sweep
 from studylib.scoring.evaluate import NotANumber
 from studylib.training import tune
 from studylib.training.tune import run_sweep
@@ -33,6 +35,30 @@ def test_sweep_keeps_the_whole_curve_and_extends_at_an_edge():
     assert len(tried) == 3 + record.extended
     again = run_sweep(spec, rates, limit=2, earlier=record)
     assert again.points == record.points and again.fingerprint == record.fingerprint
+
+
+def test_sweep_that_was_ended_goes_on_after_its_last_rate(tmp_path):
+    class Ended(Exception):
+        pass
+
+    def end_at(rate):
+        if rate == rates[2]:
+            raise Ended
+
+    [(spec, rates)] = build_profile(TRACK, "test").sweeps()
+    path, work = tmp_path / "test" / "tune" / "a.json", tmp_path / "work"
+    with pytest.raises(Ended):
+        run_sweep(spec, rates, 2, on_point=end_at, keep=lambda so_far: write_sweep(work, so_far))
+    path = path.with_name(next(work.glob("*.json")).name)
+    left = begun(spec, 2, work, path)
+    assert [point.learning_rate for point in left.points] == list(rates[:2])
+    tried = []
+    whole = run_sweep(spec, rates, 2, earlier=left, on_point=tried.append)
+    assert tried == [rates[2]] and [p.learning_rate for p in whole.points] == list(rates)
+    assert begun(spec, 1, work, path) is None
+    longer = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 9})})
+    assert begun(longer, 2, work, path) is None
+    assert begun(spec, 2, tmp_path, path) is None
 
 
 def test_sweep_of_other_weights_or_examples_is_not_gone_on_with(tmp_path):

@@ -80,9 +80,30 @@ def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int, jobs: int)
         (work / "progress.json").write_text(json.dumps({"doing": f"rate {rate:g}"}))
 
     path = folder / f"{sweep_id}.json"
-    earlier = read_sweep(path) if path.is_file() else None
-    record = run_sweep(spec, rates, limit, extend, earlier, jobs, say)
+    earlier = read_sweep(path) if path.is_file() else begun(spec, limit, work, path)
+    record = run_sweep(
+        spec, rates, limit, extend, earlier, jobs, say, lambda so_far: write_sweep(work, so_far)
+    )
     print(write_sweep(folder, record))
+
+
+def begun(spec: Any, limit: int | None, work: Path, path: Path) -> Any:
+    """What an earlier process left of the sweep `path` that it did not end, by the same code and
+    recipe; None where there is no such thing, and the sweep begins anew.
+
+    It lies with the sweep's work: a curve that is not whole chooses no rate.
+    """
+    from studylib.planning.stale import refuse_stale_sweep
+    from studylib.schema.tuning import read_sweep
+    from studylib.training.tune import name_recipe
+
+    try:
+        record = read_sweep(work / path.name)
+        refuse_stale_sweep(spec, record, path)
+    except StudyError:
+        return None
+    recipe = name_recipe(spec, spec.evaluate.for_validation(limit))
+    return record if recipe.items() <= record.fingerprint.items() else None
 
 
 def is_left(spec: Any, rates: Any, folder: Path, extend: int) -> bool:

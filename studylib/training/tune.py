@@ -42,11 +42,13 @@ def run_sweep(
     earlier: TuneRecord | None = None,
     jobs: int = 1,
     on_point: Any = lambda rate: None,
+    keep: Any = lambda record: None,
 ) -> TuneRecord:
     """Train at each rate and ask the validation questions; returns the whole curve.
 
     extend: while the best rate lies at the grid's edge, add up to so many rates beyond it.
     earlier: a sweep of the same settings whose points are kept instead of made again.
+    keep: given the sweep so far after each of its rates, so that one that is ended leaves them.
     """
     if spec.gpus > 1:
         raise StudyError(
@@ -76,6 +78,8 @@ def run_sweep(
         )
         points.append(point)
         marks.update({"data.sha256": data.sha256, "model.sha256": model_sha256})
+        marks.update(name_recipe(spec, asked))
+        keep(build_record(spec, asked, points, started_at, jobs, False, marks))
 
     for rate in rates:
         if rate not in {point.learning_rate for point in points}:
@@ -137,7 +141,10 @@ def name_recipe(spec: RunSpec, asked: EvaluateSettings) -> dict[str, Scalar]:
         "device.name": device_name(),
         "recipe.steps": spec.train.steps,
         "recipe.seq_len": spec.train.seq_len,
+        "recipe.micro_batch": spec.train.micro_batch,
         "recipe.accumulation": spec.train.accumulation,
+        "recipe.dtype": spec.train.dtype,
+        "evaluate.limit": asked.held_out_limit if asked.measures else asked.limit,
         "data.source": spec.data.source,
         **({"held_out.sha256": held_out_sha256(spec.data, asked)} if asked.measures else {}),
         **{key: hash_question_folder(source, asked) for key, source in question_sources(asked)},
