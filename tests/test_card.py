@@ -157,7 +157,8 @@ def test_a_killed_call_leaves_no_process_and_the_next_one_goes_on(stub, tmp_path
     words = [step.model_dump_json() for step in steps]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     call = subprocess.Popen([sys.executable, "-c", SCRIPT, str(results), *words], cwd=ROOT,
-                            env=environ, stderr=subprocess.DEVNULL)  # fmt: skip
+                            env=environ, stderr=subprocess.DEVNULL,
+                            preexec_fn=heed_interrupts)  # fmt: skip
     pids = folder / "killed.pids"
     wait_for(lambda: pids.is_file() and pids.read_text())
     program = psutil.Process(int(pids.read_text())).parent()
@@ -171,6 +172,11 @@ def test_a_killed_call_leaves_no_process_and_the_next_one_goes_on(stub, tmp_path
         psutil.Process(int(pids.read_text())).kill()
     assert states(take(steps, results)) == {"first": "done", "killed": "done"}
     assert starts(results, "first") == 1
+
+
+def heed_interrupts():
+    """What a shell starts in the background ignores them, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(condition, seconds=90.0):
