@@ -277,6 +277,16 @@ def test_retention_is_measured_on_another_source(tmp_path, lm, ladder):
     assert isinstance(both.items, pd.DataFrame) and len(both.items) == 2 * len(found.items)
 
 
+def test_an_example_that_stands_twice_is_measured_twice_and_not_left_out(tmp_path, lm, ladder):
+    spec = make_spec(write_rows(tmp_path / "rows.jsonl", ROWS), measures=("loss", "exact"))
+    test = write_rows(tmp_path / "test.jsonl", [ROWS[0], ROWS[0], ROWS[1]])
+    data = spec.data.model_copy(update={"test": test, "held_out": None})
+    found = measure_held_out(lm, ladder.tokenizer, spec.model_copy(update={"data": data}), "w")
+    for key in ("loss", "exact"):
+        [figure] = found.figures[key]
+        assert (figure.items, figure.groups) == (3, 2) and "left_out" not in figure.counts
+
+
 def test_every_measure_that_can_be_asked_has_figures():
     from typing import get_args
 

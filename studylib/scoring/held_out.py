@@ -92,7 +92,8 @@ def take(examples: Sequence[Example], limit: int | None) -> list[Example]:
 def measure_one(asked: Asked, name: str, of: Of, weights: str) -> HeldOut:
     """One measure: its values by item, and the figures with their intervals."""
     rows, counts = MEASURED[name](asked)
-    counts["left_out"] = len(asked.examples) - len({row["group"] for row in rows})
+    known = {row["group"] for row in rows}  # of examples that stand twice, one for both
+    counts["left_out"] = sum(item_id(example) not in known for example in asked.examples)
     if len(rows) < 2:
         raise StudyError(
             f"{name} on {len(asked.examples)} examples of {asked.spec.data.source}",
