@@ -107,6 +107,7 @@ def test_report_opens_with_the_measure_and_explains_it(summary):
     text = report.files["REPORT.md"].decode()
     assert headline(summary.comparisons[0]) in text and tell(summary.comparisons[0]) in text
     assert "On held-out examples" in text and MEASURES["loss"].meaning in text
+    assert "95 % intervals over examples and seeds" in text and "intervals over subj" not in text
     assert "### Accuracy" not in text and "tables/measures.csv" in report.files
     assert MEASURES["loss"].header in text.split("### On held-out")[0]
     assert MEASURES["exact"].meaning not in text
@@ -132,6 +133,19 @@ def test_a_full_fine_tuning_that_learned_nothing_bears_no_comparison(made, monke
     [comparison] = summarise(read_study(other.folder, planned=())).comparisons
     assert "cannot say" in headline(comparison)
     assert all(found.share is None for found in comparison.measured)
+
+
+def test_no_share_is_taken_of_a_loss_that_full_fine_tuning_made_worse(made, monkeypatch):
+    monkeypatch.setitem(LEARNED, "full", -0.5)
+    monkeypatch.setitem(LEARNED, "lora", -0.2)
+    other = MeasuredFactory(made.folder.parent / "worse")
+    for method in ("base", "full", "lora"):
+        other.measured(method)
+    [comparison] = summarise(read_study(other.folder, planned=())).comparisons
+    assert all(found.share is None for found in comparison.measured)
+    text = tell(comparison)
+    assert "worsened" in text and "ended better" in text and "of its gain" not in text
+    assert "full shows no gain" in held_out_table([comparison]).markdown()
 
 
 def test_seeds_on_other_examples_are_not_averaged(made):

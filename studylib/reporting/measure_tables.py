@@ -82,7 +82,7 @@ def difference_cells(found: Measured) -> tuple[str, str, str, str]:
         return gain, "reference", "reference", "—"
     if found.gap is None:
         return gain, MISSING, MISSING, MISSING
-    share = "full's gain is not told from zero" if found.gain else MISSING
+    share = "full shows no gain" if found.gain else MISSING
     if found.share is not None:
         half = found.share.high - found.share.value
         share = f"{percent(found.share.value)} ± {percent(half)}"

@@ -28,7 +28,8 @@ class Measured:
     to compare with.
 
     gap: less full's, on the same examples. gain: less the base's. share: of full's gain, 1 being
-    all of it; None where full's gain is not told from zero. counts: of the first run, in words.
+    all of it; None where full has none, or none that is told from zero. counts: of the first run,
+    in words.
     other_weights: a second row of the same runs (a QLoRA adapter merged into 16 bits).
     """
 
@@ -132,7 +133,9 @@ def describe(
     full, base = first.get("full"), first.get("base")
     gap = item_stats.compare(items, full) if arm.trains and arm.method != "full" and full else None
     gain = item_stats.compare(items, base) if arm.trains and base else None
-    share = item_stats.share_of_gain(items, full, base) if gap and full and base else None
+    share = None
+    if gap and full and base and (full.value - base.value) * measure.sign > 0:
+        share = item_stats.share_of_gain(items, full, base)
     key = figures_of(measure.asked)[0].key
     counts = arm.figure(of, key).counts
     return Measured(measure, of, arm.label, arm.method, arm.weights, arm.trains,

@@ -79,7 +79,10 @@ def end_to_end_note(comparisons: Sequence[Comparison]) -> str:
 
 def spread_note(comparisons: Sequence[Comparison]) -> str:
     several = any(len(row.complete) > 1 for c in comparisons for row in c.rows)
+    asked = any(row.accuracy for c in comparisons for row in c.rows)
     text = "Accuracies and differences are given with 95 % intervals over subjects"
+    if not asked and any(c.measured for c in comparisons):
+        text = "Figures on held-out examples are given with 95 % intervals over examples"
     text += " and seeds" if several else ", for these runs alone: one seed says nothing of others"
     ranges = "; resources are medians over seeds with their range" if several else ""
     return text + ranges + "."
