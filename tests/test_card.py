@@ -16,10 +16,10 @@ import torch
 from studylib.checking.card_ceiling import measure_ceiling
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
-from studylib.running import card_facts, card_figures
+from studylib.running import card, card_facts, card_figures
 from studylib.running.card import Clock, order_steps, run_card, slice_seconds
 from studylib.running.card_facts import card_slug
-from studylib.running.card_jobs import Place, card_profile, list_jobs
+from studylib.running.card_jobs import Place, card_profile, list_jobs, places_of
 from studylib.schema.card_study import (
     CardFacts,
     CardStep,
@@ -186,6 +186,9 @@ def wait_for(condition, seconds=90.0):
         time.sleep(0.05)
 
 
+SMALL = "13b=ladder:0.4m,7b=ladder:0.4m"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -194,11 +197,28 @@ def wait_for(condition, seconds=90.0):
         (["--models", "7b=Llama"], "a model is hub:ID"),
         (["--minutes", "0"], "a clock has minutes"),
         (["--set", "train.stepz=1"], "this key is not known"),
+        (["--models", f"{SMALL},1b=shape:nope"], "there is no such shape"),
+        (["--models", f"{SMALL},1b=path:nowhere"], "there is no such folder"),
+        (["--models", f"{SMALL},1b=ladder:0.4m", "--data", "nowhere.json"], "cannot be read"),
+        (["--mmlu", "nowhere"], "nowhere"),
     ],
 )
 def test_words_that_are_not_known_end_it_before_any_work(call, words, said):
     code, out, err = call("card", *words)
     assert code == 2 and said in err and "Traceback" not in out + err
+
+
+def test_without_a_card_no_large_model_is_begun(monkeypatch):
+    steps = read_steps()
+    monkeypatch.setattr(card, "check_model", lambda *_, **__: None)
+    own = {step.name: places_of(step) for step in steps.steps}
+    assert own["13b"] == {"13b"} and own["serve"] == own["peers"] == {"7b"}
+    assert own["mmlu"] == {"1b"} and own["gpu-check"] == set()
+    card.check_asked(steps, steps.steps, card=True, data="almanac:new")
+    small = steps.with_models(["7b=ladder:0.4m"])
+    card.check_asked(small, steps.choose(["7b", "serve"]), card=False, data="almanac:new")
+    with pytest.raises(StudyError, match="a rehearsal takes small models, and 13b is"):
+        card.check_asked(small, steps.steps, card=False, data="almanac:new")
 
 
 def place_of(gib, tmp_path):

@@ -23,6 +23,7 @@ from studylib.commands.cli_options import (
     split,
 )
 
+SHOTS = 5  # of benchmarks/mmlu_prefix.py
 TERMINATED = 143  # the exit code after SIGTERM
 
 
@@ -45,6 +46,7 @@ def card(
     """Measure a card in minutes, most valuable first; a later call goes on where this one ends."""
     began = time.monotonic()
     from studylib.core.places import ROOT
+    from studylib.inputs.questions import check_questions
     from studylib.running.card import run_card
     from studylib.running.card_figures import tabulate
     from studylib.schema.card_study import read_steps
@@ -56,6 +58,8 @@ def card(
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no question to a hub waits for its answer
     folder = mmlu or ROOT.parent / "shared" / "data" / "mmlu"
     over = read_changes(changes)
+    if mmlu is not None:
+        check_questions(str(mmlu), SHOTS)
     study = run_card(asked, chosen, results, minutes, data, str(folder), over, say=say, began=began)
     print(tabulate(study))
     if any(one.state == "failed" for one in study.steps if one.name in {s.name for s in chosen}):

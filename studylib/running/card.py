@@ -23,10 +23,12 @@ from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
+from studylib.inputs.examples import read_examples
 from studylib.metering.devices import visible_cards
 from studylib.metering.environment import git_state, now
+from studylib.planning.plan import check_model
 from studylib.running.card_facts import card_slug, describe_card, wait_until_free, with_ceiling
-from studylib.running.card_jobs import Job, Place, descendants, list_jobs, stop
+from studylib.running.card_jobs import Job, Place, descendants, list_jobs, places_of, stop
 from studylib.running.executor import explain_failure, launch, share_cores
 from studylib.running.warm import wait_until_ready, warm_starts
 from studylib.schema.card_study import (
@@ -43,10 +45,12 @@ from studylib.schema.card_study import (
     read_steps,
     write_card_study,
 )
-from studylib.schema.profile import read_profile
+from studylib.schema.profile import ModelRef, read_profile
+from studylib.schema.settings import DataSettings
 
 WHOLE_MINUTES = 12.0  # what the seconds of a step are meant for
 READY_SECONDS = 60.0
+OWN_DATA = "almanac:new"
 POLL_SECONDS = 0.1
 REHEARSAL = "rehearsal"
 Say = Callable[[str], None]
@@ -57,7 +61,7 @@ def run_card(
     chosen: Sequence[CardStep],
     results: Path,
     minutes: float,
-    data: str = "almanac:new",
+    data: str = OWN_DATA,
     mmlu: str = "",
     changes: dict[str, Any] | None = None,
     say: Say = print,
@@ -71,6 +75,8 @@ def run_card(
     if not minutes > 0:
         raise StudyError(f"MINUTES={minutes:g}", "a clock has minutes", "Write MINUTES=12.")
     read_profile("card", changes)  # a key that it does not know ends this before any work
+    if facts is None:
+        check_asked(steps, chosen, bool(visible_cards()), data)
     began = time.monotonic() if began is None else began
     card, rehearsal = (describe_card(), not visible_cards()) if facts is None else (facts, True)
     place = make_place(steps, results, card, rehearsal, changes or {})
@@ -89,6 +95,24 @@ def run_card(
         place = replace(place, card=study.card, begin=begin, threads=share_cores(hardware))
         say(describe_place(place, minutes))
         return Clock(study, place, minutes, began, say).run(chosen)
+
+
+def check_asked(steps: CardSteps, chosen: Sequence[CardStep], card: bool, data: str) -> None:
+    """Raise before any work where a model is not there, or too large for a rehearsal, or where DATA
+    cannot be read. card: whether there is one."""
+    own = read_steps().models
+    needed = set[str]().union(*map(places_of, chosen))
+    for place in (key for key in steps.models if key in needed):
+        ref = ModelRef.parse(steps.models[place])
+        if not card and steps.models[place] == own[place]:
+            raise StudyError(
+                "no CUDA card",
+                f"a rehearsal takes small models, and {place} is {ref}",
+                f"Write MODELS={','.join(f'{key}=ladder:0.4m' for key in own)}.",
+            )
+        check_model(ref, fetch=False)
+    if data != OWN_DATA:
+        read_examples(DataSettings(source=data))
 
 
 def make_place(

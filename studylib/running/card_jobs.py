@@ -102,6 +102,16 @@ def list_jobs(step: CardStep, place: Place) -> list[Job]:
     return [command_job(step, place)]
 
 
+def places_of(step: CardStep) -> set[str]:
+    """The places of models (13b, 7b, 1b) that a step needs."""
+    models = read_steps().models
+    tracks = {track.name: track.models for track in read_profile("card").tracks}
+    runs = [*step.runs, *([step.serve] if step.serve else [])]
+    loaded = {model for one in runs for model in tracks.get(one.track, ())}
+    words = " ".join((*step.study, *step.script))
+    return {key for key, model in models.items() if model in loaded or f"{{{key}}}" in words}
+
+
 def write_card_profile(place: Place, step: CardStep) -> tuple[Profile, Path]:
     """The profile of a step's runs, and the file beside their results that they read it from."""
     profile = card_profile(place, step)
