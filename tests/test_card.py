@@ -302,6 +302,15 @@ def test_figures_are_those_of_the_records():
     assert found["swap_seconds"] == measures.swap.switch_seconds.p50
 
 
+def test_paged_states_are_counted_on_the_card():
+    runs = REFERENCE / "h200" / "runs"
+    for run, kind in (("llama-2-13b--full--paged--s0", "nvml_peak_bytes"),
+                      ("llama-2-13b--lora-r16--1x512--s0", "nvml_process_peak_bytes")):  # fmt: skip
+        path = runs / run / "record.json"
+        found = card_figures.run_figures(path, None)["nvml_bytes"]
+        assert found == getattr(read_record(path).train.measure, kind) > 0
+
+
 def test_figures_of_peers_and_questions_are_ratios(tmp_path):
     def peer(seconds, **others):
         return [{"status": "complete", "seconds": [9.0] * 3 + [seconds] * 2, "tokens": [100] * 5,
