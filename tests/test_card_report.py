@@ -13,7 +13,7 @@ from record_factory import Factory, make_spec
 from serve_factory import add_serving
 
 from studylib.core.errors import StudyError
-from studylib.core.metrics import byte_size
+from studylib.core.metrics import MISSING, byte_size
 from studylib.core.places import REFERENCE
 from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.run_forecasts import refresh_forecasts
@@ -21,6 +21,7 @@ from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.appendix import runs_table
 from studylib.reporting.card_section import card_section, is_card
+from studylib.reporting.card_tables import energy_cell
 from studylib.reporting.claims import Finding, evaluate_claims
 from studylib.reporting.compose import compose
 from studylib.reporting.forecast_tables import forecast_claims
@@ -40,7 +41,7 @@ from studylib.schema.card_study import (
     write_card_study,
 )
 from studylib.schema.forecast_book import FORECASTS, read_book
-from studylib.schema.records import Record, read_records
+from studylib.schema.records import Record, read_record, read_records
 from studylib.schema.run_forecasts import RUN_FORECASTS, read_run_forecasts
 from studylib.schema.serve_records import read_serve_records
 
@@ -251,6 +252,13 @@ def test_a_driver_that_hides_processes_leaves_the_whole_card_to_learn_from(tmp_p
     text = told(card.folder)
     assert rows_below(text, "Peak memory of training")[0][5].startswith("29.0 GB; ")
     assert "CUDA context" in text
+
+
+def test_energy_is_told_of_runs_of_one_session_alone():
+    record = read_record(REFERENCE / "h200/runs/llama-2-13b--lora-r16--1x512--s0/record.json")
+    assert energy_cell(record) == "62.2"
+    twice = record.environment.model_copy(update={"sessions": 2})
+    assert energy_cell(record.model_copy(update={"environment": twice})) == MISSING
 
 
 # Claims ------------------------------------------------------------------------------------------

@@ -100,10 +100,13 @@ def share_cell(rate: float | None, flops: float | None, ceiling: float | None) -
 
 
 def energy_cell(record: Record) -> str:
-    """Of the whole training stage, its warm-up steps included, over all of its tokens."""
+    """Of the whole training stage, its warm-up steps included, over all of its tokens; missing for
+    a run that went on after a kill, which has spent more than its tokens tell."""
     assert record.train is not None
     joules, tokens = record.train.measure.energy_joules, record.train.tokens_seen
-    return plain_number(1e6 * joules / tokens / WATT_HOUR, 3) if joules and tokens else MISSING
+    if not joules or not tokens or record.environment.sessions > 1:
+        return MISSING
+    return plain_number(1e6 * joules / tokens / WATT_HOUR, 3)
 
 
 # Columns of the peers' table that are worth a reader's minute; the file has the others.
