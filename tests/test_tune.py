@@ -59,6 +59,8 @@ def test_sweep_that_was_ended_goes_on_after_its_last_rate(tmp_path):
     longer = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 9})})
     assert begun(longer, 2, work, path) is None
     assert begun(spec, 2, tmp_path, path) is None
+    write_sweep(work, left.model_copy(update={"validation": "loss on the validation part"}))
+    assert begun(spec, 2, work, path) is None
 
 
 def test_sweep_of_other_weights_or_examples_is_not_gone_on_with(tmp_path):

@@ -95,15 +95,16 @@ def begun(spec: Any, limit: int | None, work: Path, path: Path) -> Any:
     """
     from studylib.planning.stale import refuse_stale_sweep
     from studylib.schema.tuning import read_sweep
-    from studylib.training.tune import name_recipe
+    from studylib.training.tune import name_recipe, name_validation
 
     try:
         record = read_sweep(work / path.name)
         refuse_stale_sweep(spec, record, path)
     except StudyError:
         return None
-    recipe = name_recipe(spec, spec.evaluate.for_validation(limit))
-    return record if recipe.items() <= record.fingerprint.items() else None
+    asked = spec.evaluate.for_validation(limit)
+    same = name_recipe(spec, asked).items() <= record.fingerprint.items()
+    return record if same and record.validation == name_validation(spec, asked) else None
 
 
 def is_left(spec: Any, rates: Any, folder: Path, extend: int) -> bool:
