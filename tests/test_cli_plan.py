@@ -186,3 +186,22 @@ def test_plan_counts_the_examples_and_the_rows_left_out(study, tmp_path, tiny_fo
     told, first, tokens = json.loads(out)["data"]
     assert (code, told, first) == (0, line, "  first: user: Add 2 and 1. | assistant: 3")
     assert f"path:{tiny_folder}: template alpaca, " in tokens and " learned" in tokens
+
+
+@pytest.mark.parametrize(
+    ("rows", "measure", "rule"),
+    [
+        ([{"question": f"What is {n}?", "answer": f"It is {n}."} for n in range(60)],
+         "labels", "different answers"),
+        ([{"text": f"This is text number {n}."} for n in range(60)], "exact", "has no prompt"),
+    ],
+)  # fmt: skip
+def test_a_measure_that_the_examples_do_not_bear_is_refused_before_any_run(
+    call, tmp_path, rows, measure, rule
+):
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    words = ["plan", "--profile", "custom", "--model", "ladder:0.4m", "--data", "own.jsonl"]
+    held = ["--set", "data.held_out=10", "--set"]
+    code, _, err = call(*words, *held, f"evaluate.measures=[{measure}]")
+    assert code == 2 and rule in err and "evaluate.measures" in err
+    assert call(*words, *held, "evaluate.measures=[loss]")[0] == 0

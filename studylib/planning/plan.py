@@ -28,6 +28,7 @@ from studylib.inputs.parts import HELD_OUT, read_part, tell_parts
 from studylib.inputs.questions import check_questions
 from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
+from studylib.planning.answers import check_measures
 from studylib.planning.stale import REMEDY, refuse_stale
 from studylib.schema.pins import apply_pins, unpinned
 from studylib.schema.profile import (
@@ -186,11 +187,12 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
 
 
 def check_held_out(track: Track) -> None:
-    """Raise where a track's measures have no examples: its test part, that which chooses its rates,
-    or the source that tells what is kept."""
+    """Raise where a track's measures have no examples that they could be taken on: its test part,
+    that which chooses its rates, or the source that tells what is kept."""
     asked = track.evaluate
     if not asked.measures:
         return
+    check_measures(asked.measures, track.data, track.name)
     for part in HELD_OUT if track.tune is not None else HELD_OUT[:1]:
         read_part(track.data, part)
     if asked.retention_data is not None:

@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from studylib.core.errors import StudyError
 from studylib.inputs.data import Tokenised, prompt_and_answer, tokenise
-from studylib.inputs.forms import Example, messages_of
-from studylib.inputs.parts import read_part
+from studylib.inputs.forms import Example
 from studylib.inputs.templates import Unfolded
 from studylib.inputs.tokens import unfold
+from studylib.planning.answers import answer_of, check_prompts, read_labels
 from studylib.schema.records import canonical
 from studylib.schema.spec import RunSpec
 from studylib.scoring.answer_loss import learned_spans, measure_losses, score_labels
@@ -34,7 +33,6 @@ from studylib.scoring.evaluate import NotANumber, choose_all
 from studylib.scoring.greedy import Answer, answer_all
 from studylib.scoring.token_tree import common_prefix_length
 
-MOST_LABELS = 1000
 MOST_NEW_TOKENS, MARGIN_TOKENS = 512, 16
 TAIL, MOST_TAILS = 16, 256  # characters before a label; how many such ends are remembered
 Rows = list[dict[str, Any]]
@@ -86,12 +84,7 @@ class Asked:
     def prompted(self) -> list[Prompted]:
         """Examples with a prompt that fits the model's context, and their last answer. StudyError:
         plain text has no prompt."""
-        if any("text" in example for example in self.examples):
-            raise StudyError(
-                f"evaluate.measures of track {self.spec.track}",
-                "plain text has no prompt that could be answered",
-                "Measure loss alone.",
-            )
+        check_prompts(self.examples, self.spec.track)
         kept = [self.examples[i] for i in dict.fromkeys(self.unfolded.of)]
         made = self.tokenise(kept, self.lm.max_length)
         found = []
@@ -152,7 +145,7 @@ def number_windows(rows: Rows) -> Rows:
 
 def label_rows(asked: Asked) -> tuple[Rows, Counts]:
     """An example whose label never occurs in training cannot be right, and counts as wrong."""
-    known = read_labels(asked)
+    known = read_labels(asked.spec.data)
     spelled = list(spell_labels(asked, known))
     chosen = choose_all(list(score_labels(asked.lm, (choices for _, choices in spelled))))
     rows = []
@@ -161,20 +154,6 @@ def label_rows(asked: Asked) -> tuple[Rows, Counts]:
         rows.append(one.row(float(given == one.answer), given))
     unknown = sum(one.answer not in known for one, _ in spelled)
     return rows, {"labels": len(known), "unknown_labels": unknown}
-
-
-def read_labels(asked: Asked) -> list[str]:
-    """The labels that occur in training, sorted. StudyError: they are no set of labels."""
-    train = read_part(asked.spec.data, "train")
-    found = sorted({answer_of(e) for e in train if "text" not in e})
-    if not 2 <= len(found) <= min(MOST_LABELS, max(len(train) // 2, 2)):
-        raise StudyError(
-            f"evaluate.measures: labels, {asked.spec.data.source}",
-            f"its {len(train):,} training examples have {len(found):,} different answers: labels "
-            f"are 2 to {MOST_LABELS:,}, each of them seen more than once",
-            "Measure exact or loss instead.",
-        )
-    return found
 
 
 def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[tuple[Prompted, Choices]]:
@@ -215,11 +194,6 @@ def split_last(tokens: Tokenised) -> tuple[list[int], list[int]]:
     """Tokens before the last answer, and that answer's with what ends its turn."""
     start, stop = learned_spans(tokens["labels"])[-1]
     return tokens["input_ids"][:start], tokens["input_ids"][start:stop]
-
-
-def answer_of(example: Example) -> str:
-    """The last answer as its source has it, without blanks at the ends."""
-    return str(messages_of(example)[-1]["content"]).strip()
 
 
 def with_answer(example: Example, answer: str) -> Example:

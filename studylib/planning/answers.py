@@ -1,0 +1,54 @@
+"""Whether examples have what a measure needs: prompts to be answered, and answers that are labels.
+
+A plan asks it before any work, and a measure when it is taken.
+
+Not covered: how an answer is measured (studylib.scoring.measures).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from studylib.core.errors import StudyError
+from studylib.inputs.forms import Example, messages_of
+from studylib.inputs.parts import read_part
+from studylib.schema.settings import DataSettings
+
+MOST_LABELS = 1000
+
+
+def answer_of(example: Example) -> str:
+    """The last answer as its source has it, without blanks at the ends."""
+    return str(messages_of(example)[-1]["content"]).strip()
+
+
+def check_prompts(examples: Iterable[Example], track: str) -> None:
+    """Raise where an example is plain text."""
+    if any("text" in example for example in examples):
+        raise StudyError(
+            f"evaluate.measures of track {track}",
+            "plain text has no prompt that could be answered",
+            "Measure loss alone.",
+        )
+
+
+def read_labels(data: DataSettings) -> list[str]:
+    """The labels that occur in training, sorted. StudyError: they are no set of labels."""
+    train = read_part(data, "train")
+    found = sorted({answer_of(e) for e in train if "text" not in e})
+    if not 2 <= len(found) <= min(MOST_LABELS, max(len(train) // 2, 2)):
+        raise StudyError(
+            f"evaluate.measures: labels, {data.source}",
+            f"its {len(train):,} training examples have {len(found):,} different answers: labels "
+            f"are 2 to {MOST_LABELS:,}, each of them seen more than once",
+            "Measure exact or loss instead.",
+        )
+    return found
+
+
+def check_measures(measures: Sequence[str], data: DataSettings, track: str) -> None:
+    """Raise where the training part, which the others are like, has not what a measure needs."""
+    if set(measures) - {"loss"}:
+        check_prompts(read_part(data, "train"), track)
+    if "labels" in measures:
+        read_labels(data)
