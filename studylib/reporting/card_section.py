@@ -65,9 +65,9 @@ def card_section(summary: Summary, several: bool) -> list[str]:
 
 MEMORY_WORDS = (
     "Peaks of the training stage by three counters, each with its forecast, made without these "
-    "runs, and how far that is off. NVML is what one rents: of the process, and of the card with nothing else on it "
-    "where the driver hides processes or states are paged (they lie on the card while it has room, "
-    "and neither torch nor the process counts them)."
+    "runs, and how far that is off. NVML is what one rents: of the process, and of the card with "
+    "nothing else on it where the driver hides processes or states are paged (they lie on the "
+    "card while it has room, and neither torch nor the process counts them)."
 )
 SPEED_WORDS = (
     "Steps after the warm-up. Arithmetic is what model and data need; what checkpointing computes "
