@@ -105,6 +105,13 @@ def test_rows_that_teach_nothing_are_counted_by_reason(tmp_path):
         read_messages([{"role": "user", "content": [{"type": "image"}]}], "messages")
 
 
+def test_a_row_that_lacks_its_forms_key_is_left_out(tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c"}, {"completion": "d"}]
+    found = read_example_file(write(tmp_path / "a.jsonl", [rows[0], *rows]))
+    assert len(found) == 2
+    assert found.skipped == {"no text in 'completion'": 1, "no text in 'prompt'": 1}
+
+
 def test_average_turns_and_unread_keys_are_said(tmp_path):
     rows = [{"messages": TALK * n, "topic": "x"} for n in (1, 2, 3, 3)]
     found = read_example_file(write(tmp_path / "a.jsonl", rows))

@@ -117,7 +117,7 @@ def chat_form(key: str, name: str) -> Form:
 
 def read_completion(row: Mapping[str, Any]) -> tuple[Example, bool]:
     """prompt and completion, as texts or as lists of messages; answers in the prompt are old."""
-    prompt, completion = row["prompt"], row["completion"]
+    prompt, completion = row.get("prompt"), row.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
         return PAIR.read(row)
     if isinstance(prompt, list):
