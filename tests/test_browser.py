@@ -47,6 +47,7 @@ def browser():
     if path is None:
         pytest.skip("needs Chromium, and none is installed (on Debian: apt-get install chromium)")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    api.expect.set_options(timeout=1000 * START_SECONDS)  # 5 s are few for a busy machine
     with api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
@@ -109,6 +110,7 @@ def read_address(process, log):
 def page(browser, lab):
     """JupyterLab's start page, in one window for all notebooks, as an analyst has it."""
     context = browser.new_context(viewport=DESKTOP)
+    context.set_default_timeout(1000 * START_SECONDS)
     opened = context.new_page()
     opened.requests_elsewhere = []
     opened.on("request", lambda request: note_elsewhere(opened, request.url))
