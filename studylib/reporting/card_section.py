@@ -29,6 +29,7 @@ from studylib.reporting.study import Study
 from studylib.reporting.summary import Summary, method_order, untouched_params
 from studylib.schema.card_files import CardFiles
 from studylib.schema.checks import format_verdict
+from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
 
@@ -202,7 +203,7 @@ def brief_run(record: Record, with_pass: bool) -> str:
     """A method's peak and speed, and what the article says of the peak."""
     assert record.train is not None
     seen, reserved = (
-        forecast_errors.nvml_bytes(record),
+        nvml_bytes(record),
         record.train.measure.torch_peak_reserved_bytes,
     )
     peak = f"{byte_size(seen)} by NVML" if seen else ""

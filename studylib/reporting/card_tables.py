@@ -10,8 +10,9 @@ from typing import Any
 
 from studylib.core.metrics import METRICS, MISSING, byte_size, percent, plain_number, points
 from studylib.reporting.cells import Table, rows_of, run_path
-from studylib.reporting.forecast_errors import Pair, nvml_bytes
+from studylib.reporting.forecast_errors import Pair
 from studylib.reporting.study import Study
+from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import RunForecast
 

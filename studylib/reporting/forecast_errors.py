@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, points
 from studylib.reporting.cells import Table, rows_of
 from studylib.reporting.study import Study
+from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import RunForecast
 
@@ -75,19 +76,6 @@ def compare_run(record: Record, made: RunForecast) -> Compared:
     counter, peak = next(((n, b) for n, b in counters.items() if b), ("", None))
     pair = Pair(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
     return Compared(record, made, counter, pair, compare_parts(record, made) if alone else {})
-
-
-def nvml_bytes(record: Record) -> int | None:
-    """What NVML showed of one card at the peak of training: of the process that had it to itself,
-    or, of several cards or where the driver hides processes, of the whole card. So too where the
-    optimizer's states are paged: the driver counts them on the card and in no process."""
-    if record.train is None:
-        return None
-    measure = record.train.measure
-    fullest = max(measure.nvml_peak_bytes_by_device.values(), default=measure.nvml_peak_bytes)
-    if record.run.gpus > 1 or record.run.train.optimizer.startswith("paged"):
-        return fullest or measure.nvml_process_peak_bytes
-    return measure.nvml_process_peak_bytes or fullest
 
 
 def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:

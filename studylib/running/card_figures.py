@@ -16,7 +16,8 @@ from studylib.core.errors import StudyError
 from studylib.core.sealed import read_sealed
 from studylib.schema.card_study import CardStudy, Part, StepTaken
 from studylib.schema.checks import CHECKS_VERSION, GpuChecks
-from studylib.schema.records import Record, read_record
+from studylib.schema.nvml_peak import nvml_bytes
+from studylib.schema.records import read_record
 from studylib.schema.serve_records import read_serve_record
 
 Figures = dict[str, float | str]
@@ -55,16 +56,6 @@ def run_figures(path: Path, bf16_peak: float | None) -> Figures:
         "utilisation_percent": measure.mean_utilisation_percent,
         "joules_per_token": joules / train.tokens_seen if joules and train.tokens_seen else None,
     })  # fmt: skip
-
-
-def nvml_bytes(record: Record) -> int | None:
-    """Of the process, or of the card, which a run has to itself, where the driver hides processes
-    or the optimizer's states are paged: those lie on the card and in no process."""
-    assert record.train is not None
-    measure = record.train.measure
-    if record.run.train.optimizer.startswith("paged"):
-        return measure.nvml_peak_bytes or measure.nvml_process_peak_bytes
-    return measure.nvml_process_peak_bytes or measure.nvml_peak_bytes
 
 
 def serve_figures(path: Path) -> Figures:
