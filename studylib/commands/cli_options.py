@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from studylib.core.errors import StudyError
+from studylib.schema.methods import name_methods
 
 FOR_GPUS = ("gpu", "systems")
 OWN_MODELS = ("hub", "path", "gguf", "pypi")
@@ -47,7 +48,7 @@ MmluOption = Annotated[
     str | None, typer.Option("--mmlu", help="hub, or a folder with test.jsonl and dev.jsonl.")
 ]
 MethodsOption = Annotated[
-    str | None, typer.Option("--methods", help="For example full,lora,qlora-r64.")
+    str | None, typer.Option("--methods", help=f"Of {name_methods()} (-r64 sets a rank).")
 ]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", help="For example 0,1,2.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Updates of a training.")]

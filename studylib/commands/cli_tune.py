@@ -22,6 +22,7 @@ from studylib.commands.cli_options import (
 )
 from studylib.commands.cli_plan import agree_to_sweep
 from studylib.core.errors import StudyError
+from studylib.schema.methods import ADAPTER, WHOLE
 from studylib.schema.settings import nearest
 
 
@@ -46,7 +47,7 @@ def tune(
         raise StudyError(
             f"profile {chosen.name}",
             "it has no sweep",
-            "Give it tune: {learning_rates: {full: [...], lora: [...], qlora: [...]}}.",
+            f"Give it tune: {{learning_rates: {{{WHOLE}: [...], {ADAPTER}: [...]}}}}.",
         )
     folder = results / chosen.name / "tune"
     if only is not None:

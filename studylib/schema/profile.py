@@ -22,6 +22,7 @@ from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
+    BASE,
     METHODS,
     DataSettings,
     EvaluateSettings,
@@ -144,9 +145,8 @@ class Profile(Frozen):
         runs: list[RunSpec] = []
         for track in self.tracks:
             methods = [parse_method(m, self.lora) for m in track.methods]
-            base = MethodSettings(name="base")
             trained = [m for m in methods if m.kind.trains]
-            grid = [(m, base, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
+            grid = [(m, BASE, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
             grid += [
                 (m, method, s)
                 for s in track.all_seeds

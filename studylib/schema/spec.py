@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from studylib.schema.settings import (
+    BASE,
     DataSettings,
     EvaluateSettings,
     Frozen,
@@ -105,8 +106,7 @@ class RunSpec(Frozen):
     @property
     def base_run_id(self) -> str:
         """The untrained model's run on the same questions."""
-        base = MethodSettings(name="base")
-        return self.model_copy(update={"method": base, "seed": 0}).run_id
+        return self.model_copy(update={"method": BASE, "seed": 0}).run_id
 
 
 def choose_learning_rate(
