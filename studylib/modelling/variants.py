@@ -27,7 +27,8 @@ from studylib.modelling.methods import DTYPES, adapter_config, attach
 from studylib.modelling.reach import is_even
 from studylib.schema.settings import MethodSettings
 
-SEEDED_STD = 0.02  # of what is added to a new adapter
+# Of what is added to a new adapter: to matrices, whose sums over a rank grow, and to vectors.
+MATRIX_STD, VECTOR_STD = 0.02, 0.5
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -65,7 +66,9 @@ def seed_adapter(model: nn.Module, name: str, seed: int, dtype: torch.dtype) -> 
     for path, parameter in model.named_parameters():
         if id(parameter) in added and name in path.split("."):
             if is_even(parameter.detach()):
-                drawn = torch.randn(parameter.shape, generator=generator) * SEEDED_STD
+                flat = parameter.numel() == max(parameter.shape, default=1)
+                std = VECTOR_STD if flat else MATRIX_STD
+                drawn = torch.randn(parameter.shape, generator=generator) * std
                 moved = parameter.detach().cpu() + drawn
                 parameter.data = moved.to(parameter.device, dtype)
             else:
