@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from waiting import LONG_SECONDS
 
 from studylib.core.errors import StudyError
 from studylib.inputs import converted
@@ -246,7 +247,7 @@ def test_second_process_waits_for_the_first_and_takes_its_folder(tmp_path):
     def first():
         with converted.made_once(folder) as (_, unfinished):
             entered.set()
-            go_on.wait(30)
+            go_on.wait(LONG_SECONDS)
             (unfinished / "whole").write_text(json.dumps(order))
 
     def second():
@@ -255,12 +256,12 @@ def test_second_process_waits_for_the_first_and_takes_its_folder(tmp_path):
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    assert entered.wait(30)
+    assert entered.wait(LONG_SECONDS)
     threads[1].start()
     assert not folder.exists()
     go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(LONG_SECONDS)
     assert order == [(None, True)]
 
 

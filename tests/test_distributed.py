@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, OPTConfig
+from waiting import LONG_SECONDS
 
 from studylib.core.errors import StudyError
 from studylib.core.places import ROOT
@@ -149,7 +150,7 @@ def test_a_process_ends_soon_after_the_notebook_that_started_it():
     time.sleep(0.5)
     assert worker.poll() is None
     parent.communicate(b"\n")
-    assert worker.wait(timeout=60) == 1
+    assert worker.wait(timeout=LONG_SECONDS) == 1
 
 
 def test_what_the_processes_leave_is_summed_or_raised(tmp_path):
