@@ -82,8 +82,22 @@ def halfway(monkeypatch, tmp_path) -> Halfway:
 def cluster(monkeypatch, halfway):
     """Two nodes of one core on 127.0.0.1; the driver belongs to the first."""
     pytest.importorskip("ray")
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    # Ray itself gives a node half a minute to be known, which a busy machine may need more of.
+    ask, wait_for_node = services.get_node, services.wait_for_node
+
+    def ask_node(*words):
+        try:
+            return ask(*words)
+        except RuntimeError:  # it is not known yet
+            return None
+
+    monkeypatch.setattr(services, "get_node", lambda *words: wait_for(lambda: ask_node(*words)))
+    monkeypatch.setattr(
+        services, "wait_for_node", lambda *words: wait_for_node(*words[:2], LONG_SECONDS)
+    )
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, as a socket's path must be
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
@@ -91,6 +105,8 @@ def cluster(monkeypatch, halfway):
         ("RAY_TMPDIR", str(folder)),
         ("TMPDIR", str(folder)),
         ("OMP_NUM_THREADS", "1"),
+        ("RAY_gcs_server_port_wait_time_s", str(int(LONG_SECONDS))),
+        ("RAY_health_check_timeout_ms", str(int(1000 * LONG_SECONDS))),  # one that is silent
     ):
         monkeypatch.setenv(name, value)
     options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False,
