@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 from halfway import Halfway
+from ray_nodes import start_nodes
 from waiting import LONG_SECONDS, wait_for
 
 from studylib.core.errors import StudyError
@@ -79,43 +79,11 @@ def halfway(monkeypatch, tmp_path) -> Halfway:
 
 
 @pytest.fixture
-def cluster(monkeypatch, halfway):
-    """Two nodes of one core on 127.0.0.1; the driver belongs to the first."""
+def cluster(halfway):
+    """Two nodes of one core; the driver belongs to the first."""
     pytest.importorskip("ray")
-    from ray._private import services
-    from ray.cluster_utils import Cluster
-
-    # Ray itself gives a node half a minute to be known, which a busy machine may need more of.
-    ask, wait_for_node = services.get_node, services.wait_for_node
-
-    def ask_node(*words):
-        try:
-            return ask(*words)
-        except RuntimeError:  # it is not known yet
-            return None
-
-    monkeypatch.setattr(services, "get_node", lambda *words: wait_for(lambda: ask_node(*words)))
-    monkeypatch.setattr(
-        services, "wait_for_node", lambda *words: wait_for_node(*words[:2], LONG_SECONDS)
-    )
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, as a socket's path must be
-    for name, value in (
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"),  # nodes on the loopback address only
-        ("RAY_TMPDIR", str(folder)),
-        ("TMPDIR", str(folder)),
-        ("OMP_NUM_THREADS", "1"),
-        ("RAY_gcs_server_port_wait_time_s", str(int(LONG_SECONDS))),
-        ("RAY_health_check_timeout_ms", str(int(1000 * LONG_SECONDS))),  # one that is silent
-    ):
-        monkeypatch.setenv(name, value)
-    options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False,
-               "node_ip_address": "127.0.0.1"}  # fmt: skip
-    made = Cluster(initialize_head=True, head_node_args=options)
-    made.add_node(**options)
-    yield made
-    made.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with start_nodes(2) as made:
+        yield made
 
 
 def process_below(raylet: int, *run_ids: str) -> tuple[str, int] | None:
