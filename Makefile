@@ -65,8 +65,8 @@ ladder: ## rebuild the bundled models from their seed; RUNG=60m builds a larger 
 check: ## style, types, notebooks kept clean
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py
 
-test: ## all tests
-	@$(PY) -m pytest
+test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 clean: ## remove the virtual environment and caches, never records
 	@rm -rf .venv .venv-sky .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +
