@@ -19,7 +19,8 @@ from studylib.schema.measures import MEASURES
 from studylib.schema.pins import apply_pins, read_pins
 from studylib.schema.profile import Profile, read_profile
 from studylib.schema.records import SCHEMA_VERSION, Environment, Scalar
-from studylib.schema.settings import Frozen, TunedRate
+from studylib.schema.settings import Frozen
+from studylib.schema.tune_settings import TunedRate
 
 
 class TunePoint(Frozen):
