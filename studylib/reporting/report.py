@@ -212,6 +212,13 @@ def with_readme(sources: Sources, report: Report) -> Files:
     return report.files | {README: text.encode()}
 
 
+def opening_of(path: Path) -> str:
+    """The verdict in the first line of a report on a reader's own study; empty in any other's."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().strip()
+    return first.strip("*") if first.startswith("**") else ""
+
+
 def has_runs(folder: Path) -> bool:
     return any((folder / "runs").glob("*/record.json"))
 

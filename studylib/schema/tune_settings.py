@@ -20,7 +20,8 @@ class TuneSettings(Settings):
     learning_rates: METHOD or METHOD-rRANK -> rates. factors: for a method without rates there,
     multiples of its own default rate. seed: one that no run of the study uses. limit: validation
     questions a subject, or held-out examples. extend: while the best rate lies at the grid's edge,
-    up to so many beyond it. before_runs: `reproduce` sweeps first.
+    up to so many beyond it. before_runs: `reproduce` sweeps first. stop_early: a rate that by half
+    of its steps has clearly lost to a lower one goes no further (studylib.training.tune).
     """
 
     learning_rates: dict[str, tuple[float, ...]] = Field(default_factory=dict)
@@ -29,6 +30,7 @@ class TuneSettings(Settings):
     limit: int | None = Field(default=None, ge=1)
     extend: int = Field(default=0, ge=0, le=10)
     before_runs: bool = False
+    stop_early: bool = False
 
     @field_validator("learning_rates")
     @classmethod
