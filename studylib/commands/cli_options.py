@@ -5,6 +5,7 @@ Not covered: the commands (studylib.commands.cli and its neighbours).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,8 +100,12 @@ def resolve_profile(
     limit: int | None = None,
     changes: list[str] | None = None,
     columns: str | None = None,
+    find_machine: Callable[[], Any] | None = None,
 ) -> Any:
-    """The profile that the options name, each option laid over it, with its tuned rates."""
+    """The profile that the options name, each option laid over it, with its tuned rates.
+
+    find_machine: what runs it, where that is not this machine; `custom` trains as suits it.
+    """
     from studylib.schema.profile import merge
     from studylib.schema.tuning import open_profile
 
@@ -129,7 +134,23 @@ def resolve_profile(
             )
         if not over.get("evaluate", {}).get("questions"):
             over = merge(OWN_MEASURES, over)
-    return open_profile(name, results, over)
+    made = open_profile(name, results, over)
+    if name != "custom":
+        return made
+    from studylib.commands.own_recipe import suit_machine
+
+    return suit_machine(made, over.get("train", {}), results, find_machine or find_own_machine)
+
+
+def find_own_machine() -> Any:
+    """This machine with its card; None without one, which takes no forecast to know."""
+    from studylib.running.doctor import cards_here
+
+    if not cards_here():
+        return None
+    from studylib.forecasting.prospects import this_machine
+
+    return this_machine()
 
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from studylib.core.errors import StudyError
+from studylib.core.sealed import canonical
 from studylib.inputs.examples import Examples, folder_parts, read_examples, read_source
 from studylib.inputs.forms import Example, prompt_key
 from studylib.schema.profile import DataSettings
@@ -123,10 +124,19 @@ def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[s
     return held
 
 
+def count_twice(examples: Examples) -> int:
+    """Examples that are the same as an earlier one."""
+    return len(examples) - len({canonical(example) for example in examples})
+
+
 def tell_parts(data: DataSettings) -> list[str]:
     """What the training examples are, with the first one, and a line for each part held out."""
     train = read_part(data, "train")
     lines = [f"{Path(data.source).name}: {train.tell()}", f"  first: {train.sample()}"]
+    if twice := count_twice(train):
+        lines.append(
+            f"  {twice:,} of them stand there before, word for word: they are learned again"
+        )
     keys: list[set[str]] = []
     for part in HELD_OUT:
         source = source_of(data, part)

@@ -41,7 +41,7 @@ def prompt_rows(asked: Asked) -> list[dict[str, Any]]:
     room = asked.lm.max_length - most
     prompts = [one.prompt_ids[-room:] for one in asked.prompted]
     ends = {i for one in asked.prompted for i in one.answer_ids}
-    stops = ends & set(asked.tokenizer.all_special_ids) | end_of_text(asked.tokenizer)
+    stops = ends & set(asked.tokenizer.all_special_ids) | {asked.tokenizer.eos_token_id}
     found = answer_all(asked.lm.model, asked.tokenizer, prompts, stops, most, MOST_SECONDS)
     return [
         {"item": item_id(one.example), "prompt": show_prompt(one.example), "answer": one.answer,
@@ -61,7 +61,7 @@ def text_rows(asked: Asked) -> list[dict[str, Any]]:
     prompts = [firsts[of]["input_ids"][max(0, halves[of] - MOST_TOKENS) : halves[of]]
                for of in order]  # fmt: skip
     most = min(MOST_TOKENS, asked.lm.max_length // 2)
-    stops = end_of_text(asked.tokenizer)
+    stops = {asked.tokenizer.eos_token_id}
     found = answer_all(asked.lm.model, asked.tokenizer, prompts, stops, most, MOST_SECONDS)
 
     def spell(ids: Any) -> str:
@@ -73,10 +73,6 @@ def text_rows(asked: Asked) -> list[dict[str, Any]]:
          "given": said.text, "finished": said.finished}
         for of, prompt, said in zip(order, prompts, found, strict=True)
     ]  # fmt: skip
-
-
-def end_of_text(tokenizer: Any) -> set[int]:
-    return set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
 
 
 def show_prompt(example: Example) -> str:
