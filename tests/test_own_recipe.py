@@ -38,7 +38,7 @@ def test_without_a_card_the_profiles_own_recipe_stands(make):
 
 
 def test_checkpointing_is_taken_where_more_methods_fit_with_it(make):
-    """On a card that holds full fine-tuning with checkpointing alone, and on one that needs none."""
+    """On a card that holds full fine-tuning only so, and not on one that needs none."""
     words = ["train.micro_batch=8", "train.seq_len=1024"]
     card = rented_machine("h100-80gb", 1)
     ample = make(card, changes=words)

@@ -62,15 +62,16 @@ def plan(
     made, estimate = look_ahead(chosen, results / chosen.name)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
+    sweeps = tell_sweeps(*sweeps_first(chosen, results / chosen.name), made)
     if as_json:
-        also = {"data": told, "extents": extents}
+        also = {"data": told, "extents": extents, "sweeps": sweeps}
         print(json.dumps(to_json(made, estimate, prospects) | also, indent=1))
         return
     if why:
         print(f"profile {name}: {why}")
     print("\n".join(told), end="\n" if told else "")
     show_plan(made, estimate, prospects)
-    for line in tell_sweeps(*sweeps_first(chosen, results / chosen.name), made):
+    for line in sweeps:
         print(line)
     for line in extents:
         print(f"{line}.")

@@ -1,8 +1,8 @@
 """Texts of the reader's data and of models, shown as they are and never obeyed.
 
 A prompt may hold Markdown, HTML or a formula: a picture from elsewhere, a link, a heading. In a
-report it is text: every mark that could mean something is escaped, bars by the table that it
-stands in (studylib.reporting.cells).
+report it is text: every mark that means something within a line is escaped, what begins an address
+among them; bars are, by the table that they stand in (studylib.reporting.cells).
 
 Not covered: escaping for other programs than readers of Markdown and of report.html.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-MARKS = re.compile(r"([!-/:-@\[-`{}~])")  # ASCII punctuation without the bar
+MARKS = re.compile(r"([\\`*_\[\]<>!~$&#{}@:]|(?<=www)\.)")
 LINE_END = " ⏎ "
 UNSEEN = ("Cc", "Cf", "Cs", "Co")  # controls, marks that turn the direction of writing, halves
 

@@ -45,6 +45,8 @@ def has_verdict(summary: Summary) -> bool:
 def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     """All of the report. findings: on the article's claims, none where they are not asked for."""
     files: Files = csv_files(summary, [*findings], "")
+    if not findings:
+        del files["tables/claims.csv"]
     served = bool(summary.study.serves)
     parts = {
         "answer": answer_section(summary),

@@ -281,7 +281,10 @@ class EvaluateSettings(Settings):
 
     def for_validation(self, limit: int | None = None) -> EvaluateSettings:
         """What chooses a learning rate: the first measure, else the questions, both of the
-        validation part. limit: questions of a subject, or held-out examples."""
+        validation part. limit: questions of a subject, no more than a run is asked, or held-out
+        examples."""
+        if limit is not None and self.limit is not None and not self.measures:
+            limit = min(limit, self.limit)
         change: dict[str, object] = {"part": "validation", "retention": None, "limit": limit}
         if self.measures:
             change |= {"questions": None, "retention_data": None, "measures": self.measures[:1]}
