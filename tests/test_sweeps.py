@@ -19,7 +19,7 @@ from studylib.training.tune import Stopped, halfway_loss, refuse_lost
 
 @pytest.fixture
 def data(tmp_path):
-    rows = [{"prompt": f"What is {n}?", "completion": str(n)} for n in range(500)]
+    rows = [{"prompt": f"What is {n}?", "completion": str(n)} for n in range(60)]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
@@ -148,3 +148,59 @@ def test_a_finished_sweep_is_not_left(data, tmp_path):
     assert len(sweeps_left(profile, tmp_path / profile.name)) == 3
     with pytest.raises(StudyError, match="it needs MODEL"):
         resolve_profile("custom", tmp_path, data=data)
+
+
+@pytest.fixture
+def reproduce(study, data, monkeypatch):
+    """`study reproduce` of a custom study that starts nothing: (exit code, what it was to do)."""
+    from studylib.commands import cli_tune
+    from studylib.running import runner
+    from studylib.running.executor import Outcome
+
+    def reproduce(*words, code=0):
+        done = []
+
+        def sweep_all(profile, home, extend, waiting):
+            done.append(len(waiting))
+            return code
+
+        monkeypatch.setattr(cli_tune, "sweep_all", sweep_all)
+        monkeypatch.setattr(runner, "reproduce", lambda *_, **__: done.append("runs") or Outcome())
+        words = ("reproduce", "--model", "ladder:0.4m", "--data", data, *words)
+        return *study(*words), done
+
+    return reproduce
+
+
+def test_reproduce_sweeps_first_and_starts_no_run_after_a_sweep_that_failed(reproduce):
+    code, _, _, done = reproduce()
+    assert code == 0 and done == [3, "runs"]
+    code, _, err, done = reproduce(code=1)
+    assert code == 1 and done == [3] and "no run was started" in err and "SWEEP=0" in err
+    assert reproduce("--set", "tune=null")[-1] == ["runs"]
+
+
+def test_plan_says_what_is_searched_for_before_the_runs(study, data):
+    code, out, _ = study("plan", "--model", "ladder:0.4m", "--data", data)
+    assert code == 0 and "3 searches for a learning rate, 9 trainings" in out
+    made = json.loads(study("plan", "--model", "ladder:0.4m", "--data", data, "--json")[1])
+    assert len(made["sweeps"]) == 1
+
+
+def test_tune_takes_the_options_of_reproduce(study, data, monkeypatch):
+    from studylib.commands import cli_tune
+
+    seen = []
+    monkeypatch.setattr(cli_tune, "sweep_all", lambda *words: seen.append(words) or 0)
+    words = ("--model", "ladder:0.4m", "--data", data, "--methods", "full,lora-r4", "--steps", "3")
+    assert study("tune", *words, "--set", "tune.limit=7", "--extend", "1")[0] == 0
+    [(profile, _, extend, waiting)] = seen
+    assert extend == 1 and profile.tracks[0].tune.limit == 7 and profile.tracks[0].train.steps == 3
+    assert [spec.method.slug for spec, _ in waiting] == ["full", "lora-r4"]
+    name = json.loads(study("plan", *words, "--set", "tune.limit=7", "--json")[1])["profile"]
+    assert name == profile.name
+
+
+def test_a_small_file_holds_out_as_many_as_it_can(data, tmp_path):
+    assert own(data, tmp_path).tracks[0].data.held_out == 15
+    assert own(data, tmp_path, changes=["data.held_out=4"]).tracks[0].data.held_out == 4

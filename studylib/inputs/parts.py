@@ -105,7 +105,7 @@ def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[s
     if data.held_out is None or not parts:
         return {}
     total = sum(counts.values())
-    most = int(LARGEST_SHARE * total) // len(parts)
+    most = most_held_out(total, len(parts))
     if data.held_out > most or len(counts) <= len(parts):
         raise StudyError(
             f"data.held_out = {data.held_out}",
@@ -122,6 +122,11 @@ def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[s
             if taken >= data.held_out:
                 break
     return held
+
+
+def most_held_out(examples: int, parts: int = len(HELD_OUT)) -> int:
+    """How many of so many examples each of the parts may hold out."""
+    return int(LARGEST_SHARE * examples) // parts
 
 
 def count_twice(examples: Examples) -> int:
