@@ -52,9 +52,9 @@ from studylib.commands.cli_plan import (
     plan,
 )
 from studylib.commands.cli_rent import rent
-from studylib.commands.cli_report import make_report, report
+from studylib.commands.cli_report import make_report, report, show_verdict
 from studylib.commands.cli_serve import serve
-from studylib.commands.cli_tune import tune
+from studylib.commands.cli_tune import say_untuned, tune, tune_first
 from studylib.core.errors import StudyError
 
 app = typer.Typer(
@@ -115,7 +115,7 @@ def reproduce(
     """Run all that is not done yet, then write the report. What is finished is kept."""
     from studylib.planning.plan import check_room
     from studylib.running.progress import Progress
-    from studylib.running.runner import check_executor, open_executor
+    from studylib.running.runner import check_executor, open_executor, write_profile
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
@@ -127,16 +127,25 @@ def reproduce(
     if why:
         print(f"profile {name}: {why}")
     agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
+    if executor != "local":
+        say_untuned(chosen, folder)
+    elif tune_first(chosen, folder, force):
+        chosen = resolve_profile(
+            name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
+        )
     with open_executor(executor, ray_address) as execute:
         outcome = run_study(chosen, folder, Progress(), force, execute)
     if outcome.done_before and not outcome.finished and not outcome.failed:
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
-    if outcome.done_before or outcome.finished:
-        failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
-        print(f"report: {make_report(folder, failed)}")
+    failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
     for run_id, failure in outcome.failed.items():
         why = failure.message or f"read {failure.log}"
         print(f"study: {run_id} failed: {why}", file=sys.stderr)
+    if outcome.done_before or outcome.finished:
+        write_profile(chosen, folder)  # what only the report reads may have changed
+        path = make_report(folder, failed)
+        print(f"report: {path}")
+        show_verdict(path)
     if outcome.failed:
         check_room(folder)  # a full disk also leaves logs empty
     raise typer.Exit(outcome.exit_code)

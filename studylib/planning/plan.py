@@ -174,7 +174,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
             told |= dict.fromkeys(tell_parts(track.data))
         else:
             read_part(track.data, "train")
-        check_held_out(track)
+        told |= dict.fromkeys(check_held_out(track))
         for source in (track.evaluate.questions, track.evaluate.retention):
             if source is not None:
                 check_questions(source, track.evaluate.shots)
@@ -186,17 +186,19 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
     return list(told)
 
 
-def check_held_out(track: Track) -> None:
+def check_held_out(track: Track) -> list[str]:
     """Raise where a track's measures have no examples that they could be taken on: its test part,
-    that which chooses its rates, or the source that tells what is kept."""
+    that which chooses its rates, or the source that tells what is kept. Returns lines to be said.
+    """
     asked = track.evaluate
     if not asked.measures:
-        return
-    check_measures(asked.measures, track.data, track.name)
+        return []
+    told = check_measures(asked.measures, track.data, track.name)
     for part in HELD_OUT if track.tune is not None else HELD_OUT[:1]:
         read_part(track.data, part)
     if asked.retention_data is not None:
         read_part(DataSettings(source=asked.retention_data), "train")
+    return told
 
 
 def pin_sources(profile: Profile) -> Profile:

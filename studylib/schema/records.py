@@ -329,12 +329,12 @@ def find_changes(planned: RunSpec, recorded: RunSpec) -> list[str]:
 def changed_fields(planned: RunSpec, recorded: RunSpec) -> dict[str, tuple[Any, Any]]:
     """field -> (recorded, planned) where they differ.
 
-    How runs share the machine and where a learning rate was read does not make another run.
+    How runs share the machine, where a rate was read and a report's margin make no other run.
     """
     ignored = {"hardware", "learning_rate_source", "profile"}
     old = flatten(recorded.model_dump(mode="json", exclude=ignored))
     new = flatten(planned.model_dump(mode="json", exclude=ignored))
-    used = {"learning_rates", "checkpoint_every"}
+    used = {"learning_rates", "checkpoint_every", "margin"}
     keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 

@@ -18,9 +18,8 @@ from studylib.schema.settings import (
     MethodSettings,
     ModelRef,
     TrainSettings,
-    TunedRate,
-    TuneSettings,
 )
+from studylib.schema.tune_settings import TunedRate, TuneSettings
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 
