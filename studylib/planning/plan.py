@@ -30,6 +30,7 @@ from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
 from studylib.planning.answers import check_measures
 from studylib.planning.stale import REMEDY, refuse_stale
+from studylib.schema.differences import find_changes
 from studylib.schema.pins import apply_pins, unpinned
 from studylib.schema.profile import (
     EvaluateSettings,
@@ -38,7 +39,7 @@ from studylib.schema.profile import (
     Profile,
     RunSpec,
 )
-from studylib.schema.records import RECORD, Record, find_changes, read_records
+from studylib.schema.records import RECORD, Record, read_records
 from studylib.schema.settings import DataSettings
 from studylib.schema.spec import Track
 

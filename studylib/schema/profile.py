@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
+from studylib.schema.kept import Keep
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
     METHODS,
@@ -68,6 +69,7 @@ class Profile(Frozen):
     """One study. `tracks` come fully spelled out: read_profile fills them from the defaults.
 
     origin: the profile that this one changes. tuned: "TRACK MODEL METHOD-rRANK" -> a sweep's rate.
+    keep: which trained weights stay in the runs' folders.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Profile(Frozen):
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
     serve: ServeSettings | None = None
+    keep: Keep = "adapters"
     tracks: tuple[Track, ...]
     origin: str | None = None
     tuned: dict[str, TunedRate] = Field(default_factory=dict)
@@ -171,6 +174,7 @@ class Profile(Frozen):
             train=track.train,
             evaluate=track.evaluate,
             hardware=self.hardware,
+            keep=self.keep,
         )
 
     def sweeps(self) -> list[tuple[RunSpec, tuple[float, ...]]]:
