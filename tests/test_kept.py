@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -9,17 +10,25 @@ import shutil
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from record_factory import Factory
+from record_factory import make_spec as factory_spec
 from safetensors.torch import load_file, save_file
 from test_run import make_spec
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from studylib.commands.cli_options import keep_as
 from studylib.core.errors import StudyError
+from studylib.forecasting import disk
+from studylib.forecasting.disk import foresee_disk
 from studylib.modelling import kept
 from studylib.modelling.models import Loaded
+from studylib.planning.plan import tell_unkept
+from studylib.schema.find_record import find_record
 from studylib.schema.kept import check_keep, why_not
-from studylib.schema.profile import LoraSettings, parse_method
+from studylib.schema.profile import LoraSettings, parse_method, read_profile
 from studylib.schema.records import read_record
 from studylib.schema.settings import ModelRef
+from studylib.scoring.trial import spell_prompt, try_prompts
 from studylib.training.run import Run
 
 ROWS = torch.arange(5, 45).reshape(2, 20)
@@ -167,7 +176,7 @@ def test_merged_model_answers_as_the_adapter_on_its_base(made, method):
 def test_merge_says_how_much_room_is_missing(made, monkeypatch):
     run = made("lora")
     monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
-    with pytest.raises(StudyError, match="the disk has 0.0 GB"):
+    with pytest.raises(StudyError, match=r"the disk has 0\.0 GB"):
         kept.merge_kept(run.record, run.folder)
 
 
@@ -194,7 +203,7 @@ def test_unknown_choice_is_one_message():
 def test_run_that_keeps_nothing_says_so_and_leaves_nothing(base, tmp_path):
     run = Made(tmp_path, spec_of(base, "lora", "none"))
     assert run.record.kept.folder is None and not (tmp_path / "adapter").exists()
-    with pytest.raises(StudyError, match="kept no weights: KEEP=none.*KEEP=adapters"):
+    with pytest.raises(StudyError, match=r"kept no weights: KEEP=none.*KEEP=adapters"):
         kept.open_kept(run.record, tmp_path)
 
 
@@ -243,10 +252,127 @@ def test_weights_that_changed_or_went_are_named(made, tmp_path):
 def test_records_from_before_and_untrained_runs_say_what_to_do(made):
     run = made("lora")
     old = run.record.model_copy(update={"kept": None})
-    with pytest.raises(StudyError, match="before weights were kept.*KEEP=adapters"):
+    with pytest.raises(StudyError, match=r"before weights were kept.*KEEP=adapters"):
         kept.find_kept(old, run.folder)
     spec = run.spec.model_copy(update={"method": parse_method("base", LoraSettings())})
     with pytest.raises(StudyError, match="trains nothing"):
         kept.find_kept(old.model_copy(update={"run": spec}), run.folder)
     with pytest.raises(StudyError, match=r"without a model to try \(diverged\)"):
         kept.find_kept(old.model_copy(update={"status": "diverged"}), run.folder)
+
+
+def greedy(model, ids, stop, most):
+    """Greedy search by hand, without a cache: what the study's answers are held to."""
+    ids, found = list(ids), []
+    while len(found) < most:
+        with torch.no_grad():
+            found.append(int(model.eval()(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        ids.append(found[-1])
+        if found[-1] == stop:
+            return found[:-1]
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_trial_gives_the_bases_answer_and_the_trained_models(made, base, method):
+    run, tokenizer = made(method), AutoTokenizer.from_pretrained(base)
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    trained = {
+        "lora": lambda: AutoPeftModelForCausalLM.from_pretrained(run.folder / "adapter"),
+        "full": lambda: AutoModelForCausalLM.from_pretrained(run.folder / "model"),
+    }[method]()
+    prompts = ["The colour of a stone", "Where does it live?"]
+    for prompt, one in zip(prompts, try_prompts(run.record, run.folder, prompts, 6), strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        for answer, model in ((one.base, plain), (one.trained, trained)):
+            wanted = greedy(model, ids, tokenizer.eos_token_id, 6)
+            assert answer.text == tokenizer.decode(wanted, skip_special_tokens=True)
+        assert one.prompt == prompt
+
+
+def test_prompt_is_spelled_as_the_training_spelled_it(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    ids, ends = spell_prompt("Why?", "chat", tokenizer, "Be brief.")
+    wanted = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert tokenizer.decode(ids).rstrip() == wanted.rstrip()
+    assert ends == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end>")}
+    ids, ends = spell_prompt("Why?", "alpaca", tokenizer, None)
+    assert tokenizer.decode(ids).endswith("### Instruction:\nWhy?\n\n### Response:\n")
+    assert ends == {tokenizer.eos_token_id}
+
+
+def test_prompt_without_room_for_an_answer_is_one_message(made):
+    run = made("lora")
+    with pytest.raises(StudyError, match=r"more than the model's 256 positions") as error:
+        try_prompts(run.record, run.folder, ["so\n" * 300], 8)
+    assert "\n" not in str(error.value)
+
+
+def test_run_is_found_by_its_id_among_all_studies(made, tmp_path):
+    run = made("lora")
+    place = tmp_path / "one" / "runs" / run.record.run_id
+    shutil.copytree(run.folder, place)
+    assert find_record(tmp_path, run.record.run_id) == (run.record, place)
+    assert find_record(tmp_path, str(place))[1] == place
+    with pytest.raises(StudyError, match=rf"Did you mean {run.record.run_id}"):
+        find_record(tmp_path, run.record.run_id[:-1] + "7")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(StudyError, match=r"one, two.*PROFILE=one"):
+        find_record(tmp_path, run.record.run_id)
+    assert find_record(tmp_path, run.record.run_id, "two")[1].is_relative_to(tmp_path / "two")
+    with pytest.raises(StudyError, match=r"no finished runs"):
+        find_record(tmp_path, run.record.run_id, "three")
+
+
+def test_command_prints_both_answers_of_every_line(made, study, monkeypatch):
+    folder = made("lora").folder
+    monkeypatch.setattr("sys.stdin", io.StringIO("One thing\n\nAnother\n"))
+    code, out, err = study("try", folder, "--max-tokens", "2")
+    assert (code, err) == (0, "")
+    assert out.count("> ") == out.count("base: ") == out.count("\nLoRA r=16: ") == 2
+    code, out, _ = study("try", folder, "A third", "--max-tokens", "2", "--json")
+    [answer] = json.loads(out)["answers"]
+    assert code == 0 and answer["prompt"] == "A third" and not answer["trained_finished"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, out, err = study("try", folder)
+    assert code == 2 and "there is no prompt" in err
+
+
+def test_disk_is_said_beforehand_as_the_files_then_are(made):
+    for method in ("lora", "full"):
+        run = made(method)
+        found = foresee_disk([run.spec])
+        weights = sum(p.stat().st_size for p in run.folder.glob("*/*.safetensors"))
+        merged = run.folder / "merged" / "model.safetensors"
+        weights -= merged.stat().st_size if merged.exists() else 0
+        assert found.runs == 1 and found.kept == pytest.approx(weights, abs=8_000)
+        # A checkpoint at step 2 of 3: weights and AdamW's two states; then the trained weights.
+        assert found.working == pytest.approx(3 * found.kept, rel=0.01)
+
+
+def test_study_that_the_disk_cannot_hold_is_not_started(made, monkeypatch, tmp_path):
+    spec = made("full").spec
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 10)
+    with pytest.raises(StudyError, match=r"has 0\.0 MB free.*KEEP=none.*FORCE=1"):
+        disk.refuse_full_disk([spec], tmp_path)
+    monkeypatch.undo()
+    disk.refuse_full_disk([spec], tmp_path / "not" / "made")
+
+
+def test_choice_of_weights_makes_no_other_study_and_what_is_missing_is_said(tmp_path):
+    factory = Factory(tmp_path / "smoke", items=32)
+    factory.add(factory_spec("lora", profile="smoke"))
+    profile = read_profile("smoke")
+    run_id = "ladder-0.4m--lora-r16--s0"
+    assert profile.run(run_id).keep == "adapters"
+    asked = keep_as(profile, "none")
+    assert asked.name == profile.name and {run.keep for run in asked.runs()} == {"none"}
+    said = tell_unkept(profile, tmp_path / "smoke")
+    assert said.startswith("1 finished runs have no weights") and run_id in said
+    assert tell_unkept(asked, tmp_path / "smoke") is None

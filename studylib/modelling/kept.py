@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -25,7 +25,7 @@ from studylib.inputs.sources import folder_sha256
 from studylib.modelling.models import Loaded, load_model, merge_into_bf16
 from studylib.modelling.serve import count_written
 from studylib.modelling.weights import MOVED, WHOLE, bring_in
-from studylib.schema.kept import ADAPTER, MERGED, MODEL, Kept, why_not
+from studylib.schema.kept import MERGED, Kept, Place, place_of, why_not
 from studylib.schema.records import Record
 from studylib.schema.settings import MethodSettings
 from studylib.schema.spec import RunSpec
@@ -41,14 +41,15 @@ def leave_weights(spec: RunSpec, loaded: Loaded, trained: Path | None, folder: P
     trained: where they are, by studylib.modelling.weights.find_trained; folder: the run's.
     """
     base, revision = name_base(spec, loaded)
-    told = {"base_model": spec.model.partition("@")[0], "base_revision": revision}
-    goal = folder / (ADAPTER if spec.method.kind.adapter else MODEL)
-    for old in (folder / name for name in (ADAPTER, MODEL, MERGED)):
-        if old != trained:
-            shutil.rmtree(old, ignore_errors=True)
+    named = str(spec.model_ref.model_copy(update={"revision": None}))
+    told = Kept(base_model=named, base_revision=revision)
     reason = why_not(spec.keep, spec.model_ref, spec.method)
     if reason is not None or trained is None:
-        return Kept(reason=reason, **told)
+        clear_weights(folder)
+        return told.model_copy(update={"reason": reason})
+    clear_weights(folder, but=trained)
+    name = place_of(spec.method)
+    goal = folder / name
     if trained != goal:
         (trained.parent / MOVED).touch()  # before the move: a run broken off here trains no more
         trained.replace(goal)
@@ -59,12 +60,16 @@ def leave_weights(spec: RunSpec, loaded: Loaded, trained: Path | None, folder: P
         else:
             complete_model(goal, base_folder(loaded))
     files = [path for path in goal.rglob("*") if path.is_file()]
-    return Kept(
-        folder=goal.name,  # type: ignore[arg-type]
-        file_bytes=sum(path.stat().st_size for path in files),
-        sha256=folder_sha256(goal),
-        **told,
-    )
+    size = sum(path.stat().st_size for path in files)
+    found = {"folder": name, "file_bytes": size, "sha256": folder_sha256(goal)}
+    return told.model_copy(update=found)
+
+
+def clear_weights(folder: Path, but: Path | None = None) -> None:
+    """Remove what an earlier run of this name left: it is not this one's."""
+    for old in (folder / each for each in (*get_args(Place), MERGED)):
+        if old != but:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def base_folder(loaded: Loaded) -> Path:
@@ -156,8 +161,8 @@ def merge_kept(record: Record, folder: Path) -> Path:
     loaded, model = open_kept(record, folder)
     spec, base = record.run, MethodSettings(name="base")
     plain = load_model(spec.model_ref, base, spec.train.dtype, spec.seed)
-    place = folder / ADAPTER
-    merged: Any = merge_into_bf16(plain.model, model, place).to(torch.bfloat16)
+    merged: Any = merge_into_bf16(plain.model, model, folder / place_of(spec.method))
+    merged = merged.to(torch.bfloat16)
     needed, free = count_written(merged), shutil.disk_usage(folder).free
     if needed > free:
         raise StudyError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from studylib.core.files import full_disk_said
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
-from studylib.schema.kept import ADAPTER, MODEL
+from studylib.schema.kept import Place
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
 
@@ -33,7 +33,7 @@ def find_trained(work: Path) -> Path | None:
     if the run's end was broken off."""
     if (work / TRAINED / WHOLE).is_file():
         return work / TRAINED
-    places = [work.parent / name for name in (ADAPTER, MODEL) if (work / MOVED).is_file()]
+    places = [work.parent / name for name in get_args(Place) if (work / MOVED).is_file()]
     return next((folder for folder in places if folder.is_dir()), None)
 
 

@@ -14,8 +14,10 @@ from studylib.core.errors import StudyError
 from studylib.schema.settings import Frozen, MethodSettings, ModelRef
 
 Keep = Literal["adapters", "all", "none"]
-# Names in a run's folder: peft's own form; a checkpoint with its tokenizer; the same, merged.
-ADAPTER, MODEL, MERGED = "adapter", "model", "merged"
+Place = Literal["adapter", "model"]
+# In a run's folder beside `adapter` (peft's own form) or `model` (a checkpoint): base and adapter
+# as one checkpoint, made when it is asked for.
+MERGED = "merged"
 
 
 class Kept(Frozen):
@@ -28,7 +30,7 @@ class Kept(Frozen):
 
     base_model: str
     base_revision: str | None = None
-    folder: Literal["adapter", "model"] | None = None
+    folder: Place | None = None
     file_bytes: int = 0
     sha256: str | None = None
     reason: str | None = None
@@ -42,6 +44,11 @@ def check_keep(word: str) -> Keep:
     raise StudyError(
         f"KEEP={word}", "which weights stay is adapters, all or none", "Write KEEP=adapters."
     )
+
+
+def place_of(method: MethodSettings) -> Place:
+    """The name of the folder in which a method's weights stay."""
+    return "adapter" if method.kind.adapter else "model"
 
 
 def why_not(keep: Keep, model: ModelRef, method: MethodSettings) -> str | None:

@@ -28,7 +28,7 @@ from studylib.metering.environment import describe_environment, device_name, now
 from studylib.metering.meter import Meter
 from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
-from studylib.modelling.kept import leave_weights
+from studylib.modelling.kept import clear_weights, leave_weights
 from studylib.modelling.methods import count_parameters
 from studylib.modelling.preflight import is_tight, refuse_outside
 from studylib.modelling.reach import untrained
@@ -271,13 +271,15 @@ class Run:
         self.serve_block = ServeBlock(measure=self.session.stages()["serve"], **footprint)
 
     def finish(self) -> Path:
-        """Write the tables, put weights where they stay, then the record; clear the working files."""
+        """Write the tables, put weights where they stay, write the record, clear what is left."""
         self.watch.show("writing")
         self.meter.__exit__(None, None, None)
         files = self._write_tables()
         kept = None
         if self.ok and self.spec.method.kind.trains:
             kept = leave_weights(self.spec, self.loaded, self.trained_folder, self.folder)
+        else:
+            clear_weights(self.folder)
         record = Record(
             run_id=self.spec.run_id,
             status=self.status,  # type: ignore[arg-type]
