@@ -59,6 +59,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any key of the profile: train.seq_len=1024 (may be repeated)."),
 ]
+KeepOption = Annotated[
+    str | None,
+    typer.Option("--keep", help="Trained weights that stay: adapters (the default), all or none."),
+]
 DEFAULT_BUDGET_USD = "10"
 
 BudgetOption = Annotated[
@@ -153,6 +157,13 @@ def find_own_machine() -> Any:
     from studylib.forecasting.prospects import this_machine
 
     return this_machine()
+
+
+def keep_as(profile: Any, keep: str | None) -> Any:
+    """The profile with another choice of the weights that stay: it is the same study."""
+    from studylib.schema.kept import check_keep
+
+    return profile if keep is None else profile.model_copy(update={"keep": check_keep(keep)})
 
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
 from studylib.planning.answers import check_measures
 from studylib.planning.stale import REMEDY, refuse_stale
+from studylib.schema.differences import find_changes
+from studylib.schema.kept import place_of, why_not
 from studylib.schema.pins import apply_pins, unpinned
 from studylib.schema.profile import (
     EvaluateSettings,
@@ -38,7 +40,7 @@ from studylib.schema.profile import (
     Profile,
     RunSpec,
 )
-from studylib.schema.records import RECORD, Record, find_changes, read_records
+from studylib.schema.records import RECORD, Record, read_records
 from studylib.schema.settings import DataSettings
 from studylib.schema.spec import Track
 
@@ -136,6 +138,26 @@ def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:
             f"({'; '.join(changes[:3])})",
             REMEDY,
         )
+
+
+def tell_unkept(profile: Profile, results: Path) -> str | None:
+    """That finished runs kept less than is asked for now: they are not run again by themselves."""
+    records = {record.run_id: record for record in read_records(results / "runs")}
+    less = [
+        spec.run_id
+        for spec in profile.runs()
+        if spec.run_id in records
+        and records[spec.run_id].complete
+        and spec.method.kind.trains
+        and why_not(spec.keep, spec.model_ref, spec.method) is None
+        and not (results / "runs" / spec.run_id / place_of(spec.method)).is_dir()
+    ]
+    if not less:
+        return None
+    return (
+        f"{len(less)} finished runs have no weights that KEEP={profile.keep} asks for, {less[0]} "
+        "for one: move their folders away to run them again"
+    )
 
 
 def record_seconds(record: Record) -> float:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from studylib.schema.kept import Keep
 from studylib.schema.settings import (
     BASE,
     DataSettings,
@@ -62,7 +63,10 @@ class Track(Frozen):
 
 
 class RunSpec(Frozen):
-    """One model, method, seed and learning rate on one track: what one notebook process does."""
+    """One model, method, seed and learning rate on one track: what one notebook process does.
+
+    keep: which trained weights stay; none in records from before there was a choice.
+    """
 
     profile: str
     track: str
@@ -75,6 +79,7 @@ class RunSpec(Frozen):
     train: TrainSettings
     evaluate: EvaluateSettings
     hardware: Hardware
+    keep: Keep = "none"
 
     @property
     def model_ref(self) -> ModelRef:
