@@ -37,6 +37,7 @@ def tune(
     yes: YesOption = False,
 ) -> None:
     """Choose each method's learning rate on questions that no result asks."""
+    from studylib.inputs.origins import take_data
     from studylib.planning.plan import check_inputs, check_writable
     from studylib.running.runner import follow_parent
 
@@ -53,6 +54,8 @@ def tune(
         follow_parent()
         sweep_one(chosen, only, folder, extend, jobs)
         return
+    for line in take_data(chosen):
+        print(line)
     check_inputs(chosen)
     waiting = [(spec, rates) for spec, rates in sweeps if is_left(spec, rates, folder, extend)]
     agree_to_sweep(waiting, budget, yes)
