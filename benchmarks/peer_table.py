@@ -77,7 +77,15 @@ def build_table(found: Rounds, spec: RunSpec) -> list[list[str]]:
         if any(peak_bytes(results, name) for results in found.values())
     }
     work = next((r for rs in found.values() for r in rs if r.flops_per_token), None)
-    head = ["peer", "tokens/s", f"by {first} [95 %]", *titles.values(), "MFU", "first loss", "last losses"]
+    head = [
+        "peer",
+        "tokens/s",
+        f"by {first} [95 %]",
+        *titles.values(),
+        "MFU",
+        "first loss",
+        "last losses",
+    ]
     rows = [[*head, "padding", "did the same work"]]
     for peer, results in found.items():
         last = results[-1]

@@ -104,7 +104,7 @@ def read_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true")
     ours = parser.add_argument_group("switches of ours alone")
     ours.add_argument("--loss", default="chunked", choices=["full", "chunked", "liger"])
-    attentions = ["sdpa", "flex_attention", "flash_attention_2"]
+    attentions = ["sdpa", "by_example", "flex_attention", "flash_attention_2"]
     ours.add_argument("--attention", default="sdpa", choices=attentions)
     ours.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

@@ -17,10 +17,11 @@ from studylib.core.errors import StudyError
 def data(
     profile: ProfileOption = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="A folder that has them, or what they are made of.")
+        Path | None,
+        typer.Option("--from", help="A folder that has them, or what they are made of."),
     ] = None,
 ) -> None:
-    """Make the files that a profile reads, of public files or a folder's, and check their hashes."""
+    """Make the files that a profile reads, of public files or a folder's; their hashes are known."""
     from studylib.inputs.origins import bring_data
 
     if not profile:

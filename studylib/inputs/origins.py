@@ -46,7 +46,7 @@ class Origin(Frozen):
     commit: str = Field(pattern=r"[0-9a-f]{40}")
     folder: str
     licence: str
-    also_named: dict[str, str] = {}
+    also_named: dict[str, str] = Field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.repository}@{self.commit[:7]}"

@@ -208,8 +208,8 @@ class TrainSettings(Settings):
     """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens.
 
     master_weights: where all weights are trained in bf16, keep them in fp32 and multiply in bf16.
-    attention, loss, optimizer, compile, tf32: switches for speed and memory on a card. loss:
-    chunked and liger never hold the logits of all tokens (liger needs its package).
+    attention (by_example: for processors), loss, optimizer, compile, tf32: switches for speed and
+    memory. loss: chunked and liger never hold the logits of all tokens (liger needs its package).
     """
 
     steps: int = Field(ge=1, le=10_000_000)
@@ -222,7 +222,9 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     dtype: Literal["fp32", "bf16"] = "fp32"
     master_weights: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "by_example", "eager", "flex_attention", "flash_attention_2"] = (
+        "sdpa"
+    )
     loss: Literal["full", "chunked", "liger"] = "full"
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     compile: bool = False
