@@ -21,7 +21,7 @@ def data(
         typer.Option("--from", help="A folder that has them, or what they are made of."),
     ] = None,
 ) -> None:
-    """Make the files that a profile reads, of public files or a folder's; their hashes are known."""
+    """Make the files that a profile reads, of public files or a folder's, by their hashes."""
     from studylib.inputs.origins import bring_data
 
     if not profile:

@@ -1,8 +1,6 @@
 """The parts of a profile: models, methods, data, recipe, questions, hardware, each checked alone.
 
-Pure data: no torch, no device.
-
-Not covered: how parts make a study (studylib.schema.profile), what a method does to a model
+Pure data: no torch, no device. Not covered: how parts make a study (studylib.schema.profile), what a method does to a model
 (studylib.modelling.methods), whether files, models or cards exist (plan and data look).
 """
 
@@ -207,9 +205,9 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens.
 
-    master_weights: where all weights are trained in bf16, keep them in fp32 and multiply in bf16.
-    attention (by_example: for processors), loss, optimizer, compile, tf32: switches for speed and
-    memory. loss: chunked and liger never hold the logits of all tokens (liger needs its package).
+    master_weights: where all are trained in bf16, keep them in fp32 and multiply in bf16. Switches
+    for speed and memory: attention (by_example is for processors), loss (chunked and liger, which
+    needs its package, never hold the logits of all tokens), optimizer, compile, tf32.
     """
 
     steps: int = Field(ge=1, le=10_000_000)
