@@ -1,7 +1,7 @@
 """The parts of a profile: models, methods, data, recipe, questions, hardware, each checked alone.
 
-Pure data: no torch, no device. Not covered: how parts make a study (studylib.schema.profile), what a method does to a model
-(studylib.modelling.methods), whether files, models or cards exist (plan and data look).
+Pure data: no torch, no device. Not covered: how parts make a study (studylib.schema.profile), what
+a method does to a model (studylib.modelling.methods), whether files, models or cards exist.
 """
 
 from __future__ import annotations
