@@ -12,7 +12,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(
   $(call opt,LIMIT,limit) $(call opt,KEEP,keep) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(foreach change,$(SET) $(OWN),--set $(call quote,$(change)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
+.PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ help: ## these lines
 
 setup: ## install the packages (the other targets do it too)
 	@$(PY) -c 'import sys; print("ready:", sys.executable)'
+
+data: ## bring in what PROFILE=real reads and the study does not ship; FROM=FOLDER has it
+	@$(PY) -m studylib data $(call opt,PROFILE,profile) $(call opt,FROM,from)
 
 plan: ## what would run, how long, at what cost
 	@$(PY) -m studylib plan $(ASK)

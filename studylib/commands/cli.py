@@ -20,6 +20,7 @@ import typer
 from studylib.commands.cli_advise import advise, diff
 from studylib.commands.cli_card import card
 from studylib.commands.cli_check_model import check_model
+from studylib.commands.cli_data import data as data_command
 from studylib.commands.cli_evaluate import evaluate
 from studylib.commands.cli_forecast import forecast, prices
 from studylib.commands.cli_forecasts import forecasts
@@ -182,6 +183,7 @@ for command in (
     advise,
     card,
     check_model,
+    data_command,
     diff,
     evaluate,
     forecast,

@@ -60,6 +60,7 @@ def tune(
     yes: YesOption = False,
 ) -> None:
     """Choose each method's learning rate on questions that no result asks."""
+    from studylib.inputs.origins import take_data
     from studylib.planning.plan import check_inputs
     from studylib.planning.sweeps import sweeps_left
     from studylib.running.runner import follow_parent
@@ -81,6 +82,8 @@ def tune(
         return
     if why:
         print(f"profile {name}: {why}")
+    for line in take_data(chosen):
+        print(line)
     waiting = sweeps_left(chosen, folder, extend)
     check_inputs(chosen, fetch=False)  # nobody should agree to what cannot start
     agree_to_sweep(waiting, budget, yes)

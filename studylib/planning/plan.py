@@ -24,6 +24,7 @@ from studylib.core.files import disk_full, explain_write_error
 from studylib.inputs.almanac import USUAL_FACTS
 from studylib.inputs.extras import check_extras
 from studylib.inputs.hub import hub_errors, resolve_dataset
+from studylib.inputs.origins import take_data
 from studylib.inputs.parts import HELD_OUT, read_part, tell_parts
 from studylib.inputs.questions import check_questions
 from studylib.inputs.rungs import known_facts
@@ -188,9 +189,9 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
 
     fetch: bring in a hub's models now, once for all runs; else only ask whether they are there.
     Returns lines on each data set that is not the almanac's: what it was recognised as, how many
-    examples, rows left out, and its first example.
+    examples, rows left out, and its first example; and first what was brought in for it.
     """
-    told = dict[str, None]()
+    told = dict.fromkeys(take_data(profile))
     for track in profile.tracks:
         if not track.data.source.startswith("almanac:") or len(track.data.sources) > 1:
             told |= dict.fromkeys(tell_parts(track.data))

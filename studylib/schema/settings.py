@@ -1,9 +1,7 @@
 """The parts of a profile: models, methods, data, recipe, questions, hardware, each checked alone.
 
-Pure data: no torch, no device.
-
-Not covered: how parts make a study (studylib.schema.profile), what a method does to a model
-(studylib.modelling.methods), whether files, models or cards exist (plan and data look).
+Pure data: no torch, no device. Not covered: how parts make a study (studylib.schema.profile), what
+a method does to a model (studylib.modelling.methods), whether files, models or cards exist.
 """
 
 from __future__ import annotations
@@ -186,9 +184,9 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens.
 
-    master_weights: where all weights are trained in bf16, keep them in fp32 and multiply in bf16.
-    attention, loss, optimizer, compile, tf32: switches for speed and memory on a card. loss:
-    chunked and liger never hold the logits of all tokens (liger needs its package).
+    master_weights: where all are trained in bf16, keep them in fp32 and multiply in bf16. Switches
+    for speed and memory: attention (by_example is for processors), loss (chunked and liger, which
+    needs its package, never hold the logits of all tokens), optimizer, compile, tf32.
     """
 
     steps: int = Field(ge=1, le=10_000_000)
@@ -201,7 +199,9 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     dtype: Literal["fp32", "bf16"] = "fp32"
     master_weights: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "by_example", "eager", "flex_attention", "flash_attention_2"] = (
+        "sdpa"
+    )
     loss: Literal["full", "chunked", "liger"] = "full"
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     compile: bool = False
