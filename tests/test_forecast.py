@@ -177,9 +177,7 @@ def test_efficiency_comes_from_measured_steps_of_the_same_card():
 
 
 def test_cuda_terms_are_fitted_on_measured_trainings():
-    peaks = [
-        Measured(reserved_bytes=11 * GIB, process_bytes=p * GIB // 2) for p in (23, 24, 30)
-    ]
+    peaks = [Measured(reserved_bytes=11 * GIB, process_bytes=p * GIB // 2) for p in (23, 24, 30)]
     assert fit_cuda_terms({"l4-24gb": peaks}).context_bytes == GIB
     assert fit_cuda_terms({}) == CudaTerms()
 
@@ -188,7 +186,8 @@ def test_scripts_find_the_promised_keys(small):
     keys = set(json.loads(small.model_dump_json()))
     assert keys >= {
         "peak_bytes", "peak_stage", "parts", "trainable_params", "total_params", "adapter_bytes",
-        "peak_allocated_bytes", "least_bytes", "checkpoint_bytes", "flops_per_step", "seconds_per_step", "usd", "fits", "smallest_gpu",
+        "peak_allocated_bytes", "least_bytes",
+        "checkpoint_bytes", "flops_per_step", "seconds_per_step", "usd", "fits", "smallest_gpu",
         "trace_seconds",
     }  # fmt: skip
 

@@ -65,10 +65,7 @@ class CachingAllocator:
         small = size <= SMALL_BYTES
         pool = self._pools[small, stream]
         place = bisect_left(pool, (size, -1))
-        if place < len(pool):
-            block = pool.pop(place)[2]
-        else:
-            block = self._ask_driver(pool, size)
+        block = pool.pop(place)[2] if place < len(pool) else self._ask_driver(pool, size)
         rest = block.size - size
         if rest >= BLOCK_BYTES if small else rest > SMALL_BYTES:
             self._cut(block, size)

@@ -1,8 +1,8 @@
 """What the reference's own runs on a card teach a forecast: its efficiency, and the context.
 
-The context is above all the software's, so that runs on another card teach it where a card has none.
-Without such runs the assumptions stand, and say so. A run's own forecast, which the report sets
-beside it, is made from the assumptions alone (studylib.forecasting.run_forecasts).
+The context is above all the software's, so that runs on another card teach it where a card has
+none. Without such runs the assumptions stand, and say so. A run's own forecast, which the report
+sets beside it, is made from the assumptions alone (studylib.forecasting.run_forecasts).
 
 Not covered: fitting the terms (studylib.planning.roofline, studylib.planning.cuda_terms).
 """

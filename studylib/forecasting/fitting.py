@@ -48,7 +48,7 @@ class StageForecast(Frozen):
 
 
 def largest_that_fits(settings: ForecastSettings, gpu: str) -> Largest:
-    """Search lengths in steps of 256 tokens and micro-batches one by one, by what they need at least."""
+    """Search lengths in steps of 256 tokens and micro-batches one by one, by the least needed."""
     usable = find_gpu(gpu).usable_bytes
     positions = text_config(read_config(ModelRef.parse(settings.model))).max_position_embeddings
     lengths = range(SEQUENCE_STEP, positions + 1, SEQUENCE_STEP)

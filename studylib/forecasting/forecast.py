@@ -125,9 +125,10 @@ class Job(Frozen):
 class Forecast(Frozen):
     """What a job needs on each card, and what it costs. Bytes are one card's at its peak.
 
-    peak_bytes is what the driver shows, on a card with room where settings.gpu has none; peak_allocated_bytes is what
-    torch.cuda.max_memory_allocated shows; least_bytes is the least with which the steps still run,
-    the allocator giving cached memory back, and what must fit. bytes_on_disk: adapter and checkpoint by dtype.
+    peak_bytes is what the driver shows, on a card with room where settings.gpu has none;
+    peak_allocated_bytes is what torch.cuda.max_memory_allocated shows; least_bytes is the least
+    with which the steps still run, the allocator giving cached memory back, and what must fit.
+    bytes_on_disk: adapter and checkpoint by dtype.
     usd is that of the packed standard job: (low) fastest at the cheapest offer, (mid) expected at
     the median one, (high) slowest at the dearest.
     """

@@ -57,7 +57,7 @@ class Run:
 
 
 class Ledger:
-    """Writes down the runs of a step as it goes; `key` is whatever names a storage while it lives."""
+    """Writes down the runs of a step as it goes; `key` names a storage while it lives."""
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
@@ -85,10 +85,12 @@ class Ledger:
 
 def ordered(moves: Sequence[Move]) -> list[Move]:
     """The same moves, frees between two makings by their birth."""
-    found: list[Move] = []
-    for is_making, group in groupby(moves, key=lambda move: move[1] is None):
-        found += group if is_making else sorted(group, key=lambda move: move[1] or ())
-    return found
+    groups = groupby(moves, key=lambda move: move[1] is None)
+    return [
+        move
+        for making, group in groups
+        for move in (group if making else sorted(group, key=lambda free: free[1] or ()))
+    ]
 
 
 def shifted(run: Run, by: int) -> list[Move]:
@@ -135,7 +137,7 @@ def match(run: Run | None, by: int, twin: Run | None) -> None:
 
 
 def of_no_layer(short: Run | None, long: Run, layers: int) -> list[Move]:
-    """The moves before the first or after the last layer, which may free what the first and the last two made."""
+    """The moves outside the layers, which may free what the first and the last two made."""
 
     def named(moves: list[Move], depth: int, last: int) -> Iterator[Move]:
         for size, birth in moves:
@@ -155,7 +157,7 @@ def of_no_layer(short: Run | None, long: Run, layers: int) -> list[Move]:
 def stretch(items: Sequence[Item], layers: int) -> list[Item]:
     """What layers hold, in a model of `layers` layers, by that of four."""
     laps = [(layer, list(group)) for layer, group in groupby(items, key=lambda item: item.layer)]
-    found: list[T] = []
+    found: list[Item] = []
     for place, (layer, group) in enumerate(laps):
         if layer == 1:
             twin = laps[place + 1] if place + 1 < len(laps) else (-1, [])

@@ -5,8 +5,8 @@ gradients of their own shapes and nothing else of the model. They are meta tenso
 fast as fake ones. PyTorch has no fused AdamW for those; its moves are written down instead, and a
 test holds them against a traced one.
 
-Not covered: clipping, which makes numbers alone; the update's arithmetic and parts, which the traced
-step has.
+Not covered: clipping, which makes numbers alone; the update's arithmetic and parts, which the
+traced step has.
 """
 
 from __future__ import annotations
