@@ -187,8 +187,7 @@ def train_torchtune(job: Job) -> PeerResult:
             torch.nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if update == 0:
-                job.result.first_loss = float(running / learned)
+            job.result.losses.append(float(running / learned))
             job.clock.stop()
             job.result.seconds.append(job.clock.step_seconds)
             memory.end()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from studylib.core.places import REFERENCE
 from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_case
-from studylib.forecasting.fitting import largest_that_fits, peak_bytes
+from studylib.forecasting.fitting import largest_that_fits, least_bytes
 from studylib.forecasting.forecast import Forecast, ForecastSettings
 from studylib.forecasting.published import Published, compare, load_published
 from studylib.metering.code_files import FORECASTING, code_sha256
@@ -119,7 +119,7 @@ def ask_card(method: str, checkpointing: bool, card: str, say: Say) -> CardAnswe
         checkpointing=checkpointing,
         gpu=card,
         usable_bytes=find_gpu(card).usable_bytes,
-        least_bytes=peak_bytes(least),
+        least_bytes=least_bytes(least),
         seq_len=found.seq_len,
         rows_of=ROWS_OF,
         micro_batch=found.micro_batch,

@@ -84,7 +84,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         micro_batch=recipe.micro_batch,
         seq_len=recipe.seq_len + -recipe.seq_len % row_multiple(machine.cards > 0),
         accumulation=max(1, recipe.accumulation // gpus),
-        attention=recipe.attention,
+        attention="sdpa" if recipe.attention == "by_example" else recipe.attention,
         masked=recipe.attention in MASKED,  # the others keep examples apart without a mask
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,

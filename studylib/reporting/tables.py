@@ -313,7 +313,7 @@ def headline_or_time(comparison: Comparison, row: Row, key: str) -> str:
 
 def differing_fields(own: Row, other: Row) -> str:
     from studylib.reporting.study import PER_SEED_FIELDS
-    from studylib.schema.records import find_mismatches
+    from studylib.schema.differences import find_mismatches
 
     pair = (own.complete[0], other.complete[0])
     fields = [f for f in find_mismatches(pair) if f not in PER_SEED_FIELDS]

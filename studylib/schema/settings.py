@@ -1,9 +1,7 @@
 """The parts of a profile: models, methods, data, recipe, questions, hardware, each checked alone.
 
-Pure data: no torch, no device.
-
-Not covered: how parts make a study (studylib.schema.profile), what a method does to a model
-(studylib.modelling.methods), whether files, models or cards exist (plan and data look).
+Pure data: no torch, no device. Not covered: how parts make a study (studylib.schema.profile), what
+a method does to a model (studylib.modelling.methods), whether files, models or cards exist.
 """
 
 from __future__ import annotations
@@ -186,9 +184,9 @@ class DataSettings(Settings):
 class TrainSettings(Settings):
     """One recipe for all methods. A step is accumulation × micro_batch rows of seq_len tokens.
 
-    master_weights: where all weights are trained in bf16, keep them in fp32 and multiply in bf16.
-    attention, loss, optimizer, compile, tf32: switches for speed and memory on a card. loss:
-    chunked and liger never hold the logits of all tokens (liger needs its package).
+    master_weights: where all are trained in bf16, keep them in fp32 and multiply in bf16. Switches
+    for speed and memory: attention (by_example is for processors), loss (chunked and liger, which
+    needs its package, never hold the logits of all tokens), optimizer, compile, tf32.
     """
 
     steps: int = Field(ge=1, le=10_000_000)
@@ -201,7 +199,9 @@ class TrainSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     dtype: Literal["fp32", "bf16"] = "fp32"
     master_weights: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "by_example", "eager", "flex_attention", "flash_attention_2"] = (
+        "sdpa"
+    )
     loss: Literal["full", "chunked", "liger"] = "full"
     optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] = "adamw"
     compile: bool = False
@@ -237,6 +237,9 @@ class EvaluateSettings(Settings):
     measures: on held-out examples of the track's own data (studylib.schema.measures); with them
     questions may be left out. held_out_limit: at most so many examples, chosen by their hash.
     retention_data: a source of examples whose loss before and after is forgetting.
+    margin: what an adapter may lose and still suffice: per cent of full fine-tuning's gain for a
+    loss, percentage points for a share of right answers. It is the report's alone.
+    samples: held-out prompts whose greedy answers a run keeps, to be read side by side.
     """
 
     questions: str | None = None
@@ -249,6 +252,8 @@ class EvaluateSettings(Settings):
     scoring: Literal["letters", "text"] = "letters"
     shots: int = Field(default=5, ge=0, le=25)
     limit: int | None = Field(default=None, ge=1)
+    margin: float = Field(default=2.0, gt=0, le=100)
+    samples: int = Field(default=0, ge=0, le=100)
 
     @model_validator(mode="after")
     def asks_something(self) -> EvaluateSettings:
@@ -260,53 +265,15 @@ class EvaluateSettings(Settings):
 
     def for_validation(self, limit: int | None = None) -> EvaluateSettings:
         """What chooses a learning rate: the first measure, else the questions, both of the
-        validation part. limit: questions of a subject, or held-out examples."""
+        validation part. limit: questions of a subject, no more than a run is asked, or held-out
+        examples."""
+        if limit is not None and self.limit is not None and not self.measures:
+            limit = min(limit, self.limit)
         change: dict[str, object] = {"part": "validation", "retention": None, "limit": limit}
         if self.measures:
             change |= {"questions": None, "retention_data": None, "measures": self.measures[:1]}
             change["held_out_limit"] = limit or self.held_out_limit
         return self.model_copy(update=change)
-
-
-class TuneSettings(Settings):
-    """The sweep that gives each method its learning rate: as many rates for each of them.
-
-    learning_rates: METHOD or METHOD-rRANK -> rates. seed: one that no run of the study uses.
-    limit: validation questions a subject.
-    """
-
-    learning_rates: dict[str, tuple[float, ...]]
-    seed: int = Field(default=1000, ge=0)
-    limit: int | None = Field(default=None, ge=1)
-
-    @field_validator("learning_rates")
-    @classmethod
-    def fair(cls, grids: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        sizes = {name: len(set(rates)) for name, rates in grids.items()}
-        if len(set(sizes.values())) != 1 or min(sizes.values()) < 3:
-            raise ValueError(f"every method gets as many different rates, 3 or more, not {sizes}")
-        for name, rates in grids.items():
-            if not all(0 < rate <= 1 for rate in rates):
-                raise ValueError(f"a learning rate of {name} is not in (0, 1]")
-        return grids
-
-    def grid(self, method: MethodSettings) -> tuple[float, ...]:
-        """The rates of a method, the most specific key first; StudyError if it has none."""
-        for key in (method.slug, method.name):
-            if key in self.learning_rates:
-                return self.learning_rates[key]
-        raise StudyError(
-            method.slug,
-            "tune.learning_rates has no grid for this method",
-            f"Add {method.slug}: to it, with as many rates as the others have.",
-        )
-
-
-class TunedRate(Settings):
-    """A rate that a sweep chose, and where that is written, in words."""
-
-    learning_rate: float = Field(gt=0)
-    source: str
 
 
 class Hardware(Settings):

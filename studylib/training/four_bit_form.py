@@ -61,7 +61,9 @@ def score_merged(
         plain = load_model(spec.model_ref, BASE, spec.train.dtype, spec.seed)
         merged = merge_into_bf16(plain.model, model, trained)
         difference = compare_logits(merged, model).largest
-        return score_model(merged, tokenizer, spec, MERGED), {"merge_difference": difference}
+        asked = spec.evaluate.model_copy(update={"samples": 0})  # shown of the run's own form
+        scored = spec.model_copy(update={"evaluate": asked})
+        return score_model(merged, tokenizer, scored, MERGED), {"merge_difference": difference}
     except (MergeFailed, NotANumber) as error:
         reason = str(error)
     except (*OUT_OF_MEMORY, RuntimeError) as error:
