@@ -72,7 +72,7 @@ def plan(
     if as_json:
         disk = foresee_disk(left)
         also: dict[str, Any] = {"data": told, "extents": extents, "sweeps": sweeps}
-        also |= {"disk": disk and disk.model_dump()}
+        also["disk"] = disk and disk.model_dump()
         print(json.dumps(to_json(made, estimate, prospects) | also, indent=1))
         return
     if why:

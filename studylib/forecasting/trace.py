@@ -34,7 +34,7 @@ from studylib.forecasting.kernels import (
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
 from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.added import added_modules, added_parameters
+from studylib.modelling.added import added_parameters
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import constants, count_weights, quantization_constants
 from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
@@ -273,13 +273,16 @@ def list_held(
                 seen.add(storage._cdata)
                 yield Held(layer, storage.nbytes())
 
-    added = added_modules(model)
+    added = added_parameters(model)
     for adapters in (False, True):
         for module in model.modules():
-            if (id(module) in added) == adapters:
-                own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+            own: list[torch.Tensor] = [
+                p for p in module.parameters(recurse=False) if (id(p) in added) == adapters
+            ]
+            if not adapters:
                 state = getattr(getattr(module, "weight", None), "quant_state", None)
-                yield from fresh([*own, *constants(state)], numbers.get(id(module), -1))
+                own = [*own, *module.buffers(recurse=False), *constants(state)]
+            yield from fresh(own, numbers.get(id(module), -1))
     yield from fresh(batch.values(), -1)
 
 
