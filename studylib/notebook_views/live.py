@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.text import Text
 
@@ -101,7 +102,7 @@ def plot_losses(losses: Mapping[str, Sequence[Point]]) -> Figure:
         (line,) = axes.plot(steps, values, linewidth=1.4, label=label)
         axes.plot(steps[-1:], values[-1:], "o", color=line.get_color(), markersize=3)
     axes.set(xlabel="step", ylabel="loss (nats a token)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     title = "Loss by step" if known else "No run trains yet"
     axes.set_title(title, loc="left", fontsize=10)
     if known:
