@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from record_factory import Factory, make_spec
+from waiting import LONG_SECONDS
 
 from studylib.commands import cli_options
 from studylib.core.errors import StudyError
@@ -255,7 +256,7 @@ def make(*words, **environ):
     return subprocess.run(
         ["make", *words],
         cwd=ROOT, env={**outer, "PATH": path, **environ}, capture_output=True, text=True,
-        timeout=120, check=False,
+        timeout=LONG_SECONDS, check=False,
     )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def rent(
 ) -> None:
     """Run a study on a rented machine: results come home, the machine is taken down, always."""
     from studylib.core.places import ROOT
+    from studylib.forecasting.job_forecast import rented_machine
     from studylib.planning.catalog import load_prices
     from studylib.running.rental import (
         build_task,
@@ -92,8 +93,9 @@ def rent(
     profile = profile or ("custom" if own else "gpu")
     rental, offers = make_rental(gpus, load_prices(prices), spot, cloud, usd_cap)
     chosen = resolve_profile(
-        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
-    )
+        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns,
+        lambda: rented_machine(rental.gpu.name, rental.cards),
+    )  # fmt: skip
     chosen = keep_as(chosen, keep)
     options = make_variables(
         PROFILE=profile, MODEL=model, DATA=data, MMLU=mmlu, METHODS=methods, SEEDS=seeds,

@@ -24,6 +24,7 @@ from studylib.core.files import disk_full, explain_write_error
 from studylib.inputs.almanac import USUAL_FACTS
 from studylib.inputs.extras import check_extras
 from studylib.inputs.hub import hub_errors, resolve_dataset
+from studylib.inputs.origins import take_data
 from studylib.inputs.parts import HELD_OUT, read_part, tell_parts
 from studylib.inputs.questions import check_questions
 from studylib.inputs.rungs import known_facts
@@ -188,15 +189,15 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
 
     fetch: bring in a hub's models now, once for all runs; else only ask whether they are there.
     Returns lines on each data set that is not the almanac's: what it was recognised as, how many
-    examples, rows left out, and its first example.
+    examples, rows left out, and its first example; and first what was brought in for it.
     """
-    told = dict[str, None]()
+    told = dict.fromkeys(take_data(profile))
     for track in profile.tracks:
         if not track.data.source.startswith("almanac:") or len(track.data.sources) > 1:
             told |= dict.fromkeys(tell_parts(track.data))
         else:
             read_part(track.data, "train")
-        check_held_out(track)
+        told |= dict.fromkeys(check_held_out(track))
         for source in (track.evaluate.questions, track.evaluate.retention):
             if source is not None:
                 check_questions(source, track.evaluate.shots)
@@ -208,17 +209,19 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
     return list(told)
 
 
-def check_held_out(track: Track) -> None:
+def check_held_out(track: Track) -> list[str]:
     """Raise where a track's measures have no examples that they could be taken on: its test part,
-    that which chooses its rates, or the source that tells what is kept."""
+    that which chooses its rates, or the source that tells what is kept. Returns lines to be said.
+    """
     asked = track.evaluate
     if not asked.measures:
-        return
-    check_measures(asked.measures, track.data, track.name)
+        return []
+    told = check_measures(asked.measures, track.data, track.name)
     for part in HELD_OUT if track.tune is not None else HELD_OUT[:1]:
         read_part(track.data, part)
     if asked.retention_data is not None:
         read_part(DataSettings(source=asked.retention_data), "train")
+    return told
 
 
 def pin_sources(profile: Profile) -> Profile:

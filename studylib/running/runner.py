@@ -30,6 +30,7 @@ from studylib.forecasting.disk import refuse_full_disk
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
 from studylib.inputs.extras import refuse_without_card
+from studylib.inputs.origins import take_data
 from studylib.planning.plan import (
     Plan,
     brings_models,
@@ -86,6 +87,8 @@ def reproduce(
     if not plan.left and not serve_left(profile, results):
         return outcome
     profile = pin_sources(profile)
+    for line in take_data(profile):
+        progress.say(f"  {line}")
     check_inputs(profile, fetch=executor is run_batch)
     if executor is run_batch and not cards_here():
         for run in plan.left:

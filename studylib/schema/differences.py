@@ -65,7 +65,7 @@ def changed_fields(planned: RunSpec, recorded: RunSpec) -> dict[str, tuple[Any, 
     ignored = {"hardware", "keep", "learning_rate_source", "profile"}
     old = flatten(recorded.model_dump(mode="json", exclude=ignored))
     new = flatten(planned.model_dump(mode="json", exclude=ignored))
-    used = {"learning_rates", "checkpoint_every"}
+    used = {"learning_rates", "checkpoint_every", "margin"}
     keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from studylib.schema.kept import Keep
 from studylib.schema.settings import (
+    BASE,
     DataSettings,
     EvaluateSettings,
     Frozen,
@@ -18,9 +19,8 @@ from studylib.schema.settings import (
     MethodSettings,
     ModelRef,
     TrainSettings,
-    TunedRate,
-    TuneSettings,
 )
+from studylib.schema.tune_settings import TunedRate, TuneSettings
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 
@@ -110,8 +110,7 @@ class RunSpec(Frozen):
     @property
     def base_run_id(self) -> str:
         """The untrained model's run on the same questions."""
-        base = MethodSettings(name="base")
-        return self.model_copy(update={"method": base, "seed": 0}).run_id
+        return self.model_copy(update={"method": BASE, "seed": 0}).run_id
 
 
 def choose_learning_rate(

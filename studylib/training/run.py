@@ -150,9 +150,7 @@ class Run:
             **describe_weights(spec, self.loaded, self.model),
         )
         if self.data is not None:
-            self.flops = count_token_flops(
-                self.model, self.data.lengths(), spec.train.checkpointing
-            )
+            self.flops = count_token_flops(self.model, self.data.lengths(), spec.train)
 
     @property
     def trained_folder(self) -> Path | None:
