@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from studylib.core.errors import StudyError
+from studylib.schema.methods import name_methods
 
 FOR_GPUS = ("gpu", "systems")
 OWN_MODELS = ("hub", "path", "gguf", "pypi")
@@ -49,7 +50,7 @@ MmluOption = Annotated[
     str | None, typer.Option("--mmlu", help="hub, or a folder with test.jsonl and dev.jsonl.")
 ]
 MethodsOption = Annotated[
-    str | None, typer.Option("--methods", help="For example full,lora,qlora-r64.")
+    str | None, typer.Option("--methods", help=f"Of {name_methods()} (-r64 sets a rank).")
 ]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", help="For example 0,1,2.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Updates of a training.")]
@@ -57,6 +58,10 @@ LimitOption = Annotated[int | None, typer.Option("--limit", help="Questions a su
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any key of the profile: train.seq_len=1024 (may be repeated)."),
+]
+KeepOption = Annotated[
+    str | None,
+    typer.Option("--keep", help="Trained weights that stay: adapters (the default), all or none."),
 ]
 DEFAULT_BUDGET_USD = "10"
 
@@ -152,6 +157,13 @@ def find_own_machine() -> Any:
     from studylib.forecasting.prospects import this_machine
 
     return this_machine()
+
+
+def keep_as(profile: Any, keep: str | None) -> Any:
+    """The profile with another choice of the weights that stay: it is the same study."""
+    from studylib.schema.kept import check_keep
+
+    return profile if keep is None else profile.model_copy(update={"keep": check_keep(keep)})
 
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from studylib.commands.cli_options import (
     ColumnsOption,
     DataOption,
     JsonOption,
+    KeepOption,
     LimitOption,
     MethodsOption,
     MmluOption,
@@ -29,6 +30,7 @@ from studylib.commands.cli_options import (
     SetOption,
     StepsOption,
     is_own,
+    keep_as,
     pick_profile,
     resolve_profile,
 )
@@ -47,33 +49,40 @@ def plan(
     limit: LimitOption = None,
     changes: SetOption = None,
     columns: ColumnsOption = None,
+    keep: KeepOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
+    from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
+    from studylib.planning.plan import tell_unkept
     from studylib.planning.sweeps import sweeps_first
 
     name, why = pick_profile(profile, is_own(model, data))
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )
+    chosen = keep_as(chosen, keep)
     told = check_all(chosen)
     made, estimate = look_ahead(chosen, results / chosen.name)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
     sweeps = tell_sweeps(*sweeps_first(chosen, results / chosen.name), made)
     if as_json:
-        also = {"data": told, "extents": extents, "sweeps": sweeps}
+        disk = foresee_disk(left)
+        also: dict[str, Any] = {"data": told, "extents": extents, "sweeps": sweeps}
+        also["disk"] = disk and disk.model_dump()
         print(json.dumps(to_json(made, estimate, prospects) | also, indent=1))
         return
     if why:
         print(f"profile {name}: {why}")
     print("\n".join(told), end="\n" if told else "")
     show_plan(made, estimate, prospects)
+    lines = (*extents, tell_disk(left, results), tell_unkept(chosen, results / chosen.name))
     for line in sweeps:
         print(line)
-    for line in extents:
+    for line in filter(None, lines):
         print(f"{line}.")
 
 

@@ -23,6 +23,7 @@ from studylib.commands.cli_options import (
     BudgetOption,
     ColumnsOption,
     DataOption,
+    KeepOption,
     LimitOption,
     MethodsOption,
     MmluOption,
@@ -33,6 +34,7 @@ from studylib.commands.cli_options import (
     SetOption,
     StepsOption,
     YesOption,
+    keep_as,
     resolve_profile,
 )
 from studylib.commands.cli_plan import parse_budget
@@ -52,6 +54,7 @@ def rent(
     limit: LimitOption = None,
     changes: SetOption = None,
     columns: ColumnsOption = None,
+    keep: KeepOption = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="Cheaper; taken away at times, then replaced.")
     ] = False,
@@ -90,9 +93,10 @@ def rent(
         profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns,
         lambda: rented_machine(rental.gpu.name, rental.cards),
     )  # fmt: skip
+    chosen = keep_as(chosen, keep)
     options = make_variables(
         PROFILE=profile, MODEL=model, DATA=data, MMLU=mmlu, METHODS=methods, SEEDS=seeds,
-        STEPS=steps, LIMIT=limit, COLUMNS=columns, SET=" ".join(changes or []),
+        STEPS=steps, LIMIT=limit, COLUMNS=columns, KEEP=keep, SET=" ".join(changes or []),
         BUDGET=f"{allowed:g}", YES="1",
     )  # fmt: skip
     check_travels(options, ROOT)

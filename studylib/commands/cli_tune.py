@@ -34,6 +34,7 @@ from studylib.commands.cli_options import (
 )
 from studylib.commands.cli_plan import agree_to_sweep
 from studylib.core.errors import StudyError
+from studylib.schema.methods import ADAPTER, WHOLE
 from studylib.schema.settings import nearest
 
 
@@ -59,6 +60,7 @@ def tune(
     yes: YesOption = False,
 ) -> None:
     """Choose each method's learning rate on questions that no result asks."""
+    from studylib.inputs.origins import take_data
     from studylib.planning.plan import check_inputs
     from studylib.planning.sweeps import sweeps_left
     from studylib.running.runner import follow_parent
@@ -71,7 +73,7 @@ def tune(
         raise StudyError(
             f"profile {chosen.name}",
             "it has no sweep",
-            "Give it tune: {learning_rates: {full: [...], lora: [...], qlora: [...]}}.",
+            f"Give it tune: {{learning_rates: {{{WHOLE}: [...], {ADAPTER}: [...]}}}}.",
         )
     folder = results / chosen.name
     if only is not None:
@@ -80,6 +82,8 @@ def tune(
         return
     if why:
         print(f"profile {name}: {why}")
+    for line in take_data(chosen):
+        print(line)
     waiting = sweeps_left(chosen, folder, extend)
     check_inputs(chosen, fetch=False)  # nobody should agree to what cannot start
     agree_to_sweep(waiting, budget, yes)

@@ -53,7 +53,8 @@ from studylib.schema.settings import Frozen
 class Prospect(Frozen):
     """A training run's forecast peak against a machine's memory, and where it would fit.
 
-    peak_bytes: of one card of `gpus`; train_hours: of all steps, None on a CPU or unknown card,
+    peak_bytes: what the driver would show of one card of `gpus`, or the least that it would take
+    where they do not fit; train_hours: of all steps, None on a CPU or unknown card,
     where nothing is assumed about speed. total_params: the model's without an adapter.
     """
 
@@ -131,7 +132,7 @@ def foresee_run(spec: RunSpec, machine: Machine | None = None) -> Prospect:
     made = trace_once(job_settings(spec, machine), machine.here)
     seconds = times(made.seconds_per_step, spec.train.steps)
     return Prospect(
-        peak_bytes=made.peak_bytes,
+        peak_bytes=made.shown_bytes(machine.memory_bytes),
         available_bytes=machine.memory_bytes,
         gpus=spec.gpus,
         cards=machine.cards,

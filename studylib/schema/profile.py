@@ -20,8 +20,10 @@ from pydantic import Field, ValidationError, model_validator
 from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
+from studylib.schema.kept import Keep
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
+    BASE,
     METHODS,
     DataSettings,
     EvaluateSettings,
@@ -68,6 +70,7 @@ class Profile(Frozen):
 
     origin: the profile that this one changes. tuned: "TRACK MODEL METHOD-rRANK" -> a sweep's rate.
     article: whether the report of a reader's own study judges the article's claims as well.
+    keep: which trained weights stay in the runs' folders.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Profile(Frozen):
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
     serve: ServeSettings | None = None
+    keep: Keep = "adapters"
     tracks: tuple[Track, ...]
     origin: str | None = None
     tuned: dict[str, TunedRate] = Field(default_factory=dict)
@@ -145,9 +149,8 @@ class Profile(Frozen):
         runs: list[RunSpec] = []
         for track in self.tracks:
             methods = [parse_method(m, self.lora) for m in track.methods]
-            base = MethodSettings(name="base")
             trained = [m for m in methods if m.kind.trains]
-            grid = [(m, base, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
+            grid = [(m, BASE, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
             grid += [
                 (m, method, s)
                 for s in track.all_seeds
@@ -172,6 +175,7 @@ class Profile(Frozen):
             train=track.train,
             evaluate=track.evaluate,
             hardware=self.hardware,
+            keep=self.keep,
         )
 
     def sweeps(self) -> list[tuple[RunSpec, tuple[float, ...]]]:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from studylib.schema.kept import Keep
 from studylib.schema.settings import (
+    BASE,
     DataSettings,
     EvaluateSettings,
     Frozen,
@@ -61,7 +63,10 @@ class Track(Frozen):
 
 
 class RunSpec(Frozen):
-    """One model, method, seed and learning rate on one track: what one notebook process does."""
+    """One model, method, seed and learning rate on one track: what one notebook process does.
+
+    keep: which trained weights stay; none in records from before there was a choice.
+    """
 
     profile: str
     track: str
@@ -74,6 +79,7 @@ class RunSpec(Frozen):
     train: TrainSettings
     evaluate: EvaluateSettings
     hardware: Hardware
+    keep: Keep = "none"
 
     @property
     def model_ref(self) -> ModelRef:
@@ -104,8 +110,7 @@ class RunSpec(Frozen):
     @property
     def base_run_id(self) -> str:
         """The untrained model's run on the same questions."""
-        base = MethodSettings(name="base")
-        return self.model_copy(update={"method": base, "seed": 0}).run_id
+        return self.model_copy(update={"method": BASE, "seed": 0}).run_id
 
 
 def choose_learning_rate(
