@@ -19,7 +19,8 @@ import pytest
 SHARED = Path(__file__).parents[2] / "shared"
 WORKER_BYTES = 3 * 2**30  # what the largest tests take
 # These take longest: begun last, one of them would keep the whole suite waiting.
-FIRST = ("test_browser", "test_ray", "test_distributed", "test_notebooks")
+FIRST = ("test_browser", "test_ray", "test_distributed", "test_readme_costs", "test_runner",
+         "test_warm")  # fmt: skip
 
 
 @pytest.hookimpl(optionalhook=True)
