@@ -18,10 +18,11 @@ from studylib.forecasting.forecast import ForecastSettings, bytes_on_disk
 from studylib.forecasting.peaks import Peak, find_peak, shown_bytes
 from studylib.forecasting.trace import Trace
 from studylib.modelling.skeleton import read_config, text_config
-from studylib.planning.case import METHODS, Case, JobForecast, LeftOut, Sizes, Span
+from studylib.planning.case import Case, JobForecast, LeftOut, Sizes, Span
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import forecast_seconds, ideal_seconds
+from studylib.schema.methods import ADVISED, WHOLE
 from studylib.schema.settings import ModelRef
 
 Forecasts = tuple[list[JobForecast], list[Sizes], list[LeftOut]]
@@ -166,10 +167,10 @@ def foresee_case(case: Case) -> Forecasts:
 
 
 def foresee_with_sibling(model: str, cards: Sequence[Gpu], most_cards: int = 8) -> Forecasts:
-    """The three methods of a model, and full fine-tuning of the next smaller one of its series."""
-    jobs, sizes, failed = foresee_jobs([model], METHODS, cards, most_cards)
+    """A model's advised methods, and full fine-tuning of the next smaller one of its series."""
+    jobs, sizes, failed = foresee_jobs([model], ADVISED, cards, most_cards)
     sibling = smaller_sibling(model)
     if sibling:
-        more = foresee_jobs([sibling], ["full"], cards, most_cards)
+        more = foresee_jobs([sibling], [WHOLE], cards, most_cards)
         jobs, sizes, failed = [*jobs, *more[0]], [*sizes, *more[1]], [*failed, *more[2]]
     return jobs, sizes, failed

@@ -55,6 +55,7 @@ def continue_trace(short: Trace, long: Trace, layers: int) -> Trace:
         layers=layers,
         trainable_params=linear(short.trainable_params, long.trainable_params, more),
         total_params=linear(short.total_params, long.total_params, more),
+        saved_params=linear(short.saved_params, long.saved_params, more),
         layer=long.layer,
         rest=long.rest,
         held=stretch(long.held, layers),

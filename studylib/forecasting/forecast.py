@@ -34,7 +34,8 @@ from studylib.planning.roofline import (
     ideal_seconds,
     repeat_passes,
 )  # fmt: skip
-from studylib.schema.settings import METHODS, Frozen, MethodSettings, ModelRef, nearest
+from studylib.schema.methods import ADAPTER, METHODS, trained_names
+from studylib.schema.settings import Frozen, MethodSettings, ModelRef, nearest
 
 __all__ = [
     "CudaTerms", "Efficiency", "Fit", "Forecast", "ForecastSettings", "Job", "Measured", "Range",
@@ -57,7 +58,7 @@ class ForecastSettings(Frozen):
     """
 
     model: str
-    method: str = "lora"
+    method: str = ADAPTER
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = Field(default=32, gt=0)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
@@ -80,17 +81,15 @@ class ForecastSettings(Frozen):
 
     @property
     def method_settings(self) -> MethodSettings:
-        known = [name for name, row in METHODS.items() if row.trains]
-        if self.method not in known:
+        if self.method not in trained_names():
             raise StudyError(
-                self.method, "this method cannot be trained", nearest(self.method, known)
+                self.method, "this method cannot be trained", nearest(self.method, trained_names())
             )
-        if not METHODS[self.method].adapter:
-            return MethodSettings(name=self.method)
-        return MethodSettings(
-            name=self.method, rank=self.rank, alpha=self.alpha, targets=self.targets,
-            adapter_dtype=self.adapter,
-        )  # fmt: skip
+        row, numbers = METHODS[self.method], self.model_dump(include={"rank", "alpha", "targets"})
+        taken = {name: value for name, value in numbers.items() if name in row.takes}
+        if row.adapter:
+            taken["adapter_dtype"] = self.adapter
+        return MethodSettings(name=self.method, **taken)
 
     @property
     def step(self) -> StepSettings:
@@ -244,7 +243,7 @@ def bytes_on_disk(trace: Trace, settings: ForecastSettings) -> dict[str, dict[st
     """Bytes of the tensors of a checkpoint and, with an adapter, of its file, in each dtype."""
     counts = {"checkpoint": trace.total_params}
     if settings.method_settings.kind.adapter:
-        counts["adapter"] = trace.trainable_params
+        counts["adapter"] = trace.saved_params
     return {
         what: {dtype: count * size for dtype, size in ITEM_BYTES.items()}
         for what, count in counts.items()

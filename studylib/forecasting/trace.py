@@ -34,9 +34,10 @@ from studylib.forecasting.kernels import (
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
 from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
+from studylib.modelling.added import added_parameters
 from studylib.modelling.attention import choose_attention
-from studylib.modelling.four_bit import constants, quantization_constants
-from studylib.modelling.skeleton import build_meta, materialise_fakes
+from studylib.modelling.four_bit import constants, count_weights, quantization_constants
+from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
 
 PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
          "saved_activations", "logits_and_loss", "temporaries", "allocator")  # fmt: skip
@@ -63,7 +64,8 @@ NO_BYTES = ParamBytes(0, 0)
 class Trace:
     """What a step did. `events`: (segment, bytes of each of PARTS) wherever memory grew.
 
-    `layer` and `rest`: one layer's parameters, and those outside the layers.
+    `layer` and `rest`: one layer's parameters, and those outside the layers. saved_params: the
+    numbers in an adapter's file.
 
     `operators`: (stage, flops, bytes moved) -> how often. `held`, `runs`, `trained`: storages that
     are there before the passes, what the passes make and free, and what the optimizer updates.
@@ -73,6 +75,7 @@ class Trace:
     layers: int
     trainable_params: int = 0
     total_params: int = 0
+    saved_params: int = 0
     layer: ParamBytes = NO_BYTES
     rest: ParamBytes = NO_BYTES
     events: list[tuple[Segment, tuple[int, ...]]] = field(default_factory=list)
@@ -164,9 +167,10 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
+    trace.saved_params = count_saved(model)
     live = StepTrace(trace, settings.kernels == "cuda")
     try:
-        with quiet_fakes(), FakeTensorMode(), live:
+        with quiet_fakes(), fakes_dequantized(), FakeTensorMode(), live:
             materialise_fakes(model)
             track_model(live, model)
             trace.layer = param_bytes(layers[-1].parameters())
@@ -219,13 +223,24 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def count_base(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; the total is the base model's, without the adapter's."""
+    added = added_parameters(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    named = model.named_parameters()
-    return trainable, sum(p.numel() for name, p in named if not is_adapter(name))
+    return trainable, sum(count_weights(p) for p in model.parameters() if id(p) not in added)
 
 
-def is_adapter(name: str) -> bool:
-    return "lora_" in name or "modules_to_save" in name
+def count_saved(model: Any) -> int:
+    """Numbers in the adapter's file as peft writes it; 0 without an adapter.
+
+    Some of them are no parameters: VeRA's shared matrices are drawn once and saved with it.
+    """
+    if not hasattr(model, "peft_config"):
+        return 0
+    from peft import get_peft_model_state_dict
+
+    # Handed over, since 4-bit layers without data cannot spell theirs.
+    state = dict(model.named_parameters(remove_duplicate=False))
+    state |= dict(model.named_buffers(remove_duplicate=False))
+    return sum(tensor.numel() for tensor in get_peft_model_state_dict(model, state).values())
 
 
 def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:
@@ -234,10 +249,11 @@ def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:
 
 
 def track_model(live: LiveBytes, model: nn.Module) -> None:
-    """Count what exists before the first step, under its own names."""
+    """Count what exists before the first step, as the base's or the adapter's."""
     live.move(quantization_constants(model), "quantization_constants")
-    for name, parameter in model.named_parameters():
-        live.move([parameter], "adapter" if is_adapter(name) else "weights")
+    added = added_parameters(model)
+    for parameter in model.parameters():
+        live.move([parameter], "adapter" if id(parameter) in added else "weights")
     live.move(model.buffers(), "weights")
 
 
@@ -257,12 +273,16 @@ def list_held(
                 seen.add(storage._cdata)
                 yield Held(layer, storage.nbytes())
 
+    added = added_parameters(model)
     for adapters in (False, True):
-        for name, module in model.named_modules():
-            if is_adapter(name) == adapters:
-                own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for module in model.modules():
+            own: list[torch.Tensor] = [
+                p for p in module.parameters(recurse=False) if (id(p) in added) == adapters
+            ]
+            if not adapters:
                 state = getattr(getattr(module, "weight", None), "quant_state", None)
-                yield from fresh([*own, *constants(state)], numbers.get(id(module), -1))
+                own = [*own, *module.buffers(recurse=False), *constants(state)]
+            yield from fresh(own, numbers.get(id(module), -1))
     yield from fresh(batch.values(), -1)
 
 
