@@ -1,7 +1,7 @@
 """The look of every picture, and its bytes: colours, markers, labels, SVG without a date.
 
-Each method has one colour and one marker in every picture (Okabe and Ito's colours, which people
-with any colour vision can tell apart). The background is solid white, so that a picture reads on a
+Each method has one colour and one marker in every picture (Okabe and Ito's colours, darkened where
+a word in them would be hard to read). The background is solid white, so that a picture reads on a
 dark page too. Text is drawn as outlines: it looks the same without the font.
 
 Not covered: what is drawn (studylib.reporting.figures).
@@ -30,8 +30,8 @@ from studylib.core.metrics import points
 from studylib.core.stats import Estimate
 from studylib.schema.profile import MethodSettings
 
-COLOURS = {"base": "#5a5a5a", "full": "#0072b2", "lora": "#d55e00", "qlora": "#009e73",
-           "lora-embed": "#cc79a7"}  # fmt: skip
+COLOURS = {"base": "#5a5a5a", "full": "#0072b2", "lora": "#b84a00", "qlora": "#007a55",
+           "lora-embed": "#a3487f"}  # fmt: skip
 
 
 MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D", "lora-embed": "v"}
@@ -75,13 +75,27 @@ def take_own_font() -> None:
 
 
 def to_svg(figure: Figure) -> bytes:
-    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone."""
-    FigureCanvasAgg(figure)
+    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone.
+
+    Panels side by side are named with their left and right ends, so that a narrow page can set one
+    below the other; each then needs the words of the height's axis.
+    """
+    canvas = FigureCanvasAgg(figure)
+    for panel in figure.axes[1:]:
+        panel.set_ylabel(panel.get_ylabel() or figure.axes[0].get_ylabel())
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    lines = buffer.getvalue().decode().splitlines()
-    return ("\n".join(line.rstrip() for line in lines) + "\n").encode()
+        ends = panel_ends(figure, canvas)
+    text = buffer.getvalue().decode().replace("<svg ", f'<svg data-panels="{ends}" ', 1)
+    return ("\n".join(line.rstrip() for line in text.splitlines()) + "\n").encode()
+
+
+def panel_ends(figure: Figure, canvas: FigureCanvasAgg) -> str:
+    """Left and right end of every panel with its labels, in points of the picture."""
+    scale = 72 / figure.dpi
+    boxes = [panel.get_tightbbox(canvas.get_renderer()) for panel in figure.axes]
+    return " ".join(f"{scale * end:.0f}" for box in boxes if box for end in (box.x0, box.x1))
 
 
 def made_elsewhere(path: Path, content: bytes) -> bool:
@@ -105,6 +119,8 @@ def new_panels(
     width = max(PANEL_INCHES[0] * count, 6.4)  # one panel needs room for its labels
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
+    for panel in panels:
+        panel.tick_params(labelleft=True)
     return figure, list(panels)
 
 

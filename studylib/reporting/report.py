@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +133,8 @@ def compose_report(sources: Sources) -> Report:
         links = [relative(folder, sources.out) for folder in sources.folders]
         pairs = zip(sources.folders, links, strict=True)
         studies = [summarise(read_study(folder, link)) for folder, link in pairs]
-        return compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+        made = compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+        return replace(made, folder=sources.out)
     (results,) = sources.folders
     link = "" if sources.out == results else relative(results, sources.out)
     own = summarise(read_study(results, link, sources.planned, sources.failed))
@@ -142,7 +143,8 @@ def compose_report(sources: Sources) -> Report:
         link = relative(sources.beside, sources.out)
         other = summarise(read_study(sources.beside, link, planned=()))
     findings = evaluate_claims([own], forecast_claims(book))
-    return compose([own], findings, other, own_folder="", book=book)
+    made = compose([own], findings, other, own_folder="", book=book)
+    return replace(made, folder=sources.out)
 
 
 def write_report(sources: Sources, report: Report) -> Path:
@@ -216,10 +218,10 @@ def write_files(out: Path, files: Files) -> Path:
 
 
 def leftovers(out: Path, files: Files) -> list[str]:
-    """Pictures and tables in the report's own folders that are not among its files."""
+    """Pictures, tables and appendices in the report's own folders that are none of its files."""
     folders = {(out / name).parent for name in files if name not in (REPORT, README)}
     found = [p for folder in sorted(folders) for p in folder.glob("*") if p.suffix in ENDINGS]
     return sorted(n for p in found if (n := p.relative_to(out).as_posix()) not in files)
 
 
-ENDINGS = (".svg", ".csv")
+ENDINGS = (".svg", ".csv", ".md")

@@ -283,26 +283,6 @@ def break_even_sentence() -> str:
     return f"Adapters take less than checkpoints: {join_words(parts)}."
 
 
-def brief(records: Sequence[ServeRecord]) -> str:
-    """What the first screen says of serving: overheads at the smallest batch, and bytes counted."""
-    parts = []
-    for record in records:
-        for variant in ("dynamic", "merged"):
-            rows = [r for r in record.measures.overheads(variant) if r.against == "base"]
-            ratio = rows[0].between_tokens_ratio if rows else None
-            if ratio is not None and record.spec.method.name == "lora":
-                parts.append(f"{record.spec.method.label} {variant} at {model_name(record)} "
-                             f"{overhead_text(ratio)}")  # fmt: skip
-    whole, *others = (row for row in count_footprint(find_shape(SHAPE), RANK, DTYPE))
-    sizes = [row.size_bytes for row in others if row.what.startswith("adapter")]
-    text = (
-        f"**To serve one more variant** of a 13B model takes {byte_size(min(sizes))} to "
-        f"{byte_size(max(sizes))} as an adapter and {byte_size(whole.size_bytes)} as a checkpoint "
-        "(counted)."
-    )
-    return text + (f" Added between tokens, measured: {'; '.join(parts)}." if parts else "")
-
-
 def setting_sentence(records: Sequence[ServeRecord]) -> str:
     devices = join_words(sorted({r.environment.device for r in records}))
     dtypes = join_words(sorted({r.spec.dtype for r in records}))
