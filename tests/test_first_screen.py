@@ -137,9 +137,11 @@ def test_memory_advice_takes_what_was_measured_before_a_forecast() -> None:
 
     card = Place("shape:Llama-2-13B", 13 * 10**9, "NVIDIA X", "1 × 2,048")
     findings = [found("lora", 29.1, "measured", card), found("lora", 31, "forecast", None),
-                found("qlora", 10.2, "forecast", None)]  # fmt: skip
+                found("qlora", 10.2, "forecast", None), found("qlora", 19, "forecast", None),
+                ]  # fmt: skip
     told = advise([], findings).memory
-    assert "29 GB with LoRA" in told and "10 GB with QLoRA" in told and "31" not in told
+    assert "29 GB with LoRA" in told and "10 GB to 19 GB with QLoRA" in told
+    assert "31" not in told
     assert "one NVIDIA X, or forecast" in told
 
 

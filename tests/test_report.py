@@ -280,6 +280,13 @@ class TestReferenceReport:
         Factory(root / "results/reference/two").study(models=("ladder:1.4m",), seeds=(0,))
         text = build_reference_report(root).read_text()
         assert "(profile one, track main)" in text and "(profile two, track main)" in text
+        assert text.index("(profile one, ") < text.index("(profile two, ")
+        pretrained = root / "results/reference/zebra"
+        Factory(pretrained).study(models=("path:models/zebra",), seeds=(0,))
+        first = section(build_reference_report(root).read_text(), "The answer")
+        assert "zebra of" in first and "toy models only" not in first
+        titles = re.findall(r"^## (.*)$", (root / "REPORT.md").read_text(), re.M)
+        assert titles[1] == "A small change on zebra (profile zebra, track main)"
         assert check_reference_report(root) == []
 
 

@@ -158,7 +158,7 @@ def test_the_shipped_page_is_what_the_records_give(again: Path, page: str) -> No
 def whole_report(folder: Path) -> str:
     """REPORT.md and its appendices, as they follow one another on the page."""
     names = [folder / "REPORT.md", *(folder / path_of(name) for name in TITLES)]
-    text = "\n".join(path.read_text(encoding="utf-8") for path in names)
+    text = "\n".join(path.read_text(encoding="utf-8") for path in names if path.is_file())
     return text.replace("\nBelongs to [the report](../../REPORT.md).\n", "")
 
 

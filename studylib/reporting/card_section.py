@@ -73,15 +73,13 @@ def card_details(summary: Summary) -> list[str]:
 
 
 MEMORY_WORDS = (
-    "Peaks of the training stage by three counters, each with its forecast, made without these "
-    "runs, and how far that is off. NVML is what one rents: of the process, and of the card with "
-    "nothing else on it where the driver hides processes or states are paged (they lie on the "
-    "card while it has room, and neither torch nor the process counts them)."
+    "Three counters of one peak, each with the forecast that was made without these runs, and how "
+    "far it was off. NVML is what one rents. Where the driver hides processes, or an optimizer's "
+    "states are paged, it is read of the whole card, with nothing else on it."
 )
 SPEED_WORDS = (
-    "Steps after the warm-up. Arithmetic is what model and data need; what checkpointing computes "
-    "again is counted in the column that says so. Energy is of the whole training stage, its "
-    "warm-up included."
+    "Steps after the warm-up. Arithmetic is what model and data need; one column also counts what "
+    "checkpointing computes again. Energy is of the whole training, its warm-up included."
 )
 
 

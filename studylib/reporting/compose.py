@@ -35,7 +35,7 @@ from studylib.reporting.capacity import (
 )
 from studylib.reporting.card_section import card_section, is_card
 from studylib.reporting.claims import Finding
-from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.evidence_kinds import kind_of, short_name
 from studylib.reporting.first_screen import first_screen
 from studylib.reporting.forecast_errors import compare_runs, sentence
 from studylib.reporting.glossary import glossary
@@ -179,7 +179,8 @@ def title_track(summary: Summary, track: str, several: bool) -> str:
         return "Results"
     comparisons = [c for c in summary.comparisons if c.track == track]
     change = "A new language" if any(map(is_deep, comparisons)) else "A small change"
-    on = " on toy models" if all(kind_of(c.model) == "toy" for c in comparisons) else ""
+    names = {short_name(c.model) for c in comparisons if kind_of(c.model) != "toy"}
+    on = f" on {names.pop() if len(names) == 1 else 'several models' if names else 'toy models'}"
     profile = f"profile {summary.study.name}, " if several else ""
     return f"{change}{on} ({profile}track {track})"
 
@@ -246,5 +247,10 @@ def reference_section(own: Summary, reference: Summary) -> list[str]:
 
 def words_section(studies: list[Summary], shipped: bool) -> list[str]:
     """The words used, what the figures do not say, and what earlier reports got wrong."""
-    lines = [*glossary(measure_tables.words(studies)), "## Limits", "", *(f"- {limit}" for limit in limits(studies))]
+    lines = [
+        *glossary(measure_tables.words(studies)),
+        "## Limits",
+        "",
+        *(f"- {limit}" for limit in limits(studies)),
+    ]
     return lines + (["", "## Corrections", "", *appendix.corrections()] if shipped else [])

@@ -232,8 +232,8 @@ def left_out_sentence(book: ForecastBook) -> str:
     if not out:
         return ""
     text = (
-        f" {len(out)} more are left out, each for the reason beside it, though their settings are "
-        f"stated too: {points(min(out))} to {points(max(out))} %."
+        f" {len(out)} more are left out, each for a reason that the appendix gives: "
+        f"{points(min(out))} to {points(max(out))} %."
     )
     if bare := untested_kinds(book):
         text += (

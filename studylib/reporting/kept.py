@@ -83,6 +83,11 @@ def memory_share(comparison: Comparison, row: Row, full: Row) -> float | None:
     return ours.value / theirs.value if ours and theirs and theirs.value else None
 
 
+def is_pretrained(summary: Summary) -> bool:
+    """Whether a study trained a pretrained model: it then comes before the toys'."""
+    return any(kind_of(c.model) == "pretrained" for c in summary.comparisons)
+
+
 def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:
     """The comparisons that say most of what methods learn: of the best kind of model, the largest,
     one a track, in the order of the tracks. Pretrained models come before toys."""

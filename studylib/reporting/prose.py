@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from studylib.core.metrics import percent, plain_number
 from studylib.reporting import measure_tables
-from studylib.reporting.cells import why_unasked
+from studylib.reporting.cells import p_value, why_unasked
 from studylib.reporting.evidence_kinds import parameter_count
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
@@ -35,7 +35,8 @@ def answer_track(summary: Summary, track: str) -> list[str]:
         found = [learned(main)]
     else:
         found = [at_chance(main)] if asked(main) or not main.measured else []
-    first = [f"**{headline(main)}**", opening(main), *found, measure_tables.tell(main)]
+    first = [f"**{headline(main)}**", opening(main), *found, tell_borderline(main),
+             measure_tables.tell(main)]  # fmt: skip
     return [p for p in (" ".join(s for s in first if s), resources(main)) if p]
 
 
@@ -94,6 +95,22 @@ def at_chance(comparison: Comparison) -> str:
         f"no accuracy is clearly better than guessing ({percent(chance)} %, "
         f"{items:,} questions){base}. These runs therefore say nothing "
         "on which method learns more; what each of them takes is measured all the same."
+    )
+
+
+def tell_borderline(comparison: Comparison) -> str:
+    """Methods whose own interval holds no zero, which does not count as clear among several."""
+    rows = [
+        row
+        for row in comparison.rows
+        if row.gap and not settled(row) and (row.gap.low > 0 or row.gap.high < 0)
+    ]
+    if not rows:
+        return ""
+    names = join_words([f"{row.method.label} (p {p_value(row.gap_p_holm or 1)})" for row in rows])
+    return (
+        f"The interval of {names} alone holds no zero; with {rows[0].judged} rows judged together "
+        "that may be chance."
     )
 
 

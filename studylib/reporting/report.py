@@ -105,7 +105,8 @@ def own_sources(
 
 
 def reference_sources(root: Path, instead_of: Path | None = None) -> Sources:
-    """All profiles below results/reference, cpu first: a reader can make it on any machine."""
+    """All profiles below results/reference, cpu first: a reader can make it on any machine.
+    Studies of pretrained models come before it."""
     folders = [f for f in (root / REFERENCE).glob("*") if has_runs(f)]
     if not folders:
         raise StudyError(root / REFERENCE, "there are no reference records",
@@ -125,6 +126,7 @@ def compose_report(sources: Sources) -> Report:
     from studylib.reporting.claims import evaluate_claims
     from studylib.reporting.compose import compose
     from studylib.reporting.forecast_tables import forecast_claims
+    from studylib.reporting.kept import is_pretrained
     from studylib.reporting.study import read_study
     from studylib.reporting.summary import summarise
 
@@ -133,6 +135,7 @@ def compose_report(sources: Sources) -> Report:
         links = [relative(folder, sources.out) for folder in sources.folders]
         pairs = zip(sources.folders, links, strict=True)
         studies = [summarise(read_study(folder, link)) for folder, link in pairs]
+        studies.sort(key=lambda summary: not is_pretrained(summary))
         made = compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
         return replace(made, folder=sources.out)
     (results,) = sources.folders

@@ -289,10 +289,9 @@ def setting_sentence(records: Sequence[ServeRecord]) -> str:
     first = records[0].spec.settings
     shared = max(r.environment.concurrent_runs for r in records)
     text = (
-        f"Measured on {devices}, {dtypes}, {first.new_tokens} new tokens; each variant in turn "
-        "with its base (A B A B), so that an overhead is a paired ratio with its 95 % interval, "
-        "bold where it is clear of none. Base against itself shows what the clock alone makes of "
-        "nothing."
+        f"Measured on {devices}, {dtypes}, {first.new_tokens} new tokens. Each variant is timed in "
+        "turn with its base. A figure is what the variant adds, with its 95 % interval, bold where "
+        "that is clearly not zero. Base against itself shows the clock's own error."
     )
     if shared > 1:
         text += f" Up to {shared} runs shared the machine."

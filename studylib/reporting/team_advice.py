@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from studylib.core.metrics import byte_size
-from studylib.reporting.article_table import best_findings
+from studylib.reporting.article_table import HOLDS, best_findings, settle
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
     is_article_size,
@@ -159,32 +159,39 @@ def evidence(comparisons: Sequence[Comparison]) -> str:
 
 
 def advise_memory(findings: Sequence[Finding]) -> str:
-    """What to rent for a 13B model: measured where it was, else forecast."""
+    """What to rent for a 13B model: measured where it was, else what forecasts span."""
     parts: list[str] = []
-    devices: list[str | None] = []
-    rows: list[str] = []
+    verdicts: list[str] = []
+    places: list[Place | None] = []
     for part in read_claims()["C2"]["parts"]:
-        own = [f for f in findings if (f.claim, f.part) == ("C2", part["key"]) and f.measured]
-        found = next(iter(best_findings(part, own)), None)
-        if found is None or found.measured is None:
+        own = [f for f in findings if (f.claim, f.part) == ("C2", part["key"])]
+        found = best_findings(part, own)
+        if not found:
             continue
-        size, at = byte_size(1e9 * found.measured.value, 2), found.at
+        at = found[0].at
+        sizes = [f.measured.value for f in (found[:1] if at else found) if f.measured]
+        ends = dict.fromkeys(byte_size(1e9 * size, 2) for size in (min(sizes), max(sizes)))
         way = "in full" if part["key"] == "full" else f"with {METHODS[part['key']].label}"
-        parts.append(f"{size} {way}{tell_optimizer(at)}")
-        devices.append(at.device if at else None)
-        rows += [at.rows] if at and at.rows not in rows else []
+        parts.append(f"{' to '.join(ends)} {way}{tell_optimizer(at)}")
+        places.append(at)
+        verdicts.append(settle(part, found))
     if not parts:
         return "**Memory:** nothing was measured or forecast of a 13B model here."
-    known = {device for device in devices if device}
-    how = "by forecast" if not known else f"measured on one {join_words(sorted(known))}"
-    if known and None in devices:
-        how += ", or forecast"
-    if known and len(rows) == 1:
-        how += f", {rows[0]} tokens at once"
-    return (
-        f"**Memory:** rent by method, and not by the article's figures. A 13B model took "
-        f"{join_words(parts)} ({how})."
-    )
+    rule = "the article's figures hold" if set(verdicts) == {HOLDS} else (
+        "rent by method, and not by the article's figures")  # fmt: skip
+    verb = "took" if any(places) else "takes"
+    return f"**Memory:** {rule}. A 13B model {verb} {join_words(parts)} ({tell_places(places)})."
+
+
+def tell_places(places: Sequence[Place | None]) -> str:
+    """Measured on which card and at how many tokens, or forecast."""
+    known = [at for at in places if at is not None]
+    if not known:
+        return "by forecast"
+    text = f"measured on one {join_words(sorted({at.device for at in known}))}"
+    text += ", or forecast" if None in places else ""
+    rows = {at.rows for at in known}
+    return text + (f", {rows.pop()} tokens at once" if len(rows) == 1 else "")
 
 
 def tell_optimizer(at: Place | None) -> str:
