@@ -70,8 +70,10 @@ def take_own_font() -> None:
     fonts = font_manager.fontManager
     family = STYLE["font.family"]
     fonts.ttflist = [entry for entry in fonts.ttflist if entry.name != family]
-    for style in ("", "-Bold", "-Oblique", "-BoldOblique"):
-        fonts.addfont(Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{style}.ttf"))
+    known = {Path(entry.fname) for entry in fonts.ttflist}
+    for file in sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("*.ttf")):
+        if file not in known:  # a list that another environment left may lack them all
+            fonts.addfont(file)
 
 
 def to_svg(figure: Figure) -> bytes:
