@@ -341,6 +341,16 @@ def test_the_first_screen_answers_in_few_words_and_no_table_is_cut(report, capsy
         assert found["picture"] < 1500
 
 
+def test_a_tables_head_stays_in_sight(browser):
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto((ROOT / "report.html").as_uri())
+    row = page.locator(".answer table tbody tr").last
+    row.evaluate("row => row.scrollIntoView({block: 'center'})")
+    head = page.locator(".answer table thead th").first
+    assert 0 <= head.bounding_box()["y"] < row.bounding_box()["y"]
+    page.close()
+
+
 def test_it_prints_on_few_pages(browser, capsys):
     page = browser.new_page(viewport={"width": 794, "height": 1123})
     page.goto((ROOT / "report.html").as_uri())

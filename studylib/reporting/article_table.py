@@ -80,10 +80,6 @@ def article_table(findings: Sequence[Finding]) -> Table:
 # Verdicts -----------------------------------------------------------------------------------------
 
 
-def is_toy(finding: Finding) -> bool:
-    return finding.at is not None and kind_of(finding.at.model) == "toy"
-
-
 def best_findings(part: Part, findings: Sequence[Finding]) -> list[Finding]:
     """The findings with a figure that say most of a part: of what is learned those of the best
     model alone, of what it takes those of no toy, unless there is nothing else."""
@@ -92,13 +88,13 @@ def best_findings(part: Part, findings: Sequence[Finding]) -> list[Finding]:
         ranked = [(rank_learning(f.at.model, f.at.params), f) for f in figured if f.at]
         best = max((rank for rank, _ in ranked), default=None)
         return [f for rank, f in ranked if rank == best]
-    return figured if part.get("toys_speak") else [f for f in figured if not is_toy(f)] or figured
+    return figured if part.get("toys_speak") else [f for f in figured if not f.is_toy] or figured
 
 
 def settle(part: Part, findings: Sequence[Finding]) -> str:
     """One of the four words for a part. One reading that agrees and none that differs is enough to
     hold; not to hold, every one has to differ."""
-    able = [f for f in findings if part.get("toys_speak") or not is_toy(f)]
+    able = [f for f in findings if part.get("toys_speak") or not f.is_toy]
     verdicts = {f.verdict for f in able} & {"reproduced", "differs", "inconclusive"}
     if any(f.got == "counted" and f.verdict == "inconclusive" for f in able):
         return DEPENDS
@@ -131,7 +127,7 @@ def tell_found(parts: Sequence[tuple[Part, Sequence[Finding]]]) -> str:
         for part, found in parts
         if (figures := tell_figures(found))
     ]
-    toys = bool(shown) and all(is_toy(f) for f in shown)
+    toys = bool(shown) and all(f.is_toy for f in shown)
     return ("toy models: " if toys else "") + ", ".join(dict.fromkeys(words)) or UNKNOWN
 
 

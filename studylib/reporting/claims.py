@@ -29,6 +29,7 @@ from studylib.reporting.claim_sources import (
     forecast_figure,
     with_unit,
 )
+from studylib.reporting.evidence_kinds import kind_of
 from studylib.reporting.pass_figures import BY_PASS, measure_passes
 from studylib.reporting.passes import Cell, gather_passes, job_of
 from studylib.reporting.summary import Comparison, Row, Summary
@@ -58,6 +59,11 @@ class Finding:
     rule: str
     measured: Measured | None = None
     at: Place | None = None
+
+    @property
+    def is_toy(self) -> bool:
+        """Whether a toy model gave the figure: it settles nothing of what large ones learn."""
+        return self.at is not None and kind_of(self.at.model) == "toy"
 
     @property
     def got(self) -> str:

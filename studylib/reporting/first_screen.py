@@ -22,7 +22,7 @@ from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of, parameter_count
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Summary
-from studylib.reporting.team_advice import advise
+from studylib.reporting.team_advice import WORDS_LINK, advise
 
 TITLE = "PEFT or full fine-tuning?"
 
@@ -49,7 +49,8 @@ def first_screen(
             f"[{article['title']}]({article['address']}) ({article['publisher']}) says: "
             f"*{article['rule']}*", "",
             article_table(findings).markdown(), "",
-            f"Each verdict leads to [its evidence]({link_to('claims')}).", "",
+            f"Each verdict leads to [its evidence]({link_to('claims')}). "
+            f"[What the words mean]({WORDS_LINK}).", "",
         ]  # fmt: skip
     if picture is not None:
         lines += [f"![{decision.CAPTION}]({picture})", "", f"*{decision.CAPTION}.*", ""]

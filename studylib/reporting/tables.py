@@ -246,6 +246,7 @@ def claims_table(findings: Iterable[Finding]) -> Table:
         article = found.article if found.article != last else ""
         last = found.article
         verdict = f"**{found.verdict}**" if found.decided_by else found.verdict
+        verdict += " (a toy model)" if found.is_toy else ""
         rows.append((article, found.ours, found.how, verdict, found.decided_by or "—"))
     return Table(header, tuple(rows))
 
