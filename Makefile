@@ -5,12 +5,14 @@ opt = $(if $($(1)),--$(2) $(call quote,$($(1))))
 PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
 # Terminals keep their width under this name.
 COLUMN_NAMES := $(if $(findstring =,$(COLUMNS)),--columns $(call quote,$(COLUMNS)))
+OWN := $(if $(MARGIN),evaluate.margin=$(MARGIN)) $(if $(filter 0,$(SWEEP)),tune=null) \
+  $(if $(filter 1,$(ARTICLE)),article=true)
 ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
-  $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
+  $(call opt,LIMIT,limit) $(call opt,KEEP,keep) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(foreach change,$(SET) $(OWN),--set $(call quote,$(change)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce tune report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
+.PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
 
 define MORE
 
@@ -20,11 +22,13 @@ Parts by themselves (`tools/python -m studylib VERB --help` tells all of one):
   evaluate   accuracy of a model: evaluate --model path:FOLDER --mmlu FOLDER
   serve      what one more variant costs to serve: serve --profile cpu
   diff       what moved between two studies: diff results/A results/B
+  merge      a base and its adapter as one checkpoint: merge RUN_ID
   prices     the offers behind every dollar: prices
 
 Options
   which study   PROFILE=cpu|smoke|real|systems|gpu|article|custom|FILE.yaml|... RESULTS=FOLDER
-  your own      MODEL= DATA= COLUMNS= MMLU= TASKS= METHODS= SEEDS= STEPS= LIMIT= SET='train.seq_len=1024 ...'
+  your own      MODEL= DATA= COLUMNS= MMLU= TASKS= METHODS= SEEDS= STEPS= LIMIT= KEEP=adapters|all|none
+                MARGIN=2 SWEEP=0 ARTICLE=1 SET='train.seq_len=1024 ...'
   how it runs   BUDGET=10 YES=1 FORCE=1 EXTEND= EXECUTOR=local|ray RAY_ADDRESS=
   rent          GPU=H100:1 SPOT=1 CLOUD=lambda MAX=3.50 PRICES=FILE DRYRUN=1
 endef
@@ -37,6 +41,9 @@ help: ## these lines
 setup: ## install the packages (the other targets do it too)
 	@$(PY) -c 'import sys; print("ready:", sys.executable)'
 
+data: ## bring in what PROFILE=real reads and the study does not ship; FROM=FOLDER has it: make data
+	@$(PY) -m studylib data $(call opt,PROFILE,profile) $(call opt,FROM,from)
+
 plan: ## what would run, how long, at what cost: make plan PROFILE=gpu
 	@$(PY) -m studylib plan $(ASK)
 
@@ -44,7 +51,10 @@ reproduce: ## run all that is not done yet, then write the report: make reproduc
 	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
 tune: ## choose each method's learning rate on validation questions: make tune PROFILE=cpu
-	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
+	@$(PY) -m studylib tune $(ASK) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
+
+try: ## what a trained model answers, beside its base: make try RUN=ID PROMPT='text'
+	@$(PY) -m studylib try $(call quote,$(RUN)) $(if $(PROMPT),$(call quote,$(PROMPT))) $(PLACE)
 
 report: ## rebuild REPORT.md from the reference records
 	@$(PY) -m studylib report --reference
@@ -82,8 +92,8 @@ ladder: ## rebuild the toy models from their seed; RUNG=60m builds a larger one,
 check: ## style, types, notebooks kept clean
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py
 
-test: ## all tests
-	@$(PY) -m pytest
+test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 clean: ## remove the virtual environment and caches, never records
 	@rm -rf .venv .venv-sky .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +

@@ -77,7 +77,15 @@ def build_table(found: Rounds, spec: RunSpec) -> list[list[str]]:
         if any(peak_bytes(results, name) for results in found.values())
     }
     work = next((r for rs in found.values() for r in rs if r.flops_per_token), None)
-    head = ["peer", "tokens/s", f"by {first} [95 %]", *titles.values(), "MFU", "first loss"]
+    head = [
+        "peer",
+        "tokens/s",
+        f"by {first} [95 %]",
+        *titles.values(),
+        "MFU",
+        "first loss",
+        "last losses",
+    ]
     rows = [[*head, "padding", "did the same work"]]
     for peer, results in found.items():
         last = results[-1]
@@ -86,7 +94,7 @@ def build_table(found: Rounds, spec: RunSpec) -> list[list[str]]:
         row += [spell_bytes(peak_bytes(results, n), peak_bytes(base, n)) for n in titles]
         flops, peak = (work.flops_per_token, work.peak_flops_per_second) if work else (None, None)
         row.append(f"{100 * speed * flops / peak:.1f} %" if speed and flops and peak else "-")
-        row.append("-" if last.first_loss is None else f"{last.first_loss:.4f}")
+        row += ["-" if x is None else f"{x:.4f}" for x in (last.first_loss, last.last_loss)]
         padded = sum(last.positions)
         row.append(f"{100 * (1 - sum(last.tokens) / padded):.0f} %" if padded else "-")
         if last.status != "complete":

@@ -29,7 +29,7 @@ from studylib.metering.environment import device_name, package_versions
 from studylib.metering.meter import Meter
 from studylib.metering.step_clock import StepClock
 from studylib.modelling.flops import count_token_flops
-from studylib.modelling.methods import count_parameters, keep_unpacked, lora_config
+from studylib.modelling.methods import adapter_config, count_parameters, keep_unpacked
 from studylib.modelling.models import Loaded, load_model
 from studylib.modelling.weights import bring_in
 from studylib.planning.catalog import match_gpu
@@ -62,7 +62,7 @@ class PeerResult:
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    first_loss: float | None = None
+    losses: list[float] = field(default_factory=list)
     same_batches: bool = True
     trainable_params: int | None = None
     flops_per_token: float | None = None
@@ -71,6 +71,17 @@ class PeerResult:
     load_seconds: float | None = None
     device: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def first_loss(self) -> float | None:
+        """Of the first update, before any weight has changed."""
+        return self.losses[0] if self.losses else None
+
+    @property
+    def last_loss(self) -> float | None:
+        """Mean of the last updates, as many as the warm-up has."""
+        last = self.losses[-WARMUP_STEPS:]
+        return sum(last) / len(last) if last else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -219,8 +230,8 @@ def follow(job: Job, trainer: Any, batches: Batches | None) -> Any:
             memory.end()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if job.result.first_loss is None and "loss" in logs:
-                job.result.first_loss = float(logs["loss"])
+            if "loss" in logs:
+                job.result.losses.append(float(logs["loss"]))
 
     trainer.get_batch_samples = fetch_timed
     if batches is not None:
@@ -263,13 +274,13 @@ def train_ours(job: Job) -> PeerResult:
     with job.meter.stage("load"):
         loaded, model = bring_in(spec, None)
     data = job.prepare(loaded.tokenizer)
-    flops = count_token_flops(model, data.lengths(), spec.train.checkpointing)
+    flops = count_token_flops(model, data.lengths(), spec.train)
     job.result.flops_per_token = flops.model
     with job.meter.stage("train"):
         train_model(model, data, spec, job.work / "trainer", job.log, checkpoints=False)
     rows = job.log.rows
     job.result.seconds = [row["step_seconds"] for row in rows]
-    job.result.first_loss = rows[0]["loss"]
+    job.result.losses = [row["loss"] for row in rows]
     job.fed = [(row["tokens"], row["tokens"]) for row in rows]
     return job.finish(model, 1)
 
@@ -289,7 +300,7 @@ def train_plain(job: Job, pad_to_seq_len: bool = False) -> PeerResult:
             )
         if spec.method.kind.adapter:
             torch.manual_seed(spec.seed)
-            model = get_peft_model(model, lora_config(spec.method, model))
+            model = get_peft_model(model, adapter_config(spec.method, model))
         keep_unpacked(model)
         widths = {"padding": "max_length", "max_length": spec.train.seq_len}
         trainer = Trainer(
@@ -302,6 +313,15 @@ def train_plain(job: Job, pad_to_seq_len: bool = False) -> PeerResult:
         )
         follow(job, trainer, batches).train()
     return job.finish(model, batches.accumulation)
+
+
+def train_plain_fp32(job: Job) -> PeerResult:
+    """The same by hand as it is without a word on precision: fp32 weights, fp32 products."""
+    if job.spec.train.dtype == "fp32":
+        raise NotSupported("the job is in fp32: this is `plain`")
+    exact = job.spec.train.model_copy(update={"dtype": "fp32", "master_weights": False})
+    job.spec = job.spec.model_copy(update={"train": exact})
+    return train_plain(job)
 
 
 def train_plain_padded(job: Job) -> PeerResult:

@@ -36,7 +36,15 @@ from pathlib import Path
 
 import peer_libraries
 from peer_table import Rounds, build_table, format_table
-from peer_training import Job, NotSupported, PeerResult, train_ours, train_plain, train_plain_padded
+from peer_training import (
+    Job,
+    NotSupported,
+    PeerResult,
+    train_ours,
+    train_plain,
+    train_plain_fp32,
+    train_plain_padded,
+)
 from pydantic import ValidationError
 
 from studylib.core.errors import StudyError, name_error
@@ -62,6 +70,7 @@ from studylib.training.train import WARMUP_STEPS, is_out_of_memory
 
 PEERS: dict[str, Callable[[Job], PeerResult]] = {
     "plain": train_plain,  # first of a round: every ratio is to it
+    "plain-fp32": train_plain_fp32,
     "plain-padded": train_plain_padded,
     "ours": train_ours,
     "trl": peer_libraries.train_trl,
@@ -85,7 +94,8 @@ def read_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="ladder:1.4m", help="shape:, ladder:, path: or hub:")
     parser.add_argument("--method", default="lora", help="lora, lora-r64, qlora or full")
     parser.add_argument("--data", default="almanac:new", help="Alpaca-format .json or .jsonl file")
-    parser.add_argument("--template", default="alpaca", choices=["alpaca", "plain"])
+    parser.add_argument("--columns", help="which columns of a table: 'prompt=text answer=category'")
+    parser.add_argument("--template", default="alpaca", choices=["alpaca", "plain", "chat"])
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--micro-batch", type=int, default=4)
@@ -94,7 +104,7 @@ def read_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpointing", action="store_true")
     ours = parser.add_argument_group("switches of ours alone")
     ours.add_argument("--loss", default="chunked", choices=["full", "chunked", "liger"])
-    attentions = ["sdpa", "flex_attention", "flash_attention_2"]
+    attentions = ["sdpa", "by_example", "flex_attention", "flash_attention_2"]
     ours.add_argument("--attention", default="sdpa", choices=attentions)
     ours.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
@@ -122,7 +132,8 @@ def make_spec(options: argparse.Namespace) -> RunSpec:
     return RunSpec(
         profile="peers", track="main", model=options.model, method=method, seed=0,
         learning_rate=method.kind.default_learning_rate, learning_rate_source="default",
-        data=DataSettings(source=options.data, template=options.template), train=recipe,
+        data=DataSettings(source=options.data, template=options.template, columns=options.columns),
+        train=recipe,
         evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
     )  # fmt: skip
 

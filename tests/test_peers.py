@@ -36,7 +36,7 @@ def made_up(peer, seconds, peak_bytes=100, **facts):
     """A finished result whose steps after the warm-up take `seconds` for 600 tokens each."""
     given = {
         "seconds": [9, 9, 9, seconds, seconds], "tokens": [600] * 5, "positions": [800] * 5,
-        "first_loss": 2.0, "trainable_params": 7, "flops_per_token": 1e6,
+        "losses": [2.0, 1.5, 1.0, 0.5, 0.6], "trainable_params": 7, "flops_per_token": 1e6,
         "peak_flops_per_second": 1e9,
         "measure": StageMeasure(wall_seconds=1, torch_peak_allocated_bytes=peak_bytes),
     }  # fmt: skip
@@ -103,6 +103,7 @@ def test_table_gives_known_ratios():
     assert shown["ours"]["MFU"] == f"{100 * speed * 1e6 / 1e9:.1f} %"
     assert shown["plain"]["padding"] == "25 %"
     assert shown["ours"]["did the same work"] == "yes"
+    assert (shown["ours"]["first loss"], shown["ours"]["last losses"]) == ("2.0000", "0.7000")
 
 
 def test_fewer_than_three_rounds_give_no_interval():
@@ -114,8 +115,8 @@ def test_fewer_than_three_rounds_give_no_interval():
     ("facts", "words"),
     [
         ({"trainable_params": 8}, "8 trainable parameters, not 7"),
-        ({"first_loss": 2.01}, "first loss 2.0100, not 2.0000"),
-        ({"first_loss": math.nan}, "first loss"),
+        ({"losses": [2.01]}, "first loss 2.0100, not 2.0000"),
+        ({"losses": [math.nan]}, "first loss"),
         ({"tokens": [500] * 5}, "2,500 tokens, not 3,000"),
     ],
 )

@@ -37,7 +37,7 @@ def read_text(path: Path, what: str, remedy: str) -> str:
     return decode_text(content, path)
 
 
-def decode_text(content: bytes, path: Path) -> str:
+def decode_text(content: bytes, path: Path | str) -> str:
     """A file's bytes as UTF-8 text without a byte-order mark; a fault names its line."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")

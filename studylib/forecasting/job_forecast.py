@@ -20,7 +20,7 @@ from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import Efficiency
 from studylib.schema.profile import RunSpec
-from studylib.schema.settings import Frozen, MethodSettings, ModelRef
+from studylib.schema.settings import FULL, Frozen, ModelRef
 
 if TYPE_CHECKING:
     from studylib.forecasting.forecast import Forecast, ForecastSettings
@@ -84,7 +84,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         micro_batch=recipe.micro_batch,
         seq_len=recipe.seq_len + -recipe.seq_len % row_multiple(machine.cards > 0),
         accumulation=max(1, recipe.accumulation // gpus),
-        attention=recipe.attention,
+        attention="sdpa" if recipe.attention == "by_example" else recipe.attention,
         masked=recipe.attention in MASKED,  # the others keep examples apart without a mask
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,
@@ -136,4 +136,4 @@ def count_params(model: str, here: bool) -> int:
     from studylib.modelling.skeleton import build_meta
 
     config = find_config(model, here)
-    return count_base(build_meta(config, MethodSettings(name="full"), "bf16", "eager"))[1]
+    return count_base(build_meta(config, FULL, "bf16", "eager"))[1]

@@ -16,6 +16,7 @@ from studylib.core.errors import StudyError
 
 SUPPORT = {
     "sdpa": "_supports_sdpa",
+    "by_example": "_supports_sdpa",
     "flex_attention": "_supports_flex_attn",
     "flash_attention_2": "_supports_flash_attn",
 }
@@ -53,9 +54,13 @@ def choose_attention(config: Any, asked: str) -> tuple[str, str | None]:
     if asked == "eager":
         return asked, None
     kind = causal_class(config)
-    if getattr(kind, SUPPORT[asked]):
-        return asked, None
     reason = f"{kind.__name__} does not support {asked}"
+    if asked == "by_example" and looks_back_by_windows(config):
+        reason = "this model's attention looks back over a window"
+    elif getattr(kind, SUPPORT[asked]):
+        if asked == "by_example":
+            enter_by_example()
+        return asked, None
     if asked != "sdpa":
         raise StudyError(
             f"train.attention = {asked}",
@@ -63,3 +68,21 @@ def choose_attention(config: Any, asked: str) -> tuple[str, str | None]:
             f"Use {'sdpa' if kind._supports_sdpa else 'eager'}.",
         )
     return "eager", reason
+
+
+def looks_back_by_windows(config: Any) -> bool:
+    """Whether any layer of a configuration sees less than all earlier tokens."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or []
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return bool(getattr(text, "sliding_window", None))
+
+
+def enter_by_example() -> None:
+    """Let transformers know the attention by examples by its name; it needs no mask there."""
+    from transformers import AttentionInterface
+
+    from studylib.modelling.by_example import attend_by_example
+
+    AttentionInterface.register("by_example", attend_by_example)

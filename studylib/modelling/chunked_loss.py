@@ -2,7 +2,9 @@
 
 The output layer is the largest thing that a step makes where vocabularies are large: 2,048 tokens
 of a 100,000-word vocabulary are 0.8 GB in fp32, with their gradient as much again. Here a slice's
-logits are made, used, and made again in the backward.
+logits are made, used, and made again in the backward. On a processor only the learned tokens go
+through it; a card would have to be waited for to know how many they are, and processes that divide
+a model must take equally many slices.
 
 Many architectures scale or cap their logits, or transform what the output layer reads. So one short
 row is computed both ways before: where the output layer alone gives the model's own loss, slices go
@@ -26,6 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from studylib.core.errors import StudyError
+from studylib.core.launch import sharded
+from studylib.inputs.tokens import IGNORED
 from studylib.modelling.packing import as_trained, bodies, draw_ids
 from studylib.modelling.token_loss import gives_token_mean, loss_of_outputs
 
@@ -188,9 +192,12 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """Mean loss of predicting each next token. hidden: [rows, tokens, width], labels: [rows,
     tokens], -100 where nothing is learned; head: hidden states to logits; items: what the sum is
-    divided by."""
-    targets = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten()
+    divided by (default: the learned tokens)."""
+    targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
     rows = hidden.flatten(0, 1)
+    if rows.device.type == "cpu" and not (sharded() or isinstance(rows, FakeTensor)):
+        learned = (targets != IGNORED).nonzero().flatten()
+        rows, targets = rows.index_select(0, learned), targets[learned]
 
     def slice_loss(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(head(part).float(), wanted, reduction="sum")
@@ -199,4 +206,4 @@ def chunked_cross_entropy(
     losses = [checkpoint(slice_loss, *part, use_reentrant=False, preserve_rng_state=False)
               for part in slices]  # fmt: skip
     total = torch.stack(losses).sum()
-    return total / (items if items is not None else (targets != -100).sum())
+    return total / (items if items is not None else (targets != IGNORED).sum())

@@ -45,8 +45,12 @@ def make_appendices(
         "forecasts": forecast_lines(studies, book),
         "runs": runs_lines(studies),
     }
-    return {name: "\n".join([f"## {title_of(name)}", "", *lines]).rstrip() + "\n"
-            for name, lines in parts.items() if lines}  # fmt: skip
+    return {name: titled(name, lines) for name, lines in parts.items() if lines}
+
+
+def titled(name: str, lines: Sequence[str]) -> str:
+    """An appendix below its heading."""
+    return "\n".join([f"## {title_of(name)}", "", *lines]).rstrip() + "\n"
 
 
 def serving_studies(studies: list[Summary]) -> list[Summary]:

@@ -25,7 +25,6 @@ from studylib.reporting.cells import Table, interval_cell, trainable_cell
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
     INK,
-    MARKERS,
     colour,
     error_bar,
     house_style,
@@ -36,6 +35,7 @@ from studylib.reporting.panels import (
 )
 from studylib.reporting.study import Answers
 from studylib.reporting.summary import Comparison, Row, Summary, read_answers
+from studylib.schema.methods import METHODS, WHOLE
 
 MARGIN = 0.05  # of accuracy: a smaller gap to full is not called a limit
 RANK_LOOKS = (("^", "-"), ("s", (0, (5, 2))), ("D", (0, (1, 1.5))), ("v", (0, (5, 2, 1, 2))))
@@ -79,7 +79,8 @@ def falls_short(row: Row) -> bool:
 def tell_capacity(summary: Summary) -> str:
     """Where each method stops being enough, how far full came, and what higher ranks did."""
     curves = read_curves(summary)
-    parts = [tell_limits(summary), tell_full(curves.get("full", [])), tell_ranks(curves)]
+    full = curves.get(METHODS[WHOLE].label, [])
+    parts = [tell_limits(summary), tell_full(full), tell_ranks(curves)]
     return " ".join(part for part in parts if part)
 
 
@@ -132,7 +133,7 @@ def tell_caught_up(judged: dict[str, list[Point]]) -> str:
     if not back:
         return ""
     verb = "is" if len(back) == 1 else "are"
-    full = judged[back[0]][-1].comparison.row("full")
+    full = judged[back[0]][-1].comparison.row(WHOLE)
     known = f", where full itself is {percent(full.accuracy.value)} % right" if (
         full and full.accuracy) else ""  # fmt: skip
     return f"At {most:,} facts{known}, {join_words(back)} {verb} not behind by that rule."
@@ -311,7 +312,7 @@ def line_look(label: str, curves: dict[str, list[Point]]) -> tuple[str, str, Any
     ranks = sorted({p[0].row.method.rank or 0 for p in curves.values()
                     if p[0].row.method.name == method.name})  # fmt: skip
     if len(ranks) < 2:
-        return colour(method), MARKERS.get(method.name, "o"), "-" if method.kind.trains else "--"
+        return colour(method), method.kind.marker, "-" if method.kind.trains else "--"
     place = ranks.index(method.rank or 0)
     marker, style = RANK_LOOKS[(len(ranks) - 1 - place) % len(RANK_LOOKS)]
     return tint(colour(method), 0.45 * (1 - place / (len(ranks) - 1))), marker, style

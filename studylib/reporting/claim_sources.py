@@ -22,6 +22,7 @@ from studylib.reporting.kept import share_of_gain
 from studylib.reporting.measure_tables import first_measure, gap_sentence
 from studylib.reporting.passes import Job, commit_words
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.methods import WHOLE
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -148,7 +149,7 @@ def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
 
 def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
     """A method's share of full fine-tuning's gain over the base, in per cent."""
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     asked = row.gap is not None and full is not None and full.gain is not None
     if not asked and not held_out:
         return None
@@ -172,7 +173,7 @@ def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> F
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     if row.gap and not row.above_chance and not (full and full.above_chance):
         return "neither accuracy is clearly better than guessing"
     return None
@@ -235,7 +236,7 @@ def setting(row: LatencyRow) -> str:
 def measure_hot_swap(source: Part, record: ServeRecord) -> Figure | None:
     """Whether a switch gives the other adapter's answers, and sooner than loading the model."""
     swap = record.measures.swap
-    if swap is None:
+    if swap is None or not record.spec.method.kind.article:
         return None
     switch, load = swap.switch_seconds, swap.load_model_seconds
     label = record.spec.method.label

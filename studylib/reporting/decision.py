@@ -15,7 +15,6 @@ from studylib.reporting.evidence_kinds import model_words
 from studylib.reporting.kept import Kept, best_evidence, read_kept
 from studylib.reporting.panels import (
     INK,
-    MARKERS,
     colour,
     house_style,
     label_right,
@@ -49,7 +48,7 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
                 x, y = 100 * one.memory, 100 * one.share
                 panel.errorbar(
                     x, y, yerr=[[y - 100 * one.low], [100 * one.high - y]],
-                    color=colour(one.method), marker=MARKERS.get(one.method.name, "o"),
+                    color=colour(one.method), marker=one.method.kind.marker,
                     markersize=8, capsize=3, linewidth=1.4, linestyle="",
                 )  # fmt: skip
                 labels.append((x, y, one.method.label, colour(one.method)))

@@ -15,12 +15,12 @@ from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
 from studylib.reporting.passes import Job
 from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
-from studylib.schema.profile import METHODS
+from studylib.schema.methods import ARTICLE, METHODS, QUANTIZED
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 # Kinds of job in words: the mark of such a published case in its name, and whether a job is one.
 KINDS: dict[str, tuple[str, Callable[[JobForecast], bool]]] = {
-    "QLoRA": ("QLoRA", lambda job: job.method == "qlora"),
+    METHODS[QUANTIZED].label: (METHODS[QUANTIZED].label, lambda job: METHODS[job.method].quantized),
     "several cards": (" cards", lambda job: job.cards > 1),
 }
 
@@ -30,7 +30,7 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
     if book is None:
         return {}
     found: dict[str, list[Forecast]] = {}
-    for method in ("full", "lora", "qlora"):
+    for method in ARTICLE:
         plain = [job for job in book.jobs if job.method == method and job.plain]
         found[f"C2.{method}"] = [memory_forecast(book, job) for job in plain]
         if found[f"C2.{method}"]:
@@ -38,10 +38,10 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
             more = "; ".join(filter(None, (first.more, come_true(book, method))))
             found[f"C2.{method}"][0] = replace(first, more=more)
         found[f"C3.{method}"] = cost_forecasts(book, method)
-    found["C3.qlora-on-top"] = found["C3.qlora"]
-    card = next((a for a in book.cards if a.method == "qlora" and a.checkpointing), None)
+    found[f"C3.{QUANTIZED}-on-top"] = found[f"C3.{QUANTIZED}"]
+    card = next((a for a in book.cards if a.method == QUANTIZED and a.checkpointing), None)
     found["C7.fits-24gb"] = [
-        replace(f, more=describe_answer(card) if card else "") for f in found["C2.qlora"][:1]
+        replace(f, more=describe_answer(card) if card else "") for f in found[f"C2.{QUANTIZED}"][:1]
     ]
     return {key: value for key, value in found.items() if value}
 

@@ -16,6 +16,7 @@ from studylib.reporting.evidence_kinds import kind_of, rank_learning
 from studylib.reporting.measure_tables import first_measure
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import WHOLE
 from studylib.schema.settings import MethodSettings
 
 
@@ -32,7 +33,7 @@ class Kept:
 
     @property
     def is_full(self) -> bool:
-        return self.method.name == "full"
+        return self.method.name == WHOLE
 
 
 def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float] | None:
@@ -41,7 +42,7 @@ def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float
     Of right answers the interval is the paired gap's, over full's gain taken as known: a gain that
     is clear of zero by far makes its own error small beside it.
     """
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     if row.gap is not None and full is not None and full.gain is not None:
         gain = full.gain.value
         if full.gain.low <= 0:
@@ -56,7 +57,7 @@ def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float
 
 def measured_gain(comparison: Comparison) -> bool:
     """Whether full fine-tuning clearly improved the first measure on held-out examples."""
-    full = next((f for f in first_measure(comparison) if f.method == "full"), None)
+    full = next((f for f in first_measure(comparison) if f.method == WHOLE), None)
     if full is None or full.gain is None:
         return False
     ends = (full.gain.low * full.measure.sign, full.gain.high * full.measure.sign)
@@ -65,13 +66,13 @@ def measured_gain(comparison: Comparison) -> bool:
 
 def read_kept(comparison: Comparison) -> list[Kept]:
     """Full fine-tuning and every method of which a share is known; empty without such a method."""
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     if full is None or kind_of(comparison.model) == "random":
         return []
     found = [
         Kept(row.method, *share, memory_share(comparison, row, full))
         for row in comparison.rows
-        if row.method.kind.trains and row.method.name != "full"
+        if row.method.kind.trains and row.method.name != WHOLE
         if (share := share_of_gain(comparison, row)) is not None
     ]
     return [Kept(full.method, 1.0, 1.0, 1.0, 1.0), *found] if found else []

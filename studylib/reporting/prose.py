@@ -14,12 +14,13 @@ from studylib.reporting.cells import p_value, why_unasked
 from studylib.reporting.evidence_kinds import parameter_count
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import UNTRAINED, WHOLE
 
 
 def main_comparison(summary: Summary, track: str) -> Comparison | None:
     """The largest model of a track with a complete full fine-tuning run."""
     able = [c for c in summary.comparisons
-            if c.track == track and (row := c.row("full")) and row.complete]  # fmt: skip
+            if c.track == track and (row := c.row(WHOLE)) and row.complete]  # fmt: skip
     return able[-1] if able else None
 
 
@@ -89,7 +90,7 @@ def at_chance(comparison: Comparison) -> str:
         why = why_unasked(next(row for row in comparison.rows if row.complete))
         return f"accuracy: {why}. What each method takes is measured all the same."
     chance = next(row.chance.chance for row in scored if row.chance)
-    base = ", the untouched model's included" if comparison.row("base") else ""
+    base = ", the untouched model's included" if comparison.row(UNTRAINED) else ""
     items = max(row.accuracy.items for row in comparison.rows if row.accuracy)
     return (
         f"no accuracy is clearly better than guessing ({percent(chance)} %, "
@@ -115,7 +116,7 @@ def tell_borderline(comparison: Comparison) -> str:
 
 
 def learned(comparison: Comparison) -> str:
-    full, base = comparison.row("full"), comparison.row("base")
+    full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
     assert full is not None
     if full.gain is None or base is None or base.accuracy is None or full.accuracy is None:
         return ""
@@ -128,7 +129,7 @@ def learned(comparison: Comparison) -> str:
 
 def resources(comparison: Comparison) -> str:
     """Memory, time and disk of each adapter method beside full fine-tuning's, as ratios."""
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     assert full is not None
     kind, parts = (comparison.memory_kind, "train"), []
     for row in comparison.rows:

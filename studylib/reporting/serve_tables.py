@@ -43,7 +43,7 @@ def variant_name(record: ServeRecord, row: LatencyRow) -> str:
     decoding = "" if row.decoding == "eager" else f", {row.decoding} decoding"
     if row.variant == "again":
         return f"base against itself{decoding}"
-    if row.variant in ("base", "4-bit base", "full"):
+    if row.variant not in ("dynamic", "merged"):
         return f"{row.variant}{decoding}"
     return f"{record.spec.method.label} {row.variant}{decoding}"
 
@@ -152,7 +152,7 @@ def swap_table(records: Sequence[ServeRecord]) -> Table:
         unmerge, load = swap.unmerge_seconds, swap.load_model_seconds
         rows.append((
             model_name(record), record.spec.method.label, str(swap.adapters),
-            *(milliseconds(t.p50) for t in times),
+            *(MISSING if t is None else milliseconds(t.p50) for t in times),
             "not needed" if unmerge is None else milliseconds(unmerge.p50),
             MISSING if load is None else milliseconds(load.p50), proof,
         ))  # fmt: skip
@@ -198,7 +198,9 @@ def mixed_table(records: Sequence[ServeRecord]) -> Table:
     return Table(header, tuple(rows))
 
 
-def times_cell(ratio: PairedRatio) -> str:
+def times_cell(ratio: PairedRatio | None) -> str:
+    if ratio is None:
+        return MISSING
     value, low, high = (plain_number(x, 3) for x in (ratio.value, ratio.low, ratio.high))
     return f"{value} × [{low}, {high}]"
 

@@ -25,10 +25,11 @@ from studylib.reporting.evidence_kinds import (
 from studylib.reporting.kept import Kept, best_evidence, read_kept
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Summary
-from studylib.schema.settings import METHODS
+from studylib.schema.methods import METHODS, WHOLE
 
 ENOUGH = 0.95  # of full fine-tuning's gain
 HALF = 0.5
+ADAPTERS = [row.label for row in METHODS.values() if row.article and row.adapter]
 WORDS_LINK = "REPORT.md#words"
 
 
@@ -92,7 +93,7 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
     if not methods:
         return (
             "**Small change:** nothing was measured here that says which method learns more. "
-            "Start with LoRA or QLoRA, and test on your own data."
+            f"Start with {join_words(ADAPTERS, 'or')}, and test on your own data."
         )
     words = {label: judge(kept) for label, kept in methods.items()}
     told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons)})"
@@ -171,7 +172,7 @@ def advise_memory(findings: Sequence[Finding]) -> str:
         at = found[0].at
         sizes = [f.measured.value for f in (found[:1] if at else found) if f.measured]
         ends = dict.fromkeys(byte_size(1e9 * size, 2) for size in (min(sizes), max(sizes)))
-        way = "in full" if part["key"] == "full" else f"with {METHODS[part['key']].label}"
+        way = "in full" if part["key"] == WHOLE else f"with {METHODS[part['key']].label}"
         parts.append(f"{' to '.join(ends)} {way}{tell_optimizer(at)}")
         places.append(at)
         verdicts.append(settle(part, found))

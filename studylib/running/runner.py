@@ -26,9 +26,11 @@ import yaml
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
+from studylib.forecasting.disk import refuse_full_disk
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
 from studylib.inputs.extras import refuse_without_card
+from studylib.inputs.origins import take_data
 from studylib.planning.plan import (
     Plan,
     brings_models,
@@ -85,6 +87,8 @@ def reproduce(
     if not plan.left and not serve_left(profile, results):
         return outcome
     profile = pin_sources(profile)
+    for line in take_data(profile):
+        progress.say(f"  {line}")
     check_inputs(profile, fetch=executor is run_batch)
     if executor is run_batch and not cards_here():
         for run in plan.left:
@@ -94,6 +98,8 @@ def reproduce(
 
         check_models(profile)
     check_writable(results / "runs")
+    if executor is run_batch and not force:
+        refuse_full_disk([profile.run(run.run_id) for run in plan.left], results)
     for line in tell_extents([profile.run(run.run_id) for run in plan.left]):
         progress.say(f"  {line}")
     with lock_folder(results / ".study", "study"):

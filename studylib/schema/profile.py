@@ -20,8 +20,10 @@ from pydantic import Field, ValidationError, model_validator
 from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
+from studylib.schema.kept import Keep
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
+    BASE,
     METHODS,
     DataSettings,
     EvaluateSettings,
@@ -32,12 +34,11 @@ from studylib.schema.settings import (
     MethodSettings,
     ModelRef,
     TrainSettings,
-    TunedRate,
-    TuneSettings,
     nearest,
     parse_method,
 )
 from studylib.schema.spec import RunSpec, Track, choose_learning_rate
+from studylib.schema.tune_settings import TunedRate, TuneSettings
 
 __all__ = [
     "METHODS",
@@ -68,6 +69,8 @@ class Profile(Frozen):
     """One study. `tracks` come fully spelled out: read_profile fills them from the defaults.
 
     origin: the profile that this one changes. tuned: "TRACK MODEL METHOD-rRANK" -> a sweep's rate.
+    article: whether the report of a reader's own study judges the article's claims as well.
+    keep: which trained weights stay in the runs' folders.
     """
 
     name: str
@@ -75,9 +78,11 @@ class Profile(Frozen):
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
     serve: ServeSettings | None = None
+    keep: Keep = "adapters"
     tracks: tuple[Track, ...]
     origin: str | None = None
     tuned: dict[str, TunedRate] = Field(default_factory=dict)
+    article: bool = False
 
     @model_validator(mode="after")
     def consistent(self) -> Profile:
@@ -144,9 +149,8 @@ class Profile(Frozen):
         runs: list[RunSpec] = []
         for track in self.tracks:
             methods = [parse_method(m, self.lora) for m in track.methods]
-            base = MethodSettings(name="base")
             trained = [m for m in methods if m.kind.trains]
-            grid = [(m, base, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
+            grid = [(m, BASE, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
             grid += [
                 (m, method, s)
                 for s in track.all_seeds
@@ -171,6 +175,7 @@ class Profile(Frozen):
             train=track.train,
             evaluate=track.evaluate,
             hardware=self.hardware,
+            keep=self.keep,
         )
 
     def sweeps(self) -> list[tuple[RunSpec, tuple[float, ...]]]:
@@ -225,6 +230,7 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+REPORT_KEYS = ("article", "margin")
 TRACK_DEFAULTS = ("models", "methods", "seeds", "seeds_of", "data", "train", "evaluate", "tune")
 
 
@@ -254,12 +260,25 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
         return build_profile(content, origin=str(path))
     content = lay_over(content, changes)
     unnamed = build_profile(content, origin=f"{path}, with the options given")
+    asked = without_report_keys(changes)
+    if not asked:
+        return unnamed
     words = [unnamed.name]
-    if "models" in changes:
+    if "models" in asked:
         words.append(ModelRef.parse(unnamed.tracks[0].models[0]).slug)
-    digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
     name = "-".join([*words, digest.hexdigest()[:6]])
     return unnamed.model_copy(update={"name": name, "origin": unnamed.name})
+
+
+def without_report_keys(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes without what only a report reads: the same runs, whatever that is."""
+    kept = {key: value for key, value in changes.items() if key not in REPORT_KEYS}
+    if isinstance(asked := kept.get("evaluate"), dict):
+        kept["evaluate"] = {key: value for key, value in asked.items() if key not in REPORT_KEYS}
+        if not kept["evaluate"]:
+            del kept["evaluate"]
+    return kept
 
 
 def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

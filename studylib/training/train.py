@@ -253,6 +253,7 @@ def train_model(
     Returns the Trainer, for what only it can do (gathering shards). Raises Diverged, also where the
     last update left weights that are not finite.
     """
+    from peft.helpers import disable_input_dtype_casting
     from transformers import TrainerCallback
 
     refuse_left_over()
@@ -275,7 +276,9 @@ def train_model(
     # would attend to each other.
     model.config.use_cache = False  # type: ignore[union-attr]
     model.train()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # Autocast rounds an adapter's inputs; peft would widen them before, only to be rounded again.
+    with disable_input_dtype_casting(model, active=trainer.args.bf16 and trainer.args.use_cpu):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     for module, forward in forwards:
         module.__dict__.pop("_original_forward", None)
         module.__dict__.pop("forward", None)
