@@ -71,8 +71,8 @@ def plan(
     sweeps = tell_sweeps(*sweeps_first(chosen, results / chosen.name), made)
     if as_json:
         disk = foresee_disk(left)
-        also = {"data": told, "extents": extents, "sweeps": sweeps}
-        also |= {"disk": disk and disk.model_dump()}
+        also: dict[str, Any] = {"data": told, "extents": extents, "sweeps": sweeps}
+        also["disk"] = disk and disk.model_dump()
         print(json.dumps(to_json(made, estimate, prospects) | also, indent=1))
         return
     if why:

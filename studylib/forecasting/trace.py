@@ -273,12 +273,16 @@ def list_held(
                 seen.add(storage._cdata)
                 yield Held(layer, storage.nbytes())
 
+    added = added_parameters(model)
     for adapters in (False, True):
-        for name, module in model.named_modules():
-            if is_adapter(name) == adapters:
-                own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        for module in model.modules():
+            own: list[torch.Tensor] = [
+                p for p in module.parameters(recurse=False) if (id(p) in added) == adapters
+            ]
+            if not adapters:
                 state = getattr(getattr(module, "weight", None), "quant_state", None)
-                yield from fresh([*own, *constants(state)], numbers.get(id(module), -1))
+                own = [*own, *module.buffers(recurse=False), *constants(state)]
+            yield from fresh(own, numbers.get(id(module), -1))
     yield from fresh(batch.values(), -1)
 
 
