@@ -274,7 +274,7 @@ def test_a_13b_peak_on_a_card_is_judged_before_any_forecast_at_the_articles_pass
     assert find(findings, "C2", "lora")[0] == lora
     assert lora.ours.startswith("LoRA r=16, 1 × 2,048 tokens at once")
     assert "29.0 GB by NVML" in lora.ours
-    assert "judged at 1 × 2,048, the pass of the profile article" in lora.ours
+    assert "judged at 1 × 2,048, as the profile article has it" in lora.ours
     assert "at the others tried 1 × 512 28 GB, 4 × 2,048 35 GB: 28 GB to 35 GB in all" in lora.ours
     assert lora.how == f"measured on {DEVICE}: shape:Llama-2-13B, track 1x2048"
     assert lora.verdict == "differs"  # 29 GB are not about 56

@@ -469,7 +469,7 @@ def test_provenance_says_what_was_tried_on_a_model_and_where_it_is_from(tmp_path
     rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if "| " in line)
     model = next(name.removeprefix("Origin of ") for name in rows if name.startswith("Origin of"))
     assert rows[f"Origin of {model}"] == "small-1.0.whl, sha256 abababababab, Apache-2.0"
-    assert rows[f"How {model} reads"].startswith("sdpa attention; examples of a packed row stay")
+    assert rows[f"How {model} reads"].startswith("sdpa attention; examples of a packed row do not")
     base = rows[f"4-bit base of {model}"].replace("\xa0", " ")
     assert "11.3 %" in base and "9.2 %" in base
 

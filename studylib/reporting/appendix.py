@@ -204,7 +204,7 @@ def tried(model: str, load: LoadBlock) -> dict[str, str]:
         apart = load.packing_reason and f"read one by one: {load.packing_reason}"
         facts[f"How {model} reads"] = (
             f"{load.attention} attention; examples of a packed row "
-            f"{apart or 'stay apart (tried at each load)'}"
+            f"{apart or 'do not see each other (tried at each load)'}"
         )
     if load.four_bit_share is not None and load.four_bit_error is not None:
         facts[f"4-bit base of {model}"] = (

@@ -221,7 +221,8 @@ def grid_section(summary: Summary, several: bool) -> list[str]:
     lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
     for track in summary.tracks:
         lines += notes.refusal_lines(summary, track)
-    reading = f"{notes.memory_note(summary.comparisons)} {notes.price_note(summary.comparisons)}"
+    told = (notes.spread_note, notes.memory_note, notes.price_note)
+    reading = " ".join(text for tell in told if (text := tell(summary.comparisons)))
     return [*lines, tell_grid(summary), "", grid_table(summary).markdown(), "", reading, ""]
 
 

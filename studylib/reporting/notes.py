@@ -38,20 +38,21 @@ def machine_line(summary: Summary) -> str:
 
 
 def memory_note(comparisons: Sequence[Comparison]) -> str:
+    """What a peak is where no card was read; empty where one was."""
     kind = comparisons[0].memory_kind
-    text = f"Train peak is {MEMORY[kind]}, the largest over seeds."
     if kind == "live_tensor_peak_bytes":
-        text += (
-            " There was no card to read: every operator of one training step was watched and the"
-            " bytes of the tensors alive were counted; the process's own memory, Python included,"
-            " stands in *Memory by stage*."
+        return (
+            "There was no card to read: every operator of one training step was watched and the "
+            "bytes of the tensors alive were counted. The process's own memory, Python included, "
+            "stands in the table of memory by stage."
         )
     if kind == "host_peak_bytes":
-        text += (
-            " There was no card to read: it is the whole process's memory, Python and its libraries"
-            " included, which hides most of the difference between methods on models this small."
+        return (
+            "There was no card to read: host memory is the whole process's, Python and its "
+            "libraries included, which hides most of the difference between methods on models "
+            "this small."
         )
-    return text
+    return ""
 
 
 def price_note(comparisons: Sequence[Comparison]) -> str:
