@@ -356,6 +356,13 @@ def test_disk_is_said_beforehand_as_the_files_then_are(made):
         assert found.working == pytest.approx(3 * found.kept, rel=0.01)
 
 
+def test_file_that_holds_tied_embeddings_twice_is_foreseen_so(base):
+    """peft writes the trained copy for the embedding and for the output layer tied to it."""
+    once, twice = (foresee_disk([spec_of(base, m, "all")]).kept for m in ("lora", "lora-embed"))
+    words, width = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.shape
+    assert twice - once == 2 * words * width * 4
+
+
 def test_study_that_the_disk_cannot_hold_is_not_started(made, monkeypatch, tmp_path):
     spec = made("full").spec
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 10)
