@@ -326,6 +326,8 @@ def test_run_is_found_by_its_id_among_all_studies(made, tmp_path):
     with pytest.raises(StudyError, match=r"one, two.*PROFILE=one"):
         find_record(tmp_path, run.record.run_id)
     assert find_record(tmp_path, run.record.run_id, "two")[1].is_relative_to(tmp_path / "two")
+    with pytest.raises(StudyError, match=r"RUN: no run is named"):
+        find_record(tmp_path, "")
     with pytest.raises(StudyError, match=r"no finished runs"):
         find_record(tmp_path, run.record.run_id, "three")
 
