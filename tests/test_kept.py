@@ -347,7 +347,7 @@ def test_command_prints_both_answers_of_every_line(made, study, monkeypatch):
 
 
 def test_disk_is_said_beforehand_as_the_files_then_are(made):
-    for method in ("lora", "full"):
+    for method in ("lora", "qlora", "full"):
         run = made(method)
         found = foresee_disk([run.spec])
         weights = sum(p.stat().st_size for p in run.folder.glob("*/*.safetensors"))

@@ -85,7 +85,10 @@ def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, 
     held = sum(p.numel() * p.element_size() for p in trained)
     if not method.kind.adapter:
         return params, held, held
-    state = get_peft_model_state_dict(skeleton, save_embedding_layers=False)
+    # Named one by one: a 4-bit model without data has no state of its own to give.
+    named = {**dict(skeleton.named_parameters(remove_duplicate=False)),
+             **dict(skeleton.named_buffers(remove_duplicate=False))}  # fmt: skip
+    state = get_peft_model_state_dict(skeleton, state_dict=named, save_embedding_layers=False)
     return params, held, sum(t.numel() * t.element_size() for t in state.values())
 
 
