@@ -103,6 +103,14 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
     return wrapped
 
 
+def prepare(model: nn.Module, method: MethodSettings) -> None:
+    """What some methods do to their 4-bit base first, in place: what is not in 4 bits to fp32."""
+    if method.kind.prepared:
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
 def free_own(model: nn.Module, method: MethodSettings) -> nn.Module:
     """Let all, none or the named ones of a model's own weights be trained."""
     wanted = method.kind.trained
