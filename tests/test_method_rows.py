@@ -81,7 +81,7 @@ def study(profile, tmp_path_factory):
         if spec.method.kind.adapter:
             first = Run(spec, place)
             first.load()
-            first.show_step = lambda row: kill(row["step"])
+            first.watch.show_step = lambda row: kill(row["step"])
             with pytest.raises(Killed):
                 first.train()
             unbroken[spec.method.name] = [row["loss"] for row in first.log.rows]
