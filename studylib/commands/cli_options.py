@@ -101,6 +101,7 @@ def resolve_profile(
     columns: str | None = None,
 ) -> Any:
     """The profile that the options name, each option laid over it, with its tuned rates."""
+    from studylib.running.doctor import cards_here
     from studylib.schema.profile import merge
     from studylib.schema.tuning import open_profile
 
@@ -129,7 +130,7 @@ def resolve_profile(
             )
         if not over.get("evaluate", {}).get("questions"):
             over = merge(OWN_MEASURES, over)
-    return open_profile(name, results, over)
+    return open_profile(name, results, over, on_card=cards_here() > 0)
 
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:

@@ -233,11 +233,13 @@ def is_file_name(name: str) -> bool:
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
+def read_profile(
+    name: str, changes: dict[str, Any] | None = None, on_card: bool = False
+) -> Profile:
     """The profile of a shipped name or of a YAML file's path, with `changes` laid over it.
 
-    A changed profile gets a name of its own (`cpu-1a2b3c`), so that its records never lie
-    beside those of the unchanged one.
+    on_card: whether it is for a machine with one. A changed profile gets a name of its own
+    (`cpu-1a2b3c`), so that its records never lie beside those of the unchanged one.
     """
     path = PROFILES / f"{name}.yaml"
     if is_file_name(name):
@@ -250,6 +252,7 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
         read_mapping(PROFILES / "default.yaml", "the profile"), read_mapping(path, "the profile")
     )
     content.setdefault("name", path.stem)
+    content = choose_device(content, on_card)
     if not changes:
         return build_profile(content, origin=str(path))
     content = lay_over(content, changes)
@@ -260,6 +263,22 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
     digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode())
     name = "-".join([*words, digest.hexdigest()[:6]])
     return unnamed.model_copy(update={"name": name, "origin": unnamed.name})
+
+
+def choose_device(content: dict[str, Any], on_card: bool) -> dict[str, Any]:
+    """A profile's mapping without its on_cpu, and each track's without its own: laid over the rest
+    for a machine without a card, else left out."""
+    content = dict(content)
+    tracks = [dict(track) for track in check_tracks(content.get("tracks") or [])]
+    shared, *own = (part.pop("on_cpu", {}) for part in (content, *tracks))
+    if not all(isinstance(changes, dict) for changes in (shared, *own)):
+        raise StudyError("on_cpu", RULES["dict_type"], "Write on_cpu: {train: {…}}.")
+    if not on_card:
+        content = merge(content, shared)
+        inherited = {key: shared[key] for key in TRACK_DEFAULTS if key in shared}
+        both = zip(tracks, own, strict=True)
+        tracks = [merge(merge(track, inherited), changes) for track, changes in both]
+    return content | ({"tracks": tracks} if tracks else {})
 
 
 def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
