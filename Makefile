@@ -5,16 +5,18 @@ opt = $(if $($(1)),--$(2) $(call quote,$($(1))))
 PLACE := $(call opt,PROFILE,profile) $(call opt,RESULTS,results)
 # Terminals keep their width under this name.
 COLUMN_NAMES := $(if $(findstring =,$(COLUMNS)),--columns $(call quote,$(COLUMNS)))
+OWN := $(if $(MARGIN),evaluate.margin=$(MARGIN)) $(if $(filter 0,$(SWEEP)),tune=null) \
+  $(if $(filter 1,$(ARTICLE)),article=true)
 ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
-  $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(if $(SET),$(foreach change,$(SET),--set $(call quote,$(change))))
+  $(call opt,LIMIT,limit) $(call opt,KEEP,keep) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(foreach change,$(SET) $(OWN),--set $(call quote,$(change)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data plan reproduce tune report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
+.PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
 
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= COLUMNS= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'"
+	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= COLUMNS= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= KEEP=adapters|all|none FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'; of your own study besides: MARGIN=2 SWEEP=0 ARTICLE=1"
 	@echo "Of rent besides: GPU=H100:1 SPOT=1 CLOUD=lambda BUDGET=10 MAX=3.50 PRICES=FILE DRYRUN=1 YES=1"
 
 setup: ## install the packages (the other targets do it too)
@@ -30,7 +32,10 @@ reproduce: ## run all that is not done yet, then write the report
 	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
 tune: ## choose each method's learning rate on validation questions
-	@$(PY) -m studylib tune $(PLACE) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
+	@$(PY) -m studylib tune $(ASK) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
+
+try: ## RUN=ID PROMPT='text': what a trained model answers, beside its base
+	@$(PY) -m studylib try $(call quote,$(RUN)) $(if $(PROMPT),$(call quote,$(PROMPT))) $(PLACE)
 
 report: ## rebuild REPORT.md from the reference records
 	@$(PY) -m studylib report --reference
@@ -68,8 +73,8 @@ ladder: ## rebuild the bundled models from their seed; RUNG=60m builds a larger 
 check: ## style, types, notebooks kept clean
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py
 
-test: ## all tests
-	@$(PY) -m pytest
+test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 clean: ## remove the virtual environment and caches, never records
 	@rm -rf .venv .venv-sky .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +

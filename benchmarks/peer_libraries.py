@@ -21,7 +21,7 @@ from transformers.utils.import_utils import enable_tf32
 
 from studylib.inputs.data import IGNORED
 from studylib.inputs.sources import model_folder
-from studylib.modelling.methods import DTYPES, keep_unpacked, lora_config
+from studylib.modelling.methods import DTYPES, adapter_config, keep_unpacked
 from studylib.modelling.models import load_model
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 from studylib.training.train import OPTIMIZERS
@@ -51,7 +51,7 @@ def train_trl(job: Job, packing: bool = False) -> PeerResult:
             args=SFTConfig(**arguments, packing=packing),
             train_dataset=examples,
             processing_class=loaded.tokenizer,
-            peft_config=lora_config(spec.method, loaded.model)
+            peft_config=adapter_config(spec.method, loaded.model)
             if spec.method.kind.adapter
             else None,
         )

@@ -30,7 +30,7 @@ from studylib.metering.environment import device_name, package_versions
 from studylib.metering.meter import Meter
 from studylib.metering.step_clock import StepClock
 from studylib.modelling.flops import count_token_flops
-from studylib.modelling.methods import count_parameters, keep_unpacked, lora_config
+from studylib.modelling.methods import adapter_config, count_parameters, keep_unpacked
 from studylib.modelling.models import Loaded, load_model
 from studylib.modelling.weights import bring_in
 from studylib.planning.catalog import match_gpu
@@ -292,7 +292,7 @@ def train_ours(job: Job) -> PeerResult:
     with job.meter.stage("load"):
         loaded, model = bring_in(spec, None)
     data = job.prepare(loaded.tokenizer)
-    flops = count_token_flops(model, data.lengths(), spec.train.checkpointing)
+    flops = count_token_flops(model, data.lengths(), spec.train)
     job.result.flops_per_token = flops.model
     with job.meter.stage("train"):
         folder = job.work / "trainer"
@@ -319,7 +319,7 @@ def train_plain(job: Job, pad_to_seq_len: bool = False) -> PeerResult:
             )
         if spec.method.kind.adapter:
             torch.manual_seed(spec.seed)
-            model = get_peft_model(model, lora_config(spec.method, model))
+            model = get_peft_model(model, adapter_config(spec.method, model))
         keep_unpacked(model)
         widths = {"padding": "max_length", "max_length": spec.train.seq_len}
         trainer = Trainer(

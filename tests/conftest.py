@@ -1,4 +1,7 @@
-"""What tests share: a tiny model on disk, the bundled ladder, quiet libraries."""
+"""What tests share: a tiny model on disk, the bundled ladder, quiet libraries, their order.
+
+`make test` shares the files out among as many processes as the machine bears.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,32 @@ from pathlib import Path
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process a core, whoever starts it
 
 import pytest
 
 SHARED = Path(__file__).parents[2] / "shared"
+WORKER_BYTES = 3 * 2**30  # what the largest tests take
+# These take longest: begun last, one of them would keep the whole suite waiting.
+FIRST = ("test_browser", "test_ray", "test_distributed", "test_notebooks")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` is: one a core, as far as memory goes; 0 for a single file."""
+    from studylib.metering.host import host_description
+
+    if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file():
+        return 0
+    host = host_description()
+    cores = min(host["cores_allowed"], int(host["cores_quota"] or host["cores_allowed"]))
+    free_bytes = min(filter(None, (host["memory_available_bytes"], host["memory_limit_bytes"])))
+    return max(1, min(cores, free_bytes // WORKER_BYTES))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture(scope="session")

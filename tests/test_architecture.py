@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from studylib.schema.methods import METHODS
+
 ROOT = Path(__file__).parents[1]
 CODE = ROOT / "studylib"
 
@@ -143,6 +145,73 @@ def test_modules_are_short_and_say_what_they_are_for():
     most = {name: LONGER.get(name, LONGEST_MODULE_LINES) for name in lines}
     assert {name: count for name, count in lines.items() if count > most[name]} == {}
     assert [name_of(p) for p, text in texts.items() if not ast.get_docstring(ast.parse(text))] == []
+
+
+# Words that are methods' names and mean something else here: a loss in full, a norm of full width.
+OTHER_MEANINGS = {
+    "commands.cli_forecast": {"full"},
+    "forecasting.forecast": {"full"},
+    "forecasting.job_forecast": {"full"},
+    "forecasting.step": {"full"},
+    "planning.catalog": {"full"},
+    "planning.counts": {"full"},
+    "schema.settings": {"full"},
+    "training.train": {"full"},
+}
+
+
+def named_methods(text, names):
+    """The methods that a module's strings name: alone, or with a rank, or within a text where the
+    name is no English word. Docstrings and comments may."""
+    tree = ast.parse(text)
+    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    told = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, owners) and isinstance(node.body[0], ast.Expr)
+    }
+    whole = re.compile(rf"({'|'.join(map(re.escape, names))})(-r\d+)?")
+    within = "|".join(map(re.escape, sorted(set(names) - {"full"}, key=len, reverse=True)))
+    within = re.compile(rf"(?<![\w.-])({within})(-r\d+)?(?![\w:-]|\.\w)")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if id(node) in told:
+            continue
+        if match := whole.fullmatch(node.value):
+            yield match[1]
+        else:
+            yield from (match[1] for match in within.finditer(node.value))
+
+
+def trained_methods():
+    return [name for name, row in METHODS.items() if row.trains]
+
+
+def test_no_module_names_a_method():
+    found = {
+        name_of(path): set(named_methods(path.read_text(encoding="utf-8"), trained_methods()))
+        for path in MODULES
+    }
+    wrong = {name: words - OTHER_MEANINGS.get(name, set()) for name, words in found.items()}
+    assert {name: words for name, words in wrong.items() if words} == {}, "ask the row"
+    stale = {name for name, words in OTHER_MEANINGS.items() if not words <= found[name]}
+    assert stale == set(), "these no longer need to be excused"
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ('if method.name == "lora": pass', {"lora"}),
+        ('x = f"use {y} or qlora-r16."', {"qlora"}),
+        ('x = "full"', {"full"}),
+        ('x = {"lora-embed": 1}', {"lora-embed"}),
+        ('"""Of full and lora."""', set()),
+        ('x = "in full", "lora.targets", "lora_A", "explora"', set()),
+    ],
+)
+def test_a_planted_name_of_a_method_is_seen(code, named):
+    assert set(named_methods(code, trained_methods())) == named
 
 
 def test_no_tracked_file_names_a_private_place_or_a_registry():

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import LONG_SECONDS
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -36,7 +37,6 @@ FLAGS = [
 ]  # fmt: skip
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 TALL = {"width": 1280, "height": 6600}  # JupyterLab draws only the cells that are in view
-START_SECONDS, RUN_SECONDS = 60, 100
 OPEN = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 LAST_PROMPT = f"{OPEN} .jp-Cell.jp-mod-active .jp-InputArea-prompt"
 
@@ -47,7 +47,7 @@ def browser():
     if path is None:
         pytest.skip("needs Chromium, and none is installed (on Debian: apt-get install chromium)")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    api.expect.set_options(timeout=1000 * START_SECONDS)  # 5 s are few for a busy machine
+    api.expect.set_options(timeout=1000 * LONG_SECONDS)  # 5 s are few for a busy machine
     with api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
@@ -98,7 +98,7 @@ def free_port():
 
 def read_address(process, log):
     """The address that JupyterLab prints, once it does."""
-    end = time.monotonic() + START_SECONDS
+    end = time.monotonic() + LONG_SECONDS
     while time.monotonic() < end and process.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:\d+/lab\S*\?token=\w+", log.read_text()):
             return found[0]
@@ -110,12 +110,12 @@ def read_address(process, log):
 def page(browser, lab):
     """JupyterLab's start page, in one window for all notebooks, as an analyst has it."""
     context = browser.new_context(viewport=DESKTOP)
-    context.set_default_timeout(1000 * START_SECONDS)
+    context.set_default_timeout(1000 * LONG_SECONDS)
     opened = context.new_page()
     opened.requests_elsewhere = []
     opened.on("request", lambda request: note_elsewhere(opened, request.url))
     opened.goto(lab[0])
-    opened.locator(".jp-MarkdownViewer table").wait_for(timeout=1000 * START_SECONDS)
+    opened.locator(".jp-MarkdownViewer table").wait_for(timeout=1000 * LONG_SECONDS)
     yield opened
     context.close()
 
@@ -136,12 +136,12 @@ def run_all_cells(page, name):
     page.locator(".jp-MarkdownViewer:visible").get_by_role("link", name=name, exact=True).click()
     page.locator(f"{OPEN} .jp-Cell").first.wait_for()
     kernel = page.locator("#jp-main-statusbar").get_by_text(re.compile(r"\| Idle"))
-    kernel.wait_for(timeout=1000 * START_SECONDS)
+    kernel.wait_for(timeout=1000 * LONG_SECONDS)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     last = page.locator(LAST_PROMPT)  # running all cells selects the last one
     api.expect(last).to_have_text(re.compile(r"\[(\*|\d+)\]:"))
-    api.expect(last).not_to_have_text("[*]:", timeout=1000 * RUN_SECONDS)
+    api.expect(last).not_to_have_text("[*]:", timeout=1000 * LONG_SECONDS)
     assert re.fullmatch(r"\[\d+\]:", last.inner_text()), find_errors(page)
 
 

@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 import torch
+from waiting import LONG_SECONDS, wait_for
 
 from studylib.checking.card_ceiling import measure_ceiling
 from studylib.core.errors import StudyError
@@ -163,7 +164,7 @@ def test_a_killed_call_leaves_no_process_and_the_next_one_goes_on(stub, tmp_path
     wait_for(lambda: pids.is_file() and pids.read_text())
     program = psutil.Process(int(pids.read_text())).parent()
     call.send_signal(number)
-    call.wait(timeout=60)
+    call.wait(timeout=LONG_SECONDS)
     wait_for(lambda: not program.is_running())
     left = states(read_card_study(folder))
     assert left == ({"first": "done"} if number == signal.SIGKILL else
@@ -177,13 +178,6 @@ def test_a_killed_call_leaves_no_process_and_the_next_one_goes_on(stub, tmp_path
 def heed_interrupts():
     """What a shell starts in the background ignores them, and so does all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_for(condition, seconds=90.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 SMALL = "13b=ladder:0.4m,7b=ladder:0.4m"

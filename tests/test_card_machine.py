@@ -12,6 +12,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from waiting import LONG_SECONDS
 
 from studylib.core.errors import StudyError
 
@@ -76,7 +77,7 @@ def run_there(tmp_path, command, seconds=600):
     done = subprocess.run(
         [tmp_path / "tools" / "card_machine.sh", "out", str(seconds), command],
         env={"PATH": path, "STUDY_CARD_PLACE": str(tmp_path / "place")},
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=LONG_SECONDS, check=False,
     )  # fmt: skip
     parts = sorted((tmp_path / "out").glob("results.tar.gz.*"))
     with tarfile.open(fileobj=io.BytesIO(b"".join(p.read_bytes() for p in parts))) as archive:

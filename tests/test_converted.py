@@ -11,6 +11,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from waiting import LONG_SECONDS
 
 from studylib.core.errors import StudyError
 from studylib.inputs import converted
@@ -35,7 +36,15 @@ def made(gguf_file, tmp_path_factory):
     """The GGUF file's checkpoint folder in a cache of its own, made once for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STUDY_CACHE", str(tmp_path_factory.mktemp("made")))
-        return model_folder(ModelRef.parse(f"gguf:{gguf_file}"))[0]
+        folder, revision = model_folder(ModelRef.parse(f"gguf:{gguf_file}"))
+    assert revision is None
+    return folder
+
+
+@pytest.fixture
+def cache_of_made(made, monkeypatch):
+    """The test uses the cache that `made` is in."""
+    monkeypatch.setenv("STUDY_CACHE", str(made.parents[1]))
 
 
 @pytest.fixture(scope="module")
@@ -159,18 +168,15 @@ def test_gguf_weights_arrive_as_they_were_quantized(made, weights):
     )
 
 
-def test_folder_says_where_it_is_from_and_is_made_once(gguf_file, cache):
-    ref = ModelRef.parse(f"gguf:{gguf_file}")
-    folder, revision = model_folder(ref)
-    origin = read_origin(folder)
-    assert revision is None and origin["license"] == read_header(gguf_file)["license"] == "mit"
+def test_folder_says_where_it_is_from_and_is_made_once(gguf_file, made, cache_of_made):
+    origin = read_origin(made)
+    assert origin["license"] == read_header(gguf_file)["license"] == "mit"
     assert origin["gguf_sha256"] == hashlib.sha256(gguf_file.read_bytes()).hexdigest()
     matrices = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * FEED)
     assert origin["quantized"] == {"Q8_0": matrices, "F32": WORDS * WIDTH}
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert model_folder(ref)[0] == folder
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
-    assert [path.name for path in (cache / "models").iterdir() if path.is_dir()] == [folder.name]
+    before = {path: path.stat().st_mtime_ns for path in made.parent.glob("*/*")}
+    assert model_folder(ModelRef.parse(f"gguf:{gguf_file}"))[0] == made
+    assert {path: path.stat().st_mtime_ns for path in made.parent.glob("*/*")} == before
 
 
 def test_digits_are_cut_off_before_blanks_where_the_file_says_so(made):
@@ -246,7 +252,7 @@ def test_second_process_waits_for_the_first_and_takes_its_folder(tmp_path):
     def first():
         with converted.made_once(folder) as (_, unfinished):
             entered.set()
-            go_on.wait(30)
+            go_on.wait(LONG_SECONDS)
             (unfinished / "whole").write_text(json.dumps(order))
 
     def second():
@@ -255,12 +261,12 @@ def test_second_process_waits_for_the_first_and_takes_its_folder(tmp_path):
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    assert entered.wait(30)
+    assert entered.wait(LONG_SECONDS)
     threads[1].start()
     assert not folder.exists()
     go_on.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(LONG_SECONDS)
     assert order == [(None, True)]
 
 
@@ -285,9 +291,7 @@ def test_rule_that_nobody_here_knows_is_refused_and_not_taken_for_another(rule, 
         refuse_unknown_rule(header | {"tokenizer": "llama"})  # its rule is the model's own
 
 
-def test_folder_that_other_code_made_is_made_anew(gguf_file, monkeypatch):
-    ref = ModelRef.parse(f"gguf:{gguf_file}")
-    before, _ = model_folder(ref)
+def test_folder_that_other_code_made_is_made_anew(gguf_file, made, cache_of_made, monkeypatch):
     monkeypatch.setattr(converted, "version", lambda name: "0.0.0")
-    after, _ = model_folder(ref)
-    assert before != after and folder_sha256(before) == folder_sha256(after)
+    after, _ = model_folder(ModelRef.parse(f"gguf:{gguf_file}"))
+    assert made != after and folder_sha256(made) == folder_sha256(after)

@@ -8,20 +8,53 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from studylib.modelling.flops import (
     attention_width,
-    count_matrices,
     count_token_flops,
+    count_work,
     mean_attended,
 )
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
-from studylib.schema.profile import LoraSettings, ModelRef, parse_method
+from studylib.schema.methods import ADAPTER, METHODS, Method
+from studylib.schema.profile import LoraSettings, ModelRef, TrainSettings, parse_method
 
 TOKENS = 48
 
 
+RANK = 8
+DORA = Method(
+    label="DoRA", default_learning_rate=1e-4, peft=METHODS[ADAPTER].peft | {"use_dora": True}
+)
+VERA = Method(
+    label="VeRA", default_learning_rate=1e-4,
+    peft={"peft_type": "VERA", "r": "$rank", "target_modules": "$targets"},
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    monkeypatch.setitem(METHODS, "dora", DORA)
+    monkeypatch.setitem(METHODS, "vera", VERA)
+
+
 def prepared(method):
-    settings = parse_method(method, LoraSettings(rank=8))
+    settings = parse_method(method, LoraSettings(rank=RANK))
     return attach(load_model(ModelRef.parse("ladder:0.4m"), settings, "fp32").model, settings)
+
+
+def recipe(checkpointing=False, seq_len=TOKENS):
+    return TrainSettings(steps=1, seq_len=seq_len, checkpointing=checkpointing)
+
+
+def linear_sizes(model):
+    """(inputs, outputs) of the linear layers under an adapter, all layers of the model."""
+    config = model.config
+    wide, inner = config.hidden_size, config.intermediate_size
+    layer = 4 * [(wide, wide)] + 2 * [(wide, inner)] + [(inner, wide)]
+    return config.num_hidden_layers * layer
+
+
+def count_adapter(model):
+    return sum(RANK * (inputs + outputs) for inputs, outputs in linear_sizes(model))
 
 
 def test_a_token_attends_to_half_of_its_example_on_average():
@@ -32,33 +65,49 @@ def test_a_token_attends_to_half_of_its_example_on_average():
 
 def test_full_training_is_three_forwards_and_frozen_weights_are_two():
     full, lora = prepared("full"), prepared("lora")
-    frozen, trained = count_matrices(full)
-    assert frozen == 0
-    base, adapter = count_matrices(lora)
-    assert base == trained  # the adapter's own matrices come on top
-    config = full.config
-    width = config.hidden_size + config.intermediate_size
-    assert adapter == config.num_hidden_layers * 8 * (4 * 2 * config.hidden_size + 3 * width)
+    weights = sum(inputs * outputs for inputs, outputs in linear_sizes(full))
+    weights += full.config.vocab_size * full.config.hidden_size  # the output layer
     attention = 12 * attention_width(full) * mean_attended([10])
-    assert count_token_flops(full, [10], False).model == pytest.approx(6 * trained + attention)
-    assert count_token_flops(lora, [10], False).model == pytest.approx(
-        4 * base + 6 * adapter + attention
+    assert count_token_flops(full, [10], recipe()).model == pytest.approx(6 * weights + attention)
+    assert count_token_flops(lora, [10], recipe()).model == pytest.approx(
+        4 * weights + 6 * count_adapter(lora) + attention
     )
 
 
 def test_checkpointing_adds_one_forward_that_is_kept_apart():
     model = prepared("full")
-    plain, again = (count_token_flops(model, [10], flag) for flag in (False, True))
+    plain, again = (count_token_flops(model, [10], recipe(flag)) for flag in (False, True))
     assert plain.recomputed == 0
     assert again.model == plain.model
     assert again.recomputed == pytest.approx(again.model / 3)
 
 
 def test_a_4_bit_weight_counts_what_it_stands_for():
-    assert count_matrices(prepared("qlora")) == count_matrices(prepared("lora"))
+    assert count_work(prepared("qlora")) == count_work(prepared("lora"))
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+def test_what_a_method_does_once_a_pass_is_shared_by_its_tokens():
+    """DoRA multiplies its two matrices out for the norm in every forward: an identity by A, then
+    by B, 2 × inputs × RANK × (inputs + outputs), without a gradient."""
+    dora, lora = count_work(prepared("dora")), count_work(prepared("lora"))
+    norm = sum(2 * i * RANK * (i + o) for i, o in linear_sizes(prepared("lora")))
+    assert dora.pass_forward == dora.whole_pass == norm
+    assert (dora.token_forward, dora.token) == (lora.token_forward, lora.token)
+    short, long = (
+        count_token_flops(prepared("dora"), [10], recipe(seq_len=length)).model
+        for length in (TOKENS, 2 * TOKENS)
+    )
+    assert short - long == pytest.approx(norm / TOKENS / 2)
+
+
+def test_matrices_that_are_no_parameters_count():
+    """VeRA's two are shared and frozen: 4 operations a number, and the model's on top."""
+    vera, base = prepared("vera"), prepared("base")
+    weights = count_work(base).token / 4
+    assert count_work(vera).token == 4 * weights + 4 * count_adapter(vera)
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "dora", "vera"])
 def test_matrices_are_those_of_torchs_counter_on_a_real_step(method):
     """Exactly, but for the frozen first layer, whose input needs no gradient."""
     model = prepared(method).train()
@@ -66,7 +115,7 @@ def test_matrices_are_those_of_torchs_counter_on_a_real_step(method):
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-    frozen, trained = count_matrices(model)
+    work = count_work(model)
     width = model.config.hidden_size
-    spared = 0 if method == "full" else 2 * 3 * width * (width + 8)  # of q, k and v, rank 8
-    assert counted == TOKENS * (4 * frozen + 6 * trained - spared)
+    spared = 0 if method == "full" else 2 * 3 * width * (width + RANK)  # of q, k and v
+    assert counted == TOKENS * (work.token - spared) + work.whole_pass

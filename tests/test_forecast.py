@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
+import time
 from functools import cache
 
+import psutil
 import pytest
 
 from studylib.core.errors import StudyError
@@ -22,6 +23,7 @@ from studylib.forecasting.forecast import (
     format_forecast,
 )
 from studylib.forecasting.published import compare, load_published
+from studylib.metering import host
 from studylib.planning.catalog import GIB, find_gpu, load_prices, load_shapes
 
 SMALL = "shape:smollm2-135m"
@@ -91,9 +93,13 @@ def test_claimed_adapter_of_a_13b_model_is_counted_exactly():
 
 
 def test_70b_is_traced_in_time_and_little_memory():
-    made = run(model="shape:llama-2-70b", method="qlora", seq_len=2048)
-    assert made.trace_seconds < 30
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < 4e9
+    if not host.reset_peak_bytes():
+        pytest.skip("this system does not let a process reset its memory peak")
+    before = psutil.Process().memory_info().rss
+    started = time.process_time()
+    run(model="shape:llama-2-70b", method="qlora", seq_len=2048)
+    assert time.process_time() - started < 30
+    assert host.read_peak_bytes() - before < 1e9
 
 
 FAMILIES = ("SmolLM2-135M", "Qwen2.5-0.5B", "Qwen3-0.6B", "OLMo-2-1B", "Pythia-70M")
@@ -108,9 +114,10 @@ def test_a_shape_of_each_family_is_forecast_with_its_total(name):
 
 def test_parts_add_up_to_the_peak_and_cuda_terms_are_named(small):
     assert sum(small.parts.values()) == small.peak_bytes
-    assert small.parts["cuda_context"] == CudaTerms().context_bytes
     assert small.parts["weights"] == pytest.approx(2 * small.total_params, rel=1e-3)
-    assert small.peak_allocated_bytes < small.peak_bytes - small.parts["cuda_context"]
+    context = small.parts["cuda_context"]
+    assert small.peak_allocated_bytes <= small.least_bytes - context
+    assert small.least_bytes <= small.peak_bytes
 
 
 def test_a_cpu_has_no_cuda_terms():
@@ -119,9 +126,9 @@ def test_a_cpu_has_no_cuda_terms():
     assert made.peak_allocated_bytes == made.peak_bytes
 
 
-def test_fits_compares_the_peak_with_usable_memory(small):
+def test_fits_compares_the_least_with_usable_memory(small):
     for name, fit in small.fits.items():
-        assert fit.headroom_bytes == find_gpu(name).usable_bytes - small.peak_bytes
+        assert fit.headroom_bytes == find_gpu(name).usable_bytes - small.least_bytes
         assert fit.fits == (fit.headroom_bytes >= 0)
     assert small.smallest_gpu == next(iter(small.fits))
 
@@ -175,19 +182,17 @@ def test_efficiency_comes_from_measured_steps_of_the_same_card():
     assert made.seconds_per_step.low == made.seconds_per_step.high
 
 
-def test_cuda_terms_are_fitted_on_measured_stages():
-    peaks = [Measured(allocated_bytes=100 * GIB // 10, reserved_bytes=11 * GIB,
-                      process_bytes=12 * GIB)]  # fmt: skip
-    terms = fit_cuda_terms(peaks)
-    assert terms.context_bytes == GIB
-    assert terms.unused_share == pytest.approx(0.1)
-    assert fit_cuda_terms([]) == CudaTerms()
+def test_cuda_terms_are_fitted_on_measured_trainings():
+    peaks = [Measured(reserved_bytes=11 * GIB, process_bytes=p * GIB // 2) for p in (23, 24, 30)]
+    assert fit_cuda_terms({"l4-24gb": peaks}).context_bytes == GIB
+    assert fit_cuda_terms({}) == CudaTerms()
 
 
 def test_scripts_find_the_promised_keys(small):
     keys = set(json.loads(small.model_dump_json()))
     assert keys >= {
         "peak_bytes", "peak_stage", "parts", "trainable_params", "total_params", "adapter_bytes",
+        "peak_allocated_bytes", "least_bytes",
         "checkpoint_bytes", "flops_per_step", "seconds_per_step", "usd", "fits", "smallest_gpu",
         "trace_seconds",
     }  # fmt: skip

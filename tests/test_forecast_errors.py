@@ -267,12 +267,11 @@ def test_a_measured_card_replaces_the_assumptions(reference):
     efficiency, cuda = learn_terms("a100-80gb", reference)
     assert efficiency.mid == pytest.approx(0.4 / 0.5)
     assert efficiency.source == "1 measured steps on a100-80gb"
-    assert cuda.context_bytes == GB
-    assert cuda.unused_share == pytest.approx(2 / 30)
+    assert cuda == CudaTerms(context_bytes=GB, source="1 measured trainings on a100-80gb")
 
 
-def test_a_card_that_was_never_measured_keeps_them(reference):
-    assert learn_terms("l4-24gb", reference) == (ASSUMED, CudaTerms())
+def test_a_card_that_was_never_measured_keeps_them_but_for_the_softwares(reference):
+    assert learn_terms("l4-24gb", reference) == (ASSUMED, learn_terms("a100-80gb", reference)[1])
     assert learn_terms("a100-80gb", reference / "nothing") == (ASSUMED, CudaTerms())
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+from waiting import LONG_SECONDS
 
 from studylib.running.forked_kernel import own_words
 
@@ -66,7 +67,7 @@ LEFT = "print(forked_kernel._waiting.child.pid, flush=True); os._exit(3)"
 def run(code):
     done = subprocess.run(
         [sys.executable, "-c", USE + code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=LONG_SECONDS,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -91,7 +92,7 @@ def test_kernel_that_nobody_needs_ends_with_its_process():
     assert code == 3
     try:
         kernel = psutil.Process(int(out))
-        kernel.wait(timeout=60)  # what it wrote to is closed a moment before it is gone
+        kernel.wait(timeout=LONG_SECONDS)  # what it wrote to is closed a moment before it is gone
     except psutil.NoSuchProcess:
         pass
     except psutil.TimeoutExpired:

@@ -19,8 +19,9 @@ from studylib.inputs.parts import read_part, tell_parts
 from studylib.inputs.tokens import IGNORED, tell_lengths, tokenise, unfold
 from studylib.planning.stale import hash_data_file
 from studylib.schema.columns import parse_columns
+from studylib.schema.differences import find_changes
 from studylib.schema.profile import DataSettings, TrainSettings
-from studylib.schema.records import file_sha256, find_changes
+from studylib.schema.records import file_sha256
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]

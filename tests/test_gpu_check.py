@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_nvml import GIB, FakeCard, FakeNvml, make_mig_instance, refuse
+from waiting import LONG_SECONDS
 
 from studylib.checking import check_card, gpu_check
 from studylib.checking.check_card import (
@@ -213,7 +214,7 @@ def test_tf32_that_is_on_and_products_that_are_off_fail(monkeypatch):
 
 
 def test_a_compiler_that_works_passes_and_one_that_cannot_fails(monkeypatch):
-    assert check_compile(CPU).fault is None
+    assert check_compile(CPU, LONG_SECONDS).fault is None
     monkeypatch.setattr(check_card, "COMPILE_SCRIPT", "raise RuntimeError('no compiler')")
     assert check_compile(CPU).fault == "RuntimeError: no compiler"
     monkeypatch.setattr(check_card, "COMPILE_SCRIPT", "print(1.0, 0.5)")

@@ -8,7 +8,7 @@ from studylib.core.errors import StudyError
 from studylib.running.runner import write_profile
 from studylib.schema.pins import apply_pins, read_pins, unpinned
 from studylib.schema.profile import build_profile
-from studylib.schema.settings import TunedRate
+from studylib.schema.tune_settings import TunedRate
 from studylib.schema.tuning import open_profile
 
 MODEL, OTHER = "hub:org/one", "hub:org/two@v1"

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from halfway import Halfway
+from ray_nodes import start_nodes
+from waiting import LONG_SECONDS, wait_for
 
 from studylib.core.errors import StudyError
 from studylib.core.sharing import leave_word, most_concurrent
@@ -64,14 +64,6 @@ def write_profile(folder: Path, **changes) -> Path:
     return path
 
 
-def wait_for(condition, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-    return found
-
-
 def start(*words: str) -> subprocess.Popen:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, *words], env=environ, text=True,
@@ -87,45 +79,34 @@ def halfway(monkeypatch, tmp_path) -> Halfway:
 
 
 @pytest.fixture
-def cluster(monkeypatch, halfway):
-    """Two nodes of one core on 127.0.0.1; the driver belongs to the first."""
+def cluster(halfway):
+    """Two nodes of one core; the driver belongs to the first."""
     pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short, as a socket's path must be
-    for name, value in (
-        ("RAY_USAGE_STATS_ENABLED", "0"),
-        ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"),  # nodes on the loopback address only
-        ("RAY_TMPDIR", str(folder)),
-        ("TMPDIR", str(folder)),
-        ("OMP_NUM_THREADS", "1"),
-    ):
-        monkeypatch.setenv(name, value)
-    options = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False,
-               "node_ip_address": "127.0.0.1"}  # fmt: skip
-    made = Cluster(initialize_head=True, head_node_args=options)
-    made.add_node(**options)
-    yield made
-    made.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with start_nodes(2) as made:
+        yield made
 
 
-def process_of(run_id: str) -> tuple[int, int] | None:
-    """(the run's process, its worker's process)."""
+def process_below(raylet: int, *run_ids: str) -> tuple[str, int] | None:
+    """The first of these runs that a node's raylet has started: (its id, its process)."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             environ = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue
-        if words[1:5] == [b"-m", b"studylib", b"run", run_id.encode()]:
+        started = words[1:4] == [b"-m", b"studylib", b"run"]
+        if started and (run_id := words[4].decode()) in run_ids:
             parents = [v for v in environ if v.startswith(b"STUDY_PARENT_PID=")]
-            return int(folder.name), int(parents[0].partition(b"=")[2])
+            if parent_of(int(parents[0].partition(b"=")[2])) == raylet:
+                return run_id, int(folder.name)
     return None
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it ended, as a run of some other study may
+        return None
 
 
 def run_unbroken(profile: str, run_id: str, results: Path):
@@ -154,22 +135,16 @@ def test_run_of_a_lost_machine_goes_on_elsewhere_and_ends_as_an_unbroken_one(
     runs = tmp_path / "sent" / "sent" / "runs"
     node = cluster.worker_nodes.copy().pop()
     raylet = node.all_processes["raylet"][0].process.pid
-
-    def find_victim():
-        found = {name: process_of(name) for name in (LORA, FULL)}
-        return next((n for n, p in found.items() if p and parent_of(p[1]) == raylet), None)
-
-    victim = wait_for(find_victim)
-    pid, _ = process_of(victim)
+    victim, pid = wait_for(lambda: process_below(raylet, LORA, FULL))
     wait_for(lambda: halfway.pid(LORA) and halfway.pid(FULL))
     wait_for(lambda: (runs / victim / "work" / "session.json").is_file())
     cluster.remove_node(node, allow_graceful=False)
     halfway.go_on()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
     assert not (runs / victim / "record.json").exists()
     whole = run_unbroken(profile, victim, tmp_path / "whole")
 
-    out, _ = driver.communicate(timeout=120)
+    out, _ = driver.communicate(timeout=LONG_SECONDS)
     assert driver.returncode == 0, out
     assert out.count("it is sent again") == 1 and out.count(": done in") == 2, out
     assert f"finished {sorted([LORA, FULL])} failed {{}}" in out, out
@@ -245,8 +220,9 @@ def test_state_that_is_being_written_is_not_taken(tmp_path):
     save_state(tmp_path, 10)
     save_state(tmp_path, 20, whole=False)
     assert {name.split("/")[0] for name in read_state(tmp_path).large} == {"checkpoint-10"}
-    time.sleep(0.01)
     (tmp_path / "samples-1.parquet").write_bytes(b"half")
+    saved = (tmp_path / "session.json").stat().st_mtime_ns
+    os.utime(tmp_path / "samples-1.parquet", ns=(saved + 1, saved + 1))
     assert read_state(tmp_path) is None
 
 

@@ -146,7 +146,7 @@ def spec_of(folder, method, **lora):
 
 def test_a_plan_refuses_what_no_run_of_could_end(tmp_path):
     falcon = save_family("falcon", tmp_path / "falcon")
-    with pytest.raises(Unfit, match="qlora on falcon"):
+    with pytest.raises(Unfit, match="4-bit base of falcon"):
         tell_extents([spec_of(falcon, "lora"), spec_of(falcon, "qlora")])
     llama = save_family("llama", tmp_path / "llama")
     with pytest.raises(Unfit, match="no module of this model is named nothing"):

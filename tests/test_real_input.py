@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from waiting import LONG_SECONDS
+
 from studylib.schema.records import read_records
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +35,9 @@ def test_custom_study_of_a_real_checkpoint_reports_that_it_is_at_chance(shared, 
         "--steps", "3", "--limit", "4", "--methods", "qlora", "--results", str(tmp_path / "r"),
     ]  # fmt: skip
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, timeout=LONG_SECONDS
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     [study] = (tmp_path / "r").iterdir()
     base, qlora = read_records(study / "runs")

@@ -12,14 +12,8 @@ from record_factory import Factory, make_spec
 from studylib.core.errors import StudyError
 from studylib.core.files import read_text, write_atomically
 from studylib.core.sealed import digest_of
-from studylib.schema.records import (
-    RECORD,
-    find_changes,
-    find_mismatches,
-    read_record,
-    read_records,
-    write_record,
-)
+from studylib.schema.differences import find_changes, find_mismatches
+from studylib.schema.records import RECORD, read_record, read_records, write_record
 
 
 @pytest.fixture
@@ -176,7 +170,8 @@ def test_changes_are_named_and_what_makes_no_other_run_is_not(study):
         "train.steps: 40 -> 41",
     ]
     machine = spec.hardware.model_copy(update={"jobs": 9})
-    assert not find_changes(spec.model_copy(update={"hardware": machine, "profile": "x"}), spec)
+    alike = {"hardware": machine, "profile": "x", "keep": "all"}
+    assert not find_changes(spec.model_copy(update=alike), spec)
 
 
 def test_fields_that_rows_must_share_are_named_with_their_runs(study):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 
 from studylib.core.errors import StudyError
 from studylib.modelling.serve import written_bytes
+from studylib.schema.differences import find_mismatches
 from studylib.schema.profile import (
     DataSettings,
     EvaluateSettings,
@@ -21,7 +22,7 @@ from studylib.schema.profile import (
     TrainSettings,
     parse_method,
 )
-from studylib.schema.records import check_files, find_mismatches, read_record
+from studylib.schema.records import check_files, read_record
 from studylib.scoring import score as score_module
 from studylib.training import run as run_module
 from studylib.training.run import Run

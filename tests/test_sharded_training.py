@@ -13,6 +13,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from shard_worker import prepare, train
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from waiting import LONG_SECONDS
 
 from studylib.core.launch import LAUNCHED
 
@@ -26,7 +27,7 @@ def test_two_processes_hold_half_each_and_train_as_one(tmp_path, method):
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", LAUNCHED: "1"}
     subprocess.run(
         [*run, str(HERE / "shard_worker.py"), str(tmp_path), method], env=environ, check=True,
-        capture_output=True, timeout=240,
+        capture_output=True, timeout=LONG_SECONDS,
     )  # fmt: skip
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_bytes()) for rank in (0, 1)]
     alone = prepare(method)

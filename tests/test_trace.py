@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
+from studylib.forecasting.moves import ordered
+from studylib.forecasting.replay import flatten
 from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import PARTS, StepTrace, Trace, trace_step
 from studylib.metering.live import LiveBytes
@@ -105,6 +107,10 @@ def test_depth_is_continued_exactly_event_by_event(config, method, recipe):
     short, long, whole = (trace_step(with_depth(config, n), settings) for n in (SHORT, LONG, 6))
     continued = continue_trace(short, long, 6)
     assert continued.events == whole.events
+    assert [(r.segment, r.earlier, ordered(r.moves)) for r in continued.runs] == [
+        (r.segment, r.earlier, ordered(r.moves)) for r in whole.runs
+    ]
+    assert (continued.held, continued.trained) == (whole.held, whole.trained)
     assert (continued.trainable_params, continued.total_params) == (
         whole.trainable_params,
         whole.total_params,
@@ -208,13 +214,12 @@ def test_an_architecture_that_needs_data_names_its_operator(monkeypatch):
 def test_one_recorded_step_equals_the_second_of_two_whole_steps(monkeypatch):
     from studylib.forecasting import step, trace
 
-    def train_twice(model, settings, live):
+    def train_twice(model, batch, settings, live):
         model.train()
         trained = [p for p in model.parameters() if p.requires_grad]
         for parameter in trained:
             parameter.register_post_accumulate_grad_hook(lambda p: live.move([p.grad], "gradients"))
         optimizer = step.make_optimizer(settings.optimizer, trained, settings.master_weights)
-        batch = step.make_batch(model, settings)
         for live.recording in (False, True):
             step.forward_backward(model, batch, settings, live)
             step.update(trained, optimizer, live)
@@ -223,4 +228,6 @@ def test_one_recorded_step_equals_the_second_of_two_whole_steps(monkeypatch):
     settings = StepSettings(method=METHOD["lora"], seq_len=64, checkpointing=False)
     once = trace_step(CONFIG, settings)
     monkeypatch.setattr(trace, "train_once", train_twice)
-    assert trace_step(CONFIG, settings).events == once.events
+    twice = trace_step(CONFIG, settings)
+    assert twice.events == once.events
+    assert flatten(twice.runs) == flatten(once.runs)

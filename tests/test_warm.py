@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from waiting import wait_for
 
 from studylib.running import stand_by, warm
 from studylib.running.executor import launch, read_progress
@@ -53,14 +53,6 @@ threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 seen["with a thread"] = stand_by.why_unfit(False)
 print(json.dumps(seen))
 """
-
-
-def wait_for(condition, seconds=120.0):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-    return found
 
 
 def is_gone(pid):

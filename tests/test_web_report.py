@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from record_factory import Factory, make_spec
+from waiting import LONG_SECONDS
 
 from studylib.commands import cli_report
 from studylib.commands.cli_report import make_report
@@ -276,7 +277,7 @@ def test_tables_sort_by_figures_with_their_units_and_come_back(page: str, tmp_pa
          "--no-first-run", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom",
          (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=LONG_SECONDS, check=True,
     ).stdout  # fmt: skip
     told = json.loads(plain(unescape(shown)).partition("told:")[2].partition(":told")[0])
     assert told == [

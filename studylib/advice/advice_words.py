@@ -12,6 +12,7 @@ from studylib.advice.turning_points import capital, money, name_option
 from studylib.core.metrics import byte_size
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, Span
 from studylib.planning.yearly_cost import allowed_jobs
+from studylib.schema.methods import WHOLE
 
 
 def explain_options(
@@ -53,7 +54,7 @@ def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
         if too_close(best, second):
             text += " (less than the forecast of their hours can tell apart)"
     text += "."
-    if (best.model, best.method) != (case.model, "full"):
+    if (best.model, best.method) != (case.model, WHOLE):
         text += f" {capital(loss_words(best))}."
     cheaper = [o for o in options if not o.fits and o.usd < best.usd]
     for option in cheaper:
@@ -175,7 +176,7 @@ def explain_cost(case: Case, option: Option) -> list[Sentence]:
 def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
     """The points lost, from which record, and how far from the case it was measured."""
     loss, piece = option.accuracy_loss, option.measured
-    if (option.model, option.method) == (case.model, "full"):
+    if (option.model, option.method) == (case.model, WHOLE):
         text = "Full fine-tuning of this model is what points are counted from."
         return [Sentence(text=text, evidence=option.evidence[:1])]
     if piece is None:

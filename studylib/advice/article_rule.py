@@ -17,25 +17,29 @@ import pandas as pd
 from studylib.advice.advice_words import too_close
 from studylib.advice.rank_methods import ArticleSays, Option, rank_options
 from studylib.advice.turning_points import money
-from studylib.planning.case import METHOD_LABELS, Case, Change, Evidence
+from studylib.planning.case import Case, Change, Evidence
+from studylib.schema.methods import ARTICLE, METHODS, WHOLE
 
 LAST_POINTS_PP = 1.0
-PEFT = ("lora", "qlora")
+PEFT = tuple(name for name in ARTICLE if METHODS[name].adapter)
 
 
 def article_method(case: Case, options: Iterable[Option]) -> tuple[str, str]:
     """(method, why) by the article's rule."""
     if case.change == "language":
-        return "full", "a new language is a deep shift"
+        return WHOLE, "a new language is a deep shift"
     margin = case.max_accuracy_loss_pp
     if margin is not None and margin < LAST_POINTS_PP:
-        return "full", f"a margin of {margin:g} pp asks for the last points"
+        return WHOLE, f"a margin of {margin:g} pp asks for the last points"
     if case.variants == 1:
-        return "full", "there is a single model to serve"
+        return WHOLE, "there is a single model to serve"
     peft = [o for o in options if o.model == case.model and o.method in PEFT]
     held = [o for o in peft if o.fits_memory] or peft
     chosen = min(held, key=lambda o: (not o.fits, o.usd, o.method))
-    return chosen.method, f"PEFT is its default, and {METHOD_LABELS[chosen.method]} the better one"
+    return (
+        chosen.method,
+        f"PEFT is its default, and {METHODS[chosen.method].in_words} the better one",
+    )
 
 
 def find_option(options: Iterable[Option], model: str, method: str) -> Option:
@@ -51,13 +55,13 @@ def apply_article(case: Case, options: tuple[Option, ...]) -> ArticleSays:
     difference = None
     if best is not None and theirs.usd_per_year is not None:
         difference = theirs.usd_per_year - best.usd
-    text = f"The article's rule says {METHOD_LABELS[method]}: {why}."
+    text = f"The article's rule says {METHODS[method].in_words}: {why}."
     if agrees:
         text += " The evidence agrees."
     elif best is None:
         text += " Nothing fits by the evidence."
     else:
-        ours = f"{METHOD_LABELS[best.method]} of {best.model}"
+        ours = f"{METHODS[best.method].in_words} of {best.model}"
         text += f" The evidence says {ours}{cost_words(difference)}."
     ids = dict.fromkeys([*theirs.evidence, *(best.evidence if best else ())])
     return ArticleSays(

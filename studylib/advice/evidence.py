@@ -20,6 +20,7 @@ from studylib.planning.case import AccuracyEvidence, Change, LatencyEvidence, Le
 from studylib.planning.catalog import Offer, find_shape, price_range
 from studylib.reporting.study import Answers, gather_answers, read_study
 from studylib.reporting.summary import Comparison, Row, summarise
+from studylib.schema.methods import WHOLE
 from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.settings import ModelRef
@@ -89,7 +90,7 @@ def describe_gap(
     if row.method.rank not in (None, RANK) or not trained or params is None:
         return None
     kept = row.forgetting
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     records = [*row.complete, *(full.complete if full and against is None else [])]
     return AccuracyEvidence(
         ids=tuple(record_id(name, r.run_id) for r in records),
@@ -132,18 +133,18 @@ def facts_of(record: Record) -> int | None:
 def compare_sizes(name: str, comparisons: Iterable[Comparison]) -> list[AccuracyEvidence]:
     """What a smaller model in full loses against a bigger one in full, on the same questions."""
     found = []
-    sized = [c for c in comparisons if c.total_params and c.row("full") and not c.mark]
+    sized = [c for c in comparisons if c.total_params and c.row(WHOLE) and not c.mark]
     for small in sized:
         for big in sized:
             if small.track != big.track or not small.total_params < big.total_params:  # type: ignore
                 continue
             gap = gap_of_sizes(small, big)
-            row = small.row("full")
+            row = small.row(WHOLE)
             if gap is None or row is None:
                 continue
             piece = describe_gap(name, small, row, gap, against=big.model)
             if piece is not None:
-                others = big.row("full").complete  # type: ignore[union-attr]
+                others = big.row(WHOLE).complete  # type: ignore[union-attr]
                 ids = (*piece.ids, *(record_id(name, r.run_id) for r in others))
                 found.append(piece.model_copy(update={"ids": ids}))
     return found
@@ -159,7 +160,7 @@ def gap_of_sizes(small: Comparison, big: Comparison) -> stats.Estimate | None:
 
 
 def full_answers(comparison: Comparison) -> Answers | None:
-    row = comparison.row("full")
+    row = comparison.row(WHOLE)
     if row is None or row.weights is None:
         return None
     frames = [comparison.study.items(record) for record in row.complete]
@@ -168,7 +169,7 @@ def full_answers(comparison: Comparison) -> Answers | None:
 
 
 def asked(comparison: Comparison) -> set[object]:
-    row = comparison.row("full")
+    row = comparison.row(WHOLE)
     records = row.complete if row else []
     return {r.fingerprint.get("evaluate.items_sha256") for r in records}
 

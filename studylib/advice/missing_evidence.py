@@ -8,7 +8,8 @@ from __future__ import annotations
 from studylib.advice.advice_words import distance_words
 from studylib.advice.rank_methods import Missing, Option
 from studylib.advice.turning_points import capital, money, name_option
-from studylib.planning.case import CHANGE_WORDS, METHOD_LABELS, Case, Evidence
+from studylib.planning.case import CHANGE_WORDS, Case, Evidence
+from studylib.schema.methods import METHODS, WHOLE
 
 
 def name_missing(
@@ -39,11 +40,11 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
     """Gaps that come from elsewhere or nowhere, with the run that would measure them."""
     found = []
     for option in options:
-        if (option.model, option.method) == (case.model, "full"):
+        if (option.model, option.method) == (case.model, WHOLE):
             continue
         if option.measured is not None and option.distance.near:
             continue
-        methods = "full" if option.method == "full" else f"full,{option.method}"
+        methods = WHOLE if option.method == WHOLE else f"{WHOLE},{option.method}"
         models = case.model if option.model == case.model else f"{case.model},{option.model}"
         away = (
             f"; the nearest record is elsewhere: {distance_words(option.distance)}"
@@ -88,13 +89,13 @@ def missing_latency(case: Case, options: tuple[Option, ...]) -> list[Missing]:
         timed = option.timed
         asked = case.max_latency_overhead_percent is not None
         apart = option.cost is not None and option.cost.way == "apart"
-        if option.method == "full" or not (asked or apart):
+        if option.method == WHOLE or not (asked or apart):
             continue
         if timed is not None and timed.model == case.model:
             continue
         where = f"; the nearest record is of {timed.model}" if timed else ""
         what = (
-            f"What {METHOD_LABELS[option.method]} adapters kept apart on {case.model} add to an "
+            f"What {METHODS[option.method].in_words} adapters kept apart on {case.model} add to an "
             f"answer's time{where}."
         )
         command = (

@@ -21,7 +21,6 @@ import math
 from pydantic import Field
 
 from studylib.planning.case import (
-    METHODS,
     UNKNOWN,
     ZERO,
     AccuracyEvidence,
@@ -32,6 +31,7 @@ from studylib.planning.case import (
     ratio,
 )
 from studylib.planning.yearly_cost import Way, YearlyCost, allowed_jobs, cost_year
+from studylib.schema.methods import ADVISED, WHOLE
 from studylib.schema.settings import Frozen
 
 SAME = 0.05  # of a factor of ten: what counts as the case that was measured
@@ -126,8 +126,8 @@ class ArticleSays(Frozen):
 
 def rank_options(case: Case, evidence: Evidence) -> tuple[Option, ...]:
     """All options, those that fit first, each part by dollars; the unpriced last."""
-    pairs = [(case.model, method) for method in METHODS]
-    pairs += sorted(key for key in evidence.sizes_of if key[0] != case.model and key[1] == "full")
+    pairs = [(case.model, method) for method in ADVISED]
+    pairs += sorted(key for key in evidence.sizes_of if key[0] != case.model and key[1] == WHOLE)
     options = [judge(case, evidence, model, method) for model, method in pairs]
     return tuple(
         sorted(options, key=lambda o: (not o.fits, o.usd, pairs.index((o.model, o.method))))
@@ -136,14 +136,14 @@ def rank_options(case: Case, evidence: Evidence) -> tuple[Option, ...]:
 
 def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
     """One option with its cost, its accuracy and latency, and what it fails."""
-    timed = nearest_latency(case, evidence, method) if method != "full" else None
+    timed = nearest_latency(case, evidence, method) if method != WHOLE else None
     dynamic = widen_latency(case, evidence, timed)
     pieces = {way: nearest_accuracy(case, evidence, model, method, way) for way in WAYS}
     losses = {way: widen(*piece) for way, piece in pieces.items()}
     cost = cost_year(case, evidence, model, method, allowed_ways(case, losses, dynamic))
     way = "merged" if cost is None or cost.way == "whole" else cost.way
     measured, distance = pieces[way]
-    loss = ZERO if (model, method) == (case.model, "full") else losses[way]
+    loss = ZERO if (model, method) == (case.model, WHOLE) else losses[way]
     latency = ZERO if cost is None or cost.way != "apart" else dynamic
     margin, limit = case.max_accuracy_loss_pp, case.max_latency_overhead_percent
     keeps = shown(loss, margin) and (model == case.model or loss.known)
@@ -198,7 +198,7 @@ def nearest_accuracy(
     A smaller model's loss counts for that very pair only; a new language is told by a new language
     only, and tells nothing about other changes.
     """
-    if (model, method) == (case.model, "full"):
+    if (model, method) == (case.model, WHOLE):
         return None, HERE
     other_model = model != case.model
     found = []
@@ -219,7 +219,7 @@ def nearest_accuracy(
 
 def distance_of(case: Case, evidence: Evidence, model: str, piece: AccuracyEvidence) -> Distance:
     """In parameters, trained tokens, facts where both are known, and kind of change."""
-    sizes = evidence.sizes_of.get((model, "full"))
+    sizes = evidence.sizes_of.get((model, WHOLE))
     facts = ratio(case.facts, piece.facts) if case.facts and piece.facts else 1.0
     return Distance(
         params_ratio=ratio(sizes.params, piece.params) if sizes else 1.0,
@@ -255,7 +255,7 @@ def nearest_latency(case: Case, evidence: Evidence, method: str) -> LatencyEvide
 
 def latency_distance(case: Case, evidence: Evidence, row: LatencyEvidence) -> float:
     """Factors of ten in parameters, and one where it was timed on another kind of device."""
-    sizes = evidence.sizes_of.get((case.model, "full"))
+    sizes = evidence.sizes_of.get((case.model, WHOLE))
     if row.model == case.model:
         away = 0.0
     elif sizes is None or row.params is None:

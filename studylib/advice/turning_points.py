@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from studylib.advice.rank_methods import Flip, Option, rank_options
-from studylib.planning.case import METHOD_LABELS, Case, Evidence
+from studylib.planning.case import Case, Evidence
+from studylib.schema.methods import METHODS
 
 MOST_VARIANTS = 100_000
 
@@ -22,7 +23,7 @@ def name_option(option: Option | None, case: Case) -> str:
     """The method in words, with the model where it is not the reader's own."""
     if option is None:
         return "nothing that fits"
-    label = METHOD_LABELS[option.method]
+    label = METHODS[option.method].in_words
     return label if option.model == case.model else f"{label} of {option.model}"
 
 

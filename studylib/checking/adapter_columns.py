@@ -32,6 +32,7 @@ from studylib.checking.model_subject import (
 )
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_trained, merge_into_bf16
+from studylib.schema.methods import ADAPTER, QUANTIZED
 from studylib.schema.model_report import Cell
 
 NF4_LIMIT = 0.15  # NF4 loses 9 to 10 % of normal weights, 28 % and more is another block's scale
@@ -57,7 +58,7 @@ def weights_outside_embeddings(model: Any) -> int:
 
 
 def check_four_bit(subject: Subject) -> Cell:
-    model = subject.opened("qlora").model
+    model = subject.opened(QUANTIZED).model
     count = sum(m.in_features * m.out_features for _, m in four_bit_layers(model))
     share = count / weights_outside_embeddings(subject.reference[0])
     fault = None if share else "no weight outside its embeddings is in 4 bits"
@@ -73,7 +74,7 @@ def answers(layer: Any, rows: torch.Tensor) -> torch.Tensor:
 
 def check_four_bit_error(subject: Subject) -> Cell:
     """Every 4-bit layer's answers against those of the layer of that name in the plain model."""
-    model = subject.opened("qlora").model
+    model = subject.opened(QUANTIZED).model
     errors = {}
     with torch.no_grad():
         for path, layer in four_bit_layers(model):
@@ -147,10 +148,10 @@ def adapter_gradient(model: Any, subject: Subject) -> dict[str, torch.Tensor]:
 
 
 def check_qlora_gradient(subject: Subject) -> Cell:
-    quantized = subject.load("qlora").model
+    quantized = subject.load(QUANTIZED).model
     twin = plain_twin(subject, quantized)
-    ours = adapted(quantized, "qlora")
-    theirs = adapted(twin, "lora", like=ours)
+    ours = adapted(quantized, QUANTIZED)
+    theirs = adapted(twin, ADAPTER, like=ours)
     found, wanted = adapter_gradient(ours, subject), adapter_gradient(theirs, subject)
     if found.keys() != wanted.keys():
         other = sorted(found.keys() ^ wanted.keys())
@@ -186,12 +187,12 @@ def typically_apart(found: Any, wanted: Any, subject: Subject) -> float:
 
 def check_lora_merged(subject: Subject) -> Cell:
     """Base and adapter against their merged form, and against the adapter saved and loaded."""
-    model = adapted(subject.load().model, "lora")
+    model = adapted(subject.load().model, ADAPTER)
     examples = [example["input_ids"] for example in subject.examples[:3]]
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         before = [alone(model, ids) for ids in examples]
         model.save_pretrained(folder)
-        again = load_trained(subject.load().model, parse("lora"), Path(folder)).eval()
+        again = load_trained(subject.load().model, parse(ADAPTER), Path(folder)).eval()
         merged = model.merge_and_unload().eval()
         pairs = list(zip(examples, before, strict=True))
         off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
@@ -207,10 +208,10 @@ def check_lora_merged(subject: Subject) -> Cell:
 
 def check_qlora_merged(subject: Subject) -> Cell:
     """Three models of one adapter: on 4 bits, on the dequantized base, and as the study merges."""
-    quantized = subject.load("qlora").model
+    quantized = subject.load(QUANTIZED).model
     twin = plain_twin(subject, quantized)
-    ours = adapted(quantized, "qlora")
-    theirs = adapted(twin, "lora", like=ours)
+    ours = adapted(quantized, QUANTIZED)
+    theirs = adapted(twin, ADAPTER, like=ours)
     off = worst_apart(theirs, ours, subject)
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
@@ -237,7 +238,7 @@ def check_lora_reach(subject: Subject) -> Cell:
     """Which matrices of the plain model have an adapter, and of which rank, by its tensors."""
     plain = subject.reference[0]
     wanted = dict(matrices(plain))
-    model = attach(subject.load().model, parse("lora"), seed=0)
+    model = attach(subject.load().model, parse(ADAPTER), seed=0)
     ranks = adapter_ranks(model)
     reached = {name for name in wanted if name in ranks}
     total = sum(wanted.values())

@@ -25,10 +25,10 @@ from studylib.modelling.chunked_loss import CHUNK_TOKENS, install_chunked_loss
 from studylib.modelling.models import load_tokenizer
 from studylib.schema.checks import Figure, Found, judge
 from studylib.schema.settings import (
+    FULL,
     DataSettings,
     EvaluateSettings,
     Hardware,
-    MethodSettings,
     TrainSettings,
 )
 from studylib.schema.spec import RunSpec
@@ -75,7 +75,7 @@ def small_recipe(dtype: torch.dtype, attention: str = "sdpa", rows: int = 2) -> 
     """One step of full fine-tuning on the almanac."""
     return RunSpec(
         profile="gpu-check", track="main", model="ladder:0.4m", seed=0, learning_rate=1e-4,
-        method=MethodSettings(name="full"), learning_rate_source="gpu-check",
+        method=FULL, learning_rate_source="gpu-check",
         data=DataSettings(source="almanac:new", template="plain", facts=40),
         train=TrainSettings(
             steps=1, seq_len=384, micro_batch=rows, attention=attention,  # type: ignore[arg-type]

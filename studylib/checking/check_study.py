@@ -19,19 +19,20 @@ from studylib.inputs.data import prepare_data
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
 from studylib.schema.checks import Figure, Found, judge
+from studylib.schema.methods import ADAPTER, QUANTIZED, WHOLE
 from studylib.schema.settings import (
+    BASE,
     DataSettings,
     EvaluateSettings,
     Hardware,
     LoraSettings,
-    MethodSettings,
     ModelRef,
     TrainSettings,
     parse_method,
 )
 from studylib.schema.spec import RunSpec
 
-METHODS = ("full", "lora", "qlora")
+METHODS = (WHOLE, ADAPTER, QUANTIZED)
 FORECAST_MODEL = "shape:Qwen2.5-0.5B"
 FORECAST_STEPS = 8  # of which a run's warm-up takes 3
 SEQ_LEN = 2048
@@ -178,7 +179,7 @@ def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:
     from studylib.scoring.tasks import build_tasks
 
     asked = EvaluateSettings(questions=ANSWERS_QUESTIONS, scoring="text", shots=0)
-    loaded = load_model(ModelRef.parse(ANSWERS_MODEL), MethodSettings(name="base"), "fp32")
+    loaded = load_model(ModelRef.parse(ANSWERS_MODEL), BASE, "fp32")
     model = loaded.model.to(device)
     ours = build_lm(model, loaded.tokenizer)
     found = compare(

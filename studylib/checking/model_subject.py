@@ -20,6 +20,7 @@ from torch import nn
 from studylib.inputs.data import IGNORED, TrainingData
 from studylib.inputs.sources import model_folder
 from studylib.modelling.models import Loaded, load_model
+from studylib.schema.methods import UNTRAINED
 from studylib.schema.settings import LoraSettings, MethodSettings, ModelRef, parse_method
 
 RANK = 4
@@ -42,14 +43,14 @@ class Subject:
         self._opened: dict[str, Loaded] = {}
         self.folder: Path = model_folder(ref)[0]
 
-    def load(self, method: str = "base") -> Loaded:
+    def load(self, method: str = UNTRAINED) -> Loaded:
         """The study's own load, in fp32, without dropout, ready to read rows."""
         loaded = load_model(self.ref, parse(method), "fp32")
         silence(loaded.model)
         loaded.model.config.use_cache = False  # type: ignore[union-attr]
         return loaded
 
-    def opened(self, method: str = "base") -> Loaded:
+    def opened(self, method: str = UNTRAINED) -> Loaded:
         """A load in evaluation mode that stays as it is: to be read, not changed."""
         if method not in self._opened:
             self._opened[method] = self.load(method)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from studylib.checking.zoo import make_model, zoo_names
 from studylib.core.files import write_atomically
+from studylib.schema.methods import ADAPTER, METHODS, QUANTIZED, WHOLE
 from studylib.schema.model_report import COLUMNS, NEEDED, Cell, ModelReport
 
 PAGE = Path("docs") / "models.md"
@@ -102,6 +103,8 @@ def compose(outcomes: dict[str, Outcome], date: str) -> str:
         method: sum(report.reason(method) is None for report in reports.values())
         for method in NEEDED
     }
+    rows_of = (METHODS[name] for name in (WHOLE, ADAPTER, QUANTIZED))
+    words = ", ".join(f"{row.in_words}: {usable[row.label]}" for row in rows_of)
     lines = [
         "# Which models the study can be used on",
         "",
@@ -113,9 +116,8 @@ def compose(outcomes: dict[str, Outcome], date: str) -> str:
         "transformers opens as causal language models went through the study's own loading, "
         "training, merging and scoring, and was compared with references that do not: "
         "transformers' own load with each example alone, formulas written by hand, the original "
-        f"weights. Usable for full fine-tuning: {usable['full']}, LoRA: {usable['LoRA']}, QLoRA: "
-        f"{usable['QLoRA']}. A tiny model shows what the code does with an architecture, not "
-        "what a checkpoint of that kind is worth.",
+        f"weights. Usable for {words}. A tiny model shows what the code does with an "
+        "architecture, not what a checkpoint of that kind is worth.",
         "",
         "Exact: as near as float32 comes (1e-4 of a standard deviation or relative, 2e-5 for the "
         "loss). **Bold**: a fault, not to be built on. Numbers in brackets: notes below the table.",

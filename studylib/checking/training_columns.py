@@ -32,6 +32,7 @@ from studylib.forecasting.forecast import ForecastSettings, forecast
 from studylib.modelling.chunked_loss import install_chunked_loss
 from studylib.modelling.methods import attach
 from studylib.modelling.skeleton import read_config
+from studylib.schema.methods import ADAPTER, WHOLE
 from studylib.schema.model_report import Cell
 from studylib.schema.settings import DataSettings, EvaluateSettings, Hardware, TrainSettings
 from studylib.schema.spec import RunSpec
@@ -134,7 +135,7 @@ def training_spec(subject: Subject, method: str) -> RunSpec:
 
 def trained_by(subject: Subject) -> str:
     """All weights of a small model; of a large one, whose states have no room, a LoRA."""
-    return "full" if subject.small else "lora"
+    return WHOLE if subject.small else ADAPTER
 
 
 @functools.lru_cache(maxsize=1)  # two columns read the same two steps

@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,7 @@ from studylib.commands.cli_options import (
     ColumnsOption,
     DataOption,
     JsonOption,
+    KeepOption,
     LimitOption,
     MethodsOption,
     MmluOption,
@@ -44,6 +45,7 @@ from studylib.commands.cli_options import (
     YesOption,
     default_profile,
     is_own,
+    keep_as,
     pick_profile,
     resolve_profile,
     results_name,
@@ -53,9 +55,10 @@ from studylib.commands.cli_plan import (
     plan,
 )
 from studylib.commands.cli_rent import rent
-from studylib.commands.cli_report import make_report, report
+from studylib.commands.cli_report import make_report, report, show_verdict
 from studylib.commands.cli_serve import serve
-from studylib.commands.cli_tune import tune
+from studylib.commands.cli_try import merge, try_run
+from studylib.commands.cli_tune import say_untuned, tune, tune_first
 from studylib.core.errors import StudyError
 
 app = typer.Typer(
@@ -101,6 +104,7 @@ def reproduce(
     limit: LimitOption = None,
     changes: SetOption = None,
     columns: ColumnsOption = None,
+    keep: KeepOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
     ] = False,
@@ -114,30 +118,44 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
-    from studylib.planning.plan import check_room
+    from studylib.planning.plan import check_room, tell_unkept
     from studylib.running.progress import Progress
-    from studylib.running.runner import check_executor, open_executor
+    from studylib.running.runner import check_executor, open_executor, write_profile
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
     name, why = pick_profile(profile, is_own(model, data))
-    chosen = resolve_profile(
-        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
-    )
+
+    def ask() -> Any:
+        asked = resolve_profile(
+            name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
+        )
+        return keep_as(asked, keep)
+
+    chosen = ask()
     folder = results / chosen.name
     if why:
         print(f"profile {name}: {why}")
     agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
+    if executor != "local":
+        say_untuned(chosen, folder)
+    elif tune_first(chosen, folder, force):
+        chosen = ask()  # with the rates that were found
     with open_executor(executor, ray_address) as execute:
         outcome = run_study(chosen, folder, Progress(), force, execute)
     if outcome.done_before and not outcome.finished and not outcome.failed:
         print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
-    if outcome.done_before or outcome.finished:
-        failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
-        print(f"report: {make_report(folder, failed)}")
+    if outcome.done_before and (unkept := tell_unkept(chosen, folder)):
+        print(unkept)
+    failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
     for run_id, failure in outcome.failed.items():
         why = failure.message or f"read {failure.log}"
         print(f"study: {run_id} failed: {why}", file=sys.stderr)
+    if outcome.done_before or outcome.finished:
+        write_profile(chosen, folder)  # what only the report reads may have changed
+        path = make_report(folder, failed)
+        print(f"report: {path}")
+        show_verdict(path)
     if outcome.failed:
         check_room(folder)  # a full disk also leaves logs empty
     raise typer.Exit(outcome.exit_code)
@@ -171,6 +189,7 @@ for command in (
     forecast,
     forecasts,
     gpu_check,
+    merge,
     plan,
     prices,
     rent,
@@ -179,6 +198,7 @@ for command in (
     tune,
 ):
     app.command()(command)
+app.command("try")(try_run)
 
 
 def main() -> None:

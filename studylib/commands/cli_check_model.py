@@ -17,6 +17,7 @@ import typer
 
 from studylib.commands.cli_options import JsonOption
 from studylib.core.errors import StudyError
+from studylib.schema.methods import METHODS, WHOLE
 
 
 def check_model(
@@ -52,5 +53,5 @@ def check_model(
         raise StudyError(ref, "a shape has no weights", "Name a checkpoint: hub:, path:, ladder:.")
     report = check(ref)
     print(report.model_dump_json(indent=1) if as_json else format_report(report))
-    if reason := report.reason("full"):
+    if reason := report.reason(METHODS[WHOLE].label):
         raise StudyError(ref, f"must not be used ({reason})", "See the faults above.")

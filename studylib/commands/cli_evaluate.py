@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from studylib.core.errors import StudyError
+from studylib.schema.methods import UNTRAINED
 
 
 def evaluate(
@@ -25,7 +26,7 @@ def evaluate(
     shots: Annotated[int, typer.Option(min=0, max=25)] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a subject or task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch of lm-eval's.")] = 8,
-    method: Annotated[str, typer.Option(help="base; lora or qlora for a fresh adapter.")] = "base",
+    method: Annotated[str, typer.Option(help="A fresh adapter on it: a method.")] = UNTRAINED,
     stock: Annotated[bool, typer.Option("--stock", help="Use lm-eval's own path.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Run both ways in turn.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of --compare.")] = 1,

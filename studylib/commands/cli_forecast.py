@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 
 from studylib.core.errors import StudyError
+from studylib.schema.methods import ADAPTER, name_methods
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 PricesOption = Annotated[
@@ -23,7 +24,7 @@ PricesOption = Annotated[
 
 def forecast(
     model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
-    method: Annotated[str, typer.Option(help="full, lora, qlora or lora-embed.")] = "lora",
+    method: Annotated[str, typer.Option(help=name_methods())] = ADAPTER,
     rank: int = 16,
     targets: Annotated[str, typer.Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear",
     micro_batch: Annotated[int, typer.Option(help="Rows a card holds at once.")] = 1,

@@ -5,12 +5,15 @@ Not covered: the commands (studylib.commands.cli and its neighbours).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from studylib.core.errors import StudyError
+from studylib.schema.methods import name_methods
 
 FOR_GPUS = ("gpu", "systems")
 OWN_MODELS = ("hub", "path", "gguf", "pypi")
@@ -47,7 +50,7 @@ MmluOption = Annotated[
     str | None, typer.Option("--mmlu", help="hub, or a folder with test.jsonl and dev.jsonl.")
 ]
 MethodsOption = Annotated[
-    str | None, typer.Option("--methods", help="For example full,lora,qlora-r64.")
+    str | None, typer.Option("--methods", help=f"Of {name_methods()} (-r64 sets a rank).")
 ]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", help="For example 0,1,2.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Updates of a training.")]
@@ -55,6 +58,10 @@ LimitOption = Annotated[int | None, typer.Option("--limit", help="Questions a su
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any key of the profile: train.seq_len=1024 (may be repeated)."),
+]
+KeepOption = Annotated[
+    str | None,
+    typer.Option("--keep", help="Trained weights that stay: adapters (the default), all or none."),
 ]
 DEFAULT_BUDGET_USD = "10"
 
@@ -99,8 +106,12 @@ def resolve_profile(
     limit: int | None = None,
     changes: list[str] | None = None,
     columns: str | None = None,
+    find_machine: Callable[[], Any] | None = None,
 ) -> Any:
-    """The profile that the options name, each option laid over it, with its tuned rates."""
+    """The profile that the options name, each option laid over it, with its tuned rates.
+
+    find_machine: what runs it, where that is not this machine; `custom` trains as suits it.
+    """
     from studylib.running.doctor import cards_here
     from studylib.schema.profile import merge
     from studylib.schema.tuning import open_profile
@@ -129,8 +140,32 @@ def resolve_profile(
                 "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE, and MMLU=hub|FOLDER",
             )
         if not over.get("evaluate", {}).get("questions"):
-            over = merge(OWN_MEASURES, over)
-    return open_profile(name, results, over, on_card=cards_here() > 0)
+            over = merge(own_measures(over["data"]), over)
+    on_card = find_machine is not None or cards_here() > 0
+    made = open_profile(name, results, over, on_card)
+    if name != "custom":
+        return made
+    from studylib.commands.own_recipe import suit_machine
+
+    return suit_machine(made, over.get("train", {}), results, find_machine or find_own_machine)
+
+
+def find_own_machine() -> Any:
+    """This machine with its card; None without one, which takes no forecast to know."""
+    from studylib.running.doctor import cards_here
+
+    if not cards_here():
+        return None
+    from studylib.forecasting.prospects import this_machine
+
+    return this_machine()
+
+
+def keep_as(profile: Any, keep: str | None) -> Any:
+    """The profile with another choice of the weights that stay: it is the same study."""
+    from studylib.schema.kept import check_keep
+
+    return profile if keep is None else profile.model_copy(update={"keep": check_keep(keep)})
 
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:
@@ -146,9 +181,22 @@ def read_changes(changes: list[str] | None) -> dict[str, Any]:
     return over
 
 
-# Of a reader's own data where no questions are given: what is asked, and how many examples are
-# held out for it, unless options say otherwise.
-OWN_MEASURES = {"data": {"held_out": 200}, "evaluate": {"measures": ["loss"]}}
+HELD_OUT = 200  # examples for each held-out part, where a reader's own data have as many
+
+
+def own_measures(data: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of a reader's own data where no questions are given, and how many examples are
+    held out for it, unless options say otherwise: of a small file, as many as may be."""
+    from studylib.inputs.examples import read_source
+    from studylib.inputs.parts import most_held_out
+    from studylib.schema.settings import DataSettings
+
+    count = HELD_OUT
+    if not data["source"].startswith("hub:"):  # a hub is not asked before the plan does
+        with suppress(StudyError, ValueError):  # a fault in it is told where it is checked
+            settings = DataSettings(source=data["source"], columns=data.get("columns"))
+            count = min(count, max(1, most_held_out(len(read_source(settings.source, settings)))))
+    return {"data": {"held_out": count}, "evaluate": {"measures": ["loss"]}}
 
 
 def results_name(profile: str | None, results: Path = Path("results")) -> str:

@@ -19,6 +19,7 @@ from studylib.commands.cli_options import (
     ColumnsOption,
     DataOption,
     JsonOption,
+    KeepOption,
     LimitOption,
     MethodsOption,
     MmluOption,
@@ -29,6 +30,7 @@ from studylib.commands.cli_options import (
     SetOption,
     StepsOption,
     is_own,
+    keep_as,
     pick_profile,
     resolve_profile,
 )
@@ -47,29 +49,45 @@ def plan(
     limit: LimitOption = None,
     changes: SetOption = None,
     columns: ColumnsOption = None,
+    keep: KeepOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
+    from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
+    from studylib.planning.plan import tell_unkept
+    from studylib.planning.sweeps import sweeps_first
 
     name, why = pick_profile(profile, is_own(model, data))
     chosen = resolve_profile(
         name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
     )
+    chosen = keep_as(chosen, keep)
     told = check_all(chosen)
     made, estimate = look_ahead(chosen, results / chosen.name)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
+    sweeps = tell_sweeps(*sweeps_first(chosen, results / chosen.name), made)
     if as_json:
-        also = {"data": told, "extents": extents}
+        disk = foresee_disk(left)
+        also: dict[str, Any] = {"data": told, "extents": extents, "sweeps": sweeps}
+        also["disk"] = disk and disk.model_dump()
         print(json.dumps(to_json(made, estimate, prospects) | also, indent=1))
         return
     if why:
         print(f"profile {name}: {why}")
     print("\n".join(told), end="\n" if told else "")
     show_plan(made, estimate, prospects)
-    for line in [*tell_cpu_time(chosen, made, estimate), *extents]:
+    lines = (
+        *tell_cpu_time(chosen, made, estimate),
+        *extents,
+        tell_disk(left, results),
+        tell_unkept(chosen, results / chosen.name),
+    )
+    for line in sweeps:
+        print(line)
+    for line in filter(None, lines):
         print(f"{line}.")
 
 
@@ -91,6 +109,7 @@ def check_all(profile: Any) -> list[str]:
 def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, Any]:
     """(plan, estimate of what is left; None without cards). force: misfits are started too."""
     from studylib.planning.plan import plan_study
+    from studylib.planning.sweeps import sweeps_first
     from studylib.running.doctor import cards_here
     from studylib.running.runner import reference_records, serve_left
     from studylib.schema.serving import serve_specs
@@ -113,6 +132,7 @@ def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, An
         [spec for spec in serve_specs(profile) if spec.serve_id in waiting],
         {run.run_id: run.seconds for run in made.left if run.seconds is not None},
         force,
+        sweeps_first(profile, folder)[0],
     )
     return made, estimate
 
@@ -142,7 +162,7 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
             figures = spell_run(hours, estimate.gpu)
         print(f"{run.run_id:{width}}  {run.state:9}  {figures}{spell_prospect(prospects, run)}")
     for name, hours in (estimate.runs if estimate else {}).items():
-        if name.endswith("(serving)"):
+        if name.endswith(("(serving)", "(sweep)")):
             print(f"{name:{width}}  {'to do':9}  {spell_run(hours, estimate.gpu)}")
     left = f"{len(made.left)} of {len(made.runs)} runs left"
     if estimate:
@@ -176,6 +196,22 @@ def tell_cpu_time(profile: Any, made: Any, estimate: Any) -> list[str]:
         words += f" and {trainings} trainings of sweeps ({spell_seconds(sweeps.mid)})"
     return [f"By forecast on this processor: about {spell_seconds(total.mid)} ({spelled}) with "
             f"{words}, one after the other"]  # fmt: skip
+
+
+def tell_sweeps(sweeps: Any, others: list[str], made: Any) -> list[str]:
+    """What is searched for before the runs, and how long that takes by what like runs took."""
+    from studylib.running.progress import spell_seconds
+
+    if not sweeps:
+        return others
+    seconds = {run.run_id.rpartition("--s")[0]: run.seconds for run in made.runs}
+    trainings = [len(rates) for _, rates in sweeps]
+    known = [one * len(rates) for spec, rates in sweeps
+             if (one := seconds.get(spec.run_id.rpartition("--s")[0])) is not None]  # fmt: skip
+    whole = sum(known) / made.jobs if len(known) == len(sweeps) else None
+    words = f"before them {len(sweeps)} searches for a learning rate, {sum(trainings)} trainings "
+    words += f"as long as a run: about {spell_seconds(whole)} (SWEEP=0 leaves them out)"
+    return [words, *others]
 
 
 def spell_run(run: Any, gpu: str | None) -> str:
@@ -260,18 +296,13 @@ def agree_to_sweep(sweeps: Any, budget: str, yes: bool) -> None:
     if not any(spec.gpus for spec, _ in sweeps) or not cards_here():
         return
     from studylib.forecasting.prospects import estimate_on, this_machine
-    from studylib.planning.estimate import add, price, times
 
     machine = this_machine()
     if not machine.cards:
         return
-    estimate = estimate_on(machine, [spec for spec, _ in sweeps])
-    rates = {spec.run_id: len(rates) for spec, rates in sweeps}
-    hours = add(*(times(run.total, rates[name]) for name, run in estimate.runs.items()))
-    usd = price(hours, machine.gpu, machine.cards)
-    made = estimate.model_copy(update={"hours": hours, "usd": usd})
+    made = estimate_on(machine, [], sweeps=sweeps)
     words = spell_estimate(made)
-    print(f"sweeps: {len(sweeps)}, trainings: {sum(rates.values())}, {words}")
+    print(f"sweeps: {len(sweeps)}, trainings: {sum(len(rates) for _, rates in sweeps)}, {words}")
     ask(words, made.usd.high if made.known and made.usd else None, allowed, yes)
 
 

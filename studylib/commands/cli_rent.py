@@ -23,6 +23,7 @@ from studylib.commands.cli_options import (
     BudgetOption,
     ColumnsOption,
     DataOption,
+    KeepOption,
     LimitOption,
     MethodsOption,
     MmluOption,
@@ -33,6 +34,7 @@ from studylib.commands.cli_options import (
     SetOption,
     StepsOption,
     YesOption,
+    keep_as,
     resolve_profile,
 )
 from studylib.commands.cli_plan import parse_budget
@@ -52,6 +54,7 @@ def rent(
     limit: LimitOption = None,
     changes: SetOption = None,
     columns: ColumnsOption = None,
+    keep: KeepOption = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="Cheaper; taken away at times, then replaced.")
     ] = False,
@@ -70,6 +73,7 @@ def rent(
 ) -> None:
     """Run a study on a rented machine: results come home, the machine is taken down, always."""
     from studylib.core.places import ROOT
+    from studylib.forecasting.job_forecast import rented_machine
     from studylib.planning.catalog import load_prices
     from studylib.running.rental import (
         build_task,
@@ -86,11 +90,13 @@ def rent(
         raise StudyError(f"BUDGET={budget}", "a rented machine costs money", "Write BUDGET=10.")
     rental, offers = make_rental(gpus, load_prices(prices), spot, cloud, usd_cap)
     chosen = resolve_profile(
-        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
-    )
+        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns,
+        lambda: rented_machine(rental.gpu.name, rental.cards),
+    )  # fmt: skip
+    chosen = keep_as(chosen, keep)
     options = make_variables(
         PROFILE=profile, MODEL=model, DATA=data, MMLU=mmlu, METHODS=methods, SEEDS=seeds,
-        STEPS=steps, LIMIT=limit, COLUMNS=columns, SET=" ".join(changes or []),
+        STEPS=steps, LIMIT=limit, COLUMNS=columns, KEEP=keep, SET=" ".join(changes or []),
         BUDGET=f"{allowed:g}", YES="1",
     )  # fmt: skip
     check_travels(options, ROOT)

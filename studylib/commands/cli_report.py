@@ -43,7 +43,18 @@ def report(
     folder = results / name
     if not (folder / "runs").is_dir():
         raise StudyError(folder, "there are no results", f"Run `make reproduce PROFILE={name}`.")
-    print(make_report(folder))
+    path = make_report(folder)
+    print(path)
+    show_verdict(path)
+
+
+def show_verdict(path: Path) -> None:
+    """Print the verdict with which the report on a reader's own study opens; other reports have
+    none."""
+    from studylib.reporting.report import opening_of
+
+    if verdict := opening_of(path):
+        print(verdict)
 
 
 def make_report(

@@ -16,7 +16,7 @@ SERVE_NOTEBOOK = "20_serve.ipynb"
 
 def serve(
     serve_id: Annotated[
-        str | None, typer.Argument(help="One serving run, for example ladder-0.4m--lora-r16.")
+        str | None, typer.Argument(help="One serving run, for example ladder-0.4m--METHOD-r16.")
     ] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", help="A shipped profile's name or a YAML file.")

@@ -6,6 +6,7 @@ Not covered: the sweep (studylib.training.tune), its record (studylib.schema.tun
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,22 +16,44 @@ from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
     BudgetOption,
+    ColumnsOption,
+    DataOption,
+    LimitOption,
+    MethodsOption,
+    MmluOption,
+    ModelOption,
     ProfileOption,
     ResultsOption,
+    SeedsOption,
+    SetOption,
+    StepsOption,
     YesOption,
+    is_own,
+    pick_profile,
     resolve_profile,
 )
 from studylib.commands.cli_plan import agree_to_sweep
 from studylib.core.errors import StudyError
+from studylib.schema.methods import ADAPTER, WHOLE
 from studylib.schema.settings import nearest
 
 
 def tune(
     profile: ProfileOption = None,
     results: ResultsOption = DEFAULT_RESULTS,
+    model: ModelOption = None,
+    data: DataOption = None,
+    mmlu: MmluOption = None,
+    methods: MethodsOption = None,
+    seeds: SeedsOption = None,
+    steps: StepsOption = None,
+    limit: LimitOption = None,
+    changes: SetOption = None,
+    columns: ColumnsOption = None,
     extend: Annotated[
-        int, typer.Option(help="Where the best rate lies at an edge, try up to so many beyond it.")
-    ] = 0,
+        int | None,
+        typer.Option(help="Where the best rate lies at an edge, try up to so many beyond it."),
+    ] = None,
     only: Annotated[str | None, typer.Option(help="One sweep, in this process.")] = None,
     jobs: Annotated[int, typer.Option(help="Sweeps that share the machine.")] = 1,
     budget: BudgetOption = DEFAULT_BUDGET_USD,
@@ -38,44 +61,79 @@ def tune(
 ) -> None:
     """Choose each method's learning rate on questions that no result asks."""
     from studylib.inputs.origins import take_data
-    from studylib.planning.plan import check_inputs, check_writable
+    from studylib.planning.plan import check_inputs
+    from studylib.planning.sweeps import sweeps_left
     from studylib.running.runner import follow_parent
 
-    chosen = resolve_profile(profile, results)
-    sweeps = chosen.sweeps()
-    if not sweeps:
+    name, why = pick_profile(profile, is_own(model, data))
+    chosen = resolve_profile(
+        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
+    )
+    if not chosen.sweeps():
         raise StudyError(
             f"profile {chosen.name}",
             "it has no sweep",
-            "Give it tune: {learning_rates: {full: [...], lora: [...], qlora: [...]}}.",
+            f"Give it tune: {{learning_rates: {{{WHOLE}: [...], {ADAPTER}: [...]}}}}.",
         )
-    folder = results / chosen.name / "tune"
+    folder = results / chosen.name
     if only is not None:
         follow_parent()
-        sweep_one(chosen, only, folder, extend, jobs)
+        sweep_one(chosen, only, folder / "tune", extend, jobs)
         return
+    if why:
+        print(f"profile {name}: {why}")
     for line in take_data(chosen):
         print(line)
-    check_inputs(chosen)
-    waiting = [(spec, rates) for spec, rates in sweeps if is_left(spec, rates, folder, extend)]
+    waiting = sweeps_left(chosen, folder, extend)
+    check_inputs(chosen, fetch=False)  # nobody should agree to what cannot start
     agree_to_sweep(waiting, budget, yes)
-    check_writable(folder)
-    raise typer.Exit(sweep_all(chosen, profile or chosen.name, results, folder, extend, waiting))
+    raise typer.Exit(sweep_all(chosen, folder, extend, waiting))
 
 
-def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int, jobs: int) -> None:
-    from studylib.schema.tuning import read_sweep, sweep_name, write_sweep
+def tune_first(profile: Any, folder: Path, force: bool) -> bool:
+    """Make the sweeps that a study's runs wait for; says which rates cannot be tuned, and why.
+
+    A method that by forecast does not fit is left out, unless `force` is given. Returns whether
+    there are new rates. typer.Exit: a sweep failed; no run is started then.
+    """
+    from studylib.forecasting.prospects import foresee
+    from studylib.planning.sweeps import sweeps_first
+
+    waiting, lines = sweeps_first(profile, folder)
+    for line in lines:
+        print(line)
+    prospects = foresee([spec for spec, _ in waiting]) if waiting and not force else {}
+    fitting = [(spec, rates) for spec, rates in waiting
+               if (found := prospects.get(spec.run_id)) is None or found.fits]  # fmt: skip
+    if not fitting:
+        return False
+    if code := sweep_all(profile, folder, None, fitting):
+        print("study: no run was started. SWEEP=0 runs with the methods' default rates.",
+              file=sys.stderr)  # fmt: skip
+        raise typer.Exit(code)
+    return True
+
+
+def say_untuned(profile: Any, folder: Path) -> None:
+    """Say it where the runs go to other machines, which do not sweep."""
+    from studylib.planning.sweeps import sweeps_first
+
+    if sweeps_first(profile, folder)[0]:
+        print("learning rates are not tuned: sweeps run on this machine alone (make tune)")
+
+
+def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int | None, jobs: int) -> None:
+    from studylib.planning.sweeps import rates_beyond, sweep_id_of, tune_of
+    from studylib.schema.tuning import read_sweep, write_sweep
     from studylib.training.tune import run_sweep
 
-    known = {
-        sweep_name(s.model_ref.slug, s.method.slug, s.track): (s, r) for s, r in profile.sweeps()
-    }
+    known = {sweep_id_of(spec): (spec, rates) for spec, rates in profile.sweeps()}
     if sweep_id not in known:
         raise StudyError(
             sweep_id, f"profile {profile.name} has no such sweep", nearest(sweep_id, list(known))
         )
     spec, rates = known[sweep_id]
-    limit = next(t.tune.limit for t in profile.tracks if t.name == spec.track)
+    asked = tune_of(profile, spec)
     work = folder / "work" / sweep_id
     work.mkdir(parents=True, exist_ok=True)
 
@@ -83,10 +141,12 @@ def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int, jobs: int)
         (work / "progress.json").write_text(json.dumps({"doing": f"rate {rate:g}"}))
 
     path = folder / f"{sweep_id}.json"
-    earlier = read_sweep(path) if path.is_file() else begun(spec, limit, work, path)
+    earlier = read_sweep(path) if path.is_file() else begun(spec, asked.limit, work, path)
+    beyond = rates_beyond(earlier, rates, extend, asked.extend)
     record = run_sweep(
-        spec, rates, limit, extend, earlier, jobs, say, lambda so_far: write_sweep(work, so_far)
-    )
+        spec, rates, asked.limit, beyond, earlier, jobs, say,
+        lambda so_far: write_sweep(work, so_far), asked.stop_early,
+    )  # fmt: skip
     print(write_sweep(folder, record))
 
 
@@ -110,48 +170,50 @@ def begun(spec: Any, limit: int | None, work: Path, path: Path) -> Any:
     return record if same and record.validation == name_validation(spec, asked) else None
 
 
-def is_left(spec: Any, rates: Any, folder: Path, extend: int) -> bool:
-    """Whether a sweep is missing, lacks a rate, or is to be extended beyond its edge."""
-    from studylib.planning.stale import refuse_stale_sweep
-    from studylib.schema.tuning import read_sweep, sweep_name
+def sweep_all(profile: Any, home: Path, extend: int | None, waiting: list[Any]) -> int:
+    """Check what the sweeps read, sweep what is waiting, print what was chosen; the exit code.
 
-    path = folder / f"{sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)}.json"
-    if not path.is_file():
-        return True
-    record = read_sweep(path)
-    refuse_stale_sweep(spec, record, path)
-    tried = {point.learning_rate for point in record.points}
-    return not set(rates) <= tried or bool(extend and record.at_edge)
-
-
-def sweep_all(
-    profile: Any, name: str, results: Path, folder: Path, extend: int, waiting: list[Any]
-) -> int:
-    """Sweep what is waiting; prints what was chosen."""
+    home: results/PROFILE, where the profile is written for the sweeps' processes.
+    """
     import shutil
 
+    from studylib.core.files import lock_folder
+    from studylib.planning.plan import brings_models, check_inputs, check_writable, pin_sources
+    from studylib.planning.sweeps import sweep_id_of
     from studylib.running.executor import Outcome, Task, run_batch
     from studylib.running.progress import Progress
+    from studylib.running.runner import write_profile
     from studylib.running.warm import warm_starts
-    from studylib.schema.tuning import sweep_name
 
-    tasks = []
-    cards = min(profile.hardware.gpus, 1)
-    for spec, _ in waiting:
-        sweep_id = sweep_name(spec.model_ref.slug, spec.method.slug, spec.track)
-        path = folder / f"{sweep_id}.json"
-        words = ("tune", "--only", sweep_id, "--extend", str(extend))
-        tasks.append(Task(sweep_id, words, folder / "work" / sweep_id, path, name, results, cards))
+    profile = pin_sources(profile)
+    check_inputs(profile)
+    if brings_models(profile):
+        from studylib.modelling.preflight import check_models
+
+        check_models(profile)
+    folder, tasks = home / "tune", []
+    check_writable(folder)
     outcome, progress = Outcome(), Progress()
-    progress.begin_tasks(f"{profile.name}, tuning", len(tasks), profile.hardware.jobs)
-    with warm_starts(profile.hardware, progress.say) as start:
-        run_batch(tasks, profile.hardware, progress, outcome, start)
+    with lock_folder(home / ".study", "study"):
+        file = str(write_profile(profile, home))
+        for spec, _ in waiting:
+            sweep_id = sweep_id_of(spec)
+            words: tuple[str, ...] = ("tune", "--only", sweep_id)
+            words += () if extend is None else ("--extend", str(extend))
+            place = folder / "work" / sweep_id
+            path = folder / f"{sweep_id}.json"
+            cards = min(profile.hardware.gpus, 1)
+            tasks.append(Task(sweep_id, words, place, path, file, home.parent, cards))
+        progress.begin_tasks(f"{profile.name}, tuning", len(tasks), profile.hardware.jobs)
+        with warm_starts(profile.hardware, progress.say) as start:
+            run_batch(tasks, profile.hardware, progress, outcome, start)
     progress.end(outcome.finished, list(outcome.failed))
-    show_choices(folder)
     for sweep_id, failure in outcome.failed.items():
-        print(f"study: {sweep_id} failed: {failure.message or f'read {failure.log}'}")
+        why = failure.message or f"read {failure.log}"
+        print(f"study: {sweep_id} failed: {why}", file=sys.stderr)
     if not outcome.failed:
         shutil.rmtree(folder / "work", ignore_errors=True)
+    show_choices(folder)
     return outcome.exit_code
 
 
@@ -160,5 +222,5 @@ def show_choices(folder: Path) -> None:
 
     for sweep in read_sweeps(folder):
         curve = "  ".join(f"{p.learning_rate:.2g}: {p.text()}" for p in sweep.points)
-        edge = "  AT THE EDGE: --extend 2 tries beyond" if sweep.at_edge else ""
+        edge = "  AT THE EDGE: --extend 2 (EXTEND=2) tries beyond" if sweep.at_edge else ""
         print(f"{sweep.sweep_id}: {sweep.best.learning_rate:.2g}   [{curve}]{edge}")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from studylib.core.places import REFERENCE
 from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_case
-from studylib.forecasting.fitting import largest_that_fits, peak_bytes
+from studylib.forecasting.fitting import largest_that_fits, least_bytes
 from studylib.forecasting.forecast import Forecast, ForecastSettings
 from studylib.forecasting.published import Published, compare, load_published
 from studylib.metering.code_files import FORECASTING, code_sha256
@@ -29,6 +29,7 @@ from studylib.schema.forecast_book import (
     Span,
     write_book,
 )
+from studylib.schema.methods import ARTICLE
 
 CARD_GB = 24
 ROWS_OF = 512  # tokens: what an Alpaca-style example is padded to
@@ -48,9 +49,7 @@ def make_article_forecasts(
         say(f"forecast: {case.words}")
         jobs.append(describe_job(case, forecast_case(case)))
     card = smallest_card(CARD_GB)
-    answers = [
-        ask_card(m, on, card, say) for m in ("full", "lora", "qlora") for on in (True, False)
-    ]
+    answers = [ask_card(m, on, card, say) for m in ARTICLE for on in (True, False)]
     rows = []
     for known in load_published() if published is None else published:
         say(f"forecast beside published: {known.case}")
@@ -84,7 +83,7 @@ def describe_job(case: Case, made: Forecast) -> JobForecast:
     ]
     return JobForecast(
         words=case.words,
-        method=settings.method,  # type: ignore[arg-type]
+        method=settings.method,
         article_bytes=round(case.article_gb * 1e9),
         settings=settings.model_dump(mode="json"),
         cards=settings.gpus,
@@ -116,11 +115,11 @@ def ask_card(method: str, checkpointing: bool, card: str, say: Say) -> CardAnswe
     found = largest_that_fits(settings, card)
     least = settings.model_copy(update={"seq_len": SHORTEST, "micro_batch": 1})
     return CardAnswer(
-        method=method,  # type: ignore[arg-type]
+        method=method,
         checkpointing=checkpointing,
         gpu=card,
         usable_bytes=find_gpu(card).usable_bytes,
-        least_bytes=peak_bytes(least),
+        least_bytes=least_bytes(least),
         seq_len=found.seq_len,
         rows_of=ROWS_OF,
         micro_batch=found.micro_batch,

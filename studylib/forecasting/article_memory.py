@@ -14,6 +14,7 @@ from typing import Any
 from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import ASSUMED
+from studylib.schema.methods import ADAPTER, QUANTIZED, WHOLE
 
 MODEL = "shape:llama-2-13b"
 ROWS = {"micro_batch": 1, "seq_len": 2048}
@@ -31,24 +32,24 @@ class Case:
 
 
 CASES = (
-    Case("full, bf16 throughout, checkpointing", 240, {"method": "full", **ROWS}),
+    Case("full, bf16 throughout, checkpointing", 240, {"method": WHOLE, **ROWS}),
     Case("full, fp32 weights under autocast, checkpointing", 240,
-         {"method": "full", **ROWS, **MIXED}),
+         {"method": WHOLE, **ROWS, **MIXED}),
     Case("full, fp32 weights under autocast, no checkpointing, 8 × 512", 240,
-         {"method": "full", "micro_batch": 8, "seq_len": 512, "checkpointing": False, **MIXED}),
-    Case("full, bf16 throughout, 8 cards with FSDP", 240, {"method": "full", **ROWS, **EIGHT}),
+         {"method": WHOLE, "micro_batch": 8, "seq_len": 512, "checkpointing": False, **MIXED}),
+    Case("full, bf16 throughout, 8 cards with FSDP", 240, {"method": WHOLE, **ROWS, **EIGHT}),
     Case("full, fp32 shards, 8 cards with FSDP", 240,
-         {"method": "full", **ROWS, **MIXED, **EIGHT}),
-    Case("LoRA, bf16 weights, checkpointing", 56, {"method": "lora", **ROWS}),
+         {"method": WHOLE, **ROWS, **MIXED, **EIGHT}),
+    Case("LoRA, bf16 weights, checkpointing", 56, {"method": ADAPTER, **ROWS}),
     Case("LoRA, fp32 weights under autocast, checkpointing, 1 × 512", 56,
-         {"method": "lora", "seq_len": 512, **MIXED}),
+         {"method": ADAPTER, "seq_len": 512, **MIXED}),
     Case("LoRA, bf16 weights, no checkpointing, 5 × 512", 56,
-         {"method": "lora", "micro_batch": 5, "seq_len": 512, "checkpointing": False}),
-    Case("QLoRA, checkpointing", 18, {"method": "qlora", **ROWS}),
+         {"method": ADAPTER, "micro_batch": 5, "seq_len": 512, "checkpointing": False}),
+    Case("QLoRA, checkpointing", 18, {"method": QUANTIZED, **ROWS}),
     Case("QLoRA, no checkpointing, 2 × 512", 18,
-         {"method": "qlora", "micro_batch": 2, "seq_len": 512, "checkpointing": False}),
+         {"method": QUANTIZED, "micro_batch": 2, "seq_len": 512, "checkpointing": False}),
     Case("QLoRA, checkpointing, 6 × 2048", 18,
-         {"method": "qlora", "micro_batch": 6, "seq_len": 2048}),
+         {"method": QUANTIZED, "micro_batch": 6, "seq_len": 2048}),
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
-"""What the reference's own runs on a card teach a forecast: its efficiency, context and reserve.
+"""What the reference's own runs on a card teach a forecast: its efficiency, and the context.
 
-Without such runs the assumptions stand, and say so. A run's own forecast, which the report sets
-beside it, is made from the assumptions alone (studylib.forecasting.run_forecasts).
+The context is above all the software's, so that runs on another card teach it where a card has
+none. Without such runs the assumptions stand, and say so. A run's own forecast, which the report
+sets beside it, is made from the assumptions alone (studylib.forecasting.run_forecasts).
 
 Not covered: fitting the terms (studylib.planning.roofline, studylib.planning.cuda_terms).
 """
@@ -23,27 +24,27 @@ from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
 @lru_cache(maxsize=64)
 def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, CudaTerms]:
     """The terms of a card of the catalog."""
-    pairs, peaks = [], []
+    pairs = []
+    peaks: dict[str, list[Measured]] = {}  # by card
     for record, made in card_runs(reference):
         card = match_gpu(record.environment.device)
         train = record.train
-        if card is None or card.name != gpu or train is None or record.run.gpus > 1:
+        if card is None or train is None or record.run.gpus > 1:
             continue
-        if train.clean_step_seconds and made.roofline_seconds:
+        if card.name == gpu and train.clean_step_seconds and made.roofline_seconds:
             pairs.append((card.name, made.roofline_seconds, train.clean_step_seconds))
         measure = train.measure
         seen = (
-            measure.torch_peak_allocated_bytes,
             measure.torch_peak_reserved_bytes,
             # of the card, which a run has to itself, where the driver hides processes
             measure.nvml_process_peak_bytes or less_paged(measure.nvml_peak_bytes, made),
         )
         if all(seen):
-            allocated, reserved, process = (int(b or 0) for b in seen)
-            peaks.append(
-                Measured(allocated_bytes=allocated, reserved_bytes=reserved, process_bytes=process)
-            )
-    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(peaks)
+            reserved, process = (int(b or 0) for b in seen)
+            measured = Measured(reserved_bytes=reserved, process_bytes=process)
+            peaks.setdefault(card.name, []).append(measured)
+    own = {gpu: peaks[gpu]} if gpu in peaks else peaks
+    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(own)
 
 
 def less_paged(card_bytes: int | None, made: RunForecast) -> int | None:

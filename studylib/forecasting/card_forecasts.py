@@ -14,13 +14,15 @@ from functools import lru_cache
 from studylib.core.errors import StudyError
 from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.depth import trace_depth
-from studylib.forecasting.forecast import ForecastSettings, bytes_on_disk, find_peak
+from studylib.forecasting.forecast import ForecastSettings, bytes_on_disk
+from studylib.forecasting.peaks import Peak, find_peak, shown_bytes
 from studylib.forecasting.trace import Trace
 from studylib.modelling.skeleton import read_config, text_config
-from studylib.planning.case import METHODS, Case, JobForecast, LeftOut, Sizes, Span
+from studylib.planning.case import Case, JobForecast, LeftOut, Sizes, Span
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import forecast_seconds, ideal_seconds
+from studylib.schema.methods import ADVISED, WHOLE
 from studylib.schema.settings import ModelRef
 
 Forecasts = tuple[list[JobForecast], list[Sizes], list[LeftOut]]
@@ -75,7 +77,7 @@ def foresee_card(
     step = forecast_seconds(ideal_seconds(trace.operators, card, dtype), efficiency)  # type: ignore
     found = []
     for gpus in counts:
-        peak = peak_on(settings.model, settings.method, gpus, cuda)
+        peak = peak_on(settings.model, settings.method, gpus, card.name, cuda)
         tokens = settings.micro_batch * settings.seq_len * gpus
         found.append(
             JobForecast(
@@ -84,7 +86,7 @@ def foresee_card(
                 method=settings.method,
                 gpu=card.name,
                 gpus=gpus,
-                peak_bytes=peak,
+                peak_bytes=shown_bytes(peak.peak_bytes, peak.least_bytes, card.usable_bytes),
                 usable_bytes=card.usable_bytes,
                 seconds_per_token=Span(
                     low=step.low / tokens, mid=step.mid / tokens, high=step.high / tokens
@@ -97,11 +99,12 @@ def foresee_card(
 
 
 @lru_cache(maxsize=256)
-def peak_on(model: str, method: str, gpus: int, cuda: CudaTerms) -> int:
-    """The fullest moment of one of `gpus` cards, in bytes; more than one means FSDP."""
+def peak_on(model: str, method: str, gpus: int, gpu: str, cuda: CudaTerms) -> Peak:
+    """The fullest moment of one of `gpus` cards; more than one means FSDP."""
     settings, trace = trace_model(model, method)
-    sharded = settings.model_copy(update={"gpus": gpus, "sharding": "fsdp" if gpus > 1 else "none"})
-    return sum(find_peak(trace, sharded, cuda)[1].values())
+    sharding = "fsdp" if gpus > 1 else "none"
+    sharded = settings.model_copy(update={"gpus": gpus, "gpu": gpu, "sharding": sharding})
+    return find_peak(trace, sharded, cuda)
 
 
 def count_sizes(settings: ForecastSettings, trace: Trace) -> Sizes:
@@ -109,7 +112,7 @@ def count_sizes(settings: ForecastSettings, trace: Trace) -> Sizes:
     disk = bytes_on_disk(trace, settings)
     adapter = disk["adapter"]["bf16"] if "adapter" in disk else None
     params = trace.total_params - (trace.trainable_params if adapter is not None else 0)
-    parts = find_peak(trace, settings, CudaTerms())[1]
+    parts = find_peak(trace, settings, CudaTerms()).parts
     quantized = settings.method_settings.kind.quantized
     kept = parts["weights"] + parts["quantization_constants"]
     return Sizes(
@@ -164,10 +167,10 @@ def foresee_case(case: Case) -> Forecasts:
 
 
 def foresee_with_sibling(model: str, cards: Sequence[Gpu], most_cards: int = 8) -> Forecasts:
-    """The three methods of a model, and full fine-tuning of the next smaller one of its series."""
-    jobs, sizes, failed = foresee_jobs([model], METHODS, cards, most_cards)
+    """A model's advised methods, and full fine-tuning of the next smaller one of its series."""
+    jobs, sizes, failed = foresee_jobs([model], ADVISED, cards, most_cards)
     sibling = smaller_sibling(model)
     if sibling:
-        more = foresee_jobs([sibling], ["full"], cards, most_cards)
+        more = foresee_jobs([sibling], [WHOLE], cards, most_cards)
         jobs, sizes, failed = [*jobs, *more[0]], [*sizes, *more[1]], [*failed, *more[2]]
     return jobs, sizes, failed

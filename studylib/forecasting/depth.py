@@ -16,16 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from studylib.forecasting.moves import (
+    LONG,
+    SHORT,
+    LayersDiffer,
+    Segment,
+    continue_runs,
+    stretch,
+)  # fmt: skip
 from studylib.forecasting.step import StepSettings
-from studylib.forecasting.trace import Segment, Trace, trace_step
+from studylib.forecasting.trace import Trace, trace_step
 from studylib.modelling.skeleton import text_config, with_depth
 
-SHORT, LONG = 3, 4
 Run = tuple[Segment, np.ndarray]  # consecutive events of one segment, [events, parts]
-
-
-class LayersDiffer(Exception):
-    """The layers of this model are not alike, so that few of them do not stand for all."""
 
 
 def trace_depth(config: Any, settings: StepSettings) -> Trace:
@@ -52,8 +55,12 @@ def continue_trace(short: Trace, long: Trace, layers: int) -> Trace:
         layers=layers,
         trainable_params=linear(short.trainable_params, long.trainable_params, more),
         total_params=linear(short.total_params, long.total_params, more),
+        saved_params=linear(short.saved_params, long.saved_params, more),
         layer=long.layer,
         rest=long.rest,
+        held=stretch(long.held, layers),
+        runs=continue_runs(short.runs, long.runs, layers),
+        trained=stretch(long.trained, layers),
     )
     for i, (segment, parts) in enumerate(after):
         stage, layer = segment

@@ -13,7 +13,8 @@ from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.depth import trace_depth
-from studylib.forecasting.forecast import ForecastSettings, find_peak, forecast
+from studylib.forecasting.forecast import ForecastSettings, forecast
+from studylib.forecasting.peaks import find_peak
 from studylib.modelling.skeleton import read_config, text_config
 from studylib.planning.catalog import find_gpu
 from studylib.planning.cuda_terms import NO_CUDA, CudaTerms
@@ -47,17 +48,17 @@ class StageForecast(Frozen):
 
 
 def largest_that_fits(settings: ForecastSettings, gpu: str) -> Largest:
-    """Search lengths in steps of 256 tokens and micro-batches one by one, by traced peaks."""
+    """Search lengths in steps of 256 tokens and micro-batches one by one, by the least needed."""
     usable = find_gpu(gpu).usable_bytes
     positions = text_config(read_config(ModelRef.parse(settings.model))).max_position_embeddings
     lengths = range(SEQUENCE_STEP, positions + 1, SEQUENCE_STEP)
     single = settings.model_copy(update={"micro_batch": 1})
     length = last_fitting(
-        lengths, lambda n: peak_bytes(single.model_copy(update={"seq_len": n})), usable
+        lengths, lambda n: least_bytes(single.model_copy(update={"seq_len": n})), usable
     )
     rows = last_fitting(
         range(1, MOST_ROWS + 1),
-        lambda n: peak_bytes(settings.model_copy(update={"micro_batch": n})),
+        lambda n: least_bytes(settings.model_copy(update={"micro_batch": n})),
         usable,
     )
     return Largest(
@@ -69,17 +70,17 @@ def largest_that_fits(settings: ForecastSettings, gpu: str) -> Largest:
 
 
 @lru_cache(maxsize=512)
-def peak_bytes(settings: ForecastSettings) -> int:
-    return forecast(settings).peak_bytes
+def least_bytes(settings: ForecastSettings) -> int:
+    return forecast(settings).least_bytes
 
 
-def last_fitting(values: range, peak: Callable[[int], int], limit: int) -> int | None:
-    """The last value whose peak is within the limit; None if the first is not.
+def last_fitting(values: range, need: Callable[[int], int], limit: int) -> int | None:
+    """The last value whose need is within the limit; None if the first is not.
 
-    Peaks grow with the value, nearly in a straight line: each guess is where the line through the
-    two nearest known points meets the limit, so that few peaks need to be traced.
+    Needs grow with the value, nearly in a straight line: each guess is where the line through the
+    two nearest known points meets the limit, so that few need to be traced.
     """
-    known = {i: peak(values[i]) for i in (0, len(values) - 1) if len(values)}
+    known = {i: need(values[i]) for i in (0, len(values) - 1) if len(values)}
     if not known or known[0] > limit:
         return None
     low, high = 0, len(values) - 1
@@ -89,7 +90,7 @@ def last_fitting(values: range, peak: Callable[[int], int], limit: int) -> int |
         slope = (known[high] - known[low]) / (high - low)
         guess = low + int((limit - known[low]) / slope)
         guess = min(max(guess, low + 1), high - 1)
-        known[guess] = peak(values[guess])
+        known[guess] = need(values[guess])
         low, high = (guess, high) if known[guess] <= limit else (low, guess)
     return values[low]
 
@@ -130,5 +131,5 @@ def trace_stage(settings: ForecastSettings, tokens: int, cuda: CudaTerms | None)
     alone = settings.model_copy(update={"gpus": 1, "micro_batch": 1, "seq_len": tokens})
     step = alone.step.model_copy(update={"trains": False, "masked": False})
     cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
-    _, parts = find_peak(trace_depth(config, step), alone, cuda)
+    parts = find_peak(trace_depth(config, step), alone, cuda).parts
     return StageForecast(tokens=tokens, peak_bytes=sum(parts.values()), parts=parts)

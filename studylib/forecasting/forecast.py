@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from studylib.core.errors import StudyError
@@ -20,9 +19,9 @@ from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.depth import trace_depth
 from studylib.forecasting.forecast_text import format_forecast
 from studylib.forecasting.optimizers import OPTIMIZERS
-from studylib.forecasting.sharding import GATHERED, card_events
+from studylib.forecasting.peaks import find_peak, shown_bytes
 from studylib.forecasting.step import StepSettings
-from studylib.forecasting.trace import PARTS, Trace
+from studylib.forecasting.trace import Trace
 from studylib.modelling.skeleton import read_config, shape_config, text_config
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
@@ -35,7 +34,8 @@ from studylib.planning.roofline import (
     ideal_seconds,
     repeat_passes,
 )  # fmt: skip
-from studylib.schema.settings import METHODS, Frozen, MethodSettings, ModelRef, nearest
+from studylib.schema.methods import ADAPTER, METHODS, trained_names
+from studylib.schema.settings import Frozen, MethodSettings, ModelRef, nearest
 
 __all__ = [
     "CudaTerms", "Efficiency", "Fit", "Forecast", "ForecastSettings", "Job", "Measured", "Range",
@@ -58,7 +58,7 @@ class ForecastSettings(Frozen):
     """
 
     model: str
-    method: str = "lora"
+    method: str = ADAPTER
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = Field(default=32, gt=0)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
@@ -81,17 +81,15 @@ class ForecastSettings(Frozen):
 
     @property
     def method_settings(self) -> MethodSettings:
-        known = [name for name, row in METHODS.items() if row.trains]
-        if self.method not in known:
+        if self.method not in trained_names():
             raise StudyError(
-                self.method, "this method cannot be trained", nearest(self.method, known)
+                self.method, "this method cannot be trained", nearest(self.method, trained_names())
             )
-        if not METHODS[self.method].adapter:
-            return MethodSettings(name=self.method)
-        return MethodSettings(
-            name=self.method, rank=self.rank, alpha=self.alpha, targets=self.targets,
-            adapter_dtype=self.adapter,
-        )  # fmt: skip
+        row, numbers = METHODS[self.method], self.model_dump(include={"rank", "alpha", "targets"})
+        taken = {name: value for name, value in numbers.items() if name in row.takes}
+        if row.adapter:
+            taken["adapter_dtype"] = self.adapter
+        return MethodSettings(name=self.method, **taken)
 
     @property
     def step(self) -> StepSettings:
@@ -126,8 +124,10 @@ class Job(Frozen):
 class Forecast(Frozen):
     """What a job needs on each card, and what it costs. Bytes are one card's at its peak.
 
-    peak_bytes is what the driver shows and what must fit; peak_allocated_bytes is what
-    torch.cuda.max_memory_allocated shows. bytes_on_disk: adapter and checkpoint by dtype.
+    peak_bytes is what the driver shows, on a card with room where settings.gpu has none;
+    peak_allocated_bytes is what torch.cuda.max_memory_allocated shows; least_bytes is the least
+    with which the steps still run, the allocator giving cached memory back, and what must fit.
+    bytes_on_disk: adapter and checkpoint by dtype.
     usd is that of the packed standard job: (low) fastest at the cheapest offer, (mid) expected at
     the median one, (high) slowest at the dearest.
     """
@@ -135,6 +135,7 @@ class Forecast(Frozen):
     settings: ForecastSettings
     peak_bytes: int
     peak_allocated_bytes: int
+    least_bytes: int
     peak_stage: str
     parts: dict[str, int]
     paged_bytes: int
@@ -153,6 +154,10 @@ class Forecast(Frozen):
     fits: dict[str, Fit]
     smallest_gpu: str | None
     trace_seconds: float
+
+    def shown_bytes(self, usable_bytes: int) -> int:
+        """What the driver would show where so much is usable; the least needed if that is more."""
+        return shown_bytes(self.peak_bytes, self.least_bytes, usable_bytes)
 
 
 def forecast(
@@ -176,22 +181,22 @@ def forecast(
     check_job(settings, config)
     trace = trace_depth(config, settings.step)
     trace_seconds = time.perf_counter() - started
-    stage, parts = find_peak(trace, settings, cuda)
-    peak = sum(parts.values())
+    peak = find_peak(trace, settings, cuda).on_card(gpu.usable_bytes)
     dtype: Literal["bf16", "fp32"] = "bf16" if settings.step.half else "fp32"
     passes = settings.accumulation / min(settings.accumulation, TRACED_PASSES)
     operators = repeat_passes(trace.operators, passes)
     seconds = forecast_seconds(ideal_seconds(operators, gpu, dtype), efficiency)
     offers = load_prices() if prices is None else prices
     jobs = {form: standard_job(form, settings, seconds, offers, gpu) for form in TOKENS}
-    fits = {card.name: fit(peak, card) for card in load_gpus().values()}
+    fits = {card.name: fit(peak.least_bytes, card) for card in load_gpus().values()}
     disk = bytes_on_disk(trace, settings)
     return Forecast(
         settings=settings,
-        peak_bytes=peak,
-        peak_allocated_bytes=allocated(peak, cuda),
-        peak_stage=stage,
-        parts=parts,
+        peak_bytes=peak.peak_bytes,
+        peak_allocated_bytes=peak.allocated_bytes,
+        least_bytes=peak.least_bytes,
+        peak_stage=peak.stage,
+        parts=peak.parts,
         paged_bytes=trace.paged_bytes,
         trainable_params=trace.trainable_params,
         total_params=trace.total_params,
@@ -229,28 +234,8 @@ def check_job(settings: ForecastSettings, config: Any) -> None:
         raise StudyError(settings.optimizer, "paged states cannot be sharded", "Use adamw-8bit.")
 
 
-def find_peak(
-    trace: Trace, settings: ForecastSettings, cuda: CudaTerms
-) -> tuple[str, dict[str, int]]:
-    """The stage and the parts, in bytes, of the fullest moment on one card."""
-    events = card_events(trace, settings.gpus, settings.sharding, settings.fp32_shards)
-    top = int(np.argmax(events.sum(axis=1)))
-    parts = {name: int(b) for name, b in zip([*PARTS, GATHERED], events[top], strict=True)}
-    if settings.gpus == 1:
-        del parts[GATHERED]
-    parts["allocator"] += cuda.workspace_bytes
-    parts["allocator"] += cuda.unused_bytes(sum(parts.values()))
-    parts["cuda_context"] = cuda.context_bytes
-    return trace.events[top][0][0], parts
-
-
-def allocated(peak_bytes: int, cuda: CudaTerms) -> int:
-    """What torch counts as allocated at a peak: without the context and the unused reserve."""
-    return round((peak_bytes - cuda.context_bytes) / (1 + cuda.unused_share))
-
-
-def fit(peak_bytes: int, card: Gpu) -> Fit:
-    headroom = card.usable_bytes - peak_bytes
+def fit(least_bytes: int, card: Gpu) -> Fit:
+    headroom = card.usable_bytes - least_bytes
     return Fit(fits=headroom >= 0, headroom_bytes=headroom)
 
 
@@ -258,7 +243,7 @@ def bytes_on_disk(trace: Trace, settings: ForecastSettings) -> dict[str, dict[st
     """Bytes of the tensors of a checkpoint and, with an adapter, of its file, in each dtype."""
     counts = {"checkpoint": trace.total_params}
     if settings.method_settings.kind.adapter:
-        counts["adapter"] = trace.trainable_params
+        counts["adapter"] = trace.saved_params
     return {
         what: {dtype: count * size for dtype, size in ITEM_BYTES.items()}
         for what, count in counts.items()

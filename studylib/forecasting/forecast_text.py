@@ -30,10 +30,13 @@ def format_forecast(f: Forecast) -> str:
     lines = [
         f"Forecast: {s.model}, {s.method}, micro-batch {s.micro_batch} × {s.seq_len}, {cards}",
         "",
-        f"Peak memory  {gb(f.peak_bytes)} in {STAGES[f.peak_stage]}",
+        f"Peak memory  {gb(f.peak_bytes)} as the driver shows it, in {STAGES[f.peak_stage]}",
     ]
     lines += [f"  {gb(b):>12}  {name.replace('_', ' ')}" for name, b in f.parts.items() if b]
-    lines += [f"  torch would count {gb(f.peak_allocated_bytes)} as allocated"]
+    lines += [
+        f"  torch would count {gb(f.peak_allocated_bytes)} as allocated",
+        f"  {gb(f.least_bytes)} is the least with which it runs: what must fit",
+    ]
     if f.paged_bytes:
         lines.append(f"  {gb(f.paged_bytes)} of paged optimizer states may leave the card")
     share = f.trainable_params / f.total_params

@@ -20,7 +20,7 @@ from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import Efficiency
 from studylib.schema.profile import RunSpec
-from studylib.schema.settings import Frozen, MethodSettings, ModelRef
+from studylib.schema.settings import FULL, Frozen, ModelRef
 
 if TYPE_CHECKING:
     from studylib.forecasting.forecast import Forecast, ForecastSettings
@@ -136,4 +136,4 @@ def count_params(model: str, here: bool) -> int:
     from studylib.modelling.skeleton import build_meta
 
     config = find_config(model, here)
-    return count_base(build_meta(config, MethodSettings(name="full"), "bf16", "eager"))[1]
+    return count_base(build_meta(config, FULL, "bf16", "eager"))[1]

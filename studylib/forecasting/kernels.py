@@ -122,7 +122,8 @@ def bytes_of(func: Any, args: Any, out: Any) -> int:
     if func.is_view or func.namespace == "prim" or func._overloadpacket in MOVES_NOTHING:
         return 0
     moved = sum(size_of(tensor) for tensor in tensors_in(args))
-    return moved + sum(size_of(tensor) for tensor in tensors_in(out)) + 2 * dequantized(func, args)
+    unpacked = 2 * sum(dequantized(func, args))
+    return moved + sum(size_of(tensor) for tensor in tensors_in(out)) + unpacked
 
 
 def size_of(tensor: torch.Tensor) -> int:
@@ -130,23 +131,23 @@ def size_of(tensor: torch.Tensor) -> int:
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
-def dequantized(func: Any, args: Any) -> int:
-    """Bytes of the 16-bit weight that bitsandbytes' 4-bit product unpacks inside (with constants).
+def dequantized(func: Any, args: Any) -> tuple[int, ...]:
+    """Bytes of constants and of the 16-bit weight that bitsandbytes' 4-bit product unpacks inside.
 
     Its fused kernels, used below about 1,536 rows, do without; the backward never does.
     """
     if func.name() != "bitsandbytes::gemm_4bit":
-        return 0
+        return ()
     outputs, inputs = args[2]
-    return outputs * inputs * args[0].element_size() + 4 * (outputs * inputs // args[4])
+    return 4 * (outputs * inputs // args[4]), outputs * inputs * args[0].element_size()
 
 
 def is_dequantization(func: Any) -> bool:
     return func.namespace == "bitsandbytes"
 
 
-def scratch_bytes(func: Any, args: Any) -> int:
-    """Bytes that a CUDA kernel allocates inside one call.
+def scratch_buffers(func: Any, args: Any) -> tuple[int, ...]:
+    """Bytes of each buffer that a CUDA kernel allocates inside one call.
 
     Flash attention's backward: fp32 sums of the query's gradient, one fp32 a row, and with
     grouped heads key and value gradients per query head (pytorch, flash_attn/flash_api.cpp,
@@ -156,7 +157,8 @@ def scratch_bytes(func: Any, args: Any) -> int:
     if packet in FLASH_BACKWARD[:1] or packet is EFFICIENT_BACKWARD:
         batch, heads, rows, width = args[1].shape
         rows = -(-rows // 128) * 128
-        sums = batch * heads * rows * (-(-width // 32) * 32 + 1) * 4
+        each = batch * heads * rows * 4
+        sums = (each, each * -(-width // 32) * 32)
         grouped = args[2].shape[1] != heads
-        return sums + (2 * args[1].numel() * args[1].element_size() if grouped else 0)
+        return (*sums, *[args[1].numel() * args[1].element_size()] * (2 if grouped else 0))
     return dequantized(func, args)

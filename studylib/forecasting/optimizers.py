@@ -88,10 +88,11 @@ def bits_adamw(
     for p in parameters:
         small = p.numel() < SMALLEST_8BIT or id(p) in whole
         dtype = torch.float32 if small else torch.uint8
-        states = [torch.zeros(p.numel(), dtype=dtype) for _ in range(2)]
-        if paged and p.numel() >= SMALLEST_PAGED:
-            paged_bytes += sum(t.numel() * t.element_size() for t in states)
-            states = []
+        states = []
+        if paged and p.numel() >= SMALLEST_PAGED:  # managed memory, not the allocator's
+            paged_bytes += 2 * p.numel() * dtype.itemsize
+        else:
+            states = [torch.zeros(p.numel(), dtype=dtype) for _ in range(2)]
         if dtype is torch.uint8:
             states += [torch.zeros(-(-p.numel() // BLOCK)) for _ in range(2)]
         if masters and p.dtype != torch.float32:

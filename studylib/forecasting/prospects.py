@@ -43,6 +43,7 @@ from studylib.planning.estimate import (
     times,
 )
 from studylib.planning.roofline import ASSUMED, Range
+from studylib.planning.sweeps import Sweep, sweep_id_of
 from studylib.schema.profile import RunSpec
 from studylib.schema.records import Record, write_record
 from studylib.schema.serving import ServeSpec
@@ -52,7 +53,8 @@ from studylib.schema.settings import Frozen
 class Prospect(Frozen):
     """A training run's forecast peak against a machine's memory, and where it would fit.
 
-    peak_bytes: of one card of `gpus`; train_hours: of all steps, None on a CPU or unknown card,
+    peak_bytes: what the driver would show of one card of `gpus`, or the least that it would take
+    where they do not fit; train_hours: of all steps, None on a CPU or unknown card,
     where nothing is assumed about speed. total_params: the model's without an adapter.
     """
 
@@ -130,7 +132,7 @@ def foresee_run(spec: RunSpec, machine: Machine | None = None) -> Prospect:
     made = trace_once(job_settings(spec, machine), machine.here)
     seconds = times(made.seconds_per_step, spec.train.steps)
     return Prospect(
-        peak_bytes=made.peak_bytes,
+        peak_bytes=made.shown_bytes(machine.memory_bytes),
         available_bytes=machine.memory_bytes,
         gpus=spec.gpus,
         cards=machine.cards,
@@ -146,14 +148,15 @@ def estimate_study(
     cards: int,
     serving: Sequence[ServeSpec] = (),
     measured: Mapping[str, float] | None = None,
+    sweeps: Sequence[Sweep] = (),
 ) -> Estimate:
-    """Hours and dollars of runs and serving runs on `cards` cards of the catalog's `gpu`.
+    """Hours and dollars of runs, serving runs and sweeps on `cards` cards of the catalog's `gpu`.
 
     measured: run id -> seconds that like runs took there, in place of an estimate. Needs neither
     the card nor, for the models that the catalog knows, a network. Runs that by forecast do not fit
     are in `misfits` and in no sum.
     """
-    return estimate_on(rented_machine(gpu, cards), specs, serving, measured)
+    return estimate_on(rented_machine(gpu, cards), specs, serving, measured, sweeps=sweeps)
 
 
 def estimate_on(
@@ -162,17 +165,23 @@ def estimate_on(
     serving: Sequence[ServeSpec] = (),
     measured: Mapping[str, float] | None = None,
     force: bool = False,
+    sweeps: Sequence[Sweep] = (),
 ) -> Estimate:
     """The same for a machine, this one for instance; its cards may be unknown to the catalog.
 
-    force: runs that do not fit are started as well.
+    force: runs that do not fit are started as well. sweeps: each trains and is asked as often as it
+    has rates; one that does not fit is not made.
     """
-    prospects = foresee(specs, machine, bundled=True, say=lambda line: None)
+    searched = [spec for spec, _ in sweeps]
+    prospects = foresee([*specs, *searched], machine, bundled=True, say=lambda line: None)
+    swept = {spec.run_id for spec in searched}
     misfits = {
-        run_id: found.reason for run_id, found in prospects.items() if not (found.fits or force)
+        run_id: found.reason
+        for run_id, found in prospects.items()
+        if not (found.fits or force or run_id in swept)
     }
     left = [spec for spec in specs if spec.run_id not in misfits]
-    params = size_models([*left, *serving], prospects, machine)
+    params = size_models([*left, *searched, *serving], prospects, machine)
     runs, unknown = {}, []
     for spec in left:
         seconds = (measured or {}).get(spec.run_id)
@@ -185,6 +194,15 @@ def estimate_on(
             unknown.append(spec.run_id)
         else:
             runs[spec.run_id] = made
+    for spec, rates in sweeps:
+        prospect, name = prospects.get(spec.run_id), f"{sweep_id_of(spec)} (sweep)"
+        if prospect is not None and not (prospect.fits or force):
+            continue
+        made = estimate_run(spec, prospects, machine, params)
+        if made is None:
+            unknown.append(name)
+        else:
+            runs[name] = RunHours(gpus=1, train=times(made.total, len(rates)))
     for served in serving:
         name = f"{served.serve_id} (serving)"
         if machine.gpu is None or served.model not in params:

@@ -62,7 +62,9 @@ class Watcher(Protocol):
     def move(self, tensors: Any, category: str) -> None: ...
 
 
-def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
+def train_once(
+    model: nn.Module, batch: dict[str, torch.Tensor], settings: StepSettings, live: Watcher
+) -> int:
     """One step, recorded, after an update that makes the states. Returns paged states' bytes."""
     if settings.checkpointing:
         enable_checkpointing(model)
@@ -74,7 +76,6 @@ def train_once(model: nn.Module, settings: StepSettings, live: Watcher) -> int:
         parameter.register_post_accumulate_grad_hook(lambda p: live.move([p.grad], "gradients"))
     embeddings = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
     optimizer = make_optimizer(settings.optimizer, trained, settings.master_weights, embeddings)
-    batch = make_batch(model, settings)
     for parameter in trained:  # a first update only makes the optimizer's states
         parameter.grad = torch.empty_like(parameter)
     update(trained, optimizer, live)
@@ -136,10 +137,9 @@ def forward_backward(
         loss.backward()
 
 
-def evaluate_once(model: nn.Module, settings: StepSettings, live: Watcher) -> None:
+def evaluate_once(model: nn.Module, batch: dict[str, torch.Tensor], live: Watcher) -> None:
     """One scoring forward: logits of every position and their log-softmax in fp32, as lm-eval."""
     model.eval()
-    batch = make_batch(model, settings)
     live.recording = True
     live.enter("forward", -1, "saved_activations")
     live.note_peak(0)

@@ -4,6 +4,9 @@ The step of studylib.forecasting.step runs under FakeTensorMode. Every growth of
 event with its stage and layer, so that a trace of few layers can be continued to any depth
 (studylib.forecasting.depth) and sharded (studylib.forecasting.sharding).
 
+What is made and freed is kept too, in its order, for the allocator's model
+(studylib.forecasting.replay).
+
 Not covered: memory that is no tensor's (studylib.planning.cuda_terms).
 """
 
@@ -26,20 +29,21 @@ from studylib.forecasting.kernels import (
     flops_of,
     install_attention,
     is_dequantization,
-    scratch_bytes,
+    scratch_buffers,
 )  # fmt: skip
-from studylib.forecasting.step import StepSettings, evaluate_once, train_once
+from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
+from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
+from studylib.modelling.added import added_parameters
 from studylib.modelling.attention import choose_attention
-from studylib.modelling.four_bit import quantization_constants
-from studylib.modelling.skeleton import build_meta, materialise_fakes
+from studylib.modelling.four_bit import constants, count_weights, quantization_constants
+from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
 
 PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
          "saved_activations", "logits_and_loss", "temporaries", "allocator")  # fmt: skip
 # A layer's step takes some 2,000 operators, however many tokens; one that goes through its tokens
 # one by one takes some for each. About ten seconds of tracing.
 MOST_OPERATORS, MOST_OPERATORS_A_LAYER = 50_000, 8_000
-Segment = tuple[str, int]  # (stage, layer; -1 before the first and after the last)
 
 
 class EndlessTrace(Exception):
@@ -60,20 +64,28 @@ NO_BYTES = ParamBytes(0, 0)
 class Trace:
     """What a step did. `events`: (segment, bytes of each of PARTS) wherever memory grew.
 
-    `layer` and `rest`: one layer's parameters, and those outside the layers.
+    `layer` and `rest`: one layer's parameters, and those outside the layers. saved_params: the
+    numbers in an adapter's file.
 
-    `operators`: (stage, flops, bytes moved) -> how often.
+    `operators`: (stage, flops, bytes moved) -> how often. `held`, `runs`, `trained`: storages that
+    are there before the passes, what the passes make and free, and what the optimizer updates.
+    `replayed`: what their replays gave (studylib.forecasting.peaks), which take no other trace.
     """
 
     layers: int
     trainable_params: int = 0
     total_params: int = 0
+    saved_params: int = 0
     layer: ParamBytes = NO_BYTES
     rest: ParamBytes = NO_BYTES
     events: list[tuple[Segment, tuple[int, ...]]] = field(default_factory=list)
     operators: Counter[tuple[str, float, int]] = field(default_factory=Counter)
     dequantized_bytes: int = 0
     paged_bytes: int = 0
+    held: list[Held] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    trained: list[Trained] = field(default_factory=list)
+    replayed: dict[Any, Any] = field(default_factory=dict)
 
     def peak(self) -> tuple[Segment, tuple[int, ...]]:
         return max(self.events, key=lambda event: sum(event[1]))
@@ -87,6 +99,7 @@ class StepTrace(LiveBytes):
         self.trace, self.cuda = trace, cuda
         self.segment: Segment = ("setup", -1)
         self.recording = False
+        self.ledger = Ledger()
         self.last_operator: Any = "no operator"
         self.left = MOST_OPERATORS + trace.layers * MOST_OPERATORS_A_LAYER
 
@@ -98,9 +111,14 @@ class StepTrace(LiveBytes):
             self.left -= 1
             if self.left < 0:
                 raise EndlessTrace(func)
-        scratch = scratch_bytes(func, args) if self.cuda else 0
+        scratch = scratch_buffers(func, args) if self.cuda else ()
         if self.track(tensors_in(out)) or scratch:
-            self.note_peak(scratch)
+            self.note_peak(sum(scratch))
+        if scratch and self.writes:
+            for number, count_bytes in enumerate(scratch):
+                self.ledger.make(-1 - number, count_bytes, self.segment)
+            for number in range(len(scratch)):
+                self.ledger.free(-1 - number, self.segment)
         if self.recording:
             moved = bytes_of(func, args, out)
             if moved:
@@ -109,6 +127,21 @@ class StepTrace(LiveBytes):
             if is_dequantization(func):
                 self.trace.dequantized_bytes += moved
         return out
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is a pass, whose moves are kept; the update's are traced apart."""
+        return self.recording and self.segment[0] != "optimizer"
+
+    def _add(self, storage: Any, key: int, category: str) -> None:
+        super()._add(storage, key, category)
+        if self.writes:
+            self.ledger.make(key, storage.nbytes(), self.segment)
+
+    def _free(self, key: int) -> None:
+        super()._free(key)
+        if self.writes:
+            self.ledger.free(key, self.segment)
 
     def enter(self, stage: str, layer: int, category: str) -> None:
         self.segment, self.category = (stage, layer), category
@@ -134,19 +167,26 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
+    trace.saved_params = count_saved(model)
     live = StepTrace(trace, settings.kernels == "cuda")
     try:
-        with quiet_fakes(), FakeTensorMode(), live:
+        with quiet_fakes(), fakes_dequantized(), FakeTensorMode(), live:
             materialise_fakes(model)
             track_model(live, model)
             trace.layer = param_bytes(layers[-1].parameters())
             in_layers = {id(p) for layer in layers for p in layer.parameters()}
             trace.rest = param_bytes(p for p in model.parameters() if id(p) not in in_layers)
             watch_layers(live, layers)
+            batch = make_batch(model, settings)
+            numbers = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
+            trace.held = list(list_held(model, batch, numbers))
+            trace.trained = list(list_trained(model, numbers)) if settings.trains else []
             if settings.trains:
-                trace.paged_bytes = train_once(model, settings, live)
+                trace.paged_bytes = train_once(model, batch, settings, live)
             else:
-                evaluate_once(model, settings, live)
+                evaluate_once(model, batch, live)
+            live.recording = False
+            trace.runs = live.ledger.runs
     except EndlessTrace:
         raise StudyError(
             config.model_type,
@@ -183,13 +223,24 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def count_base(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; the total is the base model's, without the adapter's."""
+    added = added_parameters(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    named = model.named_parameters()
-    return trainable, sum(p.numel() for name, p in named if not is_adapter(name))
+    return trainable, sum(count_weights(p) for p in model.parameters() if id(p) not in added)
 
 
-def is_adapter(name: str) -> bool:
-    return "lora_" in name or "modules_to_save" in name
+def count_saved(model: Any) -> int:
+    """Numbers in the adapter's file as peft writes it; 0 without an adapter.
+
+    Some of them are no parameters: VeRA's shared matrices are drawn once and saved with it.
+    """
+    if not hasattr(model, "peft_config"):
+        return 0
+    from peft import get_peft_model_state_dict
+
+    # Handed over, since 4-bit layers without data cannot spell theirs.
+    state = dict(model.named_parameters(remove_duplicate=False))
+    state |= dict(model.named_buffers(remove_duplicate=False))
+    return sum(tensor.numel() for tensor in get_peft_model_state_dict(model, state).values())
 
 
 def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:
@@ -198,11 +249,54 @@ def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:
 
 
 def track_model(live: LiveBytes, model: nn.Module) -> None:
-    """Count what exists before the first step, under its own names."""
+    """Count what exists before the first step, as the base's or the adapter's."""
     live.move(quantization_constants(model), "quantization_constants")
-    for name, parameter in model.named_parameters():
-        live.move([parameter], "adapter" if is_adapter(name) else "weights")
+    added = added_parameters(model)
+    for parameter in model.parameters():
+        live.move([parameter], "adapter" if id(parameter) in added else "weights")
     live.move(model.buffers(), "weights")
+
+
+def list_held(
+    model: nn.Module, batch: dict[str, torch.Tensor], numbers: dict[int, int]
+) -> Iterator[Held]:
+    """The storages of weights and constants in the order of the modules, of an adapter, of a batch.
+
+    numbers: id of a layer's module -> the layer's number.
+    """
+    seen: set[int] = set()
+
+    def fresh(tensors: Iterable[torch.Tensor], layer: int) -> Iterator[Held]:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
+                yield Held(layer, storage.nbytes())
+
+    added = added_parameters(model)
+    for adapters in (False, True):
+        for module in model.modules():
+            own: list[torch.Tensor] = [
+                p for p in module.parameters(recurse=False) if (id(p) in added) == adapters
+            ]
+            if not adapters:
+                state = getattr(getattr(module, "weight", None), "quant_state", None)
+                own = [*own, *module.buffers(recurse=False), *constants(state)]
+            yield from fresh(own, numbers.get(id(module), -1))
+    yield from fresh(batch.values(), -1)
+
+
+def list_trained(model: nn.Module, numbers: dict[int, int]) -> Iterator[Trained]:
+    """What an optimizer is given, in its order."""
+    seen: set[int] = set()
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield Trained(
+                    numbers.get(id(module), -1), tuple(parameter.shape), parameter.dtype,
+                    isinstance(module, nn.Embedding),
+                )  # fmt: skip
 
 
 def watch_layers(live: StepTrace, layers: list[nn.Module]) -> None:

@@ -98,7 +98,9 @@ class Examples(list[Example]):
 
 
 def shorten(text: str) -> str:
+    """One line of a text; what a terminal would obey is shown as a mark."""
     line = " ".join(text.split())
+    line = "".join(char if char.isprintable() else "�" for char in line)
     return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}…"
 
 

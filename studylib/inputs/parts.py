@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from studylib.core.errors import StudyError
+from studylib.core.sealed import canonical
 from studylib.inputs.examples import Examples, folder_parts, read_examples, read_source
 from studylib.inputs.forms import Example, prompt_key
 from studylib.schema.profile import DataSettings
@@ -104,7 +105,7 @@ def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[s
     if data.held_out is None or not parts:
         return {}
     total = sum(counts.values())
-    most = int(LARGEST_SHARE * total) // len(parts)
+    most = most_held_out(total, len(parts))
     if data.held_out > most or len(counts) <= len(parts):
         raise StudyError(
             f"data.held_out = {data.held_out}",
@@ -123,10 +124,24 @@ def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[s
     return held
 
 
+def most_held_out(examples: int, parts: int = len(HELD_OUT)) -> int:
+    """How many of so many examples each of the parts may hold out."""
+    return int(LARGEST_SHARE * examples) // parts
+
+
+def count_twice(examples: Examples) -> int:
+    """Examples that are the same as an earlier one."""
+    return len(examples) - len({canonical(example) for example in examples})
+
+
 def tell_parts(data: DataSettings) -> list[str]:
     """What the training examples are, with the first one, and a line for each part held out."""
     train = read_part(data, "train")
     lines = [f"{Path(data.source).name}: {train.tell()}", f"  first: {train.sample()}"]
+    if twice := count_twice(train):
+        lines.append(
+            f"  {twice:,} of them stand there before, word for word: they are learned again"
+        )
     keys: list[set[str]] = []
     for part in HELD_OUT:
         source = source_of(data, part)

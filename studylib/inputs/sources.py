@@ -128,8 +128,8 @@ def refuse_quantized(config: dict[str, Any], ref: ModelRef, folder: Path | None 
         raise StudyError(
             ref,
             f"the checkpoint is quantized already ({how})",
-            "Use the original weights in 16 or 32 bits: all methods start from them, and qlora "
-            "quantizes by itself.",
+            "Use the original weights in 16 or 32 bits: all methods start from them, and those on "
+            "a 4-bit base quantize by themselves.",
         )
 
 

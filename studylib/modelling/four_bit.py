@@ -23,7 +23,9 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit, first_line
+from studylib.modelling.added import added_parameters
 from studylib.modelling.packing import as_trained
+from studylib.schema.methods import ADAPTER, METHODS
 
 NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)
 ABSMAX_BLOCK = 256  # constants that share one second-level constant
@@ -32,6 +34,7 @@ LARGEST_ERROR = 0.1
 TRIED_WEIGHTS = 1 << 12  # at least so many, as small matrices spread around that loss
 MOST_TRIED_WEIGHTS = 1 << 17
 MOST_DRAWS = 64
+ON_FOUR_BITS = ", ".join(name for name, row in METHODS.items() if row.quantized)
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
@@ -84,7 +87,7 @@ def guard_reading() -> Any:
 def quantize_linears(model: Any, compute_dtype: torch.dtype) -> None:
     """Put every layer that transformers would quantize into its NF4 form, in place.
 
-    A model on the meta device gets the layers without weights. Unfit where there is no such layer.
+    On the meta device the layers' weights have no data. Unfit where there is no such layer.
     """
     from transformers.quantizers.base import HfQuantizer
 
@@ -113,7 +116,10 @@ def quantize_part(
             compress_statistics=True,
             quant_type="nf4",
         )
-        if weight.device.type != "meta":
+        if weight.device.type == "meta":
+            with weight.device:
+                layer.weight = fake_4bit(layer, weight.shape)  # type: ignore[misc]
+        else:
             packed = Params4bit(
                 weight,  # where it lies: 13B by way of the host are 52 GB over the bus
                 requires_grad=False,
@@ -152,10 +158,10 @@ def refuse_none(model: Any) -> None:
     if four_bit_share(model):
         return
     raise Unfit(
-        f"qlora on {model.config.model_type}",
+        f"a 4-bit base of {model.config.model_type}",
         "no weight outside its embeddings can be put into 4 bits: its linear layers are of a "
         "class of their own, which transformers leaves as it is",
-        "Leave qlora out; lora trains the same adapter on the same weights.",
+        f"Leave {ON_FOUR_BITS} out; {ADAPTER} trains an adapter on the same weights.",
     )
 
 
@@ -173,10 +179,10 @@ def refuse_unreadable(model: Any) -> None:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise Unfit(
-            f"qlora on {model.config.model_type}",
+            f"a 4-bit base of {model.config.model_type}",
             f"the model cannot compute with its weights in 4 bits ({first_line(error)}); some read "
             "a layer's weights without calling the layer",
-            "Leave qlora out; lora trains the same adapter on the same weights.",
+            f"Leave {ON_FOUR_BITS} out; {ADAPTER} trains an adapter on the same weights.",
         ) from None
 
 
@@ -210,7 +216,7 @@ def four_bit_share(model: Any) -> float:
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     left_out = [*embeddings, model.get_output_embeddings()]
     skipped = {id(p) for module in left_out if module is not None for p in module.parameters()}
-    skipped |= {id(p) for name, p in model.named_parameters() if ".lora_" in name}
+    skipped |= added_parameters(model)
     total = sum(count_weights(p) for p in model.parameters() if id(p) not in skipped)
     return sum(count_weights(layer.weight) for _, layer in four_bit_layers(model)) / total
 
@@ -230,7 +236,7 @@ def check_four_bit(model: nn.Module) -> float:
     found = {}
     for _, layer in four_bit_layers(model):
         state = layer.weight.quant_state
-        if state is None:  # on the meta device there is nothing to read
+        if layer.weight.device.type == "meta":  # there is nothing to read
             continue
         found[tuple(state.shape), state.dtype, layer.weight.device] = 0.0
     for (rows, width), dtype, device in found:
@@ -288,14 +294,15 @@ def quantization_constants(model: nn.Module) -> list[torch.Tensor]:
     return [part for state in states for part in constants(state)]
 
 
-def fake_4bit(layer: Any, weight: torch.Tensor) -> nn.Parameter:
+def fake_4bit(layer: Any, shape: torch.Size) -> nn.Parameter:
     """A quantized weight as bitsandbytes would leave it: two weights a byte, and its constants.
 
     Quantizing itself depends on data and cannot be traced; its result's layout does not.
     """
     from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Params4bit
 
-    count = weight.numel()
+    count = shape.numel()
     blocks = -(-count // NF4_BLOCK)
     second = QuantState(
         absmax=torch.empty(-(-blocks // ABSMAX_BLOCK), dtype=torch.float32),
@@ -305,7 +312,7 @@ def fake_4bit(layer: Any, weight: torch.Tensor) -> nn.Parameter:
     )
     state = QuantState(
         absmax=torch.empty(blocks, dtype=torch.uint8),
-        shape=weight.shape,
+        shape=shape,
         code=torch.empty(16, dtype=torch.float32),
         blocksize=NF4_BLOCK,
         quant_type="nf4",
@@ -313,6 +320,13 @@ def fake_4bit(layer: Any, weight: torch.Tensor) -> nn.Parameter:
         offset=torch.empty((), dtype=torch.float32),
         state2=second,
     )
-    packed = nn.Parameter(torch.empty(((count + 1) // 2, 1), dtype=torch.uint8), False)
-    packed.quant_state = layer.quant_state = state  # type: ignore[attr-defined]
+    layer.quant_state = state
+    data = torch.empty(((count + 1) // 2, 1), dtype=torch.uint8)
+    if data.device.type == "meta":
+        return Params4bit(
+            data, requires_grad=False, quant_state=state, compress_statistics=True,
+            quant_type="nf4", module=layer, bnb_quantized=True,
+        )  # fmt: skip
+    packed = nn.Parameter(data, False)  # a fake tensor has no class of its own
+    packed.quant_state = state  # type: ignore[attr-defined]
     return packed

@@ -1,7 +1,7 @@
-"""What each method does to a model: the only code in which full, LoRA and QLoRA part ways.
+"""What a row of the table of methods does to a model: the only code in which methods part ways.
 
-Everything else (data, optimiser, schedule, evaluation) is the same code for every row of the
-table METHODS, so that a difference between rows is a difference between methods.
+Everything else (data, optimiser, schedule, evaluation) is the same code for every row, so that a
+difference between rows is a difference between methods.
 
 Not covered: loading weights (studylib.modelling.models), the training loop
 (studylib.training.train).
@@ -16,32 +16,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.core.errors import Unfit, first_line
+from studylib.core.errors import StudyError, Unfit, first_line
 from studylib.modelling.four_bit import count_weights, keep_unpacked
 from studylib.modelling.reach import linear_names, reach
-from studylib.schema.profile import METHODS, MethodSettings
-from studylib.schema.settings import nearest
+from studylib.schema.methods import METHODS, METHODS_TABLE, WHOLE, fill_holes, holes_in
+from studylib.schema.settings import MethodSettings, nearest
 
 __all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def lora_config(method: MethodSettings, model: Any) -> Any:
-    """peft's configuration of a method with an adapter."""
-    from peft import LoraConfig
+def adapter_config(method: MethodSettings, model: Any) -> Any:
+    """peft's configuration of a method with an adapter; StudyError where peft does not know it."""
+    from peft import PeftType, get_peft_config
 
-    assert method.rank is not None and method.alpha is not None
-    targets = method.targets if method.targets == "all-linear" else list(method.targets)
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=method.rank,
-        lora_alpha=method.alpha,  # type: ignore[arg-type]
-        lora_dropout=method.dropout,
-        target_modules=targets,
-        modules_to_save=[embedding_name(model)] if method.kind.embeddings else None,
-        ensure_weight_tying=bool(method.kind.embeddings and model.config.tie_word_embeddings),
-    )
+    row = method.kind
+    keys, holes = row.peft or {}, set(holes_in(row.peft or {}))
+    numbers: dict[str, Any] = {name: getattr(method, name) for name in row.takes}
+    if "targets" in holes and method.targets != "all-linear":
+        numbers["targets"] = list(method.targets)
+    if "embedding" in holes:
+        numbers["embedding"] = embedding_name(model)
+    if "tied" in holes:
+        numbers["tied"] = bool(model.config.tie_word_embeddings)
+    where = f"{METHODS_TABLE.name}, {method.name}: peft"
+    known = [kind.value for kind in PeftType]
+    if keys["peft_type"] not in known:
+        rule = "peft has no method of this name"
+        raise StudyError(f"{where}.peft_type = {keys['peft_type']}", rule,
+                         nearest(str(keys["peft_type"]), known))  # fmt: skip
+    try:
+        return get_peft_config({"task_type": "CAUSAL_LM", **fill_holes(keys, numbers)})
+    except (TypeError, ValueError) as error:
+        rule = f"peft does not take these keys ({first_line(error)})"
+        raise StudyError(where, rule, "They are those of peft's configuration class.") from error
 
 
 def embedding_name(model: Any) -> str:
@@ -54,40 +63,62 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
     """Make a loaded model ready for a method: freeze, unfreeze, or wrap in a seeded adapter.
 
     A quantized method expects a model whose linear layers are 4-bit already
-    (studylib.modelling.models). Unfit where the model lacks a module that lora.targets names, or
+    (studylib.modelling.models). Unfit where the model lacks a module that the method names, or
     where peft refuses it.
     """
     if not method.kind.adapter:
-        return model.requires_grad_(method.kind.trains)
+        return free_own(model, method)
     from peft import get_peft_model
 
     torch.manual_seed(seed)
     model.requires_grad_(False)
     names, layers = [name for name, _ in model.named_modules() if name], linear_names(model)
-    config = lora_config(method, model)
+    config = adapter_config(method, model)
+    by_targets = "targets" in method.kind.takes
     try:
         wrapped: Any = get_peft_model(
             model,  # type: ignore[arg-type]
             config,
             autocast_adapter_dtype=method.adapter_dtype == "fp32",
         )
-    except ValueError as error:
-        refuse_unknown(method, method.targets, names, layers)
+    except (ValueError, NotImplementedError) as error:
         if not raised_by_peft(error):
             raise
+        if by_targets:
+            refuse_unknown(method, method.targets, names, layers)
+        others = f"Name layers that it takes in lora.targets ({spell_others(layers, str(error))})"
         raise Unfit(
             f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
             f"peft refuses this adapter: {first_line(error).rstrip('.')}",
-            f"Name layers that it takes in lora.targets ({spell_others(layers, str(error))}), or "
-            "use full.",
+            f"{others if by_targets else f'Change its row in {METHODS_TABLE.name}'}, or use "
+            f"{WHOLE}.",
         ) from error
-    # Names that peft has turned into others, of experts that are one tensor now, are gone here.
-    kept = wrapped.peft_config["default"].target_modules
-    refuse_unknown(method, [target for target in method.targets if target in kept], names, layers)
+    if by_targets:
+        # Names that peft has turned into others, of experts that are one tensor now, are gone.
+        kept = wrapped.peft_config["default"].target_modules
+        refuse_unknown(method, [name for name in method.targets if name in kept], names, layers)
     refuse_routers(method, wrapped, layers)
     if method.kind.quantized:
         keep_unpacked(wrapped)
     return wrapped
+
+
+def free_own(model: nn.Module, method: MethodSettings) -> nn.Module:
+    """Let all, none or the named ones of a model's own weights be trained."""
+    wanted = method.kind.trained
+    if isinstance(wanted, str):
+        return model.requires_grad_(wanted == "all")
+    for name, parameter in model.named_parameters():
+        places = (name, name.rpartition(".")[0])
+        parameter.requires_grad = any(f".{place}".endswith(f".{end}")
+                                      for place in places for end in wanted)  # fmt: skip
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise Unfit(
+            f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
+            f"no weight of this model ends in {' or '.join(wanted)}",
+            f"Change `trained` of its row in {METHODS_TABLE.name}, or use {WHOLE}.",
+        )
+    return model
 
 
 def refuse_unknown(
@@ -127,7 +158,7 @@ def refuse_routers(method: MethodSettings, model: Any, layers: Sequence[str]) ->
                 f"{method.label} on {model.config.model_type}",
                 f"{leaf} ({kind.__name__}) does not map one row to one row as its sizes say, and "
                 "peft's adapter of a linear layer cannot follow",
-                f"Name layers in lora.targets ({spell_others(layers, repr(leaf))}), or use full.",
+                f"Name other layers ({spell_others(layers, repr(leaf))}), or use {WHOLE}.",
             )
 
 

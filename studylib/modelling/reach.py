@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.modelling.added import adapter_layers, added_modules, added_parts
 from studylib.modelling.four_bit import count_weights, is_transposed
 from studylib.schema.records import Reached
 
@@ -27,15 +28,24 @@ def reach(model: Any) -> tuple[Reached, ...]:
 
 
 def untrained(model: nn.Module) -> tuple[str, ...]:
-    """Kinds of layers whose LoRA adapters a training left as they began, their second half zero:
-    the model reads such a layer's weight without calling the layer."""
-    halves: dict[str, bool] = {}
-    for path, parameter in model.named_parameters():
-        place, _, half = path.partition(".lora_B.")
-        if half:
-            kind = name_kind(place.removeprefix("base_model.model."), "weight")
-            halves[kind] = halves.get(kind, False) or bool(parameter.detach().any())
-    return tuple(kind for kind, moved in halves.items() if not moved)
+    """Kinds of layers whose adapters a training left as they began: the model reads such a layer's
+    weight without calling the layer.
+
+    Every adapter begins as one that does nothing, so some of its tensors begin as one number
+    throughout (zeros, ones); where a gradient came, none of them still is.
+    """
+    kinds: dict[str, bool] = {}
+    for path, layer in adapter_layers(model):
+        kind = name_kind(path.removeprefix("base_model.model."), "weight")
+        own = [p for part in added_parts(layer) for p in part.parameters()]
+        still = any(p.requires_grad and p.numel() > 1 and is_even(p.detach()) for p in own)
+        kinds[kind] = kinds.get(kind, False) or not still
+    return tuple(kind for kind, moved in kinds.items() if not moved)
+
+
+def is_even(values: torch.Tensor) -> bool:
+    """Whether a tensor is one number throughout."""
+    return bool((values == values.flatten()[0]).all())
 
 
 def list_matrices(model: Any) -> tuple[Reached, ...]:
@@ -43,8 +53,9 @@ def list_matrices(model: Any) -> tuple[Reached, ...]:
     ranks, kinds = adapted_ranks(model), dict[str, list[Any]]()
     head = model.get_output_embeddings()
     skipped = {id(module) for module in (head, getattr(head, "base_layer", None))}
+    skipped |= added_modules(model)
     for path, module in model.named_modules():
-        if id(module) in skipped or ".lora_" in path:
+        if id(module) in skipped:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in ranks or is_matrix(module, name, parameter):
@@ -52,7 +63,7 @@ def list_matrices(model: Any) -> tuple[Reached, ...]:
                 row[0] += count_weights(parameter)
                 if id(parameter) in ranks:
                     row[1] += count_weights(parameter)
-                    row[2] = max(row[2] or 0, ranks[id(parameter)])
+                    row[2] = max(row[2] or 0, ranks[id(parameter)] or 0) or None
     return tuple(
         Reached(layer=layer, params=params, adapted=adapted, rank=rank)
         for layer, (params, adapted, rank) in kinds.items()
@@ -68,14 +79,16 @@ def linear_names(model: Any) -> list[str]:
     ))  # fmt: skip
 
 
-def adapted_ranks(model: nn.Module) -> dict[int, int]:
-    """The parameters under an adapter, by id, and its rank there."""
-    found = {}
-    for module in model.modules():
-        layer: Any = module
-        if hasattr(layer, "lora_A") and getattr(layer, "r", None):
-            name = getattr(layer, "parameter_name", "weight")
-            found[id(getattr(layer.get_base_layer(), name))] = max(layer.r.values())
+def adapted_ranks(model: nn.Module) -> dict[int, int | None]:
+    """The parameters under an adapter, by id, and its rank there, if it has one."""
+    found: dict[int, int | None] = {}
+    for _, layer in adapter_layers(model):
+        if not any(True for part in added_parts(layer) for _ in part.parameters()):
+            continue
+        name, ranks = getattr(layer, "parameter_name", "weight"), getattr(layer, "r", None)
+        found[id(getattr(layer.get_base_layer(), name))] = (
+            max(ranks.values()) if isinstance(ranks, dict) and ranks else None
+        )
     return found
 
 

@@ -159,7 +159,9 @@ def measure_variants(
             under = model_row("4-bit base", four_bit, "nf4", limit)
             rows.append(under)
         adapters = adapter_rows(dynamic)
-        rows += [*adapters, model_row("merged model", merged, spec.dtype, limit)]
+        rows += adapters
+        if merged is not None:
+            rows.append(model_row("merged model", merged, spec.dtype, limit))
         ways += [adapter_way(adapter, under) for adapter in adapters]
         note = note_sum(spec, dynamic, under, adapters)
     found = {
@@ -182,11 +184,11 @@ def adapter_way(adapter: FootprintRow, base: FootprintRow) -> Kept:
 
 
 def note_sum(
-    spec: ServeSpec, dynamic: nn.Module, base: FootprintRow, adapters: list[FootprintRow]
+    spec: ServeSpec, dynamic: Any, base: FootprintRow, adapters: list[FootprintRow]
 ) -> str:
     """Adapters loaded together on one base beside the table's arithmetic."""
     one = next(row for row in adapters if row.dtype == spec.adapter_dtype)
-    count = spec.settings.adapters
+    count = len(dynamic.peft_config)
     return (
         f"{count} adapters loaded on one base take {tensor_bytes(dynamic):,} bytes; base and "
         f"{count} times one adapter are {base.memory_bytes + count * one.memory_bytes:,}"

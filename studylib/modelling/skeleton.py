@@ -10,6 +10,9 @@ Not covered: running the step (studylib.forecasting.trace).
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +133,36 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
         return attach(model, method)
 
 
+@contextmanager
+def fakes_dequantized() -> Iterator[None]:
+    """Let peft dequantize fake 4-bit weights (DoRA does), which it knows by their class alone."""
+    from bitsandbytes.functional import dequantize_4bit
+    from peft.utils import integrations
+
+    theirs = integrations.dequantize_module_weight
+
+    def read(module: Any) -> torch.Tensor:
+        state = getattr(module.weight, "quant_state", None)
+        return theirs(module) if state is None else dequantize_4bit(module.weight, state)
+
+    peft = [module for name, module in sys.modules.items() if name.startswith("peft.")]
+    users = [m for m in peft if vars(m).get(theirs.__name__) is theirs]
+    for module in users:
+        setattr(module, theirs.__name__, read)
+    try:
+        yield
+    finally:
+        for module in users:
+            setattr(module, theirs.__name__, theirs)
+
+
 def materialise_fakes(model: nn.Module) -> None:
     """Swap every meta parameter and buffer for a fake tensor on the CPU; call under FakeTensorMode.
 
     Module.to cannot do it: fake parameters must be set one by one. Tied ones stay tied.
     """
     made: dict[int, nn.Parameter] = {}
+    module: Any
     for module in model.modules():
         four_bit = type(module).__name__ == "Linear4bit"
         for name, parameter in module._parameters.items():
@@ -143,7 +170,7 @@ def materialise_fakes(model: nn.Module) -> None:
                 continue
             if id(parameter) not in made:
                 if four_bit and name == "weight":
-                    made[id(parameter)] = fake_4bit(module, parameter)
+                    made[id(parameter)] = fake_4bit(module, module.quant_state.shape)
                 else:
                     fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
                     made[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)

@@ -1,7 +1,8 @@
 """Make what is served: adapters with seeded weights on one base, and models merged from them.
 
-A trained adapter and a random one cost the same, so none is trained here; B is not zero, so that
-an adapter's answers differ from the base's and an equality between two ways means something.
+A trained adapter and a random one cost the same, so none is trained here; but none is left as it
+begins, which does nothing: its answers differ from the base's, and an equality between two ways
+means something.
 
 Merging an adapter of a 4-bit base goes by way of a plain model: its linear layers take the 4-bit
 base's dequantized weights, then the adapter is added. peft's merge on the 4-bit layers themselves
@@ -19,12 +20,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.modelling.added import added_parameters
 from studylib.modelling.four_bit import constants, keep_unpacked
 from studylib.modelling.merging import lay_over
-from studylib.modelling.methods import DTYPES, attach, lora_config
+from studylib.modelling.methods import DTYPES, adapter_config, attach
+from studylib.modelling.reach import is_even
 from studylib.schema.settings import MethodSettings
 
-B_STD = 0.02  # of the weights of B; a new adapter's are zero
+# Of what is added to a new adapter: to matrices, whose sums over a rank grow, and to vectors.
+MATRIX_STD, VECTOR_STD = 0.02, 0.5
 
 
 def share_weights(model: nn.Module) -> nn.Module:
@@ -49,20 +53,24 @@ def add_adapters(
     model: Any = attach(base, method, seed)
     for index, name in enumerate(names[1:], 1):
         torch.manual_seed(seed + index)
-        model.add_adapter(name, lora_config(method, base))
+        model.add_adapter(name, adapter_config(method, base))
     for index, name in enumerate(names):
         seed_adapter(model, name, seed + index, DTYPES[dtype])
     return ready(model, "default")
 
 
 def seed_adapter(model: nn.Module, name: str, seed: int, dtype: torch.dtype) -> None:
-    """Draw the B matrices of one adapter and cast the whole adapter to `dtype`."""
-    generator = torch.Generator().manual_seed(seed)
+    """Move what one adapter begins with as one number (LoRA's B, IA3's ones), and cast all of it to
+    `dtype`."""
+    generator, added = torch.Generator().manual_seed(seed), added_parameters(model)
     for path, parameter in model.named_parameters():
-        if f".{name}." in path:
-            if ".lora_B." in path:
-                drawn = torch.randn(parameter.shape, generator=generator) * B_STD
-                parameter.data = drawn.to(parameter.device, dtype)
+        if id(parameter) in added and name in path.split("."):
+            if is_even(parameter.detach()):
+                flat = parameter.numel() == max(parameter.shape, default=1)
+                std = VECTOR_STD if flat else MATRIX_STD
+                drawn = torch.randn(parameter.shape, generator=generator) * std
+                moved = parameter.detach().cpu() + drawn
+                parameter.data = moved.to(parameter.device, dtype)
             else:
                 parameter.data = parameter.data.to(dtype)
 

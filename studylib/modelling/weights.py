@@ -1,7 +1,8 @@
 """The weights of a run: as they come to be trained, as they are scored, as they are kept.
 
 Trained weights lie in the run's work folder (`trained`, with a marker written last), so that a
-process that goes on after a kill need not train again.
+process that goes on after a kill need not train again. At the run's end they move to where they
+stay (studylib.modelling.kept).
 
 Not covered: loading a checkpoint (studylib.modelling.models), what a method trains
 (studylib.modelling.methods).
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -20,16 +21,20 @@ from studylib.core.files import full_disk_said
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
+from studylib.schema.kept import Place
 from studylib.schema.records import write_atomically
 from studylib.schema.spec import RunSpec
 
-TRAINED, WHOLE = "trained", "whole"
+TRAINED, WHOLE, MOVED = "trained", "whole", "moved"
 
 
 def find_trained(work: Path) -> Path | None:
-    """Where the trained weights lie, whole, or None."""
-    folder = work / TRAINED
-    return folder if (folder / WHOLE).is_file() else None
+    """Where the trained weights lie, whole, or None: in the work folder, or already where they stay
+    if the run's end was broken off."""
+    if (work / TRAINED / WHOLE).is_file():
+        return work / TRAINED
+    places = [work.parent / name for name in get_args(Place) if (work / MOVED).is_file()]
+    return next((folder for folder in places if folder.is_dir()), None)
 
 
 def multiply_in(tf32: bool) -> None:

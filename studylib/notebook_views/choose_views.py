@@ -25,11 +25,10 @@ from studylib.advice.article_rule import compare_with_article, grid_cases, tabul
 from studylib.advice.rank_methods import Option, rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING
-from studylib.planning.case import CHANGE_WORDS, METHOD_LABELS, Case, Evidence, Span, parse_cards
+from studylib.planning.case import CHANGE_WORDS, Case, Evidence, Span, parse_cards
 from studylib.reporting.cells import GLUE, Table
 from studylib.reporting.notebook_text import dollar_signs
-from studylib.reporting.panels import COLOURS
-from studylib.schema.settings import METHODS
+from studylib.schema.methods import METHODS
 
 ANY = "any"
 LABEL_GAP = 0.07  # of the axes' height
@@ -174,7 +173,7 @@ def tabulate_evidence(evidence: Evidence) -> pd.DataFrame:
 
 
 def method_words(method: str) -> str:
-    return METHOD_LABELS.get(method) or METHODS[method].label
+    return METHODS[method].in_words
 
 
 def run_words(ids: Sequence[str]) -> str:
@@ -195,11 +194,11 @@ def plot_variants(case: Case, evidence: Evidence, most: int = 1000) -> Figure:
     for (model, method), options in lines.items():
         usd = [np.nan if o.usd_per_year is None else o.usd_per_year for o in options]
         own = model == case.model
-        colour = COLOURS[method] if own else "#6b6b6b"
+        colour = METHODS[method].colour if own else "#6b6b6b"
         style = "-" if all(o.fits for o in options) else "--"
         axes.plot(counts, usd, style, color=colour, linewidth=2 if own else 1.2)
         if np.isfinite(usd[-1]):
-            label = METHOD_LABELS[method] + ("" if own else f",\n{model.partition(':')[2]}")
+            label = METHODS[method].in_words + ("" if own else f",\n{model.partition(':')[2]}")
             ends[label] = (usd[-1], colour)
     axes.axvline(case.variants, color="#bbbbbb", linewidth=1)
     axes.set(xscale="log", xlabel="variants kept ready", ylabel="$ a year")
@@ -267,7 +266,7 @@ def caption_rule(grid: pd.DataFrame) -> str:
 def show_disagreement(grid: pd.DataFrame) -> pd.DataFrame:
     """By both choices, in words and whole dollars: cases, dollars and points between them."""
     table = tabulate_disagreement(grid)
-    words = {**METHOD_LABELS, "nothing fits": "nothing fits"}
+    words = {name: row.in_words for name, row in METHODS.items()} | {"nothing fits": "nothing fits"}
     shown = pd.DataFrame(
         {
             "the article says": table["article"].map(words),

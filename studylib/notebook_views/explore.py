@@ -20,9 +20,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
-from studylib.planning.case import METHOD_LABELS
 from studylib.planning.catalog import find_gpu
 from studylib.planning.plan import Plan, PlannedRun
+from studylib.schema.methods import METHODS
 
 # transformers 5 warns of names that it will change in 6; bitsandbytes of kernels for other CPUs.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -130,7 +130,7 @@ def describe_job(made: Forecast) -> str:
 
 
 def label_method(method: str) -> str:
-    return METHOD_LABELS.get(method, method)
+    return METHODS[method].in_words
 
 
 def tabulate_fits(

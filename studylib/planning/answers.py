@@ -7,14 +7,17 @@ Not covered: how an answer is measured (studylib.scoring.measures).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from studylib.core.errors import StudyError
+from studylib.inputs.examples import shorten
 from studylib.inputs.forms import Example, messages_of
 from studylib.inputs.parts import read_part
 from studylib.schema.settings import DataSettings
 
 MOST_LABELS = 1000
+MOST_NAMED = 3
 
 
 def answer_of(example: Example) -> str:
@@ -46,9 +49,33 @@ def read_labels(data: DataSettings) -> list[str]:
     return found
 
 
-def check_measures(measures: Sequence[str], data: DataSettings, track: str) -> None:
-    """Raise where the training part, which the others are like, has not what a measure needs."""
+def check_measures(measures: Sequence[str], data: DataSettings, track: str) -> list[str]:
+    """Raise where the training part, which the others are like, has not what a measure needs.
+
+    Returns what is to be said of the labels: how many there are, and which occur once, or in a held
+    out part alone.
+    """
     if set(measures) - {"loss"}:
         check_prompts(read_part(data, "train"), track)
-    if "labels" in measures:
-        read_labels(data)
+    return tell_labels(data) if "labels" in measures else []
+
+
+def tell_labels(data: DataSettings) -> list[str]:
+    labels = read_labels(data)
+    seen = Counter(answer_of(example) for example in read_part(data, "train"))
+    words = f"  {len(labels):,} labels"
+    once = [label for label in labels if seen[label] == 1]
+    if once:
+        words += f", {len(once):,} of which occur once in training ({name_some(once)})"
+    asked = Counter(answer_of(example) for example in read_part(data, "test"))
+    unknown = sorted(asked.keys() - seen.keys())
+    if unknown:
+        count = sum(asked[label] for label in unknown)
+        words += f"; {count:,} test examples have one that never occurs there, and count as wrong "
+        words += f"({name_some(unknown)})"
+    return [words]
+
+
+def name_some(labels: Sequence[str]) -> str:
+    shown = ", ".join(shorten(label) for label in labels[:MOST_NAMED])
+    return shown + (", …" if len(labels) > MOST_NAMED else "")

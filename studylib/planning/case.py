@@ -26,8 +26,6 @@ CHANGE_WORDS = {
     "knowledge": "new knowledge",
     "language": "a new language or new tokens",
 }
-METHODS = ("full", "lora", "qlora")
-METHOD_LABELS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 
 
 class Span(Frozen):

@@ -1,4 +1,4 @@
-"""What a card holds beside live tensors: the CUDA context and what the allocator keeps.
+"""What a card holds beside what PyTorch's allocator reserves: the context, and cuBLAS' workspaces.
 
 Not covered: other processes on the card, NCCL's buffers in runs of several cards.
 """
@@ -6,9 +6,7 @@ Not covered: other processes on the card, NCCL's buffers in runs of several card
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
-
-from pydantic import Field
+from collections.abc import Mapping, Sequence
 
 from studylib.planning.catalog import GIB
 from studylib.schema.settings import Frozen
@@ -20,40 +18,38 @@ class CudaTerms(Frozen):
     context_bytes: driver, kernels and libraries; 0.49 GiB in two public out-of-memory messages
     that state what is in use, allocated and reserved (TianheWu/CoSeR issue 10, A100;
     3DTopia/Phidias-Diffusion issue 8, RTX 4090).
-    workspace_bytes: cuBLAS (PyTorch's default on Hopper; 8 MiB on older cards).
-    unused_share: reserved but not allocated, as a share of what is allocated; 0.6 to 8 % in
-    public out-of-memory messages, mostly below 1.5 %.
     """
 
     context_bytes: int = int(0.49 * GIB)
-    workspace_bytes: int = 32 * 1024**2
-    unused_share: float = Field(default=0.015, ge=0)
     source: str = "public out-of-memory messages"
 
-    def unused_bytes(self, allocated_bytes: int) -> int:
-        return int(self.unused_share * allocated_bytes)
+
+NO_CUDA = CudaTerms(context_bytes=0, source="no CUDA card")
+LARGE_WORKSPACES = ("h100", "gh200", "h200", "b200")  # by the catalog's names
 
 
-NO_CUDA = CudaTerms(context_bytes=0, workspace_bytes=0, unused_share=0, source="no CUDA card")
+def workspace_bytes(gpu: str) -> int:
+    """What PyTorch lets cuBLAS have for each of its handles, of which every thread has one.
+
+    32 MiB on data-centre cards from Hopper on, 8 MiB and 128 KiB on others
+    (aten/src/ATen/cuda/CublasHandlePool.cpp, its defaults :4096:8 and :4096:2:16:8).
+    """
+    return 32 * 1024**2 if gpu.startswith(LARGE_WORKSPACES) else (2 * 4096 + 8 * 16) * 1024
 
 
 class Measured(Frozen):
-    """A device's peaks of one measured stage, in bytes."""
+    """A device's peaks of one measured training, in bytes."""
 
-    allocated_bytes: int
     reserved_bytes: int
     process_bytes: int
 
 
-def fit_cuda_terms(peaks: Iterable[Measured]) -> CudaTerms:
-    """Terms from measured stages, by medians; the defaults where nothing was measured."""
-    peaks = list(peaks)
-    if not peaks:
+def fit_cuda_terms(peaks: Mapping[str, Sequence[Measured]]) -> CudaTerms:
+    """Terms from measured trainings by card, by medians; the defaults where there are none."""
+    context = [p.process_bytes - p.reserved_bytes for found in peaks.values() for p in found]
+    if not context:
         return CudaTerms()
-    unused = [p.reserved_bytes / p.allocated_bytes - 1 for p in peaks]
-    context = [p.process_bytes - p.reserved_bytes for p in peaks]
     return CudaTerms(
         context_bytes=max(0, int(statistics.median(context))),
-        unused_share=max(0.0, statistics.median(unused)),
-        source=f"{len(peaks)} measured stages",
+        source=f"{len(context)} measured trainings on {', '.join(sorted(peaks))}",
     )

@@ -31,6 +31,8 @@ from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
 from studylib.planning.answers import check_measures
 from studylib.planning.stale import REMEDY, refuse_stale
+from studylib.schema.differences import find_changes
+from studylib.schema.kept import place_of, why_not
 from studylib.schema.pins import apply_pins, unpinned
 from studylib.schema.profile import (
     EvaluateSettings,
@@ -39,7 +41,7 @@ from studylib.schema.profile import (
     Profile,
     RunSpec,
 )
-from studylib.schema.records import RECORD, Record, find_changes, read_records
+from studylib.schema.records import RECORD, Record, read_records
 from studylib.schema.settings import DataSettings
 from studylib.schema.spec import Track
 
@@ -139,6 +141,26 @@ def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:
         )
 
 
+def tell_unkept(profile: Profile, results: Path) -> str | None:
+    """That finished runs kept less than is asked for now: they are not run again by themselves."""
+    records = {record.run_id: record for record in read_records(results / "runs")}
+    less = [
+        spec.run_id
+        for spec in profile.runs()
+        if spec.run_id in records
+        and records[spec.run_id].complete
+        and spec.method.kind.trains
+        and why_not(spec.keep, spec.model_ref, spec.method) is None
+        and not (results / "runs" / spec.run_id / place_of(spec.method)).is_dir()
+    ]
+    if not less:
+        return None
+    return (
+        f"{len(less)} finished runs have no weights that KEEP={profile.keep} asks for, {less[0]} "
+        "for one: move their folders away to run them again"
+    )
+
+
 def record_seconds(record: Record) -> float:
     blocks = (record.load, record.train, record.evaluate, record.serve)
     return sum(block.measure.wall_seconds for block in blocks if block is not None)
@@ -175,7 +197,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
             told |= dict.fromkeys(tell_parts(track.data))
         else:
             read_part(track.data, "train")
-        check_held_out(track)
+        told |= dict.fromkeys(check_held_out(track))
         for source in (track.evaluate.questions, track.evaluate.retention):
             if source is not None:
                 check_questions(source, track.evaluate.shots)
@@ -187,17 +209,19 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
     return list(told)
 
 
-def check_held_out(track: Track) -> None:
+def check_held_out(track: Track) -> list[str]:
     """Raise where a track's measures have no examples that they could be taken on: its test part,
-    that which chooses its rates, or the source that tells what is kept."""
+    that which chooses its rates, or the source that tells what is kept. Returns lines to be said.
+    """
     asked = track.evaluate
     if not asked.measures:
-        return
-    check_measures(asked.measures, track.data, track.name)
+        return []
+    told = check_measures(asked.measures, track.data, track.name)
     for part in HELD_OUT if track.tune is not None else HELD_OUT[:1]:
         read_part(track.data, part)
     if asked.retention_data is not None:
         read_part(DataSettings(source=asked.retention_data), "train")
+    return told
 
 
 def pin_sources(profile: Profile) -> Profile:

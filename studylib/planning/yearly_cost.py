@@ -16,6 +16,7 @@ from typing import Literal
 from studylib.planning.case import Case, Evidence, JobForecast, Quote, Sizes, Span
 from studylib.planning.catalog import find_gpu
 from studylib.planning.footprint import RESERVE_SHARE
+from studylib.schema.methods import WHOLE
 from studylib.schema.settings import Frozen
 
 Way = Literal["whole", "merged", "apart"]
@@ -85,7 +86,7 @@ def choose_serving_card(case: Case, evidence: Evidence) -> Quote | None:
     named = case.serving_gpu or case.gpu
     if named is not None:
         return quote_for(case, evidence, named)
-    sizes = evidence.sizes_of.get((case.model, "full"))
+    sizes = evidence.sizes_of.get((case.model, WHOLE))
     whole = sizes.whole_bytes if sizes else 0
     holding = [q for q in evidence.quotes if room_bytes(q.gpu) >= whole]
     if holding:

@@ -24,7 +24,6 @@ from studylib.reporting.cells import Table, interval_cell, record_link, trainabl
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
     INK,
-    MARKERS,
     colour,
     error_bar,
     house_style,
@@ -35,6 +34,7 @@ from studylib.reporting.panels import (
 )
 from studylib.reporting.study import Answers
 from studylib.reporting.summary import Comparison, Row, Summary, read_answers
+from studylib.schema.methods import METHODS, WHOLE
 
 MARGIN = 0.05  # of accuracy: a smaller gap to full is not called a limit
 CAPTION = ("Accuracy by number of new facts, and the facts known beyond guessing, 95 % intervals "
@@ -77,7 +77,8 @@ def falls_short(row: Row) -> bool:
 def tell_capacity(summary: Summary) -> str:
     """Where each method stops being enough, how far full came, and what higher ranks did."""
     curves = read_curves(summary)
-    parts = [tell_limits(summary), tell_full(curves.get("full", [])), tell_ranks(curves)]
+    full = curves.get(METHODS[WHOLE].label, [])
+    parts = [tell_limits(summary), tell_full(full), tell_ranks(curves)]
     return " ".join(part for part in parts if part)
 
 
@@ -130,7 +131,7 @@ def tell_caught_up(judged: dict[str, list[Point]]) -> str:
     if not back:
         return ""
     verb = "is" if len(back) == 1 else "are"
-    full = judged[back[0]][-1].comparison.row("full")
+    full = judged[back[0]][-1].comparison.row(WHOLE)
     known = f", where full itself is {percent(full.accuracy.value)} % right" if (
         full and full.accuracy) else ""  # fmt: skip
     return f"At {most:,} facts{known}, {join_words(back)} {verb} not behind by that rule."
@@ -276,7 +277,7 @@ def draw_capacity(summary: Summary) -> Figure | None:
                 below, above = ([bar[side] for bar in bars] for side in (0, 1))
                 panel.errorbar(
                     xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
-                    marker=MARKERS.get(method.name, "o"), markersize=5,
+                    marker=method.kind.marker, markersize=5,
                     linestyle="-" if method.kind.trains else "--",
                 )  # fmt: skip
                 labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read

@@ -17,6 +17,7 @@ from studylib.reporting.costs import dollars
 from studylib.reporting.method_notes import name_method
 from studylib.reporting.resources import Spread
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
 GLUE = "\u00a0"  # a space at which no line breaks
@@ -86,7 +87,7 @@ def difference_cell(comparison: Comparison, row: Row, key: str) -> str:
     estimate = getattr(row, key)
     if estimate is not None:
         return interval_cell(estimate)
-    reference = comparison.row("full" if key == "gap" else "base")
+    reference = comparison.row(WHOLE if key == "gap" else UNTRAINED)
     if row.accuracy and reference and "not a number" in reference.status:
         return NOT_KNOWN
     return absent(row)

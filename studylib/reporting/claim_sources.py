@@ -20,6 +20,7 @@ from studylib.planning.counts import checkpoint_bytes, count_adapter, count_para
 from studylib.reporting.cells import p_value
 from studylib.reporting.passes import Job, commit_words
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.methods import WHOLE
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -130,7 +131,7 @@ def measure_share_of_gain(comparison: Comparison, row: Row) -> Figure | None:
     The interval is the paired gap's, over full's gain taken as known: a gain that is clear of zero
     by far makes its own error small beside it.
     """
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     if row.gap is None or full is None or full.gain is None:
         return None
     gain = full.gain.value
@@ -146,7 +147,7 @@ def measure_share_of_gain(comparison: Comparison, row: Row) -> Figure | None:
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     if not row.above_chance and not (full and full.above_chance):
         return "neither accuracy can be told from chance"
     return None
@@ -209,7 +210,7 @@ def setting(row: LatencyRow) -> str:
 def measure_hot_swap(source: Part, record: ServeRecord) -> Figure | None:
     """Whether a switch gives the other adapter's answers, and sooner than loading the model."""
     swap = record.measures.swap
-    if swap is None:
+    if swap is None or not record.spec.method.kind.article:
         return None
     switch, load = swap.switch_seconds, swap.load_model_seconds
     label = record.spec.method.label

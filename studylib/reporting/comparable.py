@@ -4,7 +4,7 @@ The weights that a method is scored on must be the same over its seeds; methods 
 their nature. Runs on other data, questions, recipes, code or devices are not averaged away: they
 get tables of their own, and the report names each field that differs, with both values.
 
-Not covered: which fields those are (studylib.schema.records.SHARED_FIELDS).
+Not covered: which fields those are (studylib.schema.differences.SHARED_FIELDS).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studylib.reporting.study import PER_SEED_FIELDS
-from studylib.schema.records import SHARED_FIELDS, Record, find_mismatches
+from studylib.schema.differences import SHARED_FIELDS, find_mismatches
+from studylib.schema.records import Record
 
 SAME_FOR_ALL = tuple(field for field in SHARED_FIELDS if field not in PER_SEED_FIELDS)
 Values = dict[str, object]

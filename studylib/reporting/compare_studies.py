@@ -24,7 +24,8 @@ from studylib.core.errors import StudyError
 from studylib.core.metrics import METRICS
 from studylib.reporting.resources import MEMORY, Spread, spread_figures, spread_memory
 from studylib.reporting.study import Answers, Study, gather_answers, read_study
-from studylib.schema.records import Record, changed_fields
+from studylib.schema.differences import changed_fields
+from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.settings import Frozen
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from studylib.reporting.panels import MARKERS, colour, label_right, new_panels
+from studylib.reporting.panels import colour, label_right, new_panels
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.measures import MEASURES
 from studylib.schema.settings import LoraSettings, parse_method
@@ -76,7 +76,7 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
             )
             if not points:
                 continue
-            shade, marker = colour(method), MARKERS.get(method.name, "o")
+            shade, marker = colour(method), method.kind.marker
             panel.plot(*zip(*points, strict=True), color=shade, marker=marker, linewidth=1.2)
             best = sweep.best
             panel.plot(

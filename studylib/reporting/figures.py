@@ -24,9 +24,7 @@ from studylib.reporting.notes import count_of
 from studylib.reporting.panels import (
     BAND,
     CLAIM,
-    COLOURS,
     INK,
-    MARKERS,
     colour,
     error_bar,
     house_style,
@@ -38,6 +36,7 @@ from studylib.reporting.panels import (
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.serve_figures import draw_overhead
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
 
 
 def draw_all(summary: Summary) -> dict[str, Figure]:
@@ -124,7 +123,7 @@ def draw_pareto(
             (x, low, high), y = spot, row.accuracy
             panel.errorbar(
                 x, 100 * y.value, yerr=error_bar(y), xerr=[[x - low], [high - x]],
-                color=colour(row.method), marker=MARKERS.get(row.method.name, "o"), markersize=7,
+                color=colour(row.method), marker=row.method.kind.marker, markersize=7,
                 capsize=2, linewidth=1.2,
             )  # fmt: skip
             labels.append((x, 100 * y.value, row.method.label, colour(row.method)))
@@ -145,7 +144,7 @@ def placed(
 
 def draw_levels(panel: Axes, comparison: Comparison) -> None:
     """The untouched model and guessing, as lines: they cost no training."""
-    base = comparison.row("base")
+    base = comparison.row(UNTRAINED)
     chances = [row.chance.chance for row in comparison.rows if row.chance]
     level = 100 * base.accuracy.value if base and base.accuracy else None
     if chances:
@@ -153,7 +152,7 @@ def draw_levels(panel: Axes, comparison: Comparison) -> None:
         panel.axhline(guess, color=INK, linewidth=0.8, linestyle=":")
         note(panel, guess, "guessing", below=level is None or level >= guess)
     if level is not None:
-        panel.axhline(level, color=COLOURS["base"], linewidth=1, linestyle="--")
+        panel.axhline(level, color=METHODS[UNTRAINED].colour, linewidth=1, linestyle="--")
         note(panel, level, "base", below=bool(chances) and level < 100 * chances[0])
 
 
@@ -183,7 +182,7 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
             panel.barh(-i, width, left=-rule.high, height=0.72, color=CLAIM)
         panel.errorbar(
             100 * gap.value, -i, xerr=error_bar(gap), color=colour(row.method), capsize=3,
-            marker=MARKERS.get(row.method.name, "o"), markersize=7, linewidth=1.6,
+            marker=row.method.kind.marker, markersize=7, linewidth=1.6,
         )  # fmt: skip
         panel.annotate(
             f"{interval_cell(gap)} pp", (1.01, -i), xycoords=("axes fraction", "data"),
@@ -217,11 +216,11 @@ def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
             x, y = 100 * row.gain.value, 100 * row.forgetting.value
             panel.errorbar(
                 x, y, xerr=error_bar(row.gain), yerr=error_bar(row.forgetting), capsize=2,
-                color=colour(row.method), marker=MARKERS.get(row.method.name, "o"), markersize=7,
+                color=colour(row.method), marker=row.method.kind.marker, markersize=7,
                 linewidth=1.2,
             )  # fmt: skip
             labels.append((x, y, row.method.label, colour(row.method)))
-        panel.axhline(0, color=COLOURS["base"], linewidth=1, linestyle="--")
+        panel.axhline(0, color=METHODS[UNTRAINED].colour, linewidth=1, linestyle="--")
         note(panel, 0, "nothing forgotten", below=False, right=True)
         panel.margins(x=0.12, y=0.1)
         label_right(panel, labels)
@@ -237,7 +236,7 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
         return None
     comparison = shown[-1]
     rows = [row for row in comparison.rows if row.gap is not None]
-    gaps = {row.method.label: subject_gaps(row, comparison.row("full")) for row in rows}
+    gaps = {row.method.label: subject_gaps(row, comparison.row(WHOLE)) for row in rows}
     names = sorted(gaps[rows[0].method.label], key=lambda n: (gaps[rows[0].method.label][n], n))
     if len(names) < 2:
         return None
@@ -247,7 +246,7 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
         values = [100 * gaps[row.method.label][name] for name in names]
         panel.plot(
             values, range(len(names)), linestyle="", markersize=5.5, alpha=0.85,
-            marker=MARKERS.get(row.method.name, "o"), color=colour(row.method),
+            marker=row.method.kind.marker, color=colour(row.method),
         )  # fmt: skip
         panel.annotate(
             row.method.label, (values[-1], len(names) - 1), xytext=(0, 8 + 11 * i), ha="center",

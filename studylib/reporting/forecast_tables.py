@@ -15,12 +15,12 @@ from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
 from studylib.reporting.passes import Job
 from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
-from studylib.schema.profile import METHODS
+from studylib.schema.methods import ADAPTER, ARTICLE, METHODS, QUANTIZED, WHOLE
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 # Kinds of job in words: the mark of such a published case in its name, and whether a job is one.
 KINDS: dict[str, tuple[str, Callable[[JobForecast], bool]]] = {
-    "QLoRA": ("QLoRA", lambda job: job.method == "qlora"),
+    METHODS[QUANTIZED].label: (METHODS[QUANTIZED].label, lambda job: METHODS[job.method].quantized),
     "several cards": (" cards", lambda job: job.cards > 1),
 }
 
@@ -30,7 +30,7 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
     if book is None:
         return {}
     found: dict[str, list[Forecast]] = {}
-    for method in ("full", "lora", "qlora"):
+    for method in ARTICLE:
         plain = [job for job in book.jobs if job.method == method and job.plain]
         found[f"C2.{method}"] = [memory_forecast(book, job) for job in plain]
         if found[f"C2.{method}"]:
@@ -38,10 +38,10 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
             more = "; ".join(filter(None, (first.more, come_true(book, method))))
             found[f"C2.{method}"][0] = replace(first, more=more)
         found[f"C3.{method}"] = cost_forecasts(book, method)
-    found["C3.qlora-on-top"] = found["C3.qlora"]
-    card = next((a for a in book.cards if a.method == "qlora" and a.checkpointing), None)
+    found[f"C3.{QUANTIZED}-on-top"] = found[f"C3.{QUANTIZED}"]
+    card = next((a for a in book.cards if a.method == QUANTIZED and a.checkpointing), None)
     found["C7.fits-24gb"] = [
-        replace(f, more=describe_answer(card) if card else "") for f in found["C2.qlora"][:1]
+        replace(f, more=describe_answer(card) if card else "") for f in found[f"C2.{QUANTIZED}"][:1]
     ]
     return {key: value for key, value in found.items() if value}
 
@@ -200,7 +200,7 @@ def published_table(book: ForecastBook) -> Table:
 def brief(book: ForecastBook) -> str:
     """What the first screen says of the 13B model."""
     parts = []
-    for method in ("full", "lora", "qlora"):
+    for method in ARTICLE:
         sizes = sorted(j.total_bytes for j in book.jobs if j.method == method and j.plain)
         if sizes:
             ends = dict.fromkeys(plain_number(x / 1e9, 3) for x in (sizes[0], sizes[-1]))
@@ -220,8 +220,8 @@ def brief(book: ForecastBook) -> str:
 
 def spread_beats_methods(book: ForecastBook) -> bool:
     """Whether full fine-tuning's own settings are further apart than it is from LoRA."""
-    full = [j.total_bytes for j in book.jobs if j.method == "full"]
-    lora = [j.total_bytes for j in book.jobs if j.method == "lora"]
+    full = [j.total_bytes for j in book.jobs if j.method == WHOLE]
+    lora = [j.total_bytes for j in book.jobs if j.method == ADAPTER]
     return bool(full and lora) and max(full) / min(full) > min(full) / min(lora)
 
 

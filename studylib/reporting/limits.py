@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Summary
+from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.profile import ModelRef
 from studylib.schema.records import Record
 from studylib.schema.tuning import TuneRecord
@@ -88,8 +89,8 @@ def limit_broken(summaries: Studies) -> str:
         f"The log-likelihoods of {join_words([r.run_id for r in broken])} choose no answer (not "
         "finite, or all alike), so that there is no accuracy"
     )
-    without = [what for method, what in (("base", "gains over the base and what was kept"),
-                                         ("full", "gaps to full fine-tuning"))
+    without = [what for method, what in ((UNTRAINED, "gains over the base and what was kept"),
+                                         (WHOLE, "gaps to full fine-tuning"))
                if any(r.run.method.name == method for r in broken)]  # fmt: skip
     return text + (f", and {join_words(without)} are not known there." if without else ".")
 

@@ -17,6 +17,7 @@ from studylib.reporting.measured import HELD_OUT, RETENTION, Measured
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.measures import Measure
+from studylib.schema.methods import WHOLE
 
 DECIMALS = 3  # of nats and bits
 COUNTS = {
@@ -78,7 +79,7 @@ def difference_cells(found: Measured) -> tuple[str, str, str, str]:
     if not found.trains:
         return "reference", NOT_TRAINED, NOT_TRAINED, "—"
     gain = interval(found.measure, found.gain) if found.gain else MISSING
-    if found.method == "full" and found.gap is None:
+    if found.method == WHOLE and found.gap is None:
         return gain, "reference", "reference", "—"
     if found.gap is None:
         return gain, MISSING, MISSING, MISSING
@@ -164,7 +165,7 @@ def tell(comparison: Comparison, brief: bool = False) -> str:
     if not rows:
         return ""
     measure = rows[0].measure
-    full = next((found for found in rows if found.method == "full"), None)
+    full = next((found for found in rows if found.method == WHOLE), None)
     if full is None or full.gain is None:
         return ""
     unit = "%" if measure.is_share else measure.unit
@@ -210,7 +211,7 @@ def headline(comparison: Comparison) -> str:
     judged = [found for found in rows if found.gap is not None]
     if not judged:
         return ""
-    gain = next((found.gain for found in rows if found.method == "full"), None)
+    gain = next((found.gain for found in rows if found.method == WHOLE), None)
     if gain is not None and gain.low <= 0 <= gain.high:
         return "These runs cannot say which method learns more."
     kinds: dict[str, list[str]] = {}

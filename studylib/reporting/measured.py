@@ -17,6 +17,7 @@ from studylib.core.item_stats import Items
 from studylib.core.stats import Estimate
 from studylib.reporting.study import Study
 from studylib.schema.measures import MEASURES, Measure, MeasureFigure, figures_of
+from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
 HELD_OUT, RETENTION = "held_out", "retention"
@@ -130,8 +131,8 @@ def describe(
 ) -> Measured:
     """A method's figure with its differences to the first arms of full and of the base."""
     first = {other.method: found for other, found in reversed(others)}
-    full, base = first.get("full"), first.get("base")
-    gap = item_stats.compare(items, full) if arm.trains and arm.method != "full" and full else None
+    full, base = first.get(WHOLE), first.get(UNTRAINED)
+    gap = item_stats.compare(items, full) if arm.trains and arm.method != WHOLE and full else None
     gain = item_stats.compare(items, base) if arm.trains and base else None
     share = None
     if gap and full and base and (full.value - base.value) * measure.sign > 0:

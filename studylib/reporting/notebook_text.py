@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 DOLLAR = "<span>&#36;</span>"
-CODE_OR_DOLLAR = re.compile(r"`[^`]*`|\$")
+CODE_OR_DOLLAR = re.compile(r"(?<!\\)`[^`]*`|\\?\$")
 
 
 def dollar_signs(text: str) -> str:
@@ -17,4 +17,4 @@ def dollar_signs(text: str) -> str:
     JupyterLab looks for formulas before and after Markdown is rendered: an entity passes the
     first look, an element of its own the second.
     """
-    return CODE_OR_DOLLAR.sub(lambda found: DOLLAR if found[0] == "$" else found[0], text)
+    return CODE_OR_DOLLAR.sub(lambda found: found[0] if found[0][0] == "`" else DOLLAR, text)

@@ -30,7 +30,7 @@ PALETTE = {
     **{name: (shade, tint(shade, 0.35)) for name, shade in COLOURS.items()},
 }
 
-VARIABLE = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
+VARIABLE = {light: f"var(--{name})" for name, (light, _) in reversed(PALETTE.items())}
 LEFT_OUT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.S)
 ROOT = re.compile(r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
 ID = re.compile(r' id="([^"]+)"')

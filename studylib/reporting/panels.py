@@ -28,13 +28,10 @@ from matplotlib.figure import Figure
 
 from studylib.core.metrics import points
 from studylib.core.stats import Estimate
+from studylib.schema.methods import METHODS
 from studylib.schema.profile import MethodSettings
 
-COLOURS = {"base": "#5a5a5a", "full": "#0072b2", "lora": "#d55e00", "qlora": "#009e73",
-           "lora-embed": "#cc79a7"}  # fmt: skip
-
-
-MARKERS = {"base": "s", "full": "o", "lora": "^", "qlora": "D", "lora-embed": "v"}
+COLOURS = {name: row.colour for name, row in METHODS.items()}
 
 
 INK, FAINT, BAND, CLAIM = "#222222", "#d9d9d9", "#fdf0cf", "#f0b429"
@@ -109,7 +106,7 @@ def new_panels(
 
 
 def colour(method: MethodSettings) -> str:
-    return COLOURS.get(method.name, INK)
+    return method.kind.colour
 
 
 def tint(shade: str, share: float) -> str:

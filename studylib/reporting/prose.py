@@ -17,6 +17,7 @@ from studylib.reporting.cells import interval_cell, why_unasked
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import UNTRAINED, WHOLE
 
 
 def answer(summary: Summary) -> str:
@@ -37,7 +38,7 @@ def brief_track(summary: Summary, track: str) -> str:
     if comparison is None or not comparison.above_chance:
         return answer_track(summary, track)[0]
     where = "" if len(summary.tracks) == 1 else f"*Track {track}.* "
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     assert full is not None
     figures = [f"full {percent(full.accuracy.value)} % right"] if full.accuracy else []
     figures[0:1] = [f"{f} ({interval_cell(full.gain)} pp over the base)" if full.gain else f
@@ -54,7 +55,7 @@ def brief_track(summary: Summary, track: str) -> str:
 
 def brief_resources(comparison: Comparison) -> str:
     """Memory, time and disk of each adapter method beside full fine-tuning's, as ratios."""
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     kind = (comparison.memory_kind, "train")
     parts = []
     for row in comparison.rows if full else ():
@@ -76,14 +77,14 @@ def brief_resources(comparison: Comparison) -> str:
 def main_comparison(summary: Summary, track: str) -> Comparison | None:
     """The largest model of a track with a complete full fine-tuning run."""
     able = [c for c in summary.comparisons
-            if c.track == track and (row := c.row("full")) and row.complete]  # fmt: skip
+            if c.track == track and (row := c.row(WHOLE)) and row.complete]  # fmt: skip
     return able[-1] if able else None
 
 
 def answer_track(summary: Summary, track: str, named: bool = True) -> list[str]:
     """One or two paragraphs, without empty ones. named: the track is named where there are more."""
     comparisons = [c for c in summary.comparisons if c.track == track]
-    able = [c for c in comparisons if (row := c.row("full")) and row.complete]
+    able = [c for c in comparisons if (row := c.row(WHOLE)) and row.complete]
     where = f"*Track {track}.* " if named and len(summary.tracks) > 1 else ""
     if not able:
         return [f"{where}No full fine-tuning run is complete: there is nothing to compare with."]
@@ -153,7 +154,7 @@ def at_chance(comparison: Comparison) -> str:
         why = why_unasked(next(row for row in comparison.rows if row.complete))
         return f"accuracy: {why}. What each method takes is measured all the same."
     chance = next(row.chance.chance for row in scored if row.chance)
-    base = ", the untouched model's included" if comparison.row("base") else ""
+    base = ", the untouched model's included" if comparison.row(UNTRAINED) else ""
     items = max(row.accuracy.items for row in comparison.rows if row.accuracy)
     return (
         f"no accuracy is distinguishable from chance ({percent(chance)} % by guessing, "
@@ -163,7 +164,7 @@ def at_chance(comparison: Comparison) -> str:
 
 
 def learned(comparison: Comparison) -> str:
-    full, base = comparison.row("full"), comparison.row("base")
+    full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
     assert full is not None
     if full.gain is None or base is None or base.accuracy is None or full.accuracy is None:
         return ""
@@ -221,7 +222,7 @@ def other_sizes(comparisons: Sequence[Comparison]) -> str:
 
 def resources(comparison: Comparison) -> str:
     """What each adapter method took beside full fine-tuning, as ratios of medians."""
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     assert full is not None
     kind, parts = comparison.memory_kind, []
     for row in comparison.rows:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from studylib.core.errors import StudyError
 from studylib.reporting.made_from import REPORT, Files, hash_inputs, remember
 from studylib.schema.forecast_book import FORECASTS, read_book
-from studylib.schema.profile import RunSpec, read_profile
+from studylib.schema.profile import Profile, RunSpec, read_profile, shipped_profiles
 from studylib.schema.records import explain_write_error, write_atomically
 
 if TYPE_CHECKING:
@@ -41,8 +41,9 @@ class Sources:
     folders: the results folders that it tells of. beside: another one that is set beside the first.
     book: the file of forecasts. planned, failed: what the profile asks and what is known of
     failures, for the words not run and failed. shipped: the report is the repository's and not a
-    reader's. instead_of: results that were asked for and are not there; then the report is shown
-    and not written.
+    reader's. own: it is about the reader's own data, and is short; article: it judges the article's
+    claims as well. instead_of: results that were asked for and are not there; then the report is
+    shown and not written.
     """
 
     out: Path
@@ -52,6 +53,8 @@ class Sources:
     planned: tuple[RunSpec, ...] | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
     shipped: bool = False
+    own: bool = False
+    article: bool = False
     instead_of: Path | None = None
 
     @property
@@ -59,7 +62,8 @@ class Sources:
         """One hash of all of it."""
         folders = [*self.folders, *([self.beside] if self.beside else [])]
         book = read_book(self.book) if self.book else None
-        return hash_inputs(folders, self.planned, sorted(self.failed.items()), book and book.digest)
+        asked = (self.planned, sorted(self.failed.items()), self.own, self.article)
+        return hash_inputs(folders, *asked, book and book.digest)
 
 
 def find_sources(
@@ -92,8 +96,9 @@ def own_sources(
     then still lead to the records. planned: None takes the profile that lies beside the runs.
     """
     file = results / PROFILE_FILE
-    if planned is None and file.is_file():
-        planned = read_profile(str(file)).runs()
+    profile = read_profile(str(file)) if file.is_file() else None
+    if planned is None and profile is not None:
+        planned = profile.runs()
     return Sources(
         out=out or results,
         folders=(results,),
@@ -101,7 +106,19 @@ def own_sources(
         book=None if reference is None else reference.parent / FORECASTS,
         planned=None if planned is None else tuple(planned),
         failed=dict(failed or {}),
+        own=profile is not None and is_readers(profile),
+        article=profile is not None and profile.article,
     )
+
+
+def is_readers(profile: Profile) -> bool:
+    """Whether a study is about the reader's own data, by a profile that the project does not ship.
+
+    The almanac is the project's instrument, whoever asks about it.
+    """
+    shipped = set(shipped_profiles()) - {"custom"}
+    own_data = any(not track.data.source.startswith("almanac:") for track in profile.tracks)
+    return own_data and (profile.origin or profile.name) not in shipped
 
 
 def reference_sources(root: Path, instead_of: Path | None = None) -> Sources:
@@ -125,6 +142,7 @@ def compose_report(sources: Sources) -> Report:
     from studylib.reporting.claims import evaluate_claims
     from studylib.reporting.compose import compose
     from studylib.reporting.forecast_tables import forecast_claims
+    from studylib.reporting.own_study import compose_own, has_verdict
     from studylib.reporting.study import read_study
     from studylib.reporting.summary import summarise
 
@@ -137,6 +155,9 @@ def compose_report(sources: Sources) -> Report:
     (results,) = sources.folders
     link = "" if sources.out == results else relative(results, sources.out)
     own = summarise(read_study(results, link, sources.planned, sources.failed))
+    if sources.own and has_verdict(own):
+        claimed = evaluate_claims([own], forecast_claims(book)) if sources.article else []
+        return compose_own(own, claimed)
     other = None
     if sources.beside is not None:
         link = relative(sources.beside, sources.out)
@@ -189,6 +210,13 @@ def with_readme(sources: Sources, report: Report) -> Files:
         return dict(report.files)
     text = fill_findings(path.read_text(encoding="utf-8"), report.files[REPORT].decode())
     return report.files | {README: text.encode()}
+
+
+def opening_of(path: Path) -> str:
+    """The verdict in the first line of a report on a reader's own study; empty in any other's."""
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().strip()
+    return first.strip("*") if first.startswith("**") else ""
 
 
 def has_runs(folder: Path) -> bool:

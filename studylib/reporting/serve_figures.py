@@ -14,7 +14,6 @@ from studylib.planning.catalog import find_gpu, find_shape, load_prices, price_r
 from studylib.planning.footprint import monthly_usd, shape_ways
 from studylib.reporting.panels import (
     BAND,
-    COLOURS,
     INK,
     colour,
     house_style,
@@ -22,11 +21,12 @@ from studylib.reporting.panels import (
     new_panels,
 )
 from studylib.reporting.serve_tables import CARD, DTYPE, RANK, SHAPE, model_name, variant_name
+from studylib.schema.methods import ADAPTER, METHODS, QUANTIZED, UNTRAINED, WHOLE
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow
 
 CLAIMED = (5.0, 15.0)  # per cent: the article's dynamic adapter
-STYLES = {"dynamic": ("-", "o"), "merged": ("--", "s"), "again": (":", "x"), "full": ("-.", "D")}
+STYLES = {"dynamic": ("-", "o"), "merged": ("--", "s"), "again": (":", "x")}
 CAPTIONS = {
     "serve-overhead": "What each variant adds to the time between tokens, by batch size, 95 % "
     "intervals; the band is the article's claim for a dynamic adapter",
@@ -52,8 +52,8 @@ def draw_overhead(records: Sequence[ServeRecord]) -> Figure | None:
             batches = sorted({row.batch for _, (_, rows) in own for row in rows})
             for i, (label, (record, rows)) in enumerate(own):
                 again = rows[0].variant == "again"
-                shade = COLOURS["base"] if again else colour(record.spec.method)
-                style, marker = STYLES.get(rows[0].variant, ("-", "o"))
+                shade = METHODS[UNTRAINED].colour if again else colour(record.spec.method)
+                style, marker = STYLES.get(rows[0].variant, ("-.", "D"))
                 # side by side, so that no interval hides another
                 xs = [batches.index(row.batch) + 0.07 * (i - (len(own) - 1) / 2) for row in rows]
                 ratios = [row.between_tokens_ratio for row in rows]
@@ -98,7 +98,7 @@ def draw_monthly() -> Figure | None:
     if prices is None:
         return None
     counts = [n * 10**power for power in range(3) for n in (1, 2, 3, 5, 7)] + [1000]
-    shades = (COLOURS["full"], COLOURS["lora"], COLOURS["qlora"])
+    shades = [METHODS[name].colour for name in (WHOLE, ADAPTER, QUANTIZED)]
     with house_style():
         figure, (panel,) = new_panels(1)
         labels = []

@@ -25,6 +25,7 @@ from studylib.planning.footprint import (
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import milliseconds, overhead_text
 from studylib.reporting.notes import count_of, join_words
+from studylib.schema.methods import ADAPTER
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -43,7 +44,7 @@ def variant_name(record: ServeRecord, row: LatencyRow) -> str:
     decoding = "" if row.decoding == "eager" else f", {row.decoding} decoding"
     if row.variant == "again":
         return f"base against itself{decoding}"
-    if row.variant in ("base", "4-bit base", "full"):
+    if row.variant not in ("dynamic", "merged"):
         return f"{row.variant}{decoding}"
     return f"{record.spec.method.label} {row.variant}{decoding}"
 
@@ -152,7 +153,7 @@ def swap_table(records: Sequence[ServeRecord]) -> Table:
         unmerge, load = swap.unmerge_seconds, swap.load_model_seconds
         rows.append((
             model_name(record), record.spec.method.label, str(swap.adapters),
-            *(milliseconds(t.p50) for t in times),
+            *(MISSING if t is None else milliseconds(t.p50) for t in times),
             "not needed" if unmerge is None else milliseconds(unmerge.p50),
             MISSING if load is None else milliseconds(load.p50), proof,
         ))  # fmt: skip
@@ -198,7 +199,9 @@ def mixed_table(records: Sequence[ServeRecord]) -> Table:
     return Table(header, tuple(rows))
 
 
-def times_cell(ratio: PairedRatio) -> str:
+def times_cell(ratio: PairedRatio | None) -> str:
+    if ratio is None:
+        return MISSING
     value, low, high = (plain_number(x, 3) for x in (ratio.value, ratio.low, ratio.high))
     return f"{value} × [{low}, {high}]"
 
@@ -290,7 +293,7 @@ def brief(records: Sequence[ServeRecord]) -> str:
         for variant in ("dynamic", "merged"):
             rows = [r for r in record.measures.overheads(variant) if r.against == "base"]
             ratio = rows[0].between_tokens_ratio if rows else None
-            if ratio is not None and record.spec.method.name == "lora":
+            if ratio is not None and record.spec.method.name == ADAPTER:
                 parts.append(f"{record.spec.method.label} {variant} at {model_name(record)} "
                              f"{overhead_text(ratio)}")  # fmt: skip
     whole, *others = (row for row in count_footprint(find_shape(SHAPE), RANK, DTYPE))

@@ -64,6 +64,12 @@ class Study:
         return pd.read_parquet(self.folder / "runs" / record.run_id / "held_out.parquet",
                                columns=HELD_OUT_COLUMNS)  # fmt: skip
 
+    def answers(self, record: Record) -> pd.DataFrame | None:
+        """What a run answered to a few prompts (studylib.scoring.samples); None without."""
+        if "answers.parquet" not in record.files:
+            return None
+        return pd.read_parquet(self.folder / "runs" / record.run_id / "answers.parquet")
+
     def steps(self, record: Record) -> pd.DataFrame | None:
         """One row an update: step, loss, ...; None where nothing was trained."""
         if "steps.parquet" not in record.files:

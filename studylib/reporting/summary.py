@@ -22,7 +22,8 @@ from studylib.reporting.costs import Price, price_of
 from studylib.reporting.measured import Measured, measure_all
 from studylib.reporting.resources import Spread, spread_figures, spread_memory
 from studylib.reporting.study import Answers, Study, gather_answers
-from studylib.schema.profile import METHODS, MethodSettings, ModelRef, RunSpec
+from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
+from studylib.schema.profile import MethodSettings, ModelRef, RunSpec
 from studylib.schema.records import Record, Score
 from studylib.schema.tuning import TuneRecord
 
@@ -221,7 +222,7 @@ def build_rows(study: Study, records: Iterable[Record]) -> tuple[Row, ...]:
     weights = {m: scored_weights(groups[m]) for m in methods}
     answers = {(m, w): read_answers(study, groups[m], w) for m in methods for w in weights[m] if w}
     first = {m.name: answers.get((m, weights[m][0]), {}) for m in reversed(methods)}
-    base, full = (first.get(name, {}) for name in ("base", "full"))
+    base, full = (first.get(name, {}) for name in (UNTRAINED, WHOLE))
     total = untouched_params(record for m in methods for record in groups[m])
     rows = []
     for m in methods:
@@ -291,7 +292,7 @@ def with_answers(
         found["chance"] = stats.compare_to_chance(asked.correct, asked.clusters, chance)
         if not fixed:
             found["gain"] = difference(asked, base.get("questions"), reference_fixed=True)
-        if row.method.name != "full" and not fixed:
+        if row.method.name != WHOLE and not fixed:
             found["gap"] = difference(asked, full.get("questions"))
             found["mcnemar"] = paired_test(asked, full.get("questions"))
     if kept is not None:

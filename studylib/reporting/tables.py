@@ -33,6 +33,7 @@ from studylib.reporting.notes import judged_by_measure
 from studylib.reporting.resources import MEMORY, STAGES
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.measures import MEASURES
+from studylib.schema.methods import WHOLE
 from studylib.schema.profile import RunSpec
 from studylib.schema.tuning import TuneRecord
 
@@ -69,7 +70,7 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     if key == "accuracy":
         return accuracy_cell(row)
     if key == "gap":
-        if row.method.name == "full" or not trains:
+        if row.method.name == WHOLE or not trains:
             return "reference" if trains else NOT_TRAINED
         return difference_cell(comparison, row, key)
     if key == "forgetting":
@@ -312,7 +313,7 @@ def headline_or_time(comparison: Comparison, row: Row, key: str) -> str:
 
 def differing_fields(own: Row, other: Row) -> str:
     from studylib.reporting.study import PER_SEED_FIELDS
-    from studylib.schema.records import find_mismatches
+    from studylib.schema.differences import find_mismatches
 
     pair = (own.complete[0], other.complete[0])
     fields = [f for f in find_mismatches(pair) if f not in PER_SEED_FIELDS]

@@ -149,6 +149,7 @@ def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> Estimate:
     """
     from studylib.forecasting.prospects import estimate_study
     from studylib.planning.plan import plan_study
+    from studylib.planning.sweeps import sweeps_first
     from studylib.running.runner import serve_left
 
     waiting = set(serve_left(profile, home))
@@ -157,6 +158,7 @@ def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> Estimate:
         gpu.name,
         cards,
         [spec for spec in serve_specs(profile) if spec.serve_id in waiting] if waiting else [],
+        sweeps=sweeps_first(profile, home)[0],
     )
 
 

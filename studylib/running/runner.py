@@ -26,6 +26,7 @@ import yaml
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
+from studylib.forecasting.disk import refuse_full_disk
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
 from studylib.inputs.extras import refuse_without_card
@@ -97,6 +98,8 @@ def reproduce(
 
         check_models(profile)
     check_writable(results / "runs")
+    if executor is run_batch and not force:
+        refuse_full_disk([profile.run(run.run_id) for run in plan.left], results)
     for line in tell_extents([profile.run(run.run_id) for run in plan.left]):
         progress.say(f"  {line}")
     with lock_folder(results / ".study", "study"):

@@ -28,6 +28,8 @@ def parse_columns(text: str | None) -> dict[str, str]:
         part, equals, column = word.partition("=")
         if not equals or not column or part not in PARTS or part in found:
             raise ValueError(f"{word!r} is no part of columns: {EXAMPLE}")
+        if column in found.values():
+            raise ValueError(f"columns names {column!r} for two parts: {EXAMPLE}")
         found[part] = column
     if set(found) not in WHOLE:
         raise ValueError(f"columns names {', '.join(found) or 'nothing'}: {EXAMPLE}")

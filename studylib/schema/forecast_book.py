@@ -44,7 +44,7 @@ class JobForecast(Frozen):
     """
 
     words: str
-    method: Literal["full", "lora", "qlora"]
+    method: str
     article_bytes: int
     settings: dict[str, Any]
     cards: int
@@ -79,7 +79,7 @@ class CardAnswer(Frozen):
     least_bytes: the peak of the smallest job tried. limited_by_positions: memory would allow more.
     """
 
-    method: Literal["full", "lora", "qlora"]
+    method: str
     checkpointing: bool
     gpu: str
     usable_bytes: int

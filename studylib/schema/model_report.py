@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pydantic import Field, computed_field
 
+from studylib.schema.methods import ADAPTER, METHODS, QUANTIZED, WHOLE
 from studylib.schema.settings import Frozen
 
 # Column -> (its heading, what it says). In the order of the table.
@@ -84,9 +85,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     ),
 }
 NEEDED = {
-    "full": ("loads", "whole", "causal", "packing", "loss", "prefixes"),
-    "LoRA": ("lora_reach", "lora_merged"),
-    "QLoRA": ("four_bit", "four_bit_error", "qlora_gradient", "qlora_merged"),
+    METHODS[WHOLE].label: ("loads", "whole", "causal", "packing", "loss", "prefixes"),
+    METHODS[ADAPTER].label: ("lora_reach", "lora_merged"),
+    METHODS[QUANTIZED].label: ("four_bit", "four_bit_error", "qlora_gradient", "qlora_merged"),
 }
 
 
@@ -117,9 +118,9 @@ class ModelReport(Frozen):
     cells: dict[str, Cell]
 
     def reason(self, method: str) -> str | None:
-        """Why a method (full, LoRA, QLoRA) must not be used on this model; None if it may.
+        """Why a method of NEEDED must not be used on this model; None if it may.
 
-        LoRA needs what full fine-tuning needs, and QLoRA what LoRA needs.
+        An adapter needs what full fine-tuning needs, and on 4 bits what it needs on 16.
         """
         order = list(NEEDED)
         for needs in order[: order.index(method) + 1]:

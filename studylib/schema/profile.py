@@ -20,8 +20,11 @@ from pydantic import Field, ValidationError, model_validator
 from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
+from studylib.schema.kept import Keep
+from studylib.schema.layers import TRACK_DEFAULTS, check_tracks, choose_device, lay_over, merge
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
+    BASE,
     METHODS,
     DataSettings,
     EvaluateSettings,
@@ -32,12 +35,11 @@ from studylib.schema.settings import (
     MethodSettings,
     ModelRef,
     TrainSettings,
-    TunedRate,
-    TuneSettings,
     nearest,
     parse_method,
 )
 from studylib.schema.spec import RunSpec, Track, choose_learning_rate
+from studylib.schema.tune_settings import TunedRate, TuneSettings
 
 __all__ = [
     "METHODS",
@@ -68,6 +70,8 @@ class Profile(Frozen):
     """One study. `tracks` come fully spelled out: read_profile fills them from the defaults.
 
     origin: the profile that this one changes. tuned: "TRACK MODEL METHOD-rRANK" -> a sweep's rate.
+    article: whether the report of a reader's own study judges the article's claims as well.
+    keep: which trained weights stay in the runs' folders.
     """
 
     name: str
@@ -75,9 +79,11 @@ class Profile(Frozen):
     lora: LoraSettings = LoraSettings()
     hardware: Hardware = Hardware()
     serve: ServeSettings | None = None
+    keep: Keep = "adapters"
     tracks: tuple[Track, ...]
     origin: str | None = None
     tuned: dict[str, TunedRate] = Field(default_factory=dict)
+    article: bool = False
 
     @model_validator(mode="after")
     def consistent(self) -> Profile:
@@ -144,9 +150,8 @@ class Profile(Frozen):
         runs: list[RunSpec] = []
         for track in self.tracks:
             methods = [parse_method(m, self.lora) for m in track.methods]
-            base = MethodSettings(name="base")
             trained = [m for m in methods if m.kind.trains]
-            grid = [(m, base, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
+            grid = [(m, BASE, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
             grid += [
                 (m, method, s)
                 for s in track.all_seeds
@@ -171,6 +176,7 @@ class Profile(Frozen):
             train=track.train,
             evaluate=track.evaluate,
             hardware=self.hardware,
+            keep=self.keep,
         )
 
     def sweeps(self) -> list[tuple[RunSpec, tuple[float, ...]]]:
@@ -216,18 +222,6 @@ def check_cards(run: RunSpec) -> None:
         )
 
 
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mappings merged, everything else replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-TRACK_DEFAULTS = ("models", "methods", "seeds", "seeds_of", "data", "train", "evaluate", "tune")
-
-
 def is_file_name(name: str) -> bool:
     """Whether a profile is named by its file and not by a shipped profile's name."""
     return "/" in name or name.endswith((".yaml", ".yml"))
@@ -257,46 +251,28 @@ def read_profile(
         return build_profile(content, origin=str(path))
     content = lay_over(content, changes)
     unnamed = build_profile(content, origin=f"{path}, with the options given")
+    asked = without_report_keys(changes)
+    if not asked:
+        return unnamed
     words = [unnamed.name]
-    if "models" in changes:
+    if "models" in asked:
         words.append(ModelRef.parse(unnamed.tracks[0].models[0]).slug)
-    digest = hashlib.sha256(json.dumps(changes, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode())
     name = "-".join([*words, digest.hexdigest()[:6]])
     return unnamed.model_copy(update={"name": name, "origin": unnamed.name})
 
 
-def choose_device(content: dict[str, Any], on_card: bool) -> dict[str, Any]:
-    """A profile's mapping without its on_cpu, and each track's without its own: laid over the rest
-    for a machine without a card, else left out."""
-    content = dict(content)
-    tracks = [dict(track) for track in check_tracks(content.get("tracks") or [])]
-    shared, *own = (part.pop("on_cpu", {}) for part in (content, *tracks))
-    if not all(isinstance(changes, dict) for changes in (shared, *own)):
-        raise StudyError("on_cpu", RULES["dict_type"], "Write on_cpu: {train: {…}}.")
-    if not on_card:
-        content = merge(content, shared)
-        inherited = {key: shared[key] for key in TRACK_DEFAULTS if key in shared}
-        both = zip(tracks, own, strict=True)
-        tracks = [merge(merge(track, inherited), changes) for track, changes in both]
-    return content | ({"tracks": tracks} if tracks else {})
+REPORT_KEYS = ("article", "margin")
 
 
-def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` over the profile and over what its tracks state themselves."""
-    content = merge(content, changes)
-    if {"models", "seeds"} & changes.keys() and "seeds_of" not in changes:
-        for part in (content, *check_tracks(content.get("tracks") or [])):
-            part.pop("seeds_of", None)  # seeds that are asked for go to all models
-    if "tracks" not in changes and content.get("tracks"):
-        inherited = {key: changes[key] for key in TRACK_DEFAULTS if key in changes}
-        content["tracks"] = [merge(track, inherited) for track in check_tracks(content["tracks"])]
-    return content
-
-
-def check_tracks(tracks: Any) -> list[dict[str, Any]]:
-    if not isinstance(tracks, list) or not all(isinstance(track, dict) for track in tracks):
-        raise StudyError("tracks", "this is a list of mappings", "Write - name: … for each track.")
-    return tracks
+def without_report_keys(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes without what only a report reads: the same runs, whatever that is."""
+    kept = {key: value for key, value in changes.items() if key not in REPORT_KEYS}
+    if isinstance(asked := kept.get("evaluate"), dict):
+        kept["evaluate"] = {key: value for key, value in asked.items() if key not in REPORT_KEYS}
+        if not kept["evaluate"]:
+            del kept["evaluate"]
+    return kept
 
 
 def build_profile(content: dict[str, Any], origin: str) -> Profile:

@@ -1,15 +1,15 @@
-"""The record of a run: its schema, how it is written and read, and what it must share with others.
+"""The record of a run: its schema, and how it is written and read.
 
 record.json is written last and atomically, so its existence means that the run is complete.
 It is the only thing (with the per-item and per-step tables that it names) that a report reads.
 A digest inside it tells a record that was edited by hand from one that was measured.
 
-Not covered: how the figures are measured (meter, train, evaluate, serve).
+Not covered: how the figures are measured (meter, train, evaluate, serve), how records differ
+(studylib.schema.differences).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error, file_sha256, write_atomically
 from studylib.core.measure import StageMeasure
 from studylib.core.sealed import canonical, read_sealed, write_sealed
+from studylib.schema.kept import Kept
 from studylib.schema.measures import MeasureFigure
 from studylib.schema.profile import Frozen, RunSpec
 
@@ -37,8 +38,6 @@ __all__ = [
     "check_files",
     "explain_write_error",
     "file_sha256",
-    "find_changes",
-    "find_mismatches",
     "read_record",
     "read_records",
     "write_atomically",
@@ -212,7 +211,8 @@ class Environment(Frozen):
 
 
 class Record(Frozen):
-    """One run, whole. `fingerprint` is flat: group.field -> value."""
+    """One run, whole. `fingerprint` is flat: group.field -> value. kept: of its trained weights;
+    null for a run that trained nothing, or was made before weights were kept."""
 
     schema_version: int = SCHEMA_VERSION
     run_id: str
@@ -225,6 +225,7 @@ class Record(Frozen):
     train: TrainBlock | None = None
     evaluate: EvaluateBlock | None = None
     serve: ServeBlock | None = None
+    kept: Kept | None = None
     environment: Environment
     fingerprint: dict[str, Scalar]
     files: dict[str, str]
@@ -279,72 +280,3 @@ def read_records(runs: Path) -> list[Record]:
             "Restore them, or move their folders away and run again.",
         )
     return records
-
-
-# What rows of one comparison must share. A field that one of them lacks (the base has no
-# training) is not compared.
-SHARED_FIELDS = (
-    "data.sha256",
-    "data.template",
-    "data.tokens_seen",
-    "data.packing",
-    "evaluate.items_sha256",
-    "evaluate.prompt",
-    "evaluate.shots",
-    "evaluate.scoring",
-    "evaluate.precision",
-    "held_out.items_sha256",
-    "recipe.steps",
-    "recipe.batch_tokens",
-    "recipe.schedule",
-    "recipe.dtype",
-    "recipe.switches",
-    "model.sha256",
-    "code.sha256",
-    "device.name",
-)
-
-
-def find_mismatches(records: Iterable[Record]) -> dict[str, dict[str, list[str]]]:
-    """Fields that must be shared and are not: field -> value as text -> run ids."""
-    found: dict[str, dict[str, list[str]]] = {}
-    rows = list(records)
-    for field in SHARED_FIELDS:
-        values: dict[str, list[str]] = {}
-        for record in rows:
-            value = record.fingerprint.get(field)
-            if value is not None:
-                values.setdefault(str(value), []).append(record.run_id)
-        if len(values) > 1:
-            found[field] = values
-    return found
-
-
-def find_changes(planned: RunSpec, recorded: RunSpec) -> list[str]:
-    """What a record was made with that the plan asks differently, `field: recorded -> planned`."""
-    changes = changed_fields(planned, recorded)
-    return [f"{field}: {old} -> {new}" for field, (old, new) in changes.items()]
-
-
-def changed_fields(planned: RunSpec, recorded: RunSpec) -> dict[str, tuple[Any, Any]]:
-    """field -> (recorded, planned) where they differ.
-
-    How runs share the machine and where a learning rate was read does not make another run.
-    """
-    ignored = {"hardware", "learning_rate_source", "profile"}
-    old = flatten(recorded.model_dump(mode="json", exclude=ignored))
-    new = flatten(planned.model_dump(mode="json", exclude=ignored))
-    used = {"learning_rates", "checkpoint_every"}
-    keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
-    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -18,7 +18,7 @@ import numpy as np
 from studylib.core.errors import StudyError
 from studylib.schema.profile import Frozen, MethodSettings, ModelRef, Profile, parse_method
 from studylib.schema.serve_settings import Decoding, Dtype, ServeSettings
-from studylib.schema.settings import Hardware, nearest
+from studylib.schema.settings import BASE, Hardware, nearest
 
 CONTRAST = 3  # times a tolerance that two adapters' answers are apart, or equality proves nothing
 HOT_SWAP_RULE = (
@@ -53,21 +53,36 @@ class ServeSpec(Frozen):
     def adapter_dtype(self) -> Dtype:
         return self.settings.adapter_dtype or self.dtype
 
+    def describe(self) -> str:
+        """What is being asked, as Markdown."""
+        asked = self.settings
+        batches, prompts, decoding = (
+            ", ".join(map(str, values))
+            for values in (asked.batch_sizes, asked.prompt_tokens, asked.decoding)
+        )
+        lines = [
+            f"**{self.serve_id}** of profile {self.profile}, in {self.dtype}, by {self.engine}",
+            f"batches of {batches}, prompts of {prompts} tokens, {asked.new_tokens} new ones",
+            f"decoding: {decoding}",
+        ]
+        if self.method.kind.adapter:
+            lines.append(f"{asked.adapters} adapters at once")
+        return "  \n".join(lines)
+
 
 def serve_specs(
     profile: Profile, engine: Engine = "transformers", settings: ServeSettings | None = None
 ) -> list[ServeSpec]:
     """Every model of a profile with the base and each of its methods, each pair once.
 
-    Not among them: adapters with trained embeddings, of which peft cannot hold several on one base.
+    Not among them: methods whose row says that they are not served.
     """
     asked = settings or profile.serve or ServeSettings()
     found: dict[str, ServeSpec] = {}
     for track in profile.tracks:
         methods = [parse_method(name, profile.lora) for name in track.methods]
-        base = MethodSettings(name="base")
         for model in track.models:
-            for method in [base, *(m for m in methods if m.kind.trains and not m.kind.embeddings)]:
+            for method in [BASE, *(m for m in methods if m.kind.trains and m.kind.serve)]:
                 spec = ServeSpec(
                     profile=profile.name,
                     model=model,
@@ -205,7 +220,7 @@ class SwapMeasures(Frozen):
     adapters: int
     switch_seconds: Timings
     load_adapter_seconds: Timings
-    merge_seconds: Timings
+    merge_seconds: Timings | None
     unmerge_seconds: Timings | None
     merge_way: str
     load_model_seconds: Timings | None
@@ -239,7 +254,7 @@ class MixedRow(Frozen):
     new_tokens: int
     tokens_per_second: dict[str, float]
     ratio_to_one_adapter: PairedRatio
-    ratio_to_merged_in_turn: PairedRatio
+    ratio_to_merged_in_turn: PairedRatio | None
     ratio_to_swapped_in_turn: PairedRatio
     checks: tuple[Equality, ...]
 
@@ -247,6 +262,21 @@ class MixedRow(Frozen):
 class Skipped(Frozen):
     what: str
     reason: str
+
+
+def fitting_cases(
+    asked: ServeSettings, longest: int
+) -> tuple[list[tuple[int, int]], list[Skipped]]:
+    """(batch, prompt tokens) that fit into a model's positions, and the prompts that do not."""
+    cases, skipped = [], []
+    for tokens in asked.prompt_tokens:
+        if tokens + asked.new_tokens <= longest:
+            cases += [(batch, tokens) for batch in asked.batch_sizes]
+            continue
+        rule = f"it does not fit into the model's {longest} positions"
+        reason = f"with {asked.new_tokens} new ones {rule}"
+        skipped.append(Skipped(what=f"prompt of {tokens} tokens", reason=reason))
+    return cases, skipped
 
 
 class ServeMeasures(Frozen):

@@ -10,10 +10,12 @@ import difflib
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from studylib.core.errors import StudyError
 from studylib.schema.columns import parse_columns
+from studylib.schema.frozen import Frozen
+from studylib.schema.methods import METHODS, NAME, UNTRAINED, WHOLE, Method
 
 MODEL_KINDS = ("hub", "path", "gguf", "pypi", "shape", "ladder")
 MODEL_FORMS = (
@@ -23,40 +25,10 @@ PINNED_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*"
 MAX_RANK = 1024
 
 
-class Frozen(BaseModel):
-    """Immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Method(Frozen):
-    """One row of the table of methods: what is trained, and on what base."""
-
-    trains: bool = True
-    adapter: bool = False
-    quantized: bool = False
-    embeddings: bool = False
-    label: str
-    default_learning_rate: float
-
-
 class Settings(Frozen):
     """What a user writes: numbers are finite."""
 
     model_config = ConfigDict(allow_inf_nan=False)
-
-
-# The one place where methods differ. The learning rates are starting points for real models
-# (LoRA's best is about ten times full's: "LoRA Without Regret", 2025); studies tune their own.
-METHODS: dict[str, Method] = {
-    "base": Method(trains=False, label="base", default_learning_rate=0.0),
-    "full": Method(label="full", default_learning_rate=1e-5),
-    "lora": Method(adapter=True, label="LoRA", default_learning_rate=1e-4),
-    "qlora": Method(adapter=True, quantized=True, label="QLoRA", default_learning_rate=1e-4),
-    "lora-embed": Method(
-        adapter=True, embeddings=True, label="LoRA + embeddings", default_learning_rate=1e-4
-    ),
-}
 
 
 def nearest(word: str, known: list[str]) -> str:
@@ -131,15 +103,20 @@ class MethodSettings(Settings):
 
     @property
     def kind(self) -> Method:
+        if self.name not in METHODS:  # a record's, whose row is gone
+            raise StudyError(self.name, "this is not a method", nearest(self.name, list(METHODS)))
         return METHODS[self.name]
 
     @property
     def slug(self) -> str:
-        return f"{self.name}-r{self.rank}" if self.kind.adapter else self.name
+        return self.name if self.rank is None else f"{self.name}-r{self.rank}"
 
     @property
     def label(self) -> str:
-        return f"{self.kind.label} r={self.rank}" if self.kind.adapter else self.kind.label
+        return self.kind.label if self.rank is None else f"{self.kind.label} r={self.rank}"
+
+
+BASE, FULL = MethodSettings(name=UNTRAINED), MethodSettings(name=WHOLE)
 
 
 class LoraSettings(Settings):
@@ -154,18 +131,20 @@ class LoraSettings(Settings):
 
 def parse_method(text: str, lora: LoraSettings) -> MethodSettings:
     """`full`, `lora`, `qlora-r64` ... as settings, or one message that names what is known."""
-    match = re.fullmatch(r"([a-z]+(?:-[a-z]+)*?)(?:-r(\d+))?", text.strip().lower())
+    match = re.fullmatch(rf"({NAME})(?:-r(\d+))?", text.strip().lower())
     name = match.group(1) if match else text
     if not match or name not in METHODS:
         raise StudyError(text, "this is not a method", nearest(name, list(METHODS)))
-    if not METHODS[name].adapter:
-        if match.group(2):
-            raise StudyError(text, f"{name} has no adapter and so no rank", f"Write {name}.")
+    row = METHODS[name]
+    if match.group(2) and "rank" not in row.takes:
+        missing = "rank" if row.adapter else "adapter and so no rank"
+        raise StudyError(text, f"{name} has no {missing}", f"Write {name}.")
+    if not row.adapter:
         return MethodSettings(name=name)
-    numbers = lora.model_dump()
+    numbers = lora.model_dump(include={*row.takes, "adapter_dtype"})
     if match.group(2):
         numbers["rank"] = int(match.group(2))
-    if not 1 <= numbers["rank"] <= MAX_RANK:
+    if not 1 <= numbers.get("rank", 1) <= MAX_RANK:
         raise StudyError(
             text, f"a rank is 1 to {MAX_RANK}", f"Write {name}-r{lora.rank}, for example."
         )
@@ -229,7 +208,12 @@ class TrainSettings(Settings):
     tf32: bool = False
     checkpointing: bool = False
     checkpoint_every: int = Field(default=100, ge=1)
-    learning_rates: dict[str, float] = {}
+    learning_rates: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def pass_tokens(self) -> int:
+        """Positions of one forward and backward pass."""
+        return self.micro_batch * self.seq_len
 
     @field_validator("learning_rates")
     @classmethod
@@ -253,6 +237,9 @@ class EvaluateSettings(Settings):
     measures: on held-out examples of the track's own data (studylib.schema.measures); with them
     questions may be left out. held_out_limit: at most so many examples, chosen by their hash.
     retention_data: a source of examples whose loss before and after is forgetting.
+    margin: what an adapter may lose and still suffice: per cent of full fine-tuning's gain for a
+    loss, percentage points for a share of right answers. It is the report's alone.
+    samples: held-out prompts whose greedy answers a run keeps, to be read side by side.
     """
 
     questions: str | None = None
@@ -265,6 +252,8 @@ class EvaluateSettings(Settings):
     scoring: Literal["letters", "text"] = "letters"
     shots: int = Field(default=5, ge=0, le=25)
     limit: int | None = Field(default=None, ge=1)
+    margin: float = Field(default=2.0, gt=0, le=100)
+    samples: int = Field(default=0, ge=0, le=100)
 
     @model_validator(mode="after")
     def asks_something(self) -> EvaluateSettings:
@@ -276,53 +265,15 @@ class EvaluateSettings(Settings):
 
     def for_validation(self, limit: int | None = None) -> EvaluateSettings:
         """What chooses a learning rate: the first measure, else the questions, both of the
-        validation part. limit: questions of a subject, or held-out examples."""
+        validation part. limit: questions of a subject, no more than a run is asked, or held-out
+        examples."""
+        if limit is not None and self.limit is not None and not self.measures:
+            limit = min(limit, self.limit)
         change: dict[str, object] = {"part": "validation", "retention": None, "limit": limit}
         if self.measures:
             change |= {"questions": None, "retention_data": None, "measures": self.measures[:1]}
             change["held_out_limit"] = limit or self.held_out_limit
         return self.model_copy(update=change)
-
-
-class TuneSettings(Settings):
-    """The sweep that gives each method its learning rate: as many rates for each of them.
-
-    learning_rates: METHOD or METHOD-rRANK -> rates. seed: one that no run of the study uses.
-    limit: validation questions a subject.
-    """
-
-    learning_rates: dict[str, tuple[float, ...]]
-    seed: int = Field(default=1000, ge=0)
-    limit: int | None = Field(default=None, ge=1)
-
-    @field_validator("learning_rates")
-    @classmethod
-    def fair(cls, grids: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        sizes = {name: len(set(rates)) for name, rates in grids.items()}
-        if len(set(sizes.values())) != 1 or min(sizes.values()) < 3:
-            raise ValueError(f"every method gets as many different rates, 3 or more, not {sizes}")
-        for name, rates in grids.items():
-            if not all(0 < rate <= 1 for rate in rates):
-                raise ValueError(f"a learning rate of {name} is not in (0, 1]")
-        return grids
-
-    def grid(self, method: MethodSettings) -> tuple[float, ...]:
-        """The rates of a method, the most specific key first; StudyError if it has none."""
-        for key in (method.slug, method.name):
-            if key in self.learning_rates:
-                return self.learning_rates[key]
-        raise StudyError(
-            method.slug,
-            "tune.learning_rates has no grid for this method",
-            f"Add {method.slug}: to it, with as many rates as the others have.",
-        )
-
-
-class TunedRate(Settings):
-    """A rate that a sweep chose, and where that is written, in words."""
-
-    learning_rate: float = Field(gt=0)
-    source: str
 
 
 class Hardware(Settings):
@@ -338,7 +289,7 @@ class Hardware(Settings):
     runs_per_card: int = Field(default=1, ge=1, le=64)
     threads: int | None = Field(default=None, ge=1)
     gpus: int = Field(default=1, ge=0, le=64)
-    gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = {}
+    gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=dict)
     sharding: Literal["none", "fsdp", "zero3"] = "fsdp"
     usd_per_hour: float | None = Field(default=None, ge=0)
     usd_note: str = ""

@@ -9,7 +9,9 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from studylib.schema.kept import Keep
 from studylib.schema.settings import (
+    BASE,
     DataSettings,
     EvaluateSettings,
     Frozen,
@@ -17,9 +19,8 @@ from studylib.schema.settings import (
     MethodSettings,
     ModelRef,
     TrainSettings,
-    TunedRate,
-    TuneSettings,
 )
+from studylib.schema.tune_settings import TunedRate, TuneSettings
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy's generator takes
 
@@ -62,7 +63,10 @@ class Track(Frozen):
 
 
 class RunSpec(Frozen):
-    """One model, method, seed and learning rate on one track: what one notebook process does."""
+    """One model, method, seed and learning rate on one track: what one notebook process does.
+
+    keep: which trained weights stay; none in records from before there was a choice.
+    """
 
     profile: str
     track: str
@@ -75,6 +79,7 @@ class RunSpec(Frozen):
     train: TrainSettings
     evaluate: EvaluateSettings
     hardware: Hardware
+    keep: Keep = "none"
 
     @property
     def model_ref(self) -> ModelRef:
@@ -105,8 +110,7 @@ class RunSpec(Frozen):
     @property
     def base_run_id(self) -> str:
         """The untrained model's run on the same questions."""
-        base = MethodSettings(name="base")
-        return self.model_copy(update={"method": base, "seed": 0}).run_id
+        return self.model_copy(update={"method": BASE, "seed": 0}).run_id
 
 
 def choose_learning_rate(

@@ -19,15 +19,17 @@ from studylib.schema.measures import MEASURES
 from studylib.schema.pins import apply_pins, read_pins
 from studylib.schema.profile import Profile, read_profile
 from studylib.schema.records import SCHEMA_VERSION, Environment, Scalar
-from studylib.schema.settings import Frozen, TunedRate
+from studylib.schema.settings import Frozen
+from studylib.schema.tune_settings import TunedRate
 
 
 class TunePoint(Frozen):
     """One rate of a sweep, judged by right answers or by a measure on held-out examples.
 
     measure, value: the figure (studylib.schema.measures) and what it came to; questions are then
-    the examples. correct and value are None where the loss was not finite, or the trained model's
-    answers were not numbers: that rate is out.
+    the examples. correct and value are None where the loss was not finite, the trained model's
+    answers were not numbers, or its training was stopped early (stopped: when and why, in words):
+    that rate is out. halfway_loss: the mean of the second quarter of the steps.
     """
 
     learning_rate: float
@@ -37,6 +39,8 @@ class TunePoint(Frozen):
     value: float | None = None
     last_loss: float | None
     seconds: float
+    halfway_loss: float | None = None
+    stopped: str | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -57,7 +61,9 @@ class TunePoint(Frozen):
         """What the rate came to, for people: `61.2 %`, `1.234 nats/token`, or that it diverged."""
         if self.measure is not None and self.value is not None:
             return MEASURES[self.measure].text(self.value)
-        return "diverged" if self.accuracy is None else f"{self.accuracy:.1%}"
+        if self.accuracy is None:
+            return self.stopped or "diverged"
+        return f"{self.accuracy:.1%}"
 
 
 class TuneRecord(Frozen):

@@ -35,17 +35,22 @@ class Answer:
 
 
 def answer_all(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], stops: set[int], most: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    stops: set[int],
+    most: int,
+    seconds: float | None = None,
 ) -> list[Answer]:
     """The greedy answer to each prompt (token ids), at most `most` tokens long.
 
-    stops: tokens that end an answer.
+    stops: tokens that end an answer. seconds: after which a batch goes no further (None: never).
     """
     answers: list[Answer | None] = [None] * len(prompts)
     batches = list(cut_batches(model, [len(prompt) for prompt in prompts], most))
     with plain_greedy(model):
         for batch in tqdm(batches, desc="Answering", disable=not sys.stderr.isatty()):
-            rows = generate(model, [prompts[i] for i in batch], stops, most)
+            rows = generate(model, [prompts[i] for i in batch], stops, most, seconds)
             for i, ids in zip(batch, rows, strict=True):
                 end = next((k for k, token in enumerate(ids) if token in stops), None)
                 text = tokenizer.decode(
@@ -82,7 +87,11 @@ def token_budget(model: Any) -> int:
 
 
 def generate(
-    model: Any, prompts: Sequence[Sequence[int]], stops: set[int], most: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    stops: set[int],
+    most: int,
+    seconds: float | None = None,
 ) -> list[list[int]]:
     """New token ids of each prompt; filled up on the left, where the mask hides it."""
     device = model.get_input_embeddings().weight.device
@@ -97,6 +106,7 @@ def generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             max_new_tokens=most,
+            max_time=seconds,
             do_sample=False,
             num_beams=1,
             use_cache=True,

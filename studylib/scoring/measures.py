@@ -13,7 +13,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -102,9 +102,8 @@ class Asked:
         most = min(longest + MARGIN_TOKENS, MOST_NEW_TOKENS, self.lm.max_length // 2)
         prompts = [one.prompt_ids for one in self.prompted]
         room = self.lm.max_length - most
-        special = set(self.tokenizer.all_special_ids)
         ends = {i for one in self.prompted for i in one.answer_ids}
-        stops = (ends & special) | {self.tokenizer.eos_token_id}
+        stops = end_tokens(ends, self.tokenizer)
         found = answer_all(self.lm.model, self.tokenizer, [p[-room:] for p in prompts], stops, most)
         return found, {
             "max_new_tokens": most,
@@ -194,6 +193,11 @@ def split_last(tokens: Tokenised) -> tuple[list[int], list[int]]:
     """Tokens before the last answer, and that answer's with what ends its turn."""
     start, stop = learned_spans(tokens["labels"])[-1]
     return tokens["input_ids"][:start], tokens["input_ids"][start:stop]
+
+
+def end_tokens(answer: Iterable[int], tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: the end of the sequence, and what the template ends it by."""
+    return (set(answer) & set(tokenizer.all_special_ids)) | {tokenizer.eos_token_id}
 
 
 def with_answer(example: Example, answer: str) -> Example:

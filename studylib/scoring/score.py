@@ -14,15 +14,17 @@ from torch import nn
 from studylib.schema.spec import RunSpec
 from studylib.scoring.evaluate import Answers, NotANumber, build_lm, engine_of, evaluate_model
 from studylib.scoring.held_out import HeldOut, measure_held_out
+from studylib.scoring.samples import sample_answers
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model gave; None where it was not asked."""
+    """What a model gave; None where it was not asked. samples: its answers to a few prompts."""
 
     answers: Answers | None
     held_out: HeldOut | None
     engine: str
+    samples: pd.DataFrame | None = None
 
     def counts(self) -> dict[str, Any]:
         """What a record's evaluate block holds of it."""
@@ -38,6 +40,8 @@ class Scored:
             found["items.parquet"] = self.answers.items
         if self.held_out is not None:
             found["held_out.parquet"] = self.held_out.items
+        if self.samples is not None:
+            found["answers.parquet"] = self.samples
         return found
 
     def __add__(self, other: Scored) -> Scored:
@@ -47,7 +51,7 @@ class Scored:
             answers = answers + other.answers
         if held_out is not None and other.held_out is not None:
             held_out = held_out + other.held_out
-        return Scored(answers, held_out, self.engine)
+        return Scored(answers, held_out, self.engine, self.samples)
 
 
 def score_model(model: nn.Module, tokenizer: Any, spec: RunSpec, weights: str) -> Scored:
@@ -56,12 +60,14 @@ def score_model(model: nn.Module, tokenizer: Any, spec: RunSpec, weights: str) -
     Raises NotANumber where the model's answers mean nothing.
     """
     lm, asked = build_lm(model, tokenizer), spec.evaluate
-    answers = held_out = None
+    answers = held_out = samples = None
     if asked.questions or asked.retention:
         answers = evaluate_model(model, tokenizer, asked, weights, lm)
     try:
         if asked.measures:
             held_out = measure_held_out(lm, tokenizer, spec, weights)
+            if asked.samples:
+                samples = sample_answers(lm, tokenizer, spec, weights)
     except NotANumber as error:
         raise NotANumber(f"{weights}: {error}") from None
-    return Scored(answers, held_out, engine_of(lm))
+    return Scored(answers, held_out, engine_of(lm), samples)

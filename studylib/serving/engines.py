@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from studylib.core.errors import StudyError
+from studylib.schema.methods import METHODS_TABLE
 from studylib.schema.serve_settings import FEWEST_PAIRS
 from studylib.schema.serving import LatencyRow, ServeSpec, Skipped, summarise_seconds
 from studylib.serving.latency import make_prompt, paired_ratio, take_turns, undisturbed
@@ -45,8 +46,8 @@ def unfit_reason(spec: ServeSpec) -> str | None:
     """Why this method is not measured with vLLM, or None."""
     if spec.method.kind.quantized:
         return "adapters on a 4-bit base are not measured with vLLM: serve them merged"
-    if spec.method.kind.embeddings:
-        return "vLLM does not serve adapters with trained embeddings"
+    if spec.method.kind.adapter and "vllm" not in spec.method.kind.serve:
+        return f"vLLM does not serve {spec.method.kind.label} (its row in {METHODS_TABLE.name})"
     if spec.method.rank and spec.method.rank > RANKS[-1]:
         return f"vLLM serves ranks up to {RANKS[-1]}"
     return None

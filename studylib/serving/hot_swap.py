@@ -28,6 +28,7 @@ from studylib.modelling.four_bit import is_four_bit
 from studylib.modelling.variants import load_adapters, merge_adapter, ready
 from studylib.schema.serving import Equality, SwapMeasures, summarise_seconds
 from studylib.scoring.evaluate import NotANumber
+from studylib.serving.abilities import Attempt
 from studylib.serving.latency import undisturbed, wait_for
 
 # Largest difference of logits, in their standard deviations, that passes for equal. In bf16 the
@@ -37,6 +38,8 @@ TOLERANCES = {"fp32": 1e-4, "bf16": 0.5}
 REPEATS = 3
 IN_PLACE = "in place, by peft"
 IN_A_COPY = "into a copy with dequantized weights; the 4-bit base stays, so nothing is unmerged"
+
+NOT_AT_ALL = "not possible"
 
 Load = Callable[[], nn.Module]
 
@@ -96,11 +99,13 @@ def measure_swap(
     switches: int,
     load_plain: Load | None = None,
     from_disk: bool = True,
+    attempt: Attempt = lambda what, ability, work: work(),
 ) -> SwapMeasures:
     """All of it on models that `load` brings in; folders: the adapters on disk by name, 2 or more.
 
     load_plain: the same base in 16 or 32 bits, needed where `load` gives a 4-bit one. from_disk:
-    whether `load` reads files, so that its time means something.
+    whether `load` reads files, so that its time means something. attempt: gives None for what the
+    method cannot do.
     """
     load_seconds, fresh = answer_fresh(load, folders, ids)
     names = list(folders)
@@ -116,15 +121,16 @@ def measure_swap(
         checks.append(equality(f"swap to {name}, fresh load", answer(model, ids), reference, dtype))
     if is_four_bit(model):
         assert load_plain is not None
-        merging = merge_in_a_copy(load_plain(), model, folders, fresh, ids, dtype)
+        merge = partial(merge_in_a_copy, load_plain(), model, folders, fresh, ids, dtype)
     else:
-        merging = merge_in_place(model, fresh, ids, dtype)
-    merge_seconds, unmerge_seconds, way, merge_checks = merging
+        merge = partial(merge_in_place, model, fresh, ids, dtype)
+    merging: Merging | None = attempt("merge between requests", "merge", merge)
+    merge_seconds, unmerge_seconds, way, merge_checks = merging or ([], [], NOT_AT_ALL, [])
     return SwapMeasures(
         adapters=len(names),
         switch_seconds=summarise_seconds(switch_seconds),
         load_adapter_seconds=summarise_seconds(load_adapter_seconds),
-        merge_seconds=summarise_seconds(merge_seconds),
+        merge_seconds=summarise_seconds(merge_seconds) if merge_seconds else None,
         unmerge_seconds=summarise_seconds(unmerge_seconds) if unmerge_seconds else None,
         merge_way=way,
         load_model_seconds=summarise_seconds(load_seconds) if from_disk else None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import nn
 from studylib.modelling.variants import ready
 from studylib.schema.serve_settings import FEWEST_PAIRS
 from studylib.schema.serving import Equality, MixedRow
+from studylib.serving.abilities import NotPossible
 from studylib.serving.hot_swap import answer, equality
 from studylib.serving.latency import (
     Served,
@@ -43,7 +45,7 @@ def split_rows(prompt: torch.Tensor, rows: list[str]) -> Iterator[tuple[str, tor
 
 def measure_mixed(
     dynamic: Any,
-    merged: nn.Module,
+    merged: nn.Module | None,
     names: list[str],
     size: tuple[int, int],
     new_tokens: int,
@@ -51,32 +53,31 @@ def measure_mixed(
     budget_seconds: float,
     dtype: str,
 ) -> MixedRow:
-    """Whole replies in each way, paired with the mixed batch in turn. size: (rows, tokens)."""
+    """Whole replies in each way, paired with the mixed batch in turn. size: (rows, tokens).
+
+    merged: None leaves the merged models out. Raises NotPossible.
+    """
     batch, prompt_tokens = size
     prompt = make_prompt(dynamic.config.vocab_size, batch, prompt_tokens)
     rows = name_rows(names, batch)
+    refuse_unmixed(dynamic, prompt, rows)
     checks = check_rows(dynamic, prompt, rows, dtype)
     mixed = Served("mixed", dynamic, extra={"adapter_names": rows})
-    one, whole = Served("dynamic", dynamic), Served("merged", merged)
+    one = Served("dynamic", dynamic)
 
     def with_one() -> None:
         dynamic.set_adapter(names[0])
         decode(one, prompt, new_tokens)
-
-    def merged_in_turn() -> None:
-        for _, part in split_rows(prompt, rows):
-            decode(whole, part, new_tokens)
 
     def swapped_in_turn() -> None:
         for name, part in split_rows(prompt, rows):
             dynamic.set_adapter(name)
             decode(one, part, new_tokens)
 
-    ways = {
-        "one adapter": with_one,
-        "merged models in turn": merged_in_turn,
-        "switched in turn": swapped_in_turn,
-    }
+    ways = {"one adapter": with_one}
+    if merged is not None:
+        ways["merged models in turn"] = partial(decode_in_turn, merged, prompt, rows, new_tokens)
+    ways["switched in turn"] = swapped_in_turn
     ratios, speeds = {}, {}
     for way, other in ways.items():
         pair = time_ways(
@@ -94,10 +95,19 @@ def measure_mixed(
         new_tokens=new_tokens,
         tokens_per_second=speeds,
         ratio_to_one_adapter=ratios["one adapter"],
-        ratio_to_merged_in_turn=ratios["merged models in turn"],
+        ratio_to_merged_in_turn=ratios.get("merged models in turn"),
         ratio_to_swapped_in_turn=ratios["switched in turn"],
         checks=tuple(checks),
     )
+
+
+def refuse_unmixed(dynamic: Any, prompt: torch.Tensor, rows: list[str]) -> None:
+    """Raise NotPossible where peft gives every row the active adapter, whatever was asked: only
+    some of its methods look at the rows' names."""
+    ready(dynamic, rows[0])
+    mixed = answer(dynamic, prompt, adapter_names=rows)
+    if len(set(rows)) > 1 and torch.equal(mixed, answer(dynamic, prompt)):
+        raise NotPossible("peft gives all rows of a batch the same adapter")
 
 
 def check_rows(dynamic: Any, prompt: torch.Tensor, rows: list[str], dtype: str) -> list[Equality]:
@@ -111,6 +121,14 @@ def check_rows(dynamic: Any, prompt: torch.Tensor, rows: list[str], dtype: str) 
         what = f"rows of {name} in a mixed batch, {name} alone"
         checks.append(equality(what, mixed[own], alone[own], dtype))
     return checks
+
+
+def decode_in_turn(
+    merged: nn.Module, prompt: torch.Tensor, rows: list[str], new_tokens: int
+) -> None:
+    """Each adapter's rows by a merged model, one adapter after the other."""
+    for _, part in split_rows(prompt, rows):
+        decode(Served("merged", merged), part, new_tokens)
 
 
 def time_ways(

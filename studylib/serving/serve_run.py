@@ -1,7 +1,8 @@
 """One serving run: load, footprint, latency, mixed batches, hot-swap, then its record.
 
 A notebook calls it stage by stage. Running out of memory, and answers that are not numbers, are
-results: later stages are skipped and the record says so. A killed run, being short, starts again.
+results: later stages are skipped and the record says so. What a method cannot do is one too: that
+part alone is skipped. A killed run, being short, starts again.
 
 Not covered: which serving runs there are (studylib.schema.serving), starting them (cli_serve).
 """
@@ -38,6 +39,7 @@ from studylib.modelling.variants import (
     save_adapter,
     share_weights,
 )
+from studylib.schema.methods import Ability
 from studylib.schema.profile import MethodSettings, read_profile
 from studylib.schema.serve_records import SERVE_RECORD, ServeRecord, Status, write_serve_record
 from studylib.schema.serving import (
@@ -46,9 +48,12 @@ from studylib.schema.serving import (
     ServeSpec,
     Skipped,
     find_spec,
+    fitting_cases,
     summarise_seconds,
 )
+from studylib.schema.settings import BASE
 from studylib.scoring.evaluate import NotANumber
+from studylib.serving.abilities import NotPossible, attempt
 from studylib.serving.engines import (
     lora_requests,
     measure_vllm,
@@ -62,7 +67,6 @@ from studylib.serving.mixed_batch import measure_mixed
 from studylib.serving.pair_timings import TIMINGS
 from studylib.training.train import is_out_of_memory
 
-BASE = MethodSettings(name="base")
 PROBE = (2, 24)  # rows and tokens of the prompt on which answers are compared
 CPU_NOTE = (
     "4-bit layers on a CPU are dequantized at every pass: their time says nothing of a card's"
@@ -110,20 +114,7 @@ class ServeRun:
         return ServeMeasures(**self.found, skipped=tuple(self.skipped), notes=tuple(self.notes))
 
     def describe(self) -> str:
-        """What is being asked, as Markdown."""
-        spec, asked = self.spec, self.spec.settings
-        batches, prompts, decoding = (
-            ", ".join(map(str, values))
-            for values in (asked.batch_sizes, asked.prompt_tokens, asked.decoding)
-        )
-        lines = [
-            f"**{spec.serve_id}** of profile {spec.profile}, in {spec.dtype}, by {spec.engine}",
-            f"batches of {batches}, prompts of {prompts} tokens, {asked.new_tokens} new ones",
-            f"decoding: {decoding}",
-        ]
-        if spec.method.kind.adapter:
-            lines.append(f"{asked.adapters} adapters at once")
-        return "  \n".join(lines)
+        return self.spec.describe()
 
     def summary(self) -> str:
         """How the run ended and what it says of the claims, as Markdown."""
@@ -155,6 +146,14 @@ class ServeRun:
     def skip(self, what: str, reason: str) -> None:
         self.skipped.append(Skipped(what=what, reason=reason))
 
+    def attempt(self, what: str, ability: Ability, work: Callable[[], Any]) -> Any:
+        """What work gives; None where the method cannot do it, with the reason on record."""
+        try:
+            return attempt(self.spec.method.kind, ability, work)
+        except NotPossible as error:
+            self.skipped.append(Skipped(what=what, reason=f"not possible: {error}"))
+            return None
+
     def load(self) -> None:
         """The base, and the variants of the method on top of it."""
         self.stage("load", self._load)
@@ -168,7 +167,8 @@ class ServeRun:
         self.four_bit: Any = None
         self.dynamic: Any = None
         self.merged: Any = None
-        self.names = adapter_names(spec.settings.adapters)
+        several = "switch" in spec.method.kind.serve
+        self.names = adapter_names(spec.settings.adapters if several else 1)
         if not spec.method.kind.adapter:
             return
         if spec.method.kind.quantized:
@@ -184,7 +184,9 @@ class ServeRun:
         self.folders = {
             name: save_adapter(self.dynamic, name, self.work / "adapters") for name in self.names
         }
-        self.merged = merge_adapter(self.base, self.folders["default"], self.four_bit)
+        first = self.folders["default"]
+        merging = partial(merge_adapter, self.base, first, self.four_bit)
+        self.merged = self.attempt("merged model", "merge", merging)
 
     def _load_own(self, method: MethodSettings | None = None) -> nn.Module:
         """The base anew, as the run's own method has it: 4-bit for a quantized one."""
@@ -208,12 +210,15 @@ class ServeRun:
     def pairs(self, decoding: Any) -> list[tuple[Served, Served]]:
         """(base, variant): what each variant is compared with."""
         base = Served("base", self.base, decoding)
-        if self.dynamic is None or self.merged is None:
-            full = self.spec.method.kind.trains
-            other = plain_copy(self.base) if full else share_weights(self.base)
-            return [(base, Served("full" if full else "again", other, decoding))]
+        if self.dynamic is None:
+            trains = self.spec.method.kind.trains
+            other = plain_copy(self.base) if trains else share_weights(self.base)
+            name = self.spec.method.name if trains else "again"
+            return [(base, Served(name, other, decoding))]
         dynamic = Served("dynamic", self.dynamic, decoding)
-        pairs = [(base, dynamic), (base, Served("merged", self.merged, decoding))]
+        pairs = [(base, dynamic)]
+        if self.merged is not None:
+            pairs.append((base, Served("merged", self.merged, decoding)))
         if self.four_bit is not None:
             pairs.append((Served("4-bit base", self.four_bit, decoding), dynamic))
         return pairs
@@ -222,22 +227,10 @@ class ServeRun:
     def longest(self) -> int:
         return self.config.max_position_embeddings
 
-    def cases(self) -> list[tuple[int, int]]:
-        """(batch, prompt tokens) that fit into the model's positions; others are skipped."""
-        asked, cases = self.spec.settings, []
-        for prompt_tokens in asked.prompt_tokens:
-            if prompt_tokens + asked.new_tokens > self.longest:
-                self.skip(
-                    f"prompt of {prompt_tokens} tokens",
-                    f"with {asked.new_tokens} new ones it does not fit into the model's "
-                    f"{self.longest} positions",
-                )
-                continue
-            cases += [(batch, prompt_tokens) for batch in asked.batch_sizes]
-        return cases
-
     def _latency(self) -> None:
-        asked, cases = self.spec.settings, self.cases()
+        asked = self.spec.settings
+        cases, too_long = fitting_cases(asked, self.longest)
+        self.skipped += too_long
         rows: list[LatencyRow] = []
         for decoding in asked.decoding:
             pairs = self.pairs(decoding)
@@ -284,12 +277,13 @@ class ServeRun:
         if asked.mixed_prompt_tokens + asked.mixed_new_tokens > self.longest:
             self.skip("mixed batch", f"the model has {self.longest} positions")
             return
-        row = measure_mixed(
-            self.dynamic, self.merged, self.names,
+        mixing = partial(
+            measure_mixed, self.dynamic, self.merged, self.names,
             (asked.mixed_batch, asked.mixed_prompt_tokens), asked.mixed_new_tokens,
             asked.rounds, asked.budget_seconds / 4, self.spec.dtype,
         )  # fmt: skip
-        self.found["mixed"] = (row,)
+        row = self.attempt("mixed batch", "mix", mixing)
+        self.found["mixed"] = () if row is None else (row,)
 
     def swap(self) -> None:
         """Switch, load, merge and unmerge, with proof of the answers; the last stage."""
@@ -309,12 +303,13 @@ class ServeRun:
                 seconds = time_loads(self._load_own)
                 self.found["load_model_seconds"] = summarise_seconds(seconds)
             return
-        ids = make_prompt(vocabulary, *PROBE)
-        swap = measure_swap(
-            self._load_own, self.folders, ids, self.spec.dtype, self.spec.settings.switches,
-            plain, from_disk,
+        swapping = partial(
+            measure_swap, self._load_own, self.folders, make_prompt(vocabulary, *PROBE),
+            self.spec.dtype, self.spec.settings.switches, plain, from_disk, self.attempt,
         )  # fmt: skip
-        self.found |= {"swap": swap, "load_model_seconds": swap.load_model_seconds}
+        swap = self.attempt("swap", "switch", swapping)
+        if swap is not None:
+            self.found |= {"swap": swap, "load_model_seconds": swap.load_model_seconds}
 
     def finish(self) -> Path:
         """Write the memory samples, the timings and the record, and clear the working files."""
@@ -343,6 +338,7 @@ class ServeRun:
             "code.sha256": code_files.code_sha256(code_files.SERVING),
             "device.name": environment.device_name(),
             "model.name": self.spec.model,
+            "method.row": self.spec.method.kind.mark,
             "model.sha256": self.model_sha256,
             "serve.dtype": self.spec.dtype,
             "serve.engine": self.spec.engine,

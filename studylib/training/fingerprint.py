@@ -44,6 +44,7 @@ def fingerprint(run: Run) -> dict[str, Scalar]:
         "code.sha256": code_sha256(),
         "device.name": device_name(),
         "model.name": spec.model,
+        "method.row": spec.method.kind.mark,
         "model.sha256": run.load_block.model_sha256 if run.load_block else None,
         "evaluate.source": asked.questions,
         "evaluate.scoring": asked.scoring,

@@ -18,13 +18,12 @@ from studylib.modelling.merging import MergeFailed, compare_logits
 from studylib.modelling.methods import reach
 from studylib.modelling.models import Loaded, load_model, merge_into_bf16
 from studylib.schema.extent_words import WHOLE_SHARE, percent_below, spell_base
-from studylib.schema.profile import MethodSettings
+from studylib.schema.settings import BASE
 from studylib.schema.spec import RunSpec
 from studylib.scoring.evaluate import NotANumber
 from studylib.scoring.score import Scored, score_model
 from studylib.training.train import OUT_OF_MEMORY, is_out_of_memory
 
-BASE = MethodSettings(name="base")
 MERGED = "4-bit base and adapter merged into bf16"
 
 
@@ -62,7 +61,9 @@ def score_merged(
         plain = load_model(spec.model_ref, BASE, spec.train.dtype, spec.seed)
         merged = merge_into_bf16(plain.model, model, trained)
         difference = compare_logits(merged, model).largest
-        return score_model(merged, tokenizer, spec, MERGED), {"merge_difference": difference}
+        asked = spec.evaluate.model_copy(update={"samples": 0})  # shown of the run's own form
+        scored = spec.model_copy(update={"evaluate": asked})
+        return score_model(merged, tokenizer, scored, MERGED), {"merge_difference": difference}
     except (MergeFailed, NotANumber) as error:
         reason = str(error)
     except (*OUT_OF_MEMORY, RuntimeError) as error:

@@ -4,16 +4,14 @@ A stage that a killed process had finished is not done again. Running out of mem
 not finite and answers that are not numbers are results: later stages are skipped and the record
 says so. Any other error is a bug and leaves no record.
 
-Not covered: which runs there are and in what order (studylib.running.runner).
+Not covered: which runs there are and in what order (studylib.running.runner), which weights stay
+(studylib.modelling.kept).
 """
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +28,7 @@ from studylib.metering.environment import describe_environment, device_name, now
 from studylib.metering.meter import Meter
 from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
+from studylib.modelling.kept import clear_weights, leave_weights
 from studylib.modelling.methods import count_parameters
 from studylib.modelling.preflight import is_tight, refuse_outside
 from studylib.modelling.reach import untrained
@@ -63,6 +62,7 @@ from studylib.training.train import (
     summarise,
     train_model,
 )
+from studylib.training.watch import Watch
 
 
 def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
@@ -100,7 +100,7 @@ class Run:
         self.session = Session(self.work, self.meter)
         self.session.started_at = self.session.started_at or now()
         self.log = StepLog(self.session.steps, self.session.notes.get("memory", {}))
-        self._last_shown = 0.0
+        self.watch = Watch(folder, spec.train.steps, self.meter)
 
     @property
     def tokenizer(self) -> Any:
@@ -124,7 +124,7 @@ class Run:
     def load(self) -> None:
         """Bring in weights and data, and attach the method."""
         spec = self.spec
-        self.show("loading")
+        self.watch.show("loading")
         try:
             with self.meter.stage("load"):
                 self.loaded, self.model = bring_in(spec, self.trained_folder)
@@ -150,9 +150,7 @@ class Run:
             **describe_weights(spec, self.loaded, self.model),
         )
         if self.data is not None:
-            self.flops = count_token_flops(
-                self.model, self.data.lengths(), spec.train.checkpointing
-            )
+            self.flops = count_token_flops(self.model, self.data.lengths(), spec.train)
 
     @property
     def trained_folder(self) -> Path | None:
@@ -220,7 +218,7 @@ class Run:
         if self.session.number > 1:
             checkpoint = newest_checkpoint(self.work, len(self.log.rows))
             self.session.resumed_at_steps.append(checkpoint_step(checkpoint))
-        follow = (self.log, self.show_step, on_save)
+        follow = (self.log, self.watch.show_step, on_save)
         if self.spec.gpus > 1:
             found = try_model(self.spec, self.loaded)
             del self.model, self.loaded.model
@@ -235,7 +233,7 @@ class Run:
         """Ask the questions, those about what the base knew before, and take the measures."""
         if not self.ok:
             return
-        self.show("evaluating")
+        self.watch.show("evaluating")
         block: dict[str, Any] = {"scores": (), "reason": "not measured: random weights"}
         with self.meter.stage("evaluate"):
             if not self.loaded.random_weights:
@@ -271,10 +269,15 @@ class Run:
         self.serve_block = ServeBlock(measure=self.session.stages()["serve"], **footprint)
 
     def finish(self) -> Path:
-        """Write the tables and then the record, and clear the working files."""
-        self.show("writing")
+        """Write the tables, put weights where they stay, write the record, clear what is left."""
+        self.watch.show("writing")
         self.meter.__exit__(None, None, None)
         files = self._write_tables()
+        kept = None
+        if self.ok and self.spec.method.kind.trains:
+            kept = leave_weights(self.spec, self.loaded, self.trained_folder, self.folder)
+        else:
+            clear_weights(self.folder)
         record = Record(
             run_id=self.spec.run_id,
             status=self.status,  # type: ignore[arg-type]
@@ -284,6 +287,7 @@ class Run:
             train=self.train_block,
             evaluate=self.evaluate_block,
             serve=self.serve_block,
+            kept=kept,
             environment=describe_environment(
                 self.session.started_at or now(),
                 now(),
@@ -295,7 +299,7 @@ class Run:
         )
         path = write_record(self.folder, record)
         shutil.rmtree(self.work, ignore_errors=True)
-        (self.folder / "progress.json").unlink(missing_ok=True)
+        self.watch.end()
         return path
 
     def _write_tables(self) -> dict[str, str]:
@@ -310,31 +314,6 @@ class Run:
     def give_up(self, status: str, reason: str) -> None:
         self.status, self.reason = status, reason
         print(f"{status}: {reason}")
-
-    def show(self, doing: str, **figures: Any) -> None:
-        """Leave word for whoever watches (the runner's progress line); at most twice a second."""
-        instant = time.monotonic()
-        if figures and instant - self._last_shown < 0.5:
-            return
-        self._last_shown = instant
-        content = {"doing": doing, "pid": os.getpid(), **figures}
-        temporary = self.folder / ".progress.tmp"
-        temporary.write_text(json.dumps(content))
-        temporary.replace(self.folder / "progress.json")
-
-    def show_step(self, row: dict[str, Any]) -> None:
-        if time.monotonic() - self._last_shown < 0.5:
-            return
-        measure = self.meter.stages.get("train")
-        peak = measure and (measure.nvml_peak_bytes or measure.host_peak_bytes)
-        self.show(
-            "training",
-            step=row["step"],
-            steps=self.spec.train.steps,
-            loss=row["loss"],
-            tokens_per_second=row["tokens"] / row["step_seconds"],
-            peak_bytes=peak,
-        )
 
 
 def peak_flops(spec: RunSpec) -> float | None:

@@ -4,11 +4,17 @@ Every rate trains anew from the same weights, adapter and data order, through th
 training and evaluation. A rate whose loss is not finite, or whose trained model's answers are not
 numbers, stays in the curve without an accuracy.
 
+Where it is asked, a rate is stopped at half of its steps if it has learned less than half of what a
+lower rate had by then, on the same batches: it is unstable, and would only cost as much again.
+Lower rates are never stopped: a slow one may generalise better than a quick one that learns by
+heart.
+
 Not covered: which rates (the profile), choosing among them (studylib.schema.tuning).
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,12 +49,14 @@ def run_sweep(
     jobs: int = 1,
     on_point: Any = lambda rate: None,
     keep: Any = lambda record: None,
+    stop_early: bool = False,
 ) -> TuneRecord:
     """Train at each rate and ask the validation questions; returns the whole curve.
 
     extend: while the best rate lies at the grid's edge, add up to so many rates beyond it.
     earlier: a sweep of the same settings whose points are kept instead of made again.
     keep: given the sweep so far after each of its rates, so that one that is ended leaves them.
+    stop_early: rates that have clearly lost by half of their steps go no further.
     """
     if spec.gpus > 1:
         raise StudyError(
@@ -74,7 +82,10 @@ def run_sweep(
         nonlocal data
         on_point(rate)
         point, data, model_sha256 = try_rate(
-            spec.model_copy(update={"learning_rate": rate}), asked, data
+            spec.model_copy(update={"learning_rate": rate}),
+            asked,
+            data,
+            [point for point in points if point.learning_rate < rate] if stop_early else [],
         )
         points.append(point)
         marks.update({"data.sha256": data.sha256, "model.sha256": model_sha256})
@@ -95,31 +106,73 @@ def run_sweep(
 
 
 def try_rate(
-    spec: RunSpec, asked: EvaluateSettings, data: TrainingData | None
+    spec: RunSpec,
+    asked: EvaluateSettings,
+    data: TrainingData | None,
+    lower: Sequence[TunePoint] = (),
 ) -> tuple[TunePoint, TrainingData, str]:
-    """Train from the beginning at spec's rate and judge it; (point, examples, the model's hash)."""
+    """Train from the beginning at spec's rate and judge it; (point, examples, the model's hash).
+
+    lower: points of lower rates that this one is held to at half of its steps.
+    """
     allocator.release_leftovers()  # the model of the rate before, and its optimizer's states
     started = time.monotonic()
     loaded, model = bring_in(spec, None)
     data = data or prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     log = StepLog()
     judged: dict[str, Any] = {"correct": None, "questions": 0}
-    loss = None
+    loss = stopped = None
+
+    def look(row: dict[str, Any]) -> None:
+        if row["step"] == spec.train.steps // 2:
+            refuse_lost(log, lower)
+
     try:
         with tempfile.TemporaryDirectory() as folder:
-            train_model(model, data, spec, Path(folder), log, checkpoints=False)
+            train_model(model, data, spec, Path(folder), log, look, checkpoints=False)
         settle(spec, loaded.model, model)
         judged = judge(model, loaded.tokenizer, spec.model_copy(update={"evaluate": asked}))
         loss = summarise(log)["last_loss"]
     except (Diverged, NotANumber):
         pass
+    except Stopped as end:
+        stopped = str(end)
     point = TunePoint(
         learning_rate=spec.learning_rate,
         last_loss=loss,
         seconds=time.monotonic() - started,
+        halfway_loss=halfway_loss(log, spec.train.steps),
+        stopped=stopped,
         **judged,
     )
     return point, data, loaded.sha256
+
+
+class Stopped(Exception):
+    """A rate that has clearly lost; says when and to what."""
+
+
+def halfway_loss(log: StepLog, steps: int) -> float | None:
+    """Mean loss of the second quarter of the steps; None where they were not reached."""
+    losses = [row["loss"] for row in log.rows if steps // 4 < row["step"] <= steps // 2]
+    return statistics.fmean(losses) if losses and len(log.rows) >= steps // 2 else None
+
+
+def refuse_lost(log: StepLog, lower: Sequence[TunePoint]) -> None:
+    """Raise Stopped where a lower rate had learned more than twice as much on the same batches.
+
+    The first loss, before any update, is the same for all of them.
+    """
+    step, first = log.rows[-1]["step"], log.rows[0]["loss"]
+    own = halfway_loss(log, 2 * step)
+    for point in lower:
+        if own is None or point.halfway_loss is None or point.halfway_loss >= first:
+            continue
+        if first - own < (first - point.halfway_loss) / 2:
+            raise Stopped(
+                f"stopped at step {step}: its loss was {own:.3g}, that of "
+                f"{point.learning_rate:g} {point.halfway_loss:.3g}"
+            )
 
 
 def judge(model: Any, tokenizer: Any, spec: RunSpec) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""A few held-out prompts with the answers of the base and of every method side by side.
+
+The prompts are the same for all and were chosen before anything was answered
+(studylib.scoring.samples); of several seeds the first one's answers are shown.
+
+Not covered: whether an answer is right: that is measured on all held-out examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from studylib.reporting.cells import Table
+from studylib.reporting.literal import show_literally
+from studylib.reporting.notes import join_words
+from studylib.reporting.summary import Comparison
+
+MOST_PROMPT, MOST_ANSWER = 400, 300  # characters
+NOTHING, UNFINISHED = "(nothing)", " (cut off)"
+
+
+def section(comparisons: Sequence[Comparison]) -> list[str]:
+    """The part of a report, a table a model; a sentence where no run kept answers."""
+    shown = [(c, table) for c in comparisons if (table := answer_table(c)) is not None]
+    if not shown:
+        return ["## Held-out prompts", "", "No run kept answers: there is no held-out part, or no "
+                "prompt of it fits the model.", ""]  # fmt: skip
+    lines = ["## Held-out prompts, answered", "", reading(shown), ""]
+    for comparison, table in shown:
+        lines += [f"### {comparison.name}", ""] if len(shown) > 1 else []
+        lines += [table.markdown(), ""]
+    return lines
+
+
+def answer_table(comparison: Comparison) -> Table | None:
+    """A row a prompt: what is asked, the reference, and each method's answer."""
+    found = read_answers(comparison)
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    given = {label: frame.set_index("item") for label, frame in found.items()}
+    header = ("Prompt", "Reference", *found)
+    rows = []
+    for item, prompt, answer in first[["item", "prompt", "answer"]].itertuples(index=False):
+        cells = [answer_cell(frame, item) for frame in given.values()]
+        rows.append((show_literally(prompt, MOST_PROMPT, keep_end=True),
+                     show_literally(answer, MOST_ANSWER), *cells))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def read_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Method -> the answers of its first complete run that kept some, each prompt once."""
+    found = {}
+    for row in comparison.rows:
+        frames = (comparison.study.answers(record) for record in row.complete)
+        frame = next((f for f in frames if f is not None and len(f)), None)
+        if frame is not None:
+            found[row.method.label] = frame.drop_duplicates("item")
+    return found
+
+
+def answer_cell(frame: pd.DataFrame, item: str) -> str:
+    if item not in frame.index:
+        return "—"
+    said = frame.loc[item]
+    text = show_literally(str(said["given"]), MOST_ANSWER) or NOTHING
+    return text + ("" if said["finished"] else UNFINISHED)
+
+
+def reading(shown: Sequence[tuple[Comparison, Table]]) -> str:
+    count = max(len(table.rows) for _, table in shown)
+    words = f"{count} held-out examples, chosen by a hash of their text before any was answered, "
+    words += "and the likeliest answer token by token. ⏎ is an end of line."
+    several = dict.fromkeys(
+        row.method.label for c, _ in shown for row in c.rows if len(row.complete) > 1
+    )
+    if several:
+        words += f" Of {join_words([*several])} the first seed's answers are shown."
+    return words

@@ -1,0 +1,301 @@
+"""Does an adapter suffice for the reader's task? One sentence a method, with what decided it.
+
+A method suffices where the 95 % interval of what it loses against full fine-tuning lies within the
+margin that the reader allows (evaluate.margin): per cent of full's gain over the base for a loss,
+percentage points for a share of right answers. The first measure that was asked for judges;
+without measures, the questions do. Report, terminal and notebook show these sentences.
+
+Not covered: the rule (studylib.core.enough), tables (studylib.reporting.own_study).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from studylib.core import enough, item_stats
+from studylib.core.enough import Decision
+from studylib.core.metrics import percent
+from studylib.core.stats import Estimate
+from studylib.reporting import measure_tables
+from studylib.reporting.measured import HELD_OUT, Measured
+from studylib.reporting.notes import join_words
+from studylib.reporting.summary import Comparison, Row, Summary
+
+ENOUGH, NOT_ENOUGH, OPEN = "it suffices", "it does not suffice", "cannot say yet"
+ENDS = {"enough": ENOUGH, "not enough": NOT_ENOUGH, "open": OPEN}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One method's figure beside full fine-tuning's and the base's, as the rule takes it.
+
+    what: the figure's name in a sentence. ours, full, base: as they are shown, unit left out. kept:
+    of full's gain, 1 being all (a loss), or the difference to full (a share); None where full's
+    gain is not told from zero, or there is no full or no base. gain: full's over the base, more
+    being better; None where it is not known. noun, count: what was asked, how many of them.
+    """
+
+    label: str
+    what: str
+    unit: str
+    is_share: bool
+    ours: str
+    full: str | None
+    base: str | None
+    kept: Estimate | None
+    gain: Estimate | None
+    noun: str
+    count: int
+
+    @property
+    def learned(self) -> bool:
+        """Whether full fine-tuning gained something that shows."""
+        return self.gain is not None and self.gain.low > 0
+
+    @property
+    def lost(self) -> tuple[float, float, float]:
+        """What is lost against full fine-tuning, with its interval; below zero is more than it."""
+        assert self.kept is not None
+        whole = 0.0 if self.is_share else 1.0
+        return whole - self.kept.value, whole - self.kept.high, whole - self.kept.low
+
+    @property
+    def lost_unit(self) -> str:
+        return "points" if self.is_share else "%"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A method's answer on one model and track. decision: None where nothing could be judged."""
+
+    method: str
+    decision: Decision | None
+    sentence: str
+
+
+def tell_verdict(summary: Summary) -> str:
+    """The verdict in one line: what is not tuned, then a sentence for each method."""
+    words = [untuned(summary), *(verdict.sentence for verdict in verdicts(summary)), edges(summary)]
+    return " ".join(word for word in words if word)
+
+
+def verdicts(summary: Summary) -> list[Verdict]:
+    """A verdict for each adapter method of every model and track, in their order."""
+    found = []
+    several = len(summary.comparisons) > 1
+    for comparison in summary.comparisons:
+        where = f" (track {comparison.track}, {comparison.name})" if several else ""
+        margin = margin_of(comparison)
+        one = judge_all(comparison, margin)
+        opening = f"On your {'task' if comparison.measured else 'questions'}{where} "
+        found += [
+            Verdict(v.method, v.decision, (opening if number == 0 else "") + v.sentence)
+            for number, v in enumerate(one)
+        ]
+    return found
+
+
+def margin_of(comparison: Comparison) -> float:
+    """What an adapter may lose, in per cent: as the study is planned now, else as it was run."""
+    specs = [s for s in comparison.study.planned if s.track == comparison.track]
+    specs += [record.run for row in comparison.rows for record in row.records]
+    return specs[0].evaluate.margin
+
+
+def judge_all(comparison: Comparison, margin: float) -> list[Verdict]:
+    """The verdict on each trained method but full, or one sentence on why there is none."""
+    rows = [row for row in comparison.rows if row.method.kind.trains and row.method.name != "full"]
+    missing = dict.fromkeys(s.method.label for s in comparison.missing if s.method.kind.adapter)
+    missing = {label: None for label in missing if label not in {r.method.label for r in rows}}
+    if not rows and not missing:
+        return [Verdict("", None, "no method was run beside full fine-tuning: there is nothing to "
+                                  "choose between.")]  # fmt: skip
+    found = [judge_row(comparison, row, margin) for row in rows]
+    return [*found, *(Verdict(label, None, f"{label} was not run to its end.")
+                      for label in missing)]  # fmt: skip
+
+
+def judge_row(comparison: Comparison, row: Row, margin: float) -> Verdict:
+    label = row.method.label
+    if not row.complete:
+        return Verdict(label, None, f"{label} has no result ({row.status}).")
+    figures = read_figures(comparison, row)
+    if not figures:
+        why = next((r.evaluate.reason for r in row.complete if r.evaluate and r.evaluate.reason),
+                   "nothing was asked")  # fmt: skip
+        return Verdict(label, None, f"{label} cannot be judged ({why}).")
+    return judge(figures[0], margin, full_status(comparison))
+
+
+def judge(judged: Judged, margin: float, full_ended: str = "") -> Verdict:
+    """The sentence on one figure. full_ended: how full fine-tuning ended where it has no result."""
+    figures = figure_words(judged)
+    if judged.full is None:
+        why = full_ended or "it was not run"
+        text = (f"{judged.label} has nothing to be compared with: full fine-tuning has no result "
+                f"({why}); {figures}.")  # fmt: skip
+        return Verdict(judged.label, None, text)
+    decision = decide(judged, margin)
+    if decision is None:
+        text = f"{judged.label} cannot be judged: {no_gain(judged)} ({figures})."
+        return Verdict(judged.label, None, text)
+    allowed = f"{margin:g} {judged.lost_unit}"
+    return Verdict(judged.label, decision,
+                   f"{judged.label} {lost_words(judged)} ({figures}, {interval_words(judged)}): "
+                   f"{end_words(decision, judged, allowed)}.")  # fmt: skip
+
+
+def decide(judged: Judged, margin: float) -> Decision | None:
+    """Whether it keeps enough; None where full fine-tuning has no gain to be kept."""
+    if judged.kept is None or not judged.learned:
+        return None
+    return enough.decide(judged.kept, (0 if judged.is_share else 1) - margin / 100)
+
+
+def read_figures(comparison: Comparison, row: Row) -> list[Judged]:
+    """What a method came to by each measure on held-out examples, as they were asked, then on the
+    questions: the first of them gives the verdict."""
+    shown = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
+    ours = [f for f in shown if f.label == row.method.label and f.measure.key == f.measure.asked]
+    found = [read_measure(one, [f for f in shown if f.measure is one.measure]) for one in ours]
+    asked = read_accuracy(comparison, row)
+    return [*found, *([asked] if asked else [])]
+
+
+def read_measure(ours: Measured, others: list[Measured]) -> Judged:
+    """A method's figure on held-out examples. others: every method's of the same measure."""
+    measure = ours.measure
+    full = next((found for found in others if found.method == "full"), None)
+    base = next((found for found in others if found.method == "base"), None)
+
+    def show(found: Measured | None) -> str | None:
+        if found is None:
+            return None
+        return measure_tables.number(measure, found.estimate.value, signed=False)
+
+    gain = full.gain if full else None
+    kept = ours.gap if measure.is_share else ours.share
+    return Judged(ours.label, measure.label[0].lower() + measure.label[1:],
+                  "%" if measure.is_share else measure.unit, measure.is_share,
+                  show(ours) or "", show(full), show(base), kept,
+                  gain if gain is None or measure.sign > 0 else turned(gain),
+                  "held-out examples", ours.estimate.clusters)  # fmt: skip
+
+
+def read_accuracy(comparison: Comparison, row: Row) -> Judged | None:
+    """The same of right answers to questions."""
+    full, base = comparison.row("full"), comparison.row("base")
+    if row.accuracy is None:
+        return None
+    shown = [percent(r.accuracy.value) if r and r.accuracy else None for r in (row, full, base)]
+    return Judged(row.method.label, "right answers", "%", True, shown[0] or "", shown[1], shown[2],
+                  row.gap, full.gain if full else None, "questions",
+                  row.accuracy.items)  # fmt: skip
+
+
+def turned(estimate: Estimate) -> Estimate:
+    """The same with more being better."""
+    return replace(estimate, value=-estimate.value, low=-estimate.high, high=-estimate.low)
+
+
+def full_status(comparison: Comparison) -> str:
+    full = comparison.row("full")
+    return full.status if full else ""
+
+
+def figure_words(judged: Judged) -> str:
+    """`held-out loss 1.412 against 1.406 nats/token, base 2.003`"""
+    text = f"{judged.what} {judged.ours}"
+    text += f" against {judged.full}" if judged.full is not None else ""
+    text += f" {judged.unit}"
+    return text + (f", base {judged.base}" if judged.base is not None else "")
+
+
+def lost_words(judged: Judged) -> str:
+    lost, least = judged.lost[0], percent(abs(judged.lost[0]))
+    if judged.is_share:
+        if lost < 0:
+            return f"gains {least} points more than full fine-tuning"
+        return f"loses {least} points against full fine-tuning"
+    if lost < 0:
+        return f"gains {least} % more than full fine-tuning does"
+    return f"loses {least} % of full fine-tuning's gain"
+
+
+def interval_words(judged: Judged) -> str:
+    """What may be lost, on how much data, and the least that these data show."""
+    kept = judged.kept
+    assert kept is not None
+    low, high = (signed(end) for end in judged.lost[1:])
+    text = f"95 % interval of what is lost {low} to {high} {judged.lost_unit}"
+    text += f", {judged.count:,} {judged.noun}"
+    text += f" × {kept.seeds} seeds" if kept.seeds > 1 else ", one seed"
+    least = item_stats.detectable(kept)
+    if least is None:
+        return text
+    return f"{text}, a loss of {percent(least)} {judged.lost_unit} would have shown"
+
+
+def signed(share: float) -> str:
+    """A share in per cent with one decimal, a minus where it is below zero."""
+    text = f"{share * 100:.1f}"
+    return "0.0" if text == "-0.0" else text.replace("-", "−")
+
+
+def end_words(decision: Decision, judged: Judged, allowed: str) -> str:
+    kept = judged.kept
+    assert kept is not None
+    if decision.kind != "open":
+        also = "" if kept.seed_se is not None else ", for these runs of one seed alone"
+        return f"{ENDS[decision.kind]} within the {allowed} asked for{also}"
+    text = f"{OPEN} whether it suffices within the {allowed} asked for"
+    ways = []
+    if decision.times_items is not None:
+        more = rounded(judged.count * (decision.times_items - 1))
+        ways.append(f"{more} more {judged.noun}")
+    if decision.more_seeds is not None:
+        ways.append(f"{decision.more_seeds} more seed{'s' if decision.more_seeds > 1 else ''}")
+    if ways:
+        return f"{text}: about {' or '.join(ways)} would, if the loss stays what it is"
+    if kept.seed_se:
+        return f"{text}: it takes both more {judged.noun} and more seeds"
+    return f"{text}: what was found lies at that margin itself"
+
+
+def rounded(count: float) -> str:
+    """At least one, to two significant figures, upward."""
+    count = max(1, math.ceil(count))
+    size = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // size) * size:,}"
+
+
+def no_gain(judged: Judged) -> str:
+    if judged.base is None:
+        return "the untrained model has no result"
+    if judged.gain is not None and judged.gain.high < 0:
+        return "full fine-tuning made it worse, so that there is no gain to lose"
+    return "full fine-tuning itself gained nothing that shows"
+
+
+def untuned(summary: Summary) -> str:
+    """That learning rates are not tuned, where they are the methods' defaults."""
+    records = (record for record in summary.study.records if record.run.method.kind.trains)
+    plain = {r.run.method.label: None for r in records if "not tuned" in r.run.learning_rate_source}
+    if not plain:
+        return ""
+    return (f"Learning rates are not tuned ({join_words([*plain])} ran at their defaults): a "
+            "method may look worse for its rate alone.")  # fmt: skip
+
+
+def edges(summary: Summary) -> str:
+    """That a rate in use is its sweep's lowest or highest."""
+    names = dict.fromkeys(
+        record.run.method.label
+        for record in summary.study.records
+        if "at the grid's edge" in record.run.learning_rate_source
+    )
+    if not names:
+        return ""
+    return (f"The best learning rate of {join_words([*names])} was the lowest or highest tried: a "
+            "better one may lie beyond (SET=tune.extend=2 tries it).")  # fmt: skip

@@ -1,0 +1,199 @@
+"""A method is a row: three that the code has never heard of go all the way, by rows alone.
+
+DoRA, VeRA and IA3 are added to a copy of the table. They differ from what ships: DoRA multiplies
+matrices once a pass, VeRA shares matrices that are no parameters, IA3 has no rank and only scales.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import yaml
+
+from studylib.core.errors import StudyError
+from studylib.forecasting.forecast import forecast
+from studylib.forecasting.job_forecast import Machine, job_settings
+from studylib.reporting.report import compose_report, own_sources
+from studylib.schema.methods import METHODS, METHODS_TABLE, read_methods
+from studylib.schema.profile import read_profile
+from studylib.schema.records import read_record
+from studylib.schema.serve_records import read_serve_record
+from studylib.schema.serving import ServeSettings, find_spec
+from studylib.serving.serve_run import ServeRun
+from studylib.training.run import Run
+
+ROWS = """
+dora:
+  label: DoRA
+  colour: "#e69f00"
+  marker: p
+  default_learning_rate: 5.0e-3
+  peft: {peft_type: LORA, r: $rank, lora_alpha: $alpha, target_modules: $targets, use_dora: true}
+vera:
+  label: VeRA
+  colour: "#56b4e9"
+  marker: P
+  default_learning_rate: 1.0e-2
+  peft: {peft_type: VERA, r: $rank, vera_dropout: $dropout, target_modules: $targets}
+ia3:
+  label: IA3
+  colour: "#f0e442"
+  marker: h
+  default_learning_rate: 1.0e-2
+  peft: {peft_type: IA3}
+"""
+SLUGS = {"dora": "dora-r16", "vera": "vera-r16", "ia3": "ia3"}
+FAST = ServeSettings(
+    batch_sizes=(1,), prompt_tokens=(8,), new_tokens=2, rounds=3, budget_seconds=0.01,
+    adapters=2, switches=4, mixed_batch=2, mixed_prompt_tokens=8, mixed_new_tokens=2,
+)  # fmt: skip
+HERE = Machine(gpu=None, cards=0, memory_bytes=10**10)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(tmp_path_factory):
+    """The test's own copy of the table, with three more rows."""
+    path = tmp_path_factory.mktemp("table") / METHODS_TABLE.name
+    path.write_text(METHODS_TABLE.read_text(encoding="utf-8") + ROWS, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, row in read_methods(path).items():
+            patch.setitem(METHODS, name, row)
+        yield
+
+
+@pytest.fixture(scope="module")
+def profile(table):
+    return read_profile("smoke", {"methods": ["full", *SLUGS], "train": {"steps": 4}})
+
+
+@pytest.fixture(scope="module")
+def study(profile, tmp_path_factory):
+    """(folder of the study, method -> record, method -> losses of the process that was killed):
+    each adapter's first process got to the last step, its second went on after step 2."""
+    folder = tmp_path_factory.mktemp("results") / profile.name
+    found, unbroken = {}, {}
+    for spec in profile.runs():
+        place = folder / "runs" / spec.run_id
+        if spec.method.kind.adapter:
+            first = Run(spec, place)
+            first.load()
+            first.show_step = lambda row: kill(row["step"])
+            with pytest.raises(Killed):
+                first.train()
+            unbroken[spec.method.name] = [row["loss"] for row in first.log.rows]
+            first._lock.close()
+        run = Run(spec, place)
+        for stage in (run.load, run.train, run.evaluate, run.serve):
+            stage()
+        found[spec.method.name] = read_record(run.finish())
+    return folder, found, unbroken
+
+
+def kill(step):
+    if step == 4:
+        raise Killed
+
+
+@pytest.mark.parametrize("method", SLUGS)
+def test_added_methods_train_resume_and_are_scored(study, method):
+    record = study[1][method]
+    assert record.status == "complete"
+    assert record.train.resumed_at_steps == (2,) and record.train.steps == 4
+    resumed = pd.read_parquet(study[0] / "runs" / record.run_id / "steps.parquet")["loss"]
+    assert list(resumed) == study[2][method], "it goes on as if it had not been killed"
+    assert record.train.untrained_adapters == ()
+    assert [score.task for score in record.evaluate.scores] == ["questions", "retention"]
+    assert record.load.reached and record.load.total_params > record.load.trainable_params > 0
+    assert method in record.fingerprint["method.row"].lower()
+
+
+def test_sizes_are_those_of_the_methods_own_arithmetic(study):
+    """Two layers, 128 wide and 192 inside: what the papers say is trained, at rank 16."""
+    outputs = 4 * 128 + 2 * 192 + 128  # of the seven linear layers
+    pairs = 4 * (128 + 128) + 3 * (128 + 192)  # their inputs and outputs
+    counts = {name: study[1][name].load.trainable_params for name in SLUGS}
+    assert counts["dora"] == 2 * (16 * pairs + outputs)
+    assert counts["vera"] == 2 * (7 * 16 + outputs)
+    assert counts["ia3"] == 2 * (128 + 128 + 192)  # keys, values, what goes into the last layer
+
+
+@pytest.mark.parametrize("method", SLUGS)
+def test_added_methods_are_forecast(study, profile, method):
+    """Memory within 3 % of the counted live tensors, parameters and the bytes on disk exactly."""
+    record = study[1][method]
+    made = forecast(job_settings(record.run, HERE))
+    assert made.peak_bytes == pytest.approx(record.train.measure.live_tensor_peak_bytes, rel=0.03)
+    assert made.trainable_params == record.load.trainable_params
+    header = record.serve.adapter_bytes - made.adapter_bytes
+    assert 0 < header < 8192
+
+
+def test_shared_matrices_count_on_disk_as_they_are_saved(study):
+    """VeRA's file holds its two shared matrices, which are none of its parameters."""
+    record = study[1]["vera"]
+    shared = 2 * 16 * 192
+    header = record.serve.adapter_bytes - 4 * (record.load.trainable_params + shared)
+    assert 0 < header < 8192
+
+
+@pytest.mark.parametrize("method", SLUGS)
+def test_added_methods_are_served_or_say_what_is_not_possible(profile, tmp_path, method):
+    spec = find_spec(profile, f"ladder-0.4m--{SLUGS[method]}", FAST)
+    run = ServeRun(spec, tmp_path / "serve")
+    for stage in (run.load, run.footprint, run.latency, run.mix, run.swap):
+        stage()
+    found = read_serve_record(run.finish()).measures
+    assert {row.variant for row in found.latency} == {"base", "dynamic", "merged"}
+    assert found.swap.proven and found.swap.merge_seconds is not None
+    assert found.mixed == ()
+    [mixed] = [skipped for skipped in found.skipped if skipped.what == "mixed batch"]
+    assert mixed.reason.startswith("not possible: ")
+
+
+def test_added_methods_stand_in_the_report(study, profile):
+    report = compose_report(own_sources(study[0], planned=profile.runs()))
+    text = report.files["REPORT.md"].decode()
+    for label in ("DoRA r=16", "VeRA r=16", "IA3"):
+        assert f"| {label} |" in text
+    pictures = b"".join(body for name, body in report.files.items() if name.endswith(".svg"))
+    for name in SLUGS:
+        assert METHODS[name].colour.encode() in pictures
+
+
+def row(**keys):
+    known = {"label": "X", "default_learning_rate": 1e-3, "peft": {"peft_type": "LORA"}}
+    return {"x": {**known, **keys}}
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"peft": {"r": "$rank"}}, "peft_type"),
+        ({"peft": {"peft_type": "LORA", "r": "$ranks"}}, "ranks stands for nothing"),
+        ({"trained": "all"}, "`trained` is left out"),
+        ({"peft": None, "base": "nf4", "trained": "all"}, "needs peft"),
+        ({"default_learning_rate": 0}, "default_learning_rate"),
+        ({"base": "nf5"}, "base"),
+        ({"serve": ["fly"]}, "serve"),
+        ({"colour": "red"}, "colour"),
+        ({"lable": "X"}, "lable"),
+    ],
+)
+def test_a_wrong_row_is_refused_with_its_key(tmp_path, keys, named):
+    path = tmp_path / "methods.yaml"
+    path.write_text(yaml.safe_dump(row(**keys)))
+    with pytest.raises(StudyError, match=named) as error:
+        read_methods(path)
+    assert "methods.yaml, x" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["lora-r16", "Lora", "a--b", "-a", "a_b"])
+def test_a_name_that_a_run_could_not_have_is_refused(tmp_path, name):
+    path = tmp_path / "methods.yaml"
+    path.write_text(f"{name}: {{label: X}}\n")
+    with pytest.raises(StudyError, match="name"):
+        read_methods(path)
