@@ -111,7 +111,7 @@ def count_sizes(settings: ForecastSettings, trace: Trace) -> Sizes:
     """A whole variant and an adapter in bf16, as they are served; the base as it is kept."""
     disk = bytes_on_disk(trace, settings)
     adapter = disk["adapter"]["bf16"] if "adapter" in disk else None
-    params = trace.total_params - (trace.trainable_params if adapter is not None else 0)
+    params = trace.total_params  # without the adapter's
     parts = find_peak(trace, settings, CudaTerms()).parts
     quantized = settings.method_settings.kind.quantized
     kept = parts["weights"] + parts["quantization_constants"]

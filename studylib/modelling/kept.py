@@ -27,7 +27,7 @@ from studylib.modelling.serve import count_written
 from studylib.modelling.weights import MOVED, WHOLE, bring_in
 from studylib.schema.kept import MERGED, Kept, Place, place_of, why_not
 from studylib.schema.records import Record
-from studylib.schema.settings import MethodSettings
+from studylib.schema.settings import BASE
 from studylib.schema.spec import RunSpec
 
 # Of a base's folder, what a whole model has of its own; all else (tokenizer, template) it shares.
@@ -159,7 +159,7 @@ def merge_kept(record: Record, folder: Path) -> Path:
     if not record.run.method.kind.adapter:
         raise StudyError(record.run_id, "this run has no adapter", "Its model is whole already.")
     loaded, model = open_kept(record, folder)
-    spec, base = record.run, MethodSettings(name="base")
+    spec, base = record.run, BASE
     plain = load_model(spec.model_ref, base, spec.train.dtype, spec.seed)
     merged: Any = merge_into_bf16(plain.model, model, folder / place_of(spec.method))
     merged = merged.to(torch.bfloat16)

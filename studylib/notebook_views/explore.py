@@ -130,7 +130,7 @@ def describe_job(made: Forecast) -> str:
 
 
 def label_method(method: str) -> str:
-    return METHODS[method].in_words
+    return METHODS[method].in_words if method in METHODS else method
 
 
 def tabulate_fits(

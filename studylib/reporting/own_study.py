@@ -29,6 +29,7 @@ from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.serve_section import serve_details, serve_section
 from studylib.reporting.summary import Comparison, Summary
+from studylib.schema.methods import UNTRAINED, WHOLE
 
 WORDS = {"enough": "**suffices**", "not enough": "**does not suffice**", "open": "cannot say yet"}
 LEFT_OUT = (
@@ -85,7 +86,7 @@ def answer_section(summary: Summary) -> list[str]:
              "## The answer", ""]  # fmt: skip
     table = verdict_table(summary.comparisons)
     lines += [table.markdown(), "", rule_sentence(summary), ""] if table.rows else []
-    lines += [text for c in summary.comparisons if c.row("full") and (text := prose.resources(c))]
+    lines += [text for c in summary.comparisons if c.row(WHOLE) and (text := prose.resources(c))]
     lines += ["", f"{notes.machine_line(summary)}.", ""]
     return lines + ([note, ""] if (note := notes.not_run_note(summary)) else [])
 
@@ -98,7 +99,7 @@ def verdict_table(comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         margin = verdict.margin_of(comparison)
         for row in comparison.rows:
-            if row.method.name in ("base", "full") or not row.complete:
+            if row.method.name in (UNTRAINED, WHOLE) or not row.complete:
                 continue
             for judged in verdict.read_figures(comparison, row):
                 name = (comparison.track, comparison.name, row.method.label, judged.what)

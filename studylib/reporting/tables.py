@@ -209,7 +209,8 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for comparison in comparisons:
         for sweep in comparison.sweeps:
-            rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
+            rates = ", ".join(f"{p.learning_rate:g}" + " (stopped early)" * bool(p.stopped)
+                              for p in sweep.points)  # fmt: skip
             link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
             name = (comparison.name, f"[{sweep.method}]({link})", rates)
             if all(point.is_out for point in sweep.points):

@@ -21,6 +21,7 @@ from studylib.reporting import measure_tables
 from studylib.reporting.measured import HELD_OUT, Measured
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import UNTRAINED, WHOLE
 
 ENOUGH, NOT_ENOUGH, OPEN = "it suffices", "it does not suffice", "cannot say yet"
 ENDS = {"enough": ENOUGH, "not enough": NOT_ENOUGH, "open": OPEN}
@@ -83,9 +84,11 @@ def tell_verdict(summary: Summary) -> str:
 def verdicts(summary: Summary) -> list[Verdict]:
     """A verdict for each adapter method of every model and track, in their order."""
     found = []
-    several = len(summary.comparisons) > 1
+    several = len({c.name for c in summary.comparisons}) > 1
     for comparison in summary.comparisons:
-        where = f" (track {comparison.track}, {comparison.name})" if several else ""
+        words = [f"track {comparison.track}"] if len(summary.tracks) > 1 else []
+        words += [comparison.name] if several else []
+        where = f" ({', '.join(words)})" if words else ""
         margin = margin_of(comparison)
         one = judge_all(comparison, margin)
         opening = f"On your {'task' if comparison.measured else 'questions'}{where} "
@@ -105,7 +108,7 @@ def margin_of(comparison: Comparison) -> float:
 
 def judge_all(comparison: Comparison, margin: float) -> list[Verdict]:
     """The verdict on each trained method but full, or one sentence on why there is none."""
-    rows = [row for row in comparison.rows if row.method.kind.trains and row.method.name != "full"]
+    rows = [row for row in comparison.rows if row.method.kind.trains and row.method.name != WHOLE]
     missing = dict.fromkeys(s.method.label for s in comparison.missing if s.method.kind.adapter)
     missing = {label: None for label in missing if label not in {r.method.label for r in rows}}
     if not rows and not missing:
@@ -166,8 +169,8 @@ def read_figures(comparison: Comparison, row: Row) -> list[Judged]:
 def read_measure(ours: Measured, others: list[Measured]) -> Judged:
     """A method's figure on held-out examples. others: every method's of the same measure."""
     measure = ours.measure
-    full = next((found for found in others if found.method == "full"), None)
-    base = next((found for found in others if found.method == "base"), None)
+    full = next((found for found in others if found.method == WHOLE), None)
+    base = next((found for found in others if found.method == UNTRAINED), None)
 
     def show(found: Measured | None) -> str | None:
         if found is None:
@@ -185,7 +188,7 @@ def read_measure(ours: Measured, others: list[Measured]) -> Judged:
 
 def read_accuracy(comparison: Comparison, row: Row) -> Judged | None:
     """The same of right answers to questions."""
-    full, base = comparison.row("full"), comparison.row("base")
+    full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
     if row.accuracy is None:
         return None
     shown = [percent(r.accuracy.value) if r and r.accuracy else None for r in (row, full, base)]
@@ -200,7 +203,7 @@ def turned(estimate: Estimate) -> Estimate:
 
 
 def full_status(comparison: Comparison) -> str:
-    full = comparison.row("full")
+    full = comparison.row(WHOLE)
     return full.status if full else ""
 
 
