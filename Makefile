@@ -14,51 +14,70 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(
 .DEFAULT_GOAL := help
 .PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
 
+define MORE
+
+Parts by themselves (`tools/python -m studylib VERB --help` tells all of one):
+  forecast   memory and hours without a card: forecast --model shape:llama-2-13b --method qlora --gpu rtx4090-24gb
+  advise     which method for your case: advise --model shape:llama-2-13b --change task --tokens 5000000
+  evaluate   accuracy of a model: evaluate --model path:FOLDER --mmlu FOLDER
+  serve      what one more variant costs to serve: serve --profile cpu
+  diff       what moved between two studies: diff results/A results/B
+  merge      a base and its adapter as one checkpoint: merge RUN_ID
+  prices     the offers behind every dollar: prices
+
+Options
+  which study   PROFILE=cpu|smoke|real|systems|gpu|article|custom|FILE.yaml|... RESULTS=FOLDER
+  your own      MODEL= DATA= COLUMNS= MMLU= TASKS= METHODS= SEEDS= STEPS= LIMIT= KEEP=adapters|all|none
+                MARGIN=2 SWEEP=0 ARTICLE=1 SET='train.seq_len=1024 ...'
+  how it runs   BUDGET=10 YES=1 FORCE=1 EXTEND= EXECUTOR=local|ray RAY_ADDRESS=
+  rent          GPU=H100:1 SPOT=1 CLOUD=lambda MAX=3.50 PRICES=FILE DRYRUN=1
+endef
+export MORE
+
 help: ## these lines
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Options: PROFILE=cpu|smoke|systems|gpu|article|custom|FILE.yaml|… RESULTS=FOLDER MODEL= DATA= COLUMNS= MMLU= METHODS= SEEDS= STEPS= LIMIT= TASKS= KEEP=adapters|all|none FORCE=1 BUDGET=10 YES=1 EXECUTOR=local|ray RAY_ADDRESS= EXTEND= SET='train.seq_len=1024 …'; of your own study besides: MARGIN=2 SWEEP=0 ARTICLE=1"
-	@echo "Of rent besides: GPU=H100:1 SPOT=1 CLOUD=lambda BUDGET=10 MAX=3.50 PRICES=FILE DRYRUN=1 YES=1"
+	@printf '%s\n' "$$MORE"
 
 setup: ## install the packages (the other targets do it too)
 	@$(PY) -c 'import sys; print("ready:", sys.executable)'
 
-data: ## bring in what PROFILE=real reads and the study does not ship; FROM=FOLDER has it
+data: ## bring in what PROFILE=real reads and the study does not ship; FROM=FOLDER has it: make data
 	@$(PY) -m studylib data $(call opt,PROFILE,profile) $(call opt,FROM,from)
 
-plan: ## what would run, how long, at what cost
+plan: ## what would run, how long, at what cost: make plan PROFILE=gpu
 	@$(PY) -m studylib plan $(ASK)
 
-reproduce: ## run all that is not done yet, then write the report
+reproduce: ## run all that is not done yet, then write the report: make reproduce PROFILE=smoke
 	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
-tune: ## choose each method's learning rate on validation questions
+tune: ## choose each method's learning rate on validation questions: make tune PROFILE=cpu
 	@$(PY) -m studylib tune $(ASK) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
 
-try: ## RUN=ID PROMPT='text': what a trained model answers, beside its base
+try: ## what a trained model answers, beside its base: make try RUN=ID PROMPT='text'
 	@$(PY) -m studylib try $(call quote,$(RUN)) $(if $(PROMPT),$(call quote,$(PROMPT))) $(PLACE)
 
 report: ## rebuild REPORT.md from the reference records
 	@$(PY) -m studylib report --reference
 
-publish: ## make results/PROFILE the reference records
+publish: ## make results/PROFILE the reference records: make publish PROFILE=cpu
 	@$(PY) -m studylib publish $(PLACE)
 
 forecasts: ## trace again what the report shows as forecast, without a GPU
 	@$(PY) -m studylib forecasts
 
-rent: ## GPU=H100:1 runs a study on a rented machine; DRYRUN=1 only shows what it costs
+rent: ## run a study on a rented machine; DRYRUN=1 only shows what it costs: make rent GPU=H100:1 PROFILE=gpu DRYRUN=1
 	@$(PY) -m studylib rent $(ASK) $(call opt,GPU,gpu) $(if $(SPOT),--spot) $(call opt,CLOUD,cloud) $(call opt,BUDGET,budget) $(call opt,MAX,max) $(call opt,PRICES,prices) $(if $(DRYRUN),--dry-run) $(if $(YES),--yes)
 
 doctor: ## what this machine has, and which profile fits
 	@$(PY) -m studylib doctor
 
-gpu-check: ## two minutes on a CUDA card: can figures measured on it be trusted
+gpu-check: ## two minutes on a CUDA card, can figures measured on it be trusted
 	@$(PY) -m studylib gpu-check $(call opt,RESULTS,results)
 
-card: ## a study of one card under a clock: MINUTES=12 MODELS=7b=shape:Llama-3.1-8B STEPS=13b,7b
+card: ## a study of one card under a clock: make card MINUTES=12 MODELS=7b=shape:Llama-3.1-8B STEPS=13b,7b
 	@$(PY) -m studylib card $(call opt,MINUTES,minutes) $(call opt,MODELS,models) $(call opt,STEPS,steps) $(call opt,DATA,data) $(call opt,MMLU,mmlu) $(call opt,RESULTS,results) $(foreach change,$(SET),--set $(call quote,$(change)))
 
-check-model: ## MODEL=hub:ID|path:FOLDER: may it be used here, tried in minutes
+check-model: ## may a model be used here, tried in minutes: make check-model MODEL=path:FOLDER
 	@$(PY) -m studylib check-model $(call quote,$(MODEL))
 
 check-models: ## try every kind of model by tiny ones and write docs/models.md, 15 minutes
@@ -67,7 +86,7 @@ check-models: ## try every kind of model by tiny ones and write docs/models.md, 
 lab: ## open the notebooks' start page in JupyterLab on 127.0.0.1
 	@$(PY) -m jupyterlab --config=tools/lab/config.py
 
-ladder: ## rebuild the bundled models from their seed; RUNG=60m builds a larger one, for a card
+ladder: ## rebuild the toy models from their seed; RUNG=60m builds a larger one, for a card
 	@$(PY) -m studylib.modelling.ladder $(call opt,RUNG,rung)
 
 check: ## style, types, notebooks kept clean

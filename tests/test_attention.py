@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GPTJConfig, LlamaCo
 
 from studylib.core.errors import StudyError
 from studylib.forecasting import trace as tracing
+from studylib.forecasting.cuda_autocast import as_autocast, cuda_autocast
 from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import trace_step
 from studylib.modelling.attention import choose_attention
@@ -85,6 +86,36 @@ def test_scores_of_every_layer_are_in_the_forecast_of_an_eager_model(config, ker
     grown, twice = peak(512) - peak(256), peak(1024) - peak(512)
     square = 2 * 4 * 4 * 256**2  # layers, heads, bytes
     assert twice - 2 * grown >= 6 * square
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_autocast_makes_attention_16_bit_before_its_kernel_is_chosen(method):
+    """In fp32, grouped heads would fall to the form that holds all scores."""
+
+    def peak(seq_len):
+        settings = StepSettings(
+            method=parse_method(method, LoraSettings()), seq_len=seq_len, weights="fp32",
+            master_weights=True,
+        )  # fmt: skip
+        return sum(trace_step(LLAMA, settings).peak()[1])
+
+    # What grows with the tokens alone grows twice as much over twice the tokens.
+    assert peak(4096) - peak(2048) == pytest.approx(2 * (peak(2048) - peak(1024)), rel=0.02)
+
+
+def test_cuda_autocast_gives_fp32_where_the_cards_does():
+    rows = torch.ones(2, 4, dtype=torch.bfloat16)
+    norm = torch.nn.LayerNorm(4, dtype=torch.bfloat16)
+    functions = (norm, torch.exp, torch.Tensor.rsqrt, lambda x: x**3, lambda x: x.softmax(-1),
+                 lambda x: torch.nn.functional.softmax(x, dim=-1), torch.sum)  # fmt: skip
+    with cuda_autocast():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert {f(rows).dtype for f in functions} == {torch.float32}
+            assert torch.softmax(rows, -1, dtype=torch.bfloat16).dtype == torch.bfloat16
+            assert (rows * 2).dtype == (rows @ rows.T.float()).dtype == torch.bfloat16
+            assert as_autocast(rows.float()).dtype == torch.bfloat16
+        assert {f(rows).dtype for f in functions} == {torch.bfloat16}
+        assert as_autocast(rows.float()).dtype == torch.float32
 
 
 def test_eager_may_be_asked_of_any_model_and_takes_more_memory():

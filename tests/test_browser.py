@@ -2,7 +2,7 @@
 
 JupyterLab runs as `make lab` starts it, on a copy of the notebooks with the shipped records, and
 every notebook runs there from a fresh kernel as it is stored. Screenshots for people to look at are
-kept in .test-artefacts/browser/: NAME-desktop.png and NAME-phone.png.
+kept in .test-artefacts/browser/: NAME-desktop.png and NAME-phone.png, three pages of print.
 
 Chromium is the system's. Where there is none, these tests are skipped.
 """
@@ -27,7 +27,15 @@ api = pytest.importorskip("playwright.sync_api", reason="playwright is not insta
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / ".test-artefacts" / "browser"
-COPIED = ("README.md", "REPORT.md", "report.html", "notebooks", "tools/lab", "results/reference")
+COPIED = (
+    "README.md",
+    "REPORT.md",
+    "report.html",
+    "docs",
+    "notebooks",
+    "tools/lab",
+    "results/reference",
+)
 PRIVATE = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -280,10 +288,15 @@ def column_texts(table, column):
     return [row.locator("td").nth(column).inner_text() for row in table.locator("tbody tr").all()]
 
 
-def test_tables_sort_on_a_click_and_come_back(report):
-    table = report.locator("table:not(.cards)").filter(has_text="Clean step").first
+def test_tables_sort_on_a_click_and_come_back_and_a_phone_names_each_figure(report):
+    table = report.locator("table").filter(has_text="Clean step").first
     heads = table.locator("thead th")
     column = next(i for i, t in enumerate(heads.all_inner_texts()) if t.startswith("Clean step"))
+    if report.size == "phone":
+        cell = table.locator("tbody tr").first.locator("td").nth(column)
+        name = cell.evaluate("cell => getComputedStyle(cell, '::before').content")
+        assert name.startswith('"Clean step')
+        return
     before = column_texts(table, column)
     button = heads.nth(column).get_by_role("button")
     for state, down in (("ascending", False), ("descending", True)):
@@ -294,6 +307,64 @@ def test_tables_sort_on_a_click_and_come_back(report):
     button.click()
     assert column_texts(table, column) == before
     assert report.faults == []
+
+
+MEASURE = r"""() => {
+  const edge = document.documentElement.clientWidth + 1;
+  const top = (name) => document.querySelector(name).getBoundingClientRect().top + scrollY;
+  const said = [...document.querySelectorAll(".answer > ol, .answer > ol + p")];
+  const words = said.map((part) => part.innerText).join(" ");
+  for (const fold of document.querySelectorAll("details")) fold.open = true;
+  const cut = [...document.querySelectorAll("table")].filter((table) => {
+    const shown = [table, ...table.querySelectorAll("td")];
+    return shown.some((one) => one.getBoundingClientRect().right > edge
+                               || one.scrollWidth > one.clientWidth + 1);
+  });
+  return {
+    tables: document.querySelectorAll("table").length,
+    cut: cut.map((table) => table.parentElement.getAttribute("aria-label")),
+    words: words.trim().split(/\s+/).length,
+    numbers: (words.match(/\d[\d.,]*/g) || []).length,
+    table: Math.round(top("table")), picture: Math.round(top("figure")),
+  };
+}"""
+
+
+def test_the_first_screen_answers_in_few_words_and_no_table_is_cut(report, capsys):
+    found = report.evaluate(MEASURE)
+    with capsys.disabled():
+        print(f"\nreport.html, {report.size}: {found}")
+    assert found["cut"] == [] and found["tables"] > 20
+    assert found["words"] <= 150 and found["numbers"] <= 20
+    assert found["table"] < found["picture"]
+    if report.size == "desktop":
+        assert found["picture"] < 1500
+
+
+def test_a_tables_head_stays_in_sight(browser):
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto((ROOT / "report.html").as_uri())
+    row = page.locator(".answer table tbody tr").last
+    row.evaluate("row => row.scrollIntoView({block: 'center'})")
+    head = page.locator(".answer table thead th").first
+    assert 0 <= head.bounding_box()["y"] < row.bounding_box()["y"]
+    page.close()
+
+
+def test_it_prints_on_few_pages(browser, capsys):
+    page = browser.new_page(viewport={"width": 794, "height": 1123})
+    page.goto((ROOT / "report.html").as_uri())
+    printed = page.pdf(path=SCREENSHOTS / "report-print.pdf", format="A4")
+    pages = len(re.findall(rb"/Type\s*/Page\b", printed))
+    page.emulate_media(media="print")
+    for number in range(3):
+        clip = {"x": 0, "y": 1123 * number, "width": 794, "height": 1123}
+        page.screenshot(path=SCREENSHOTS / f"report-print-{number + 1}.png", clip=clip,
+                        full_page=True)  # fmt: skip
+    page.close()
+    with capsys.disabled():
+        print(f"\nreport.html prints on {pages} pages")
+    assert 3 <= pages <= 14
 
 
 # The checkout -------------------------------------------------------------------------------------

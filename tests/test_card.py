@@ -112,7 +112,7 @@ def test_untried_steps_come_first_then_those_that_were_cut_off_and_done_ones_nev
 
 
 def test_a_step_is_stopped_at_its_slice_and_the_others_go_on(stub, tmp_path):
-    steps = [stub("hangs", "never", "well", seconds=3), stub("first", "well"),
+    steps = [stub("hangs", "never", "well", seconds=6), stub("first", "well"),
              stub("bad", "refuse"), stub("last", "well"),
              stub("long", "well", least=10000)]  # fmt: skip
     results = tmp_path / "results"

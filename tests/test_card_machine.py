@@ -95,7 +95,7 @@ def test_results_of_a_command_that_fails_come_back_with_its_code_and_log(tmp_pat
 
 
 def test_results_of_a_command_that_is_cut_off_come_back(tmp_path):
-    code, found, _ = run_there(tmp_path, "echo 1 >$RESULTS/first; sleep 600", seconds=1)
+    code, found, _ = run_there(tmp_path, "echo 1 >$RESULTS/first; sleep 600", seconds=3)
     assert (code, found) == (124, {"./first": "1"})
 
 

@@ -20,7 +20,7 @@ from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.appendix import runs_table
-from studylib.reporting.card_section import card_section, is_card
+from studylib.reporting.card_section import card_details, card_section, is_card
 from studylib.reporting.card_tables import energy_cell
 from studylib.reporting.claims import Finding, evaluate_claims
 from studylib.reporting.compose import compose
@@ -153,7 +153,10 @@ def find(findings: list[Finding], claim: str, part: str) -> list[Finding]:
 
 
 def told(folder: Path) -> str:
-    return "\n".join(card_section(summary_of(folder), several=True)).replace("\u00a0", " ")
+    """The card's part of the report, then its part of the appendix."""
+    summary = summary_of(folder)
+    lines = [*card_section(summary, several=True), *card_details(summary)]
+    return "\n".join(lines).replace("\u00a0", " ")
 
 
 def rows_below(text: str, title: str) -> list[list[str]]:
@@ -190,11 +193,11 @@ def test_every_figure_of_the_section_is_its_records_own(folder):
 
 def test_the_section_says_which_card_when_by_which_commit_and_what_was_cut_off(folder):
     text = told(folder)
-    assert text.startswith("## Measured on a card: profile h200")
+    assert text.startswith("## Measured on a card (profile h200)")
     assert f"{DEVICE}, 150 GB, torch 2.11.0, driver 580.1; 8 records of 2026-01-01" in text
     assert f"commit {NEW[:12]}." in text
     assert "780 TFLOP/s (datasheet 989)" in text and "4.30 TB/s (datasheet 4.80)" in text
-    left = text.partition("### Cut off or not measured")[2]
+    left = text.partition("### Cut off or not measured")[2].partition("###")[0]
     assert "- 13b-16x2048, cut off: llama-2-13b--lora-r16--16x2048--s0 (its slice ended)" in left
     assert "13b," not in left.replace("13b-16x2048", "")
 
@@ -269,9 +272,9 @@ def test_a_13b_peak_on_a_card_is_judged_before_any_forecast_at_the_articles_pass
     findings = evaluate_claims([summary_of(folder)], book)
     [lora] = [f for f in find(findings, "C2", "lora") if f.got == "measured"]
     assert find(findings, "C2", "lora")[0] == lora
-    assert lora.ours.startswith("LoRA r=16, 1 × 2,048 tokens a pass")
+    assert lora.ours.startswith("LoRA r=16, 1 × 2,048 tokens at once")
     assert "29.0 GB by NVML" in lora.ours
-    assert "judged at 1 × 2,048, the pass of the profile article" in lora.ours
+    assert "judged at 1 × 2,048, as the profile article has it" in lora.ours
     assert "at the others tried 1 × 512 28 GB, 4 × 2,048 35 GB: 28 GB to 35 GB in all" in lora.ours
     assert lora.how == f"measured on {DEVICE}: shape:Llama-2-13B, track 1x2048"
     assert lora.verdict == "differs"  # 29 GB are not about 56
@@ -335,9 +338,9 @@ def test_beside_a_card_other_studies_stay_as_they_are(laptop, folder):
     results = both.parts["results"].replace("\u00a0", " ")
     assert "+12.0 % [+10.0, +14.0]" in results, "the card's serving is in its part"
     assert "+12.0 %" in find(evaluate_claims(studies), "C6", "dynamic")[0].ours
-    assert "## Measured on a card: profile h200" in both.parts["results"]
-    assert "**Measured on one NVIDIA H200** with random weights" in both.parts["answer"]
-    assert "The 13B model was run with random weights" in both.parts["answer"]
+    assert "## Measured on a card (profile h200)" in both.parts["results"]
+    assert "29 GB with LoRA" in both.parts["answer"] and f"one {DEVICE}" in both.parts["answer"]
+    assert "it ran with random weights" in both.parts["answer"]
     assert "Measured on a card" not in str(alone.parts)
     pictures = [n for n in both.files if n.endswith(".svg")]
     assert sorted(pictures) == sorted(n for n in alone.files if n.endswith(".svg"))

@@ -122,7 +122,7 @@ def run_13b(tmp_path: Path, status: str = "complete", **train: float) -> list[Fi
 def test_a_13b_runs_own_peak_and_speed_are_judged(tmp_path: Path) -> None:
     findings = run_13b(tmp_path)
     memory = find(findings, "C2", "qlora")
-    assert memory.ours.startswith("QLoRA r=16, 1 × 256 tokens a pass")
+    assert memory.ours.startswith("QLoRA r=16, 1 × 256 tokens at once")
     assert "17.6 GB by NVML" in memory.ours
     assert memory.verdict == "reproduced"  # 18 GB give or take 15 %
     assert memory.how.startswith(f"measured on {GPU}")

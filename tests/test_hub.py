@@ -235,6 +235,15 @@ def test_pickles_and_copies_for_other_programs_stay_on_the_hub(hub, here):
     assert not hub.asked("pytorch_model|consolidated|original")
 
 
+def test_chat_template_in_a_file_of_its_own_comes_along(hub, here):
+    from studylib.modelling.models import load_tokenizer
+
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    hub.add("study/talks", {**LADDER, "chat_template.jinja": template.encode()})
+    folder, _ = fetch_model(ModelRef.parse("hub:study/talks"))
+    assert load_tokenizer(folder).chat_template == template
+
+
 def test_checkpoint_without_its_shards_or_tokenizer_is_named(hub, here):
     bare = {name: c for name, c in LADDER.items() if not name.startswith("tokenizer")}
     hub.add("study/mute", bare)

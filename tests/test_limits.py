@@ -7,7 +7,7 @@ from record_factory import Factory, make_spec
 from studylib.reporting import tables
 from studylib.reporting.compose import compose
 from studylib.reporting.limits import limits
-from studylib.reporting.prose import answer
+from studylib.reporting.prose import answer_track
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
 
@@ -85,9 +85,9 @@ def test_base_that_is_no_number_has_a_word_and_leaves_differences_unknown(tmp_pa
     [line] = [x for x in limits([summary]) if "choose no answer" in x]
     assert "ladder-0.4m--base choose" in line
     assert "gains over the base and what was kept are not known there" in line
-    text = compose([summary], [], None).files["REPORT.md"].decode()
-    assert f"not a number: {why}" in text and line in text
-    assert answer(summary) and "not a number" not in answer(control)
+    report = compose([summary], [], None)
+    assert f"not a number: {why}" in report.appendices["runs"] and line in report.parts["words"]
+    assert "not a number" not in str(answer_track(control, "main"))
 
 
 def test_full_that_is_no_number_leaves_gaps_unknown(tmp_path):
@@ -100,4 +100,4 @@ def test_full_that_is_no_number_leaves_gaps_unknown(tmp_path):
     assert "not known" in cells
     [line] = [x for x in limits([summary]) if "choose no answer" in x]
     assert "gaps to full fine-tuning are not known there" in line
-    assert "No full fine-tuning run is complete" in answer(summary)
+    assert "No full fine-tuning run is complete" in str(answer_track(summary, "main"))

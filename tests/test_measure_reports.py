@@ -107,7 +107,9 @@ def test_report_opens_with_the_measure_and_explains_it(summary):
     text = report.files["REPORT.md"].decode()
     assert headline(summary.comparisons[0]) in text and tell(summary.comparisons[0]) in text
     assert "On held-out examples" in text and MEASURES["loss"].meaning in text
-    assert "95 % intervals over examples and seeds" in text and "intervals over subj" not in text
+    assert (
+        "95 % over examples and seeds" in text and "over subjects" not in text.split("## Words")[0]
+    )
     assert "### Accuracy" not in text and "tables/measures.csv" in report.files
     assert MEASURES["loss"].header in text.split("### On held-out")[0]
     assert MEASURES["exact"].meaning not in text

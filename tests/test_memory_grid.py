@@ -57,10 +57,10 @@ def test_what_stays_below_24_gb_is_said_for_each_method(summary):
     assert "QLoRA r=16 of shape:Llama-2-13B at 1 × 2,048 (9.00 GB) and 4 × 2,048 (14.0 GB)" in text
 
 
-def test_the_report_has_one_table_for_the_grid_and_its_sentence_at_the_top(summary):
+def test_the_report_has_one_table_for_the_grid_and_its_sentence(summary):
     report = compose([summary], [], None, own_folder="")
     assert report.parts["results"].count("| Model |") == 1
-    assert "**Below 24 GB by NVML**" in report.parts["answer"]
+    assert "**Below 24 GB by NVML**" in report.parts["results"]
 
 
 def test_tracks_that_differ_in_more_than_their_rows_are_no_grid(tmp_path):

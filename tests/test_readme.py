@@ -17,7 +17,7 @@ LoRA is 12 points behind.
 
 Tried on one machine.
 
-## Track main
+### The claims
 
 | method | accuracy |
 |---|---|
@@ -25,11 +25,13 @@ Tried on one machine.
 
 ![Accuracy against memory](figures/main.svg)
 
+## Track main
+
 | other | table |
 """
 
 
-def test_findings_are_the_reports_answer_first_table_and_first_picture():
+def test_findings_are_the_reports_first_screen():
     readme = f"# Study\n\n{START}\nold\n{END}\n\n## Two commands\n"
     filled = fill_findings(readme, REPORT)
     assert filled.startswith("# Study\n") and filled.endswith("## Two commands\n")

@@ -228,6 +228,13 @@ def test_dry_run_prints_plan_dollars_and_task_and_starts_nothing(study, monkeypa
     assert task["secrets"] == {"HF_TOKEN": None} and TOKEN not in out
 
 
+def test_own_data_without_a_profile_is_a_custom_study_there_too(study):
+    words = ("--model", "ladder:0.4m", "--data", "almanac:new", "--keep", "none", "--dry-run")
+    code, out, _ = study("--gpu", "H100", *words)
+    assert code == 0 and out.startswith("profile custom: MODEL or DATA is your own\n")
+    assert "PROFILE=custom MODEL=ladder:0.4m DATA=almanac:new KEEP=none BUDGET=10" in out
+
+
 def test_yes_sends_the_order_and_the_token_only_through_the_environment(study, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     words = ("--gpu", "H100", "--profile", "smoke", "--seeds", "3", "--cloud", "Lambda")

@@ -109,6 +109,7 @@ def point(rate, halfway):
         ([4, 9, 9, 9], [2.0], True),  # blown up
         ([4, 3.5, 3.4, 3.3], [2.0], True),  # less than half of what the lower one learned
         ([4, 3, 2.6, 2.5], [2.0], False),
+        ([4, 3.9, 3.85, 3.85], [3.6], False),  # hardly begun: neither has learned much
         ([4, 9, 9, 9], [], False),  # the lowest rate is held to nothing
         ([4, 9, 9, 9], [4.5], False),  # nor to one that had learned nothing
     ],

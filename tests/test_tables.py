@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from record_factory import GPU, Factory, make_spec
 
-from studylib.reporting import exports, tables
-from studylib.reporting.claims import evaluate_claims
+from studylib.reporting import exports, notes, tables
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise
 
@@ -38,10 +37,10 @@ def test_seeds_are_one_row_and_every_row_is_as_long_as_the_header(summary: Summa
     assert len(tables.headline_table(summary.comparisons).rows) == 8
 
 
-def test_accuracy_names_interval_items_and_seeds(summary: Summary) -> None:
+def test_accuracy_has_its_interval_and_the_note_its_items_and_seeds(summary: Summary) -> None:
     cells = column(tables.headline_table(summary.comparisons), "Accuracy")
     assert " ± " in cells[1]
-    assert cells[1].endswith("(n=320 × 3 seeds)")
+    assert "320 questions, 3 seeds" in notes.spread_note(summary.comparisons)
 
 
 def test_without_a_price_no_dollar_is_shown(summary: Summary) -> None:
@@ -165,12 +164,3 @@ def test_the_articles_margins_are_for_the_track_that_it_speaks_of(tmp_path: Path
         factory.add(make_spec(method, track="language"))
     comparisons = summarise(read_study(factory.folder)).comparisons
     assert column(tables.gap_table(comparisons), "Equivalent within") == ["no margin claimed"]
-
-
-def test_each_part_of_a_claim_has_one_row_with_its_verdicts(summary: Summary) -> None:
-    findings = evaluate_claims([summary])
-    rows = {(row[0][:6], row[1]): row[2:] for row in tables.verdicts_table(findings).rows}
-    assert rows["**C1**", "about 0.2 %"] == ("counted", "**reproduced**")
-    lora = rows["**C4**", "LoRA 0.2 to 0.8 pp behind"]
-    assert lora == ("measured", "**differs** (1 of 2), **inconclusive** (1 of 2)")
-    assert rows["**C2**", "about 18 GB"] == ("—", "not measured yet")

@@ -11,6 +11,7 @@ from studylib.reporting.report import opening_of
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
 from studylib.reporting.verdict import tell_verdict, verdicts
+from studylib.schema.differences import find_changes
 from studylib.schema.settings import EvaluateSettings
 
 
@@ -122,7 +123,5 @@ def test_report_opens_with_the_verdict_and_leaves_the_article_out(study, tmp_pat
 def test_margin_leaves_old_records_as_they_were():
     spec = make_spec("full")
     assert spec.evaluate.margin == EvaluateSettings(measures=("loss",)).margin
-    from studylib.schema.records import find_changes
-
     other = spec.evaluate.model_copy(update={"margin": 9.0})
     assert find_changes(spec.model_copy(update={"evaluate": other}), spec) == []

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# No promise: a busy machine may take minutes for what takes seconds.
-LONG_SECONDS = 300.0
+# No promise: a busy machine may take ten minutes for what takes half a one.
+LONG_SECONDS = 900.0
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = LONG_SECONDS) -> Any:

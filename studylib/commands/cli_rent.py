@@ -34,6 +34,7 @@ from studylib.commands.cli_options import (
     SetOption,
     StepsOption,
     YesOption,
+    is_own,
     keep_as,
     resolve_profile,
 )
@@ -43,7 +44,7 @@ from studylib.core.errors import StudyError
 
 def rent(
     gpus: Annotated[str, typer.Option("--gpu", help="Card and count: H100:1, A100-80GB:8.")] = "",
-    profile: ProfileOption = "gpu",
+    profile: ProfileOption = None,
     results: ResultsOption = DEFAULT_RESULTS,
     model: ModelOption = None,
     data: DataOption = None,
@@ -88,6 +89,8 @@ def rent(
     allowed = parse_budget(budget)
     if not allowed:
         raise StudyError(f"BUDGET={budget}", "a rented machine costs money", "Write BUDGET=10.")
+    own = profile is None and is_own(model, data)
+    profile = profile or ("custom" if own else "gpu")
     rental, offers = make_rental(gpus, load_prices(prices), spot, cloud, usd_cap)
     chosen = resolve_profile(
         profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns,
@@ -99,6 +102,8 @@ def rent(
         STEPS=steps, LIMIT=limit, COLUMNS=columns, KEEP=keep, SET=" ".join(changes or []),
         BUDGET=f"{allowed:g}", YES="1",
     )  # fmt: skip
+    if own:
+        print("profile custom: MODEL or DATA is your own")
     check_travels(options, ROOT)
     home = results / chosen.name
     made = estimate(chosen, home, rental.gpu, rental.cards)

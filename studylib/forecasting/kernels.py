@@ -10,15 +10,12 @@ Not covered: cuBLAS workspaces (a constant of studylib.planning.cuda_terms), ker
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import flop_registry
 
+from studylib.forecasting.cuda_autocast import as_autocast
 from studylib.metering.live import tensors_in
 
 aten = torch.ops.aten
@@ -47,6 +44,7 @@ def cuda_attention(
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """The kernel that PyTorch's scaled_dot_product_attention picks on a CUDA card.
 
+    Autocast makes query, key and value 16-bit before the kernel is chosen.
     Half precision without a mask: flash attention, which takes grouped heads as they are. With a
     mask, or in fp32: the memory-efficient kernel, for which transformers repeats the key and
     value heads; the mask becomes a bias in the computing dtype. Fp32 with grouped heads and no
@@ -54,6 +52,7 @@ def cuda_attention(
     """
     from transformers.integrations.sdpa_attention import repeat_kv
 
+    query, key, value = (as_autocast(tensor) for tensor in (query, key, value))
     groups = query.shape[1] // key.shape[1]
     half = query.dtype in (torch.bfloat16, torch.float16)
     if attention_mask is None and half and query.shape[-1] <= 256:
@@ -75,27 +74,6 @@ def cuda_attention(
             query, key, value, bias, True, dropout, attention_mask is None, scale=scaling
         )[0]
     return out.transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def cuda_autocast(model: nn.Module) -> Iterator[None]:
-    """What CUDA's autocast does and the CPU's does not: layer norms in fp32, its flag for peft."""
-    norms = [module for module in model.modules() if type(module) is nn.LayerNorm]
-    for norm in norms:
-        norm.forward = partial(normalise_in_fp32, norm)  # type: ignore[method-assign]
-    torch.set_autocast_enabled("cuda", True)
-    try:
-        yield
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-        for norm in norms:
-            del norm.forward
-
-
-def normalise_in_fp32(norm: nn.LayerNorm, rows: torch.Tensor) -> torch.Tensor:
-    weight = norm.weight if norm.weight is None else norm.weight.float()
-    bias = norm.bias if norm.bias is None else norm.bias.float()
-    return nn.functional.layer_norm(rows.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, out: Any) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from studylib.forecasting.kernels import cuda_autocast
+from studylib.forecasting.cuda_autocast import cuda_autocast
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
 from studylib.modelling.chunked_loss import install_chunked_loss
 from studylib.schema.settings import Frozen, MethodSettings
@@ -125,7 +125,7 @@ def forward_backward(
     live.enter("forward", -1, "saved_activations")
     live.note_peak(0)
     cuda = settings.mixed and settings.kernels == "cuda"
-    with cuda_autocast(model) if cuda else nullcontext():
+    with cuda_autocast() if cuda else nullcontext():
         mixed = torch.autocast("cpu", torch.bfloat16, settings.mixed, cache_enabled=False)
         with mixed:
             outputs = model(**batch, use_cache=False)

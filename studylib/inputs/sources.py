@@ -31,7 +31,7 @@ from studylib.inputs.hub import (
 from studylib.schema.profile import ModelRef
 from studylib.schema.records import file_sha256
 
-MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 ADAPTER = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 # The same weights for other programs: other folders, and Mistral's own file beside the shards.

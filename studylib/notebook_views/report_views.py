@@ -7,10 +7,12 @@ Not covered: what the parts say (studylib.reporting.compose), the page (studylib
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from studylib.reporting.appendix_files import turn_links
 from studylib.reporting.compose import Report
 from studylib.reporting.made_from import Files
 from studylib.reporting.notebook_text import dollar_signs
@@ -30,23 +32,36 @@ def show_sources(sources: Sources) -> None:
 
 def show_part(report: Report, *names: str) -> None:
     """Display parts of a report in a notebook, in order."""
-    from IPython.display import display
-
     for name in names:
-        for piece in split_pictures(report.parts[name]):
-            if isinstance(piece, str):
-                show_markdown(piece)
-                continue
-            caption, path = piece
-            data = {SVG: read_picture(report.files, path), "text/plain": caption}
-            display(data, metadata={SVG: {CAPTION: caption}}, raw=True)
-            show_markdown(f"*{caption}.*", {CAPTION: caption})
+        show_text(report, report.parts[name])
 
 
-def show_markdown(text: str, metadata: dict[str, str] | None = None) -> None:
+def show_appendices(report: Report) -> None:
+    """Display all appendices."""
+    for text in report.appendices.values():
+        show_text(report, text)
+
+
+def show_text(report: Report, text: str) -> None:
+    """Markdown with its pictures as they were drawn; links lead on from the notebook's folder."""
     from IPython.display import display
 
-    display({MARKDOWN: dollar_signs(text), "text/plain": text},
+    way = os.path.relpath(report.folder).replace(os.sep, "/") + "/"
+    for piece in split_pictures(text):
+        if isinstance(piece, str):
+            show_markdown(piece, way=way)
+            continue
+        caption, path = piece
+        data = {SVG: read_picture(report.files, path), "text/plain": caption}
+        display(data, metadata={SVG: {CAPTION: caption}}, raw=True)
+        show_markdown(f"*{caption}.*", {CAPTION: caption})
+
+
+def show_markdown(text: str, metadata: dict[str, str] | None = None, way: str = "") -> None:
+    """Text for the notebook; as plain text it is the report's own, of which the page is made."""
+    from IPython.display import display
+
+    display({MARKDOWN: dollar_signs(turn_links(text, way)), "text/plain": text},
             metadata={MARKDOWN: metadata or {}}, raw=True)  # fmt: skip
 
 

@@ -7,7 +7,7 @@ Not covered: the report's figures (studylib.reporting.figures).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,13 @@ def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) ->
         + f" Template: {data.template}.",
         "",
     ]
-    for example in data.rows[0][:examples]:
+    return "\n".join([*lines, show_tokens(data.rows[0][:examples], tokenizer)])
+
+
+def show_tokens(examples: Sequence[Mapping[str, list[int]]], tokenizer: Any) -> str:
+    """Examples as the model reads them, as Markdown: what is learned bold and in colour."""
+    lines = []
+    for example in examples:
         pairs = zip(example["input_ids"], example["labels"], strict=True)
         said = []
         for learned, tokens in groupby(pairs, key=lambda pair: pair[1] != IGNORED):

@@ -1,6 +1,19 @@
 // Tables sort by a click on a header, or Enter and Space there: up, down, as they came.
 // Figures sort by their first number with its unit; words and missing figures come last.
+// A link to a place in a folded part opens it.
 "use strict";
+(() => {
+  function open() {
+    const place = location.hash && document.getElementById(location.hash.slice(1));
+    const fold = place && place.closest("details");
+    if (fold && !fold.open) {
+      fold.open = true;
+      place.scrollIntoView();
+    }
+  }
+  addEventListener("hashchange", open);
+  open();
+})();
 (() => {
   const SCALE = { kb: 1e3, mb: 1e6, gb: 1e9, tb: 1e12, k: 1e3, m: 1e6, b: 1e9 };
   const FIGURE = /^[^\p{L}\d]*?([+−-]?)\$?(\d[\d,]*(?:\.\d+)?(?:e[+−-]?\d+)?)\s?([kMGT]?B|[kM])?(?![\p{L}\d])/u;
@@ -50,7 +63,7 @@
     [...table.tHead.rows[0].cells].forEach((th, column) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.append(...th.childNodes);
+      button.setAttribute("aria-label", `Sort by ${th.textContent.trim()}`);
       button.addEventListener("click", () => order(table, rows, column, NEXT[th.getAttribute("aria-sort")]));
       th.append(button);
       th.setAttribute("aria-sort", "none");

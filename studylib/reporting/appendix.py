@@ -104,27 +104,25 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
 
 
 WORDS = {
-    "± and [ ]": "95 % interval; over subjects and seeds, or over subjects alone with one seed",
     "Micro and macro mean": "right answers over all questions; the mean of the subjects' shares",
     "Standard error, items / seeds": "what other questions of this kind would change, and what "
     "other seeds would; the interval joins both, and few seeds widen it",
     "p (Holm)": "of the gap being zero, corrected for the rows of one model and track judged "
-    "together; at most 0.05 is told from zero",
+    "together; at most 0.05 is a clear difference",
     "Only this / only full right, McNemar p": "questions that one of the two gets right in more "
     "seeds than the other, and the exact test on them; it speaks of these runs alone and decides "
     "no verdict",
     "Equivalent within": "whether two one-sided tests at 5 % put the gap within the article's "
     "largest for the method",
-    "Told from chance": "whether the accuracy is above guessing, by questions and by subjects, "
+    "Better than guessing": "whether the accuracy is above guessing, by questions and by subjects, "
     "corrected for the rows (Holm)",
 }
 
 
-def words_table(measured: Sequence[tuple[str, str]] = ()) -> Table:
-    """What every figure and test of the tables means. measured: (label, meaning) of measures on
-    held-out examples that are shown."""
+def words_table() -> Table:
+    """What every figure and test of the tables means."""
     rows = [(metric.label, metric.meaning) for metric in METRICS.values()]
-    return Table(("Column", "Meaning"), (*rows, *measured, *WORDS.items()))
+    return Table(("Column", "Meaning"), (*rows, *WORDS.items()))
 
 
 def learning_rate(record: Record) -> str:
@@ -206,7 +204,7 @@ def tried(model: str, load: LoadBlock) -> dict[str, str]:
         apart = load.packing_reason and f"read one by one: {load.packing_reason}"
         facts[f"How {model} reads"] = (
             f"{load.attention} attention; examples of a packed row "
-            f"{apart or 'stay apart (tried at each load)'}"
+            f"{apart or 'do not see each other (tried at each load)'}"
         )
     if load.four_bit_share is not None and load.four_bit_error is not None:
         facts[f"4-bit base of {model}"] = (

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, plain_number
-from studylib.reporting.cells import Table, interval_cell, record_link, trainable_cell
+from studylib.reporting.cells import Table, interval_cell, trainable_cell
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
     INK,
@@ -37,6 +38,7 @@ from studylib.reporting.summary import Comparison, Row, Summary, read_answers
 from studylib.schema.methods import METHODS, WHOLE
 
 MARGIN = 0.05  # of accuracy: a smaller gap to full is not called a limit
+RANK_LOOKS = (("^", "-"), ("s", (0, (5, 2))), ("D", (0, (1, 1.5))), ("v", (0, (5, 2, 1, 2))))
 CAPTION = ("Accuracy by number of new facts, and the facts known beyond guessing, 95 % intervals "
            "over questions")  # fmt: skip
 
@@ -234,17 +236,12 @@ def capacity_table(summary: Summary) -> Table:
     curves = read_curves(summary)
     facts = sorted({p.facts for points_ in curves.values() for p in points_})
     header = ("Method", METRICS["trainable_params"].header,
-              *(f"{n:,} facts: accuracy (%) ↑; gap (pp)" for n in facts), "Records")  # fmt: skip
+              *(f"{n:,} facts: accuracy (%) ↑; gap (pp)" for n in facts))  # fmt: skip
     rows = []
     for label, points_ in curves.items():
         at = {p.facts: p for p in points_}
         cells = [capacity_cell(at[n].row) if n in at else MISSING for n in facts]
-        links = " ".join(
-            record_link(p.comparison, record).replace("[s", f"[{p.facts:,} s", 1)
-            for p in points_
-            for record in p.row.records
-        )
-        rows.append((label, trainable_cell(points_[0].row), *cells, links))
+        rows.append((label, trainable_cell(points_[0].row), *cells))
     return Table(header, tuple(rows))
 
 
@@ -271,14 +268,13 @@ def draw_capacity(summary: Summary) -> Figure | None:
                     continue  # it lies on the line of guessing
                 if scaled and not method.kind.trains:
                     continue
-                shade = line_shade(method.label, curves)
+                shade, marker, style = line_look(method.label, curves)
                 xs = [p.facts for p in points_]
                 ys, bars = zip(*(height(p, scaled) for p in points_), strict=True)
                 below, above = ([bar[side] for bar in bars] for side in (0, 1))
                 panel.errorbar(
                     xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
-                    marker=method.kind.marker, markersize=5,
-                    linestyle="-" if method.kind.trains else "--",
+                    marker=marker, markersize=5, linestyle=style,
                 )  # fmt: skip
                 labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
             facts = sorted({p.facts for points_ in curves.values() for p in points_})
@@ -310,14 +306,16 @@ def height(point: Point, scaled: bool) -> tuple[float, tuple[float, float]]:
     return factor * (estimate.value - chance.chance), (factor * down / 100, factor * up / 100)
 
 
-def line_shade(label: str, curves: dict[str, list[Point]]) -> str:
-    """The method's colour, paler for lower ranks of the same method."""
+def line_look(label: str, curves: dict[str, list[Point]]) -> tuple[str, str, Any]:
+    """Colour, marker and line: ranks of one method share its hue and differ in all three."""
     method = curves[label][0].row.method
     ranks = sorted({p[0].row.method.rank or 0 for p in curves.values()
                     if p[0].row.method.name == method.name})  # fmt: skip
     if len(ranks) < 2:
-        return colour(method)
-    return tint(colour(method), 0.5 * (1 - ranks.index(method.rank or 0) / (len(ranks) - 1)))
+        return colour(method), method.kind.marker, "-" if method.kind.trains else "--"
+    place = ranks.index(method.rank or 0)
+    marker, style = RANK_LOOKS[(len(ranks) - 1 - place) % len(RANK_LOOKS)]
+    return tint(colour(method), 0.45 * (1 - place / (len(ranks) - 1))), marker, style
 
 
 def guess_level(curves: dict[str, list[Point]]) -> float | None:

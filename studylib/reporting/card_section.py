@@ -11,25 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from studylib.core.metrics import byte_size, plain_number
+from studylib.core.metrics import byte_size
 from studylib.planning.catalog import match_gpu
 from studylib.reporting import forecast_errors, serve_tables
 from studylib.reporting.card_tables import (
     memory_table,
-    method_words,
     mmlu_table,
     peers_table,
     speed_table,
 )
-from studylib.reporting.cells import Table, rows_of
-from studylib.reporting.claims import read_claims
+from studylib.reporting.cells import Table
 from studylib.reporting.notes import count_of, join_words
-from studylib.reporting.passes import article_pass, made_by
+from studylib.reporting.passes import made_by
 from studylib.reporting.study import Study
 from studylib.reporting.summary import Summary, method_order, untouched_params
 from studylib.schema.card_files import CardFiles
 from studylib.schema.checks import format_verdict
-from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
 
@@ -42,38 +39,47 @@ def is_card(summary: Summary) -> bool:
 
 
 def card_section(summary: Summary, several: bool) -> list[str]:
-    """All of it; parts of which nothing was measured are left out."""
-    study, card = summary.study, card_of(summary.study)
-    title = "Measured on a card" + (f": profile {study.name}" if several else "")
+    """Memory, speed and serving; parts of which nothing was measured are left out."""
+    study = summary.study
+    title = "Measured on a card" + (f" (profile {study.name})" if several else "")
     lines = [f"## {title}", "", opening(study), ""]
     runs = trained(study)
     for records in by_maker(runs):
         mark = maker_words(records, runs)
         lines += titled("Peak memory of training", mark, memory_table(study, records), MEMORY_WORDS)
-        lines += parts_lines(study, records)
         lines += titled("Speed", mark, speed_table(study, records), SPEED_WORDS)
     for serves in by_maker(study.serves):
         setting = serve_tables.setting_sentence(serves)
         mark = maker_words(serves, study.serves)
         lines += titled("Serving", mark, serve_tables.overhead_table(serves), setting)
-        swaps = serve_tables.swap_table(serves)
-        lines += [swaps.markdown(), ""] if swaps.rows else []
-    for one in card.peers:
-        lines += titled("Beside other libraries", "", peers_table(one), one.get("words", ""))
-    lines += titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
     return lines + left_out_lines(study)
 
 
+def card_details(summary: Summary) -> list[str]:
+    """The appendix: parts of the peaks, swaps, other libraries, MMLU by two ways."""
+    study, card = summary.study, card_of(summary.study)
+    lines, runs = [], trained(study)
+    for records in by_maker(runs):
+        found = parts_lines(study, records)
+        lines += [f"### {named('Parts of the peak', maker_words(records, runs))}", "", *found
+                  ] if found else []  # fmt: skip
+    for serves in by_maker(study.serves):
+        mark = maker_words(serves, study.serves)
+        lines += titled("Swapping adapters on the card", mark, serve_tables.swap_table(serves))
+    for one in card.peers:
+        lines += titled("Beside other libraries", "", peers_table(one), one.get("words", ""))
+    lines += failed_lines(study)
+    return lines + titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
+
+
 MEMORY_WORDS = (
-    "Peaks of the training stage by three counters, each with its forecast, made without these "
-    "runs, and how far that is off. NVML is what one rents: of the process, and of the card with "
-    "nothing else on it where the driver hides processes or states are paged (they lie on the "
-    "card while it has room, and neither torch nor the process counts them)."
+    "Three counters of one peak, each with the forecast that was made without these runs, and how "
+    "far it was off. NVML is what one rents. Where the driver hides processes, or an optimizer's "
+    "states are paged, it is read of the whole card, with nothing else on it."
 )
 SPEED_WORDS = (
-    "Steps after the warm-up. Arithmetic is what model and data need; what checkpointing computes "
-    "again is counted in the column that says so. Energy is of the whole training stage, its "
-    "warm-up included."
+    "Steps after the warm-up. Arithmetic is what model and data need; one column also counts what "
+    "checkpointing computes again. Energy is of the whole training, its warm-up included."
 )
 
 
@@ -127,8 +133,12 @@ def titled(title: str, mark: str, table: Table, before: str = "") -> list[str]:
     """A table under its title and a sentence; nothing where it has no rows."""
     if not table.rows:
         return []
-    lines = [f"### {title}" + (f" ({mark})" if mark else ""), ""]
+    lines = [f"### {named(title, mark)}", ""]
     return [*lines, *([before, ""] if before else []), table.markdown(), ""]
+
+
+def named(title: str, mark: str) -> str:
+    return title + (f" ({mark})" if mark else "")
 
 
 # Sentences ----------------------------------------------------------------------------------------
@@ -171,59 +181,16 @@ def ceilings(study: Study) -> str:
 
 
 def self_check(study: Study) -> str:
-    """The card's self-check, a sentence each, with what failed."""
-    sentences = []
-    for checks in card_of(study).checks:
-        failed = [f"{r.name} ({r.fault})" for r in checks.results if not r.passed]
-        words = f"; failed: {'; '.join(failed)}" if failed else ""
-        sentences.append(f"Its self-check: {format_verdict(checks)}{words}.")
-    return " ".join(sentences)
+    """The card's self-check, a sentence each."""
+    checks = card_of(study).checks
+    return " ".join(f"Its self-check: {format_verdict(found)}." for found in checks)
 
 
-def tell_card(summary: Summary) -> str:
-    """For the first screen: peaks and speed of the largest model at the article's pass."""
-    study = summary.study
-    records = [r for r in trained(study) if r.complete and r.train]
-    device = study.records[0].environment.device
-    if not records:
-        return f"On {device} no training came to its end."
-    own = [r for r in by_maker(records)[0] if r.run.model == records[0].run.model]
-    at = [r for r in own if (r.run.train.micro_batch, r.run.train.seq_len) == article_pass()]
-    parts = [part for record in at or own if (part := brief_run(record, not at))]
-    where = f" at {rows_of(at[0])} tokens a pass" if at else ""
-    text = (
-        f"**Measured on one {device}** with random weights, {records[0].run.model}{where} took: "
-        f"{'; '.join(parts)}."
-    )
-    found = forecast_errors.compare_runs([study])
-    return f"{text} {forecast_errors.sentence(found)}" if found else text
-
-
-def brief_run(record: Record, with_pass: bool) -> str:
-    """A method's peak and speed, and what the article says of the peak."""
-    assert record.train is not None
-    seen, reserved = (
-        nvml_bytes(record),
-        record.train.measure.torch_peak_reserved_bytes,
-    )
-    peak = f"{byte_size(seen)} by NVML" if seen else ""
-    peak = peak or (f"{byte_size(reserved)} reserved by torch" if reserved else "")
-    said = article_peak(record)
-    peak += f" (article: {said})" if peak and said else ""
-    rate = record.train.tokens_per_second
-    parts = [part for part in (peak, f"{plain_number(rate, 3)} tokens/s" if rate else "") if part]
-    label = method_words(record) + (f" at {rows_of(record)}" if with_pass else "")
-    return f"{label} {', '.join(parts)}" if parts else ""
-
-
-def article_peak(record: Record) -> str:
-    """What the article says of this method's peak, for a model of the size that it speaks of."""
-    for part in read_claims()["C2"]["parts"]:
-        least, most = part["source"]["params"]
-        size = untouched_params([record]) or 0
-        if part["key"] == record.run.method.name and least <= size <= most:
-            return str(part["article"])
-    return ""
+def failed_lines(study: Study) -> list[str]:
+    """What failed in the card's self-check, and by how much."""
+    failed = [f"- {r.name}: {r.fault}" for checks in card_of(study).checks
+              for r in checks.results if not r.passed]  # fmt: skip
+    return ["### Failed in the card's self-check", "", *failed, ""] if failed else []
 
 
 def left_out_lines(study: Study) -> list[str]:

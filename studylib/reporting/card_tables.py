@@ -36,7 +36,7 @@ def name_cells(study: Study, record: Record) -> tuple[str, str, str]:
 def memory_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's peak by three counters, with what was forecast of it by each."""
     made = {f.record_digest: f for f in study.forecasts}
-    header = ("Model", "Method", "Rows × tokens of a pass", "Allocated ↓; forecast",
+    header = ("Model", "Method", "Rows × tokens", "Allocated ↓; forecast",
               "Reserved ↓; forecast", "NVML ↓; forecast")  # fmt: skip
     rows = [
         (*name_cells(study, r), *peak_cells(r, made.get(r.digest) if r.complete else None))
@@ -70,7 +70,7 @@ def compare_bytes(seen: int | None, ours: int | None) -> str:
 
 def speed_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's step, tokens, shares of the card's arithmetic, and energy where it was read."""
-    header = ("Model", "Method", "Rows × tokens of a pass", METRICS["clean_step_seconds"].header,
+    header = ("Model", "Method", "Rows × tokens", METRICS["clean_step_seconds"].header,
               METRICS["tokens_per_second"].header, "Of the datasheet's bf16 peak (%) ↑",
               "Of the peak measured here (%) ↑", "The same with what is computed again (%) ↑",
               "Energy (Wh a million tokens) ↓")  # fmt: skip

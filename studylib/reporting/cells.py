@@ -56,13 +56,10 @@ def spread_cell(key: str, spread: Spread | None) -> str:
 
 
 def accuracy_cell(row: Row) -> str:
-    """Accuracy ± half of its interval (items × seeds)."""
-    estimate = row.accuracy
-    if estimate is None:
+    """Accuracy ± half of its interval; how many items and seeds, the note below the table says."""
+    if row.accuracy is None:
         return row.status or why_unasked(row)
-    count = f"{estimate.items:,}"
-    count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
-    return f"{interval_cell(estimate, signed=False)} (n={count})"
+    return interval_cell(row.accuracy, signed=False)
 
 
 def why_unasked(row: Row) -> str:

@@ -18,6 +18,8 @@ from studylib.core.verdicts import Measured
 from studylib.planning.catalog import find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
 from studylib.reporting.cells import p_value
+from studylib.reporting.kept import share_of_gain
+from studylib.reporting.measure_tables import first_measure, gap_sentence
 from studylib.reporting.passes import Job, commit_words
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.methods import WHOLE
@@ -56,7 +58,8 @@ class Forecast:
 
 
 Part = Mapping[str, Any]
-Measure = Callable[[Comparison, Row], Figure | None]
+KEPT = "% of full's gain"
+HELD_OUT_SEEDS = 3  # as many as the rules of the claims ask for
 
 
 # Counted ------------------------------------------------------------------------------------------
@@ -110,10 +113,13 @@ def counted(shape: str) -> str:
 # Measured -----------------------------------------------------------------------------------------
 
 
-def measure_behind_full(comparison: Comparison, row: Row) -> Figure | None:
-    """How far a method's accuracy lies behind full fine-tuning's, in points."""
+def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
+    """How far a method's accuracy lies behind full fine-tuning's, in points.
+
+    held_out: where no questions were asked, whether held-out examples show it clearly behind.
+    """
     if row.gap is None:
-        return None
+        return judge_held_out(comparison, row) if held_out else None
     gap = row.gap
     measured = Measured(-100 * gap.value, "pp", -100 * gap.high, -100 * gap.low, seeds(row))
     ours = f"{row.label}: {interval(gap)} against full"
@@ -125,31 +131,51 @@ def measure_behind_full(comparison: Comparison, row: Row) -> Figure | None:
     return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
 
 
-def measure_share_of_gain(comparison: Comparison, row: Row) -> Figure | None:
-    """A method's share of full fine-tuning's gain over the base, in per cent.
-
-    The interval is the paired gap's, over full's gain taken as known: a gain that is clear of zero
-    by far makes its own error small beside it.
-    """
-    full = comparison.row(WHOLE)
-    if row.gap is None or full is None or full.gain is None:
+def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
+    """Whether a method ends clearly behind full by the first measure on held-out examples."""
+    found = next((f for f in first_measure(comparison) if f.label == row.label), None)
+    if found is None or found.gap is None:
         return None
-    gain = full.gain.value
-    ours = f"{row.label} {points(gain + row.gap.value)} pp, full {interval(full.gain)}"
-    if full.gain.low <= 0:
+    words = gap_sentence(found)
+    ends = sorted(end * found.measure.sign for end in (found.gap.low, found.gap.high))
+    verdict = "reproduced" if ends[1] < 0 else "differs" if ends[0] > 0 else "inconclusive"
+    if found.estimate.seeds < HELD_OUT_SEEDS:
+        verdict, words = "inconclusive", f"{words} Too few seeds."
+    shown = share_of_gain(comparison, row)
+    measured = Measured(100 * shown[0], KEPT, 100 * shown[1], 100 * shown[2]) if shown else None
+    ours = f"{found.measure.label}: {words}"
+    return Figure(ours, measured_on(comparison), measured, settled=(verdict, words))
+
+
+def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
+    """A method's share of full fine-tuning's gain over the base, in per cent."""
+    full = comparison.row(WHOLE)
+    asked = row.gap is not None and full is not None and full.gain is not None
+    if not asked and not held_out:
+        return None
+    share = share_of_gain(comparison, row)
+    if asked:
+        assert row.gap is not None and full is not None and full.gain is not None
+        gained = points(full.gain.value + row.gap.value)
+        ours = f"{row.label} {gained} pp, full {interval(full.gain)}"
+        count = seeds(row)
+    else:
+        found = next((f for f in first_measure(comparison) if f.label == row.label), None)
+        if found is None or found.gap is None:
+            return None
+        ours, count = f"{found.measure.label}: {gap_sentence(found)}", found.estimate.seeds
+    if share is None:
         obstacle = "full fine-tuning's own gain is not clear of zero"
         return Figure(ours, measured_on(comparison), None, obstacle)
-    value, low, high = (
-        100 * (1 + end / gain) for end in (row.gap.value, row.gap.low, row.gap.high)
-    )
-    measured = Measured(value, "% of full's gain", low, high, seeds(row))
+    value, low, high = (100 * end for end in share)
+    measured = Measured(value, KEPT, low, high, count)
     return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:
     full = comparison.row(WHOLE)
-    if not row.above_chance and not (full and full.above_chance):
-        return "neither accuracy can be told from chance"
+    if row.gap and not row.above_chance and not (full and full.above_chance):
+        return "neither accuracy is clearly better than guessing"
     return None
 
 
@@ -230,7 +256,8 @@ def measure_hot_swap(source: Part, record: ServeRecord) -> Figure | None:
             f"{milliseconds(load.lowest)} ms; {proof}"
         )
         verdict = ("reproduced" if swap.sooner else "differs", figures)
-    return Figure(ours, served_on(record), None, settled=verdict)
+    took = Measured(1e3 * switch.p50, "ms")
+    return Figure(ours, served_on(record), took, settled=verdict)
 
 
 def milliseconds(seconds: float) -> str:
@@ -270,7 +297,7 @@ COUNTS: dict[str, Callable[[Part], Figure]] = {
     "checkpoint_size": count_checkpoint_size,
     "adapter_size": count_adapter_size,
 }
-MEASURES: dict[str, Measure] = {
+MEASURES: dict[str, Callable[[Comparison, Row, bool], Figure | None]] = {
     "behind_full": measure_behind_full,
     "share_of_gain": measure_share_of_gain,
 }

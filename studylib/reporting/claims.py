@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from studylib.core.places import PACKAGE
-from studylib.core.verdicts import Rule, judge_claim, parse_rule
+from studylib.core.verdicts import Measured, Rule, judge_claim, parse_rule
+from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import (
     COUNTS,
     MEASURES,
@@ -28,19 +29,14 @@ from studylib.reporting.claim_sources import (
     forecast_figure,
     with_unit,
 )
-from studylib.reporting.notes import join_words
+from studylib.reporting.evidence_kinds import kind_of
 from studylib.reporting.pass_figures import BY_PASS, measure_passes
 from studylib.reporting.passes import Cell, gather_passes, job_of
-from studylib.reporting.prose import parameter_count
-from studylib.reporting.summary import Comparison, Summary
-from studylib.schema.profile import ModelRef
+from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.serve_records import ServeRecord
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
-RANDOM = (
-    " The 13B model was run with random weights: its memory, time and cost are measured, and "
-    "nothing of what it learns."
-)
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,8 @@ class Finding:
     """One part of a claim beside what we found.
 
     how: "counted ...", "measured on ...", "forecast ...", or what it still needs. decided_by: the
-    figure that the verdict rests on.
+    figure that the verdict rests on. measured: the figure itself, None where there is none or it is
+    in words. at: the model and the device of a measured one.
     """
 
     claim: str
@@ -60,11 +57,30 @@ class Finding:
     verdict: str
     decided_by: str
     rule: str
+    measured: Measured | None = None
+    at: Place | None = None
+
+    @property
+    def is_toy(self) -> bool:
+        """Whether a toy model gave the figure: it settles nothing of what large ones learn."""
+        return self.at is not None and kind_of(self.at.model) == "toy"
 
     @property
     def got(self) -> str:
         """counted, measured or forecast; empty where there is no figure yet."""
         return first_word(self.how) if self.decided_by else ""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a figure was measured: model, parameters (None where not known), device; of a training
+    also its rows × tokens and an optimizer other than the usual one, else empty."""
+
+    model: str
+    params: int | None
+    device: str
+    rows: str = ""
+    optimizer: str = ""
 
 
 def first_word(how: str) -> str:
@@ -95,11 +111,12 @@ def evaluate_claims(
     for claim, content in read_claims().items():
         for part in content["parts"]:
             figures = find_figures(part, studies)
+            found += [judge(claim, content["topic"], part, figure, at) for figure, at in figures]
             traced = (forecasts or {}).get(f"{claim}.{part['key']}", ())
             traced = give_way(traced, part, studies)
-            figures += [forecast_figure(part, forecast) for forecast in traced]
-            found += [judge(claim, content["topic"], part, figure) for figure in figures]
-            if not figures:
+            found += [judge(claim, content["topic"], part, forecast_figure(part, forecast), None)
+                      for forecast in traced]  # fmt: skip
+            if not figures and not traced:
                 needs = f"needs {part['needs']}"
                 found.append(
                     Finding(claim, part["key"], content["topic"], part["article"], NOT_YET, needs,
@@ -108,23 +125,38 @@ def evaluate_claims(
     return found
 
 
-def find_figures(part: Part, studies: list[Summary]) -> list[Figure]:
-    """Our figures for a part: one count, or one a comparison, or one a serving run, or none."""
+def find_figures(part: Part, studies: list[Summary]) -> list[tuple[Figure, Place | None]]:
+    """Our figures for a part and where they were measured: one count, or one a comparison, or one
+    a serving run, or none."""
     source = part.get("source", {})
     if "count" in source:
-        return [COUNTS[source["count"]](source)]
-    found: list[Figure | None] = []
+        return [(COUNTS[source["count"]](source), None)]
+    found: list[tuple[Figure | None, Place | None]] = []
     if "measure" in source:
         cells = find_cells(source, studies)
         if source["measure"] in BY_PASS:
             measure = BY_PASS[source["measure"]]
-            found += [measure_passes(measure, group) for group in gather_passes(cells)]
+            found += [(measure_passes(measure, group), place_of(*group[0]))
+                      for group in gather_passes(cells)]  # fmt: skip
         else:
-            found += [MEASURES[source["measure"]](*cell) for cell in cells]
+            measure_cell, held_out = MEASURES[source["measure"]], source.get("held_out", False)
+            found += [(measure_cell(*cell, held_out), place_of(*cell)) for cell in cells]
     if "serve" in source:
         records = [record for study in studies for record in study.study.serves]
-        found += [SERVED[source["serve"]](source, record) for record in records]
-    return [figure for figure in found if figure is not None]
+        found += [(SERVED[source["serve"]](source, record), place_served(record))
+                  for record in records]  # fmt: skip
+    return [(figure, at) for figure, at in found if figure is not None]
+
+
+def place_of(comparison: Comparison, row: Row) -> Place:
+    first = row.records[0]
+    optimizer = first.run.train.optimizer
+    return Place(comparison.model, comparison.total_params, first.environment.device,
+                 rows_of(first), "" if optimizer == "adamw" else optimizer)  # fmt: skip
+
+
+def place_served(record: ServeRecord) -> Place:
+    return Place(str(record.spec.model_ref), None, record.environment.device)
 
 
 def find_cells(source: Part, studies: Sequence[Summary]) -> list[Cell]:
@@ -160,7 +192,7 @@ def speaks_of(source: Part, comparison: Comparison) -> bool:
     return comparison.track in source.get("tracks", [comparison.track]) and least <= size <= most
 
 
-def judge(claim: str, topic: str, part: Part, figure: Figure) -> Finding:
+def judge(claim: str, topic: str, part: Part, figure: Figure, at: Place | None) -> Finding:
     """The finding of one figure, by the part's rule."""
     if figure.settled is not None:
         verdict, reason = figure.settled
@@ -172,7 +204,7 @@ def judge(claim: str, topic: str, part: Part, figure: Figure) -> Finding:
     if not sampled:  # counts, forecasts, peaks and prices have a range, not a sampling interval
         reason = reason.replace("measured", got).replace("95 % interval", "range")
     return Finding(claim, part["key"], topic, part["article"], figure.ours, figure.how,
-                   verdict, reason, describe_rule(part))  # fmt: skip
+                   verdict, reason, describe_rule(part), figure.measured, at)  # fmt: skip
 
 
 def describe_rule(part: Part) -> str:
@@ -183,37 +215,3 @@ def describe_rule(part: Part) -> str:
     low, high = (with_unit(end, rule.unit) for end in rule.band)
     seeds = f", {rule.min_seeds} seeds or more" if rule.min_seeds > 1 else ""
     return f"reproduced from {low} to {high}{seeds} ({part['why']})"
-
-
-def tally_findings(findings: list[Finding], studies: Sequence[Summary]) -> str:
-    """How many findings came to which verdict, in one sentence."""
-    words = {"reproduced": "reproduced", "differs": "differ", "inconclusive": "inconclusive",
-             "not comparable": "not comparable", NOT_YET: NOT_YET}  # fmt: skip
-    counts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in words}
-    parts = [f"{n} {words[verdict]}" for verdict, n in counts.items() if n]
-    got = [finding.got for finding in findings]
-    ways = [f"{got.count(way)} {way}" for way in ("counted", "forecast", "measured") if way in got]
-    text = (
-        f"**The article's claims**, judged part by part at each size, setting and reading "
-        f"({len(findings)} findings{'; ' if ways else ''}{join_words(ways)}): {', '.join(parts)}."
-    )
-    where = "*Claimed and measured*, a part of the report,"
-    return f"{text}{size_of_evidence(studies)} {where} says which and why."
-
-
-def size_of_evidence(studies: Sequence[Summary]) -> str:
-    """What was run of the article's size: no model at all, or one with random weights."""
-    compared = [c for summary in studies for c in summary.comparisons if c.total_params]
-    sources = [p.get("source", {}) for c in read_claims().values() for p in c["parts"]]
-    sized = [source for source in sources if "params" in source]
-    if not compared:
-        return ""
-    found = {c.model for source in sized for c in compared if speaks_of(source, c)}
-    if found:
-        random = all(ModelRef.parse(model).kind == "shape" for model in found)
-        return RANDOM if random else ""
-    largest = max(c.total_params or 0 for c in compared)
-    return (
-        f" No 13B model was run: what was measured speaks of models of at most "
-        f"{parameter_count(largest)} parameters."
-    )

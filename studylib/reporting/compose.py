@@ -1,59 +1,68 @@
 """The order of a report: from summaries to its parts in Markdown, its pictures and csv files.
 
-REPORT.md is the parts one after the other; the report notebook, and report.html with it, shows the
-same parts. Nothing is read or written here, and no figure is computed.
+REPORT.md is the parts one after the other; appendices are files of their own. The report notebook,
+and report.html with it, shows the same. Nothing is read or written here, and no figure is computed.
 
-Not covered: which records go in and where the files go (studylib.reporting.report).
+Not covered: which records go in and where the files go (studylib.reporting.report), the appendices
+(studylib.reporting.appendices).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from studylib.reporting import (
     appendix,
+    decision,
     exports,
     figures,
-    forecast_errors,
+    forecast_tables,
     measure_tables,
-    method_notes,
     notes,
     panels,
     prose,
-    serve_tables,
     tables,
 )
+from studylib.reporting.appendices import make_appendices, serving_studies
+from studylib.reporting.appendix_files import link_to, path_of, to_file
 from studylib.reporting.capacity import (
     capacity_table,
     detectable_sentence,
     is_capacity,
     tell_capacity,
-    tell_limits,
 )
-from studylib.reporting.card_section import card_section, is_card, tell_card
-from studylib.reporting.claims import Finding, tally_findings
-from studylib.reporting.forecast_tables import brief
-from studylib.reporting.forecast_tables import section as forecast_section
+from studylib.reporting.card_section import card_section, is_card
+from studylib.reporting.claims import Finding
+from studylib.reporting.evidence_kinds import kind_of, short_name
+from studylib.reporting.first_screen import first_screen
+from studylib.reporting.forecast_errors import compare_runs, sentence
+from studylib.reporting.glossary import glossary
+from studylib.reporting.kept import best_evidence
 from studylib.reporting.limits import limits
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.serve_figures import draw_monthly
 from studylib.reporting.serve_section import serve_section
 from studylib.reporting.summary import Comparison, Summary
+from studylib.reporting.team_advice import is_deep
 from studylib.schema.forecast_book import ForecastBook
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report's parts, name to Markdown, in their order; and all of its files by relative path.
+    """A report's parts and appendices, name to Markdown, in their order; and all of its files by
+    relative path.
 
-    parts: answer, results, claims, serving, forecast, beside (the reference), appendix. Pictures
-    and records are named in the Markdown as they lie from the report's folder.
+    parts: answer, results, serving, forecast, beside (the reference), words. Pictures, appendices
+    and records are named in the Markdown as they lie from the report's folder, `folder`.
     """
 
     parts: Mapping[str, str]
+    appendices: Mapping[str, str]
     files: Files
+    folder: Path = Path()
 
 
 def compose(
@@ -65,71 +74,31 @@ def compose(
 ) -> Report:
     """All of a report. own_folder: where a reader's own figures go; None: the shipped report, whose
     figures lie beside each study's records."""
-    shipped = own_folder is None
     files: Files = {}
     results: list[str] = []
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
-        pictures = draw(summary, folder) if shows_pictures(summary, studies) else {}
+        pictures = draw(summary, folder) if summary in serving_studies(studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
         results += study_section(summary, [*pictures], len(studies) > 1)
     files |= draw_counted(studies, own_folder)
+    deciding = draw_deciding(studies, own_folder)
+    appendices = make_appendices(studies, findings, book, [*files])
     parts = {
-        "answer": answer_section(studies, findings, book),
+        "answer": first_screen(studies, findings, next(iter(deciding), None)),
         "results": results,
-        "claims": claims_section(findings),
-        "serving": serve_section(beside_cards(studies), [*files]),
-        "forecast": forecast_section(
-            book, forecast_errors.section([s.study for s in studies if not is_card(s)])
-        ),
+        "serving": serve_section(serving_studies(studies), [*files]),
+        "forecast": forecast_section(studies, book),
         "beside": reference_section(studies[0], reference) if reference is not None else [],
-        "appendix": appendix_section(studies, findings, shipped),
+        "words": words_section(studies, own_folder is None),
     }
     whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
     texts = {name: "\n".join(lines) for name, lines in parts.items()}
-    return Report(texts, files | {REPORT: whole.encode()})
+    files |= deciding | {path_of(name): to_file(text) for name, text in appendices.items()}
+    return Report(texts, appendices, files | {REPORT: whole.encode()})
 
 
-def beside_cards(studies: list[Summary]) -> list[Summary]:
-    """The studies whose serving stands in the part on serving: a card's stands in its own part,
-    unless there is no other."""
-    return [summary for summary in studies if not is_card(summary)] or studies
-
-
-def shows_pictures(summary: Summary, studies: list[Summary]) -> bool:
-    """A card's part has tables alone; its serving is drawn where no other study's is told."""
-    return summary in beside_cards(studies)
-
-
-def answer_section(
-    studies: list[Summary], findings: list[Finding], book: ForecastBook | None
-) -> list[str]:
-    """What was found, in a paragraph each: tracks, serving, forecast, the article's claims."""
-    lines = ["# PEFT or full fine-tuning? What these runs show", "", "## The answer", ""]
-    for summary in studies:
-        lines += [*name_study(summary, studies), tell(summary, len(studies) > 1), ""]
-        lines += [note, ""] if (note := notes.not_run_note(summary)) else []
-    serves = [record for s in beside_cards(studies) for record in s.study.serves]
-    lines += [serve_tables.brief(serves), ""]
-    lines += [brief(book), ""] if book is not None else []
-    return [*lines, tally_findings(findings, studies), ""]
-
-
-def tell(summary: Summary, several: bool) -> str:
-    """The answer of a study: whole where it is the only one of one track, else in brief."""
-    if is_card(summary):
-        return tell_card(summary)
-    if is_capacity(summary):
-        return tell_limits(summary)
-    if is_grid(summary):
-        return tell_grid(summary)
-    if several or len(summary.tracks) > 1:
-        return prose.answer_briefly(summary)
-    return prose.answer(summary)
-
-
-def name_study(summary: Summary, studies: list[Summary]) -> list[str]:
-    return [f"**Profile {summary.study.name}.**"] if len(studies) > 1 else []
+# Files --------------------------------------------------------------------------------------------
 
 
 def draw(summary: Summary, folder: str) -> Files:
@@ -147,6 +116,16 @@ def draw_counted(studies: list[Summary], own_folder: str | None) -> Files:
     folder = home.study.link if own_folder is None else own_folder
     name = join(folder, "figures", "serve-monthly.svg")
     return {} if figure is None else {name: panels.to_svg(figure)}
+
+
+def draw_deciding(studies: list[Summary], own_folder: str | None) -> Files:
+    """The first screen's picture, beside the records that it is drawn from."""
+    figure = decision.draw_decision(studies)
+    if figure is None:
+        return {}
+    home = best_evidence(studies)[0].study.link
+    name = join(home if own_folder is None else own_folder, "figures", f"{decision.NAME}.svg")
+    return {name: panels.to_svg(figure)}
 
 
 def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
@@ -167,6 +146,9 @@ def join(*parts: str) -> str:
     return "/".join(part for part in parts if part)
 
 
+# Parts --------------------------------------------------------------------------------------------
+
+
 def study_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
     if is_card(summary):
         return card_section(summary, several)
@@ -178,96 +160,77 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
-        title = f"Profile {summary.study.name}, track {track}" if several else f"Track {track}"
-        title = "Results" if not several and len(summary.tracks) == 1 else title
-        lines += [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+        lines += [
+            f"## {title_track(summary, track, several)}",
+            "",
+            f"{notes.machine_line(summary)}.",
+            "",
+        ]
         lines += notes.refusal_lines(summary, track)
-        told = several or len(summary.tracks) > 1  # else the whole answer stands at the top
-        words = prose.answer_track(summary, track, named=False) if told else []
+        words = prose.answer_track(summary, track)
         lines += track_section(comparisons, names, words)
-    return lines
+    not_run = notes.not_run_note(summary)
+    return lines + ([not_run, ""] if not_run else [])
 
 
-def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
-    """One curve and one table for all tracks of a capacity study."""
-    title = f"Profile {summary.study.name}: new facts" if several else "New facts"
-    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
-    for track in summary.tracks:
-        lines += notes.refusal_lines(summary, track)
-    lines += figures.picture_lines(pictures, ("capacity",))
-    reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
-    lines += [tell_capacity(summary), "", capacity_table(summary).markdown(), ""]
-    return [*lines, reading.strip(), "", *rate_lines(summary.comparisons)]
-
-
-def grid_section(summary: Summary, several: bool) -> list[str]:
-    """One table for all shapes of a pass."""
-    title = "Memory by rows and tokens of a pass"
-    title = f"Profile {summary.study.name}: {title.lower()}" if several else title
-    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
-    for track in summary.tracks:
-        lines += notes.refusal_lines(summary, track)
-    reading = f"{notes.memory_note(summary.comparisons)} {notes.price_note(summary.comparisons)}"
-    return [*lines, tell_grid(summary), "", grid_table(summary).markdown(), "", reading, ""]
+def title_track(summary: Summary, track: str, several: bool) -> str:
+    """What a track is about, and its name."""
+    if not several and len(summary.tracks) == 1:
+        return "Results"
+    comparisons = [c for c in summary.comparisons if c.track == track]
+    change = "A new language" if any(map(is_deep, comparisons)) else "A small change"
+    names = {short_name(c.model) for c in comparisons if kind_of(c.model) != "toy"}
+    on = f" on {names.pop() if len(names) == 1 else 'several models' if names else 'toy models'}"
+    profile = f"profile {summary.study.name}, " if several else ""
+    return f"{change}{on} ({profile}track {track})"
 
 
 def track_section(
     comparisons: list[Comparison], pictures: list[str], words: list[str]
 ) -> list[str]:
-    lines = [tables.headline_table(comparisons).markdown(), ""]
+    lines = [line for paragraph in words for line in (paragraph, "")]
+    lines += [tables.headline_table(comparisons).markdown(), ""]
     reading = [
-        "All figures are measured, but for the trainable parameters, which are counted.",
         notes.spread_note(comparisons),
-        notes.memory_note(comparisons),
         notes.price_note(comparisons),
-        notes.end_to_end_note(comparisons),
-        notes.command_note(comparisons),
-        *method_notes.method_notes(comparisons),
         *notes.chance_notes(comparisons),
+        f"More: [every figure]({link_to('details')}), [every run]({link_to('runs')}).",
     ]
     lines += [" ".join(text for text in reading if text), ""]
-    lines += figures.picture_lines(pictures, ("accuracy-memory", "accuracy-cost"))
-    lines += [line for paragraph in words for line in (paragraph, "")]
     lines += measure_tables.section(comparisons)
-    lines += accuracy_lines(comparisons)
-    lines += figures.picture_lines(pictures, ("gap-to-full", "kept-and-gained", "subjects"))
-    lines += ["### Memory by stage", "", tables.memory_table(comparisons).markdown(), ""]
-    lines += ["### Time and cost", "", tables.time_table(comparisons).markdown(), ""]
-    lines += rate_lines(comparisons)
-    return lines + figures.picture_lines(pictures, ("tuning", "loss"))
+    return lines + figures.picture_lines(pictures, ("gap-to-full",))
 
 
-def accuracy_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """Accuracies and their differences; none where a track has measures and no questions."""
-    asked = any(row.accuracy for c in comparisons for row in c.rows)
-    if not asked and any(c.measured for c in comparisons):
-        return []
-    lines = ["### Accuracy", "", tables.accuracy_table(comparisons).markdown(), ""]
-    lines += ["### Differences to full fine-tuning", ""]
-    return [*lines, tables.gap_table(comparisons).markdown(), "",
-            notes.detectable_note(comparisons), ""]  # fmt: skip
+def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+    """One curve and one table for all tracks of a capacity study."""
+    title = "How many new facts a rank holds"
+    title += f" (profile {summary.study.name})" if several else ""
+    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+    for track in summary.tracks:
+        lines += notes.refusal_lines(summary, track)
+    lines += [tell_capacity(summary), ""]
+    lines += figures.picture_lines(pictures, ("capacity",))
+    reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
+    return [*lines, capacity_table(summary).markdown(), "", reading.strip(), ""]
 
 
-def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """The searches for learning rates, where there were any."""
-    if not any(comparison.sweeps for comparison in comparisons):
-        return []
-    table = tables.tuning_table(comparisons).markdown()
-    return ["### Learning rates", "", table, "", notes.tuning_note(comparisons), ""]
+def grid_section(summary: Summary, several: bool) -> list[str]:
+    """One table for all shapes of a step."""
+    title = "Memory by rows and tokens"
+    title += f" (profile {summary.study.name})" if several else ""
+    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
+    for track in summary.tracks:
+        lines += notes.refusal_lines(summary, track)
+    told = (notes.spread_note, notes.memory_note, notes.price_note)
+    reading = " ".join(text for tell in told if (text := tell(summary.comparisons)))
+    return [*lines, tell_grid(summary), "", grid_table(summary).markdown(), "", reading, ""]
 
 
-def claims_section(findings: list[Finding]) -> list[str]:
-    return [
-        "## Claimed and measured", "",
-        "Each claim of the article beside what was found, by a rule that was written down before "
-        "any run (in the appendix). Counted is exact arithmetic on the model's shape, measured "
-        "is a record, forecast is traced without the device. **Reproduced**: all that our figure "
-        "leaves possible (its 95 % interval or range) agrees with the claim by the rule; "
-        "**differs**: nothing of it does; **inconclusive**: some of it, or fewer seeds than the "
-        "rule asks; **not comparable**: it says nothing on this claim.", "",
-        tables.verdicts_table(findings).markdown(), "",
-        "### Each finding", "", tables.claims_table(findings).markdown(), "",
-    ]  # fmt: skip
+def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[str]:
+    """What was forecast of a 13B model, and how far forecasts were off."""
+    found = compare_runs([s.study for s in studies if not is_card(s)])
+    lines = [f"{sentence(found)} [In detail]({link_to('forecasts')}).", ""] if found else []
+    return forecast_tables.section(book, lines)
 
 
 def reference_section(own: Summary, reference: Summary) -> list[str]:
@@ -283,18 +246,12 @@ def reference_section(own: Summary, reference: Summary) -> list[str]:
     ]  # fmt: skip
 
 
-def appendix_section(studies: list[Summary], findings: list[Finding], shipped: bool) -> list[str]:
-    lines = ["## Appendix", ""]
-    for summary in studies:
-        name = f", profile {summary.study.name}" if len(studies) > 1 else ""
-        lines += [f"### Runs{name}", "", appendix.runs_table(summary).markdown(), ""]
-        lines += [f"### Provenance{name}", "", appendix.provenance_table(summary).markdown(), ""]
-    served = [record for summary in studies for record in summary.study.serves]
-    if served:
-        lines += ["### Serving runs", "", appendix.serves_table(studies).markdown(), ""]
-    words = appendix.words_table(measure_tables.words(studies))
-    lines += ["### What the columns mean", "", words.markdown(), ""]
-    lines += ["### Rules of the verdicts", "", tables.rules_table(findings).markdown(), ""]
-    lines += ["### Limits", ""]
-    lines += [f"- {limit}" for limit in limits(studies)]
-    return lines + (["", "### Corrections", "", *appendix.corrections()] if shipped else [])
+def words_section(studies: list[Summary], shipped: bool) -> list[str]:
+    """The words used, what the figures do not say, and what earlier reports got wrong."""
+    lines = [
+        *glossary(measure_tables.words(studies)),
+        "## Limits",
+        "",
+        *(f"- {limit}" for limit in limits(studies)),
+    ]
+    return lines + (["", "## Corrections", "", *appendix.corrections()] if shipped else [])

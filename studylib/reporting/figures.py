@@ -77,32 +77,6 @@ def draw_accuracy_memory(comparisons: Sequence[Comparison]) -> Figure | None:
     return draw_pareto(comparisons, memory, f"← peak memory of training, {MEMORY[kind]} ({unit})")
 
 
-def draw_accuracy_cost(comparisons: Sequence[Comparison]) -> Figure | None:
-    """Accuracy against dollars, or against seconds of training where no price is stated."""
-    priced = all(
-        "cost_usd" in row.figures
-        for c in comparisons
-        for row in c.rows
-        if row.method.kind.trains and row.accuracy
-    )
-    key = "cost_usd" if priced else "train_seconds"
-    label = "← cost of training, median price ($)" if priced else "← training, wall clock (s)"
-
-    known = [row.figures[key].high for c in comparisons for row in c.rows if key in row.figures]
-    # an axis in 0.00001 dollars cannot be read
-    times = 1000 if priced and max(known, default=1) < 0.01 else 1
-    if times > 1:
-        label = "← cost of 1,000 such trainings, median price ($)"
-
-    def cost(row: Row) -> tuple[float, float, float] | None:
-        spread = row.figures.get(key)
-        if spread is None:
-            return None
-        return (times * spread.value, times * spread.low, times * spread.high)
-
-    return draw_pareto(comparisons, cost, label)
-
-
 def draw_pareto(
     comparisons: Sequence[Comparison],
     place: Callable[[Row], tuple[float, float, float] | None],
@@ -289,7 +263,6 @@ def subject_shares(row: Row) -> dict[str, float]:
 
 PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
     "accuracy-memory": draw_accuracy_memory,
-    "accuracy-cost": draw_accuracy_cost,
     "gap-to-full": draw_forest,
     "kept-and-gained": draw_forgetting,
     "subjects": draw_subjects,
@@ -298,7 +271,6 @@ PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
 }
 CAPTIONS = {
     "accuracy-memory": "Accuracy against the peak memory of training, 95 % intervals",
-    "accuracy-cost": "Accuracy against what training costs, 95 % intervals",
     "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
     "kept-and-gained": "What was kept of old knowledge against what was gained of new",
     "subjects": "Differences to full fine-tuning by subject, sorted by the first method",

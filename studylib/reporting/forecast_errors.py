@@ -135,7 +135,7 @@ def worst(pairs: Sequence[Pair]) -> Pair:
 
 def peak_table(found: Sequence[Compared]) -> Table:
     """One row for runs of the same forecast: the worst error of their peaks, and their step."""
-    header = ("Model", "Method", "Tokens of a pass", "Runs", "Counter", "Peak, measured",
+    header = ("Model", "Method", "Rows × tokens", "Runs", "Counter", "Peak, measured",
               "Peak, forecast", "Worst error", "Step (s)", "Step, forecast (s)")  # fmt: skip
     return Table(header, tuple(peak_row(like) for like in group(found)))
 
@@ -177,7 +177,7 @@ def part_table(found: Sequence[Compared]) -> Table:
             measured = statistics.median(pair.measured for pair in pairs)
             cells.append(f"{byte_size(measured)} ({points(worst(pairs).error)} %)")
         rows.append((run.model, run.method.label, pass_of(like[0].record), *cells))
-    return Table(("Model", "Method", "Tokens of a pass", *names), tuple(rows))
+    return Table(("Model", "Method", "Rows × tokens", *names), tuple(rows))
 
 
 def sentence(found: Sequence[Compared]) -> str:

@@ -15,7 +15,7 @@ from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
 from studylib.reporting.passes import Job
 from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
-from studylib.schema.methods import ADAPTER, ARTICLE, METHODS, QUANTIZED, WHOLE
+from studylib.schema.methods import ARTICLE, METHODS, QUANTIZED
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 # Kinds of job in words: the mark of such a published case in its name, and whether a job is one.
@@ -178,7 +178,7 @@ def longest(a: CardAnswer) -> str:
 def describe_answer(a: CardAnswer) -> str:
     if a.seq_len is None:
         return f"no row fits {a.gpu}: at least {gigabytes(a.least_bytes)}"
-    rows = f", {a.micro_batch} rows of {a.rows_of} tokens a step" if a.micro_batch else ""
+    rows = f", {a.micro_batch} rows of {a.rows_of} tokens at once" if a.micro_batch else ""
     return f"on {a.gpu} rows of up to {longest(a)}{rows}"
 
 
@@ -195,34 +195,6 @@ def published_table(book: ForecastBook) -> Table:
 
 
 # Sentences ----------------------------------------------------------------------------------------
-
-
-def brief(book: ForecastBook) -> str:
-    """What the first screen says of the 13B model."""
-    parts = []
-    for method in ARTICLE:
-        sizes = sorted(j.total_bytes for j in book.jobs if j.method == method and j.plain)
-        if sizes:
-            ends = dict.fromkeys(plain_number(x / 1e9, 3) for x in (sizes[0], sizes[-1]))
-            said = next(claimed(j) for j in book.jobs if j.method == method)
-            parts.append(f"{METHODS[method].label} {' to '.join(ends)} GB (article: {said})")
-    text = (
-        "**For the article's 13B model** peak memory, all cards together, was forecast without a "
-        f"device, one row of 2,048 tokens a card and pass: {', '.join(parts)}."
-    )
-    if spread_beats_methods(book):
-        return (
-            f"{text} Which setting one picks moves these figures by more than which method; the "
-            "article names none."
-        )
-    return f"{text} The article names no settings."
-
-
-def spread_beats_methods(book: ForecastBook) -> bool:
-    """Whether full fine-tuning's own settings are further apart than it is from LoRA."""
-    full = [j.total_bytes for j in book.jobs if j.method == WHOLE]
-    lora = [j.total_bytes for j in book.jobs if j.method == ADAPTER]
-    return bool(full and lora) and max(full) / min(full) > min(full) / min(lora)
 
 
 def card_sentence(book: ForecastBook) -> str:
@@ -260,8 +232,8 @@ def left_out_sentence(book: ForecastBook) -> str:
     if not out:
         return ""
     text = (
-        f" {len(out)} more are left out, each for the reason beside it, though their settings are "
-        f"stated too: {points(min(out))} to {points(max(out))} %."
+        f" {len(out)} more are left out, each for a reason that the appendix gives: "
+        f"{points(min(out))} to {points(max(out))} %."
     )
     if bare := untested_kinds(book):
         text += (
@@ -301,25 +273,21 @@ def section(book: ForecastBook | None, errors: list[str]) -> list[str]:
 
     errors: the lines on this study's own runs (studylib.reporting.forecast_errors).
     """
-    lines = ["## Forecasts", "", *errors]
+    lines = ["## Forecasts", ""]
     if book is None:
-        return [*lines, "A 13B model is not forecast yet: `make forecasts` does it without a card.",
-                ""]  # fmt: skip
-    parts = {
-        "A 13B model: peak memory": (
-            f"From here on everything is **forecast**: one training step of {book.model} traced "
-            "without a card. No cell was measured by this study.",
-            memory_table(book).markdown(),
-        ),
-        "A 13B model: an Alpaca-style run": (cost_table(book).markdown(),),
-        "A 13B model: a 24 GB card": (card_sentence(book), card_table(book).markdown()),
-        "Forecast against published peaks": (
-            published_sentence(book),
-            published_table(book).markdown(),
-            limits(book),
-        ),
-    }
-    for title, paragraphs in parts.items():
-        lines += [f"### {title}", ""]
-        lines += [line for paragraph in paragraphs for line in (paragraph, "")]
-    return lines
+        missing = "A 13B model is not forecast yet: `make forecasts` does it without a card."
+        return [*lines, *errors, missing, ""]
+    lines += [
+        f"All of this is **forecast**: one training step of {book.model} traced without a card. "
+        "Nothing was measured.", "", memory_table(book).markdown(), "",
+        cost_table(book).markdown(), "",
+    ]  # fmt: skip
+    told = [sentence for sentence in (card_sentence(book), published_sentence(book)) if sentence]
+    return [*lines, *(line for text in told for line in (text, "")), *errors]
+
+
+def details(book: ForecastBook) -> list[str]:
+    """The appendix: which 13B job fits the card, published peaks, what is not covered."""
+    lines = ["### A 13B model and a 24 GB card", "", card_table(book).markdown(), ""]
+    lines += ["### Forecast against published peaks", "", published_table(book).markdown(), ""]
+    return [*lines, limits(book), ""]

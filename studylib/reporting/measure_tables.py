@@ -159,7 +159,7 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     return figure_cell(found) if key == "accuracy" else difference_cells(found)[1]
 
 
-def tell(comparison: Comparison, brief: bool = False) -> str:
+def tell(comparison: Comparison) -> str:
     """The finding on held-out examples by the first measure, in sentences; empty without one."""
     rows = first_measure(comparison)
     if not rows:
@@ -178,7 +178,7 @@ def tell(comparison: Comparison, brief: bool = False) -> str:
         f"({interval(measure, full.gain)} against the base)."
     ]
     judged = [found for found in rows if found.gap is not None]
-    lines += [gap_sentence(found, brief) for found in judged]
+    lines += [gap_sentence(found) for found in judged]
     return " ".join(lines)
 
 
@@ -189,7 +189,7 @@ def count_examples(found: Measured) -> str:
     return f"{groups:,} held-out examples{windows}"
 
 
-def gap_sentence(found: Measured, brief: bool) -> str:
+def gap_sentence(found: Measured) -> str:
     gap, measure = found.gap, found.measure
     assert gap is not None
     unit = "pp" if measure.is_share else measure.unit
@@ -198,11 +198,7 @@ def gap_sentence(found: Measured, brief: bool) -> str:
     if gap.low > 0 or gap.high < 0:
         word = "better" if gap.value * measure.sign > 0 else "worse"
         return f"{found.label} ended {word} than it ({figures})."
-    least = found.detectable
-    could = ""
-    if least is not None and not brief:
-        could = f"; a gap of {number(measure, least, signed=False)} would have shown"
-    return f"{found.label} cannot be told from it ({figures}{could})."
+    return f"{found.label} shows no clear difference from it ({figures})."
 
 
 def headline(comparison: Comparison) -> str:
@@ -218,7 +214,7 @@ def headline(comparison: Comparison) -> str:
     for found in judged:
         assert found.gap is not None
         worse = found.gap.value * found.measure.sign < 0
-        words = "{} could not be told from full fine-tuning"
+        words = "no clear difference between {} and full fine-tuning"
         if found.gap.low > 0 or found.gap.high < 0:
             words = "full fine-tuning did better than {}" if worse else "{} did better than full"
         kinds.setdefault(words, []).append(found.label)

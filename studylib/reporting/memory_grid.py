@@ -60,7 +60,7 @@ def cells_of(summary: Summary) -> Iterator[tuple[Comparison, Row]]:
 def grid_table(summary: Summary) -> Table:
     """One row a method and shape of a pass: its peak, its speed, its cost."""
     keys = ("train_peak_bytes", *FIGURES, "cost_usd")
-    header = ("Model", "Method", "Tokens of a pass", *(METRICS[key].header for key in keys),
+    header = ("Model", "Method", "Rows × tokens", *(METRICS[key].header for key in keys),
               "Records")  # fmt: skip
     rows = []
     for comparison, row in cells_of(summary):
@@ -90,6 +90,5 @@ def tell_grid(summary: Summary) -> str:
         for (name, label), fitting in below.items()
     ]
     return (
-        f"**Below {CARD_GB} GB by NVML**, of the rows × tokens of a pass that were tried: "
-        f"{'; '.join(parts)}."
+        f"**Below {CARD_GB} GB by NVML**, of the rows × tokens that were tried: {'; '.join(parts)}."
     )

@@ -18,9 +18,9 @@ def count_of(number: int, word: str) -> str:
     return f"{number} {word}" + ("" if number == 1 else "s")
 
 
-def join_words(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str], last: str = "and") -> str:
     """a, b and c"""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def machine_line(summary: Summary) -> str:
@@ -38,20 +38,21 @@ def machine_line(summary: Summary) -> str:
 
 
 def memory_note(comparisons: Sequence[Comparison]) -> str:
+    """What a peak is where no card was read; empty where one was."""
     kind = comparisons[0].memory_kind
-    text = f"Train peak is {MEMORY[kind]}, the largest over seeds."
     if kind == "live_tensor_peak_bytes":
-        text += (
-            " There was no card to read: every operator of one training step was watched and the"
-            " bytes of the tensors alive were counted; the process's own memory, Python included,"
-            " stands in *Memory by stage*."
+        return (
+            "There was no card to read: every operator of one training step was watched and the "
+            "bytes of the tensors alive were counted. The process's own memory, Python included, "
+            "stands in the table of memory by stage."
         )
     if kind == "host_peak_bytes":
-        text += (
-            " There was no card to read: it is the whole process's memory, Python and its libraries"
-            " included, which hides most of the difference between methods on models this small."
+        return (
+            "There was no card to read: host memory is the whole process's, Python and its "
+            "libraries included, which hides most of the difference between methods on models "
+            "this small."
         )
-    return text
+    return ""
 
 
 def price_note(comparisons: Sequence[Comparison]) -> str:
@@ -78,14 +79,19 @@ def end_to_end_note(comparisons: Sequence[Comparison]) -> str:
 
 
 def spread_note(comparisons: Sequence[Comparison]) -> str:
-    several = any(len(row.complete) > 1 for c in comparisons for row in c.rows)
-    asked = any(row.accuracy for c in comparisons for row in c.rows)
-    text = "Accuracies and differences are given with 95 % intervals over subjects"
-    if not asked and any(c.measured for c in comparisons):
-        text = "Figures on held-out examples are given with 95 % intervals over examples"
-    text += " and seeds" if several else ", for these runs alone: one seed says nothing of others"
-    ranges = "; resources are medians over seeds with their range" if several else ""
-    return text + ranges + "."
+    """What the intervals and the other figures of a table rest on."""
+    rows = [row for c in comparisons for row in c.rows]
+    seeds = max((len(row.complete) for row in rows), default=0)
+    asked = sorted({row.accuracy.items for row in rows if row.accuracy})
+    over = "subjects" if asked or not any(c.measured for c in comparisons) else "examples"
+    text = f"Intervals of 95 % over {over}"
+    text += " and seeds" if seeds > 1 else ", for these runs alone: one seed says nothing of others"
+    counts = [f"{' to '.join(f'{n:,}' for n in dict.fromkeys((asked[0], asked[-1])))} questions"
+              ] if asked else []  # fmt: skip
+    counts += [count_of(seeds, "seed")] if seeds > 1 else []
+    text += f" ({', '.join(counts)})" if counts else ""
+    peak = f"train peak is {MEMORY[comparisons[0].memory_kind]}, the largest of the seeds"
+    return f"{text}; time and cost are medians, {peak}."
 
 
 def not_run_note(summary: Summary) -> str:
@@ -117,24 +123,16 @@ def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
         chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
         who = "no accuracy" if len(at) == len(rows) else f"the accuracy of {join_words(at)}"
         verb = "is" if len(at) == len(rows) else "is not"
-        notes.append(f"At {comparison.name} {who} {verb} distinguishable from chance ({chance} %).")
+        notes.append(
+            f"At {comparison.name} {who} {verb} clearly better than guessing ({chance} %)."
+        )
     return notes
 
 
-def detectable_note(comparisons: Sequence[Comparison]) -> str:
-    parts = [
-        f"{percent(row.detectable)} pp for {row.label} at {comparison.name}"
-        for comparison in comparisons
-        for row in comparison.scored
-        if row.detectable is not None
-    ]
-    if not parts:
-        return ""
-    return (
-        "The smallest true gap to full fine-tuning that a study of this size finds 8 times in 10: "
-        f"{join_words(parts)}. Found means p (Holm) of 0.05 or less, whatever the other rows show. "
-        "Smaller gaps may exist and would not show here."
-    )
+DETECTABLE = (
+    "The last column is the smallest true gap to full fine-tuning that a study of this size finds "
+    "8 times in 10 (p by Holm of 0.05 or less). Smaller gaps may exist and would not show."
+)
 
 
 def tuning_note(comparisons: Sequence[Comparison]) -> str:

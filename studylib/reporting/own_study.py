@@ -14,17 +14,20 @@ from pathlib import Path
 from studylib.core.metrics import METRICS
 from studylib.reporting import limits as known_limits
 from studylib.reporting import measure_tables, notes, prose, side_by_side, tables, verdict
+from studylib.reporting.appendices import claims_lines, rate_lines, titled
 from studylib.reporting.appendix import learning_rate, provenance_table
+from studylib.reporting.appendix_files import path_of, to_file
+from studylib.reporting.article_table import article_table
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.card_section import is_card
 from studylib.reporting.cells import NOT_RUN, Table, run_path
 from studylib.reporting.claims import Finding
-from studylib.reporting.compose import Report, claims_section, csv_files, rate_lines
+from studylib.reporting.compose import Report, csv_files
 from studylib.reporting.literal import show_literally
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.resources import wall_seconds
-from studylib.reporting.serve_section import serve_section
+from studylib.reporting.serve_section import serve_details, serve_section
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
@@ -53,15 +56,24 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
         "answer": answer_section(summary),
         "results": [*results_section(summary), *cost_section(summary),
                     *side_by_side.section(summary.comparisons)],
-        "claims": claims_section([*findings]) if findings else [],
         "serving": serve_section([summary], []) if served else [],
-        "forecast": [],
+        "forecast": claims_section(findings) if findings else [],
         "beside": [],
-        "appendix": [*left_out_section(summary), *limits_section(summary), *runs_section(summary)],
+        "words": [*left_out_section(summary), *limits_section(summary), *runs_section(summary)],
     }  # fmt: skip
+    appendices = {}
+    if findings:
+        appendices["claims"] = titled("claims", claims_lines(findings))
+    if served:
+        appendices["serving"] = titled("serving", serve_details([summary], []))
     whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
     texts = {name: "\n".join(lines) for name, lines in parts.items()}
-    return Report(texts, files | {REPORT: whole.encode()})
+    files |= {path_of(name): to_file(text) for name, text in appendices.items()}
+    return Report(texts, appendices, files | {REPORT: whole.encode()})
+
+
+def claims_section(findings: Sequence[Finding]) -> list[str]:
+    return ["## The article's claims", "", article_table(findings).markdown(), ""]
 
 
 def answer_section(summary: Summary) -> list[str]:

@@ -17,8 +17,9 @@ from html import escape, unescape
 from importlib.metadata import version
 from pathlib import Path
 
-from studylib.reporting.made_from import PAGE_FOLDER
-from studylib.reporting.notebook_text import DOLLAR
+from studylib.reporting.appendix_files import APPENDIX, TITLES, path_of, slug, title_of
+from studylib.reporting.made_from import PAGE_FOLDER, REPORT
+from studylib.reporting.notebook_text import DOLLAR, dollar_signs
 from studylib.reporting.page_pictures import inline_picture, palette_css
 
 MAKERS = ("nbconvert", "mistune", "matplotlib")  # on whose versions the bytes depend
@@ -32,7 +33,7 @@ TOGETHER = re.compile(r" (?=[±↓↑])|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(
 BREAK = re.compile(r" (?![(\[])(?![^<]*>)")  # in a cell of figures, but before a bracket
 GLUE = "\u00a0"  # a space at which no line breaks
 LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
-TEXT_COLUMNS = 3  # as many of long text cannot stand side by side on a phone
+HREF = re.compile(r'<a href="(?!#|\w+:)([^"#]*)#?([^"]*)">(.*?)</a>', re.S)
 KEYS = ("Model", "Method", "Variant", "What is kept", "Way", "Track")
 
 
@@ -44,6 +45,11 @@ class Section:
     title: str
     html: str
 
+    @property
+    def folded(self) -> bool:
+        """An appendix is opened by whoever wants it, and not printed."""
+        return self.title.startswith(APPENDIX)
+
 
 def export_page(executed: Path) -> bytes:
     """The page of an executed report notebook."""
@@ -53,8 +59,9 @@ def export_page(executed: Path) -> bytes:
         template_name=PAGE_FOLDER.name,
         template_file="index.html.j2",
         extra_template_basedirs=[str(PAGE_FOLDER.parent)],
-        filters={"glue": glue, "markdown": render_markdown, "picture": inline_picture,
-                 "sections": split_sections},
+        filters={"glue": glue, "markdown": render_markdown,
+                 "dollars": dollar_signs, "picture": inline_picture,
+                 "sections": split_sections, "untitled": cut_title},
     )  # fmt: skip
     made_by = ", ".join(f"{name} {version(name)}" for name in MAKERS)
     page = {
@@ -90,21 +97,35 @@ def split_sections(html: str) -> list[Section]:
 
 def make_section(html: str) -> Section:
     title = next(found[2] for found in HEADING.finditer(html) if found[1] == "2")
-    name = slug(title)
+    name = slug(plain(title))
     parts, last, start = [], title, 0
     for found in [*HEADING.finditer(html), None]:
         end = found.start() if found else len(html)
         label = last if last == title else f"{title}: {last}"
-        parts.append(TABLE.sub(partial(format_table, label), html[start:end]))
+        text = HREF.sub(turn_link, html[start:end])
+        parts.append(TABLE.sub(partial(format_table, label), text))
         if found:
             level, last, start = found[1], found[2], found.end()
-            own = {"1": "top", "2": name}.get(level, f"{name}--{slug(last)}")
+            own = {"1": "top", "2": name}.get(level, f"{name}--{slug(plain(last))}")
             parts.append(f'<h{level} id="{own}">{last}</h{level}>')
     return Section(name, title, "".join(parts))
 
 
-def slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", plain(title).lower()).strip("-")
+def cut_title(html: str) -> str:
+    """A section without its heading, which stands in the line that opens it."""
+    return re.sub(r"<h2.*?</h2>", "", html, count=1)
+
+
+def turn_link(found: re.Match[str]) -> str:
+    """A link within the report leads to its place on the page; one to another file becomes text
+    that names it, since the page may be read where the file is not."""
+    path, heading, text = found.groups()
+    places = {path_of(name): slug(title_of(name)) for name in TITLES}
+    if path == REPORT:
+        return f'<a href="#{heading}">{text}</a>'
+    if path in places:
+        return f'<a href="#{places[path]}{f"--{heading}" if heading else ""}">{text}</a>'
+    return f'<span class="file" title="{path}">{text}</span>'
 
 
 def plain(html: str) -> str:
@@ -112,24 +133,21 @@ def plain(html: str) -> str:
 
 
 def format_table(label: str, found: re.Match[str]) -> str:
-    """A table that scrolls sideways by itself while the column that names its rows stays.
+    """A table that becomes a card a row on a phone, where each figure stands beside its name.
 
-    One of mostly long text becomes a card a row on a phone. An empty first cell means the same as
-    above, and carries it for where rows stand by themselves.
+    An empty first cell means the same as above, and carries it for where rows stand by themselves.
     """
     header, *rows = [[text for _, text in CELL.findall(row)] for row in ROW.findall(found[0])]
     names = [plain(title) for title in header]
     kinds = [column_kind([plain(row[i]) for row in rows]) for i in range(len(header))]
-    cards = kinds.count("w") >= TEXT_COLUMNS
     kinds = ["" if (kind, name) == ("n", "Records") else kind
              for kind, name in zip(kinds, names, strict=True)]  # fmt: skip
     kinds[key_column(names)] += " key"
     head = "".join(f'<th scope="col"{css(k)}>{t}</th>' for k, t in zip(kinds, header, strict=True))
     body, above = [], ""
     for row in rows:
-        marks = [css(kind) for kind in kinds]
-        if cards:
-            marks = [f'{m} data-label="{escape(n)}"' for m, n in zip(marks, names, strict=True)]
+        marks = [f'{css(kind)} data-label="{escape(name)}"'
+                 for kind, name in zip(kinds, names, strict=True)]  # fmt: skip
         above = row[0] or above
         if not row[0]:
             marks[0] += f' data-above="{escape(plain(above))}"'
@@ -138,8 +156,8 @@ def format_table(label: str, found: re.Match[str]) -> str:
         cells = "".join(f"<td{m}>{text}</td>" for m, text in zip(marks, texts, strict=True))
         body.append(f"<tr>{cells}</tr>")
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="Table: {plain(label)}">'
-        f"<table{css('cards' if cards else '')}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
+        f'<div class="scroll" role="region" aria-label="Table: {plain(label)}">'
+        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
         + "\n".join(body) + "\n</tbody>\n</table></div>"
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from html import escape
+from itertools import pairwise
 
 from matplotlib.colors import to_rgb
 
@@ -32,7 +33,11 @@ PALETTE = {
 
 VARIABLE = {light: f"var(--{name})" for name, (light, _) in reversed(PALETTE.items())}
 LEFT_OUT = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<!--.*?-->|<metadata>.*?</metadata>", re.S)
-ROOT = re.compile(r'<svg\b[^>]*?viewBox="0 0 ([\d.]+) ([\d.]+)"[^>]*>')
+ROOT = re.compile(
+    r'<svg data-panels="(?P<ends>[\d. -]*)"[^>]*?'
+    r'viewBox="0 0 (?P<width>[\d.]+) (?P<height>[\d.]+)"[^>]*>'
+)
+AXES = re.compile(r'<g id="[^"]*axes_\d+">')
 ID = re.compile(r' id="([^"]+)"')
 USE = re.compile(r'(xlink:href="#|url\(#)([^")]+)')
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
@@ -41,16 +46,49 @@ LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 
 
 def inline_picture(svg: str, caption: str) -> str:
-    """The `svg` element for the page, of its container's width."""
+    """The picture for the page: one `svg` a panel, side by side where there is room."""
     mark = "p" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     used = {name for _, name in USE.findall(svg)}
-    svg = LEFT_OUT.sub("", svg)
+    svg = split_panels(LEFT_OUT.sub("", svg).strip())
     svg = ID.sub(lambda m: f' id="{mark}-{m[1]}"' if m[1] in used else "", svg)
     svg = USE.sub(lambda m: f"{m[1]}{mark}-{m[2]}", svg)
     svg = COLOUR.sub(lambda m: page_colour(m[0]), svg)
     svg = OUTLINE.sub(lambda m: LONG_NUMBER.sub(r"\1", m[0]), svg)
-    svg = ROOT.sub(lambda m: root_element(m[1], m[2], caption), svg, count=1)
-    return re.sub(r"\s*\n\s*", " ", svg.strip())
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    return f'<div class="panels" role="img" aria-label="{escape(caption)}">{svg}</div>'
+
+
+def split_panels(svg: str) -> str:
+    """Each panel as an `svg` of its own; what they share is in the first."""
+    root = ROOT.search(svg)
+    if root is None:
+        raise ValueError("this is no picture of the study's")
+    ends = [float(end) for end in root["ends"].split()]
+    width, height = float(root["width"]), root["height"]
+    body = svg[root.end() :].strip().removesuffix("</svg>")
+    starts = [found.start() for found in AXES.finditer(body)]
+    if len(starts) < 2 or 2 * len(starts) != len(ends):
+        return f"{open_root(0, width, height)}{body}</svg>"
+    close = body.rindex("</g>")  # of the whole picture; clipping paths follow
+    shared = body[close + len("</g>") :]
+    middles = [(a + b) / 2 for a, b in zip(ends[1::2], ends[2::2], strict=False)]
+    cuts = [0.0, *middles, width]
+    panels = [body[a:b] for a, b in zip(starts, [*starts[1:], close], strict=True)]
+    panels[0] += shared
+    return "".join(
+        f"{open_root(left, right - left, height)}{panel}</svg>"
+        for (left, right), panel in zip(pairwise(cuts), panels, strict=True)
+    )
+
+
+def open_root(left: float, width: float, height: str) -> str:
+    """The opening tag. Points become pixels: a picture is at most as large as it was drawn."""
+    pixels = round(width * 4 / 3)
+    return (
+        '<svg xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left:.0f} 0 {width:.0f} {height}" '
+        f'style="flex-basis:{pixels}px;max-width:{pixels}px" aria-hidden="true">'
+    )
 
 
 def page_colour(shade: str) -> str:
@@ -67,15 +105,6 @@ def page_colour(shade: str) -> str:
 
 def is_close(one: str, other: str) -> bool:
     return all(abs(a - b) < 0.01 for a, b in zip(to_rgb(one), to_rgb(other), strict=True))
-
-
-def root_element(width: str, height: str, caption: str) -> str:
-    """The opening tag. Points become pixels: a picture is at most as large as it was drawn."""
-    pixels = round(float(width) * 4 / 3)
-    return (
-        f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}" '
-        f'style="max-width:{pixels}px" role="img" aria-label="{escape(caption)}">'
-    )
 
 
 def palette_css(dark: bool) -> str:

@@ -1,7 +1,7 @@
 """The look of every picture, and its bytes: colours, markers, labels, SVG without a date.
 
-Each method has one colour and one marker in every picture (Okabe and Ito's colours, which people
-with any colour vision can tell apart). The background is solid white, so that a picture reads on a
+Each method has one colour and one marker in every picture (Okabe and Ito's colours, darkened where
+a word in them would be hard to read). The background is solid white, so that a picture reads on a
 dark page too. Text is drawn as outlines: it looks the same without the font.
 
 Not covered: what is drawn (studylib.reporting.figures).
@@ -67,18 +67,34 @@ def take_own_font() -> None:
     fonts = font_manager.fontManager
     family = STYLE["font.family"]
     fonts.ttflist = [entry for entry in fonts.ttflist if entry.name != family]
-    for style in ("", "-Bold", "-Oblique", "-BoldOblique"):
-        fonts.addfont(Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{style}.ttf"))
+    known = {Path(entry.fname) for entry in fonts.ttflist}
+    for file in sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("*.ttf")):
+        if file not in known:  # a list that another environment left may lack them all
+            fonts.addfont(file)
 
 
 def to_svg(figure: Figure) -> bytes:
-    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone."""
-    FigureCanvasAgg(figure)
+    """Bytes without a date: they depend on what is drawn and on matplotlib's version alone.
+
+    Panels side by side are named with their left and right ends, so that a narrow page can set one
+    below the other; each then needs the words of the height's axis.
+    """
+    canvas = FigureCanvasAgg(figure)
+    for panel in figure.axes[1:]:
+        panel.set_ylabel(panel.get_ylabel() or figure.axes[0].get_ylabel())
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    lines = buffer.getvalue().decode().splitlines()
-    return ("\n".join(line.rstrip() for line in lines) + "\n").encode()
+        ends = panel_ends(figure, canvas)
+    text = buffer.getvalue().decode().replace("<svg ", f'<svg data-panels="{ends}" ', 1)
+    return ("\n".join(line.rstrip() for line in text.splitlines()) + "\n").encode()
+
+
+def panel_ends(figure: Figure, canvas: FigureCanvasAgg) -> str:
+    """Left and right end of every panel with its labels, in points of the picture."""
+    scale = 72 / figure.dpi
+    boxes = [panel.get_tightbbox(canvas.get_renderer()) for panel in figure.axes]
+    return " ".join(f"{scale * end:.0f}" for box in boxes if box for end in (box.x0, box.x1))
 
 
 def made_elsewhere(path: Path, content: bytes) -> bool:
@@ -102,6 +118,8 @@ def new_panels(
     width = max(PANEL_INCHES[0] * count, 6.4)  # one panel needs room for its labels
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
+    for panel in panels:
+        panel.tick_params(labelleft=True)
     return figure, list(panels)
 
 

@@ -6,18 +6,19 @@ Not covered: which pass a claim is judged by (studylib.reporting.passes), other 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from studylib.core.metrics import plain_number, points
 from studylib.core.verdicts import Measured
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
-from studylib.reporting.claim_sources import Figure, Measure, measured_on, with_unit
+from studylib.reporting.claim_sources import Figure, measured_on, with_unit
 from studylib.reporting.passes import Cell, why_judged
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.records import Record
 
+Measure = Callable[[Comparison, Row], Figure | None]
 TORCH_ALONE = "torch's allocator alone (reserved; NVML told nothing)"
 
 
@@ -32,7 +33,7 @@ def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
     value, low, high = (b / 1e9 for b in (peak.value, peak.low, peak.high))
     first = row.records[0]
     switches = first.fingerprint.get("recipe.switches", "")
-    ours = f"{row.label}, {rows_of(first)} tokens a pass ({switches}): "
+    ours = f"{row.label}, {rows_of(first)} tokens at once ({switches}): "
     if not row.complete:
         ours += f"{row.status}, {plain_number(value, 3)} GB reached"
         return Figure(ours, measured_on(comparison), None, "the run needs more than was reached")

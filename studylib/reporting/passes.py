@@ -113,5 +113,5 @@ def why_judged(row: Row) -> str:
     rows, length = article_pass()
     own = rows_of(row.records[0])
     if own == f"{rows} × {length:,}":
-        return f"judged at {own}, the pass of the profile article"
+        return f"judged at {own}, as the profile article has it"
     return f"judged at {own}, the nearest to the profile article's {rows} × {length:,}"

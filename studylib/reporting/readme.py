@@ -1,6 +1,6 @@
-"""The README's first screen: the report's answer, its first table and its first picture.
+"""The README's first screen: the report's.
 
-They are taken from the report's own text, so the two cannot differ.
+It is taken from the report's own text, so the two cannot differ.
 
 Not covered: the report (studylib.reporting.compose).
 """
@@ -26,17 +26,10 @@ def fill_findings(readme: str, report: str) -> str:
 
 
 def findings(report: str) -> list[str]:
-    """The answer's paragraphs, the first table and the first picture, as lines."""
+    """What stands below the answer's heading, as lines."""
     lines = report.split("\n")
     answer = list(dropwhile(lambda line: line != "## The answer", lines))[1:]
-    answer = list(takewhile(lambda line: not line.startswith("## "), answer))
-    table = takewhile(is_row, dropwhile(lambda line: not is_row(line), lines))
-    picture = next((line for line in lines if line.startswith("![")), "")
-    return [*strip(answer), "", *table, "", picture]
-
-
-def is_row(line: str) -> bool:
-    return line.startswith("|")
+    return strip(list(takewhile(lambda line: not line.startswith("## "), answer)))
 
 
 def strip(lines: list[str]) -> list[str]:

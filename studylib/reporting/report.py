@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,7 +122,8 @@ def is_readers(profile: Profile) -> bool:
 
 
 def reference_sources(root: Path, instead_of: Path | None = None) -> Sources:
-    """All profiles below results/reference, cpu first: a reader can make it on any machine."""
+    """All profiles below results/reference, cpu first: a reader can make it on any machine.
+    Studies of pretrained models come before it."""
     folders = [f for f in (root / REFERENCE).glob("*") if has_runs(f)]
     if not folders:
         raise StudyError(root / REFERENCE, "there are no reference records",
@@ -142,6 +143,7 @@ def compose_report(sources: Sources) -> Report:
     from studylib.reporting.claims import evaluate_claims
     from studylib.reporting.compose import compose
     from studylib.reporting.forecast_tables import forecast_claims
+    from studylib.reporting.kept import is_pretrained
     from studylib.reporting.own_study import compose_own, has_verdict
     from studylib.reporting.study import read_study
     from studylib.reporting.summary import summarise
@@ -151,19 +153,22 @@ def compose_report(sources: Sources) -> Report:
         links = [relative(folder, sources.out) for folder in sources.folders]
         pairs = zip(sources.folders, links, strict=True)
         studies = [summarise(read_study(folder, link)) for folder, link in pairs]
-        return compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+        studies.sort(key=lambda summary: not is_pretrained(summary))
+        made = compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+        return replace(made, folder=sources.out)
     (results,) = sources.folders
     link = "" if sources.out == results else relative(results, sources.out)
     own = summarise(read_study(results, link, sources.planned, sources.failed))
     if sources.own and has_verdict(own):
         claimed = evaluate_claims([own], forecast_claims(book)) if sources.article else []
-        return compose_own(own, claimed)
+        return replace(compose_own(own, claimed), folder=sources.out)
     other = None
     if sources.beside is not None:
         link = relative(sources.beside, sources.out)
         other = summarise(read_study(sources.beside, link, planned=()))
     findings = evaluate_claims([own], forecast_claims(book))
-    return compose([own], findings, other, own_folder="", book=book)
+    made = compose([own], findings, other, own_folder="", book=book)
+    return replace(made, folder=sources.out)
 
 
 def write_report(sources: Sources, report: Report) -> Path:
@@ -244,10 +249,10 @@ def write_files(out: Path, files: Files) -> Path:
 
 
 def leftovers(out: Path, files: Files) -> list[str]:
-    """Pictures and tables in the report's own folders that are not among its files."""
+    """Pictures, tables and appendices in the report's own folders that are none of its files."""
     folders = {(out / name).parent for name in files if name not in (REPORT, README)}
     found = [p for folder in sorted(folders) for p in folder.glob("*") if p.suffix in ENDINGS]
     return sorted(n for p in found if (n := p.relative_to(out).as_posix()) not in files)
 
 
-ENDINGS = (".svg", ".csv")
+ENDINGS = (".svg", ".csv", ".md")

@@ -25,7 +25,6 @@ from studylib.planning.footprint import (
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import milliseconds, overhead_text
 from studylib.reporting.notes import count_of, join_words
-from studylib.schema.methods import ADAPTER
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -286,36 +285,15 @@ def break_even_sentence() -> str:
     return f"Adapters take less than checkpoints: {join_words(parts)}."
 
 
-def brief(records: Sequence[ServeRecord]) -> str:
-    """What the first screen says of serving: overheads at the smallest batch, and bytes counted."""
-    parts = []
-    for record in records:
-        for variant in ("dynamic", "merged"):
-            rows = [r for r in record.measures.overheads(variant) if r.against == "base"]
-            ratio = rows[0].between_tokens_ratio if rows else None
-            if ratio is not None and record.spec.method.name == ADAPTER:
-                parts.append(f"{record.spec.method.label} {variant} at {model_name(record)} "
-                             f"{overhead_text(ratio)}")  # fmt: skip
-    whole, *others = (row for row in count_footprint(find_shape(SHAPE), RANK, DTYPE))
-    sizes = [row.size_bytes for row in others if row.what.startswith("adapter")]
-    text = (
-        f"**To serve one more variant** of a 13B model takes {byte_size(min(sizes))} to "
-        f"{byte_size(max(sizes))} as an adapter and {byte_size(whole.size_bytes)} as a checkpoint "
-        "(counted)."
-    )
-    return text + (f" Added between tokens, measured: {'; '.join(parts)}." if parts else "")
-
-
 def setting_sentence(records: Sequence[ServeRecord]) -> str:
     devices = join_words(sorted({r.environment.device for r in records}))
     dtypes = join_words(sorted({r.spec.dtype for r in records}))
     first = records[0].spec.settings
     shared = max(r.environment.concurrent_runs for r in records)
     text = (
-        f"Measured on {devices}, {dtypes}, {first.new_tokens} new tokens; each variant in turn "
-        "with its base (A B A B), so that an overhead is a paired ratio with its 95 % interval, "
-        "bold where it is clear of none. Base against itself shows what the clock alone makes of "
-        "nothing."
+        f"Measured on {devices}, {dtypes}, {first.new_tokens} new tokens. Each variant is timed in "
+        "turn with its base. A figure is what the variant adds, with its 95 % interval, bold where "
+        "that is clearly not zero. Base against itself shows the clock's own error."
     )
     if shared > 1:
         text += f" Up to {shared} runs shared the machine."

@@ -19,11 +19,12 @@ import pandas as pd
 from studylib.core import stats
 from studylib.reporting.comparable import Refusal, name_refusals, split_comparable
 from studylib.reporting.costs import Price, price_of
+from studylib.reporting.evidence_kinds import short_name
 from studylib.reporting.measured import Measured, measure_all
 from studylib.reporting.resources import Spread, spread_figures, spread_memory
 from studylib.reporting.study import Answers, Study, gather_answers
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
-from studylib.schema.profile import MethodSettings, ModelRef, RunSpec
+from studylib.schema.profile import MethodSettings, RunSpec
 from studylib.schema.records import Record, Score
 from studylib.schema.tuning import TuneRecord
 
@@ -153,11 +154,8 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """The model in few words: a folder or hub name by its last part."""
-        ref = ModelRef.parse(self.model)
-        last = {"path": ref.slug, "gguf": ref.slug, "hub": ref.name.rsplit("/", 1)[-1]}
-        short = last.get(ref.kind, str(ref))
-        return " ".join(x for x in (short, self.mark) if x)
+        """The model in few words, and its mark."""
+        return " ".join(x for x in (short_name(self.model), self.mark) if x)
 
     @property
     def above_chance(self) -> bool:

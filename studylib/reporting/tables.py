@@ -23,7 +23,6 @@ from studylib.reporting.cells import (
     method_cell,
     p_value,
     peak_cell,
-    record_links,
     spread_cell,
     trainable_cell,
     trained_cell,
@@ -41,21 +40,20 @@ from studylib.schema.tuning import TuneRecord
 
 
 def headline_table(comparisons: Sequence[Comparison]) -> Table:
-    """Base and methods of every size of a track: what each takes and what it reaches."""
+    """Base and methods of every size of a track: what each reaches and what it takes."""
     kept = any(row.retention for c in comparisons for row in c.rows)
-    keys = ["trainable_params", "train_peak_bytes", "clean_step_seconds", "end_to_end_seconds",
-            "cost_usd", "accuracy", "gap", *(["forgetting"] if kept else []),
-            "variant_bytes"]  # fmt: skip
+    keys = ["accuracy", "gap", *(["forgetting"] if kept else []), "train_peak_bytes",
+            "clean_step_seconds", "cost_usd", "variant_bytes", "trainable_params"]  # fmt: skip
     heads = {key: METRICS[key].header for key in keys}
     heads |= measure_tables.headline_heads(comparisons)
-    header = ("Model", "Method", *heads.values(), "Records")
+    header = ("Model", "Method", *heads.values())
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
             cells = [headline_cell(comparison, row, key) for key in keys]
-            rows.append((comparison.name, method_cell(row), *cells, record_links(comparison, row)))
+            rows.append((comparison.name, method_cell(row), *cells))
         for label, words in missing_methods(comparison):
-            rows.append((comparison.name, label, *("—" for _ in keys), words))
+            rows.append((comparison.name, f"{label} — {words}", *("—" for _ in keys)))
     return Table(header, tuple(rows))
 
 
@@ -160,7 +158,7 @@ def gap_table(comparisons: Sequence[Comparison]) -> Table:
 def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
     """Micro and macro means, which weights were scored, and the gain over the base."""
     header = ("Model", "Method", "Scored on", "Micro mean (%) ↑", "Macro mean (%) ↑",
-              METRICS["gain"].header, "Told from chance")  # fmt: skip
+              METRICS["gain"].header, "Better than guessing")  # fmt: skip
     rows = []
     for comparison in comparisons:
         for row in comparison.scored:
@@ -211,7 +209,8 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for comparison in comparisons:
         for sweep in comparison.sweeps:
-            rates = ", ".join(f"{p.learning_rate:g}" for p in sweep.points)
+            rates = ", ".join(f"{p.learning_rate:g}" + " (stopped early)" * bool(p.stopped)
+                              for p in sweep.points)  # fmt: skip
             link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
             name = (comparison.name, f"[{sweep.method}]({link})", rates)
             if all(point.is_out for point in sweep.points):
@@ -242,39 +241,21 @@ def lead_of(sweep: TuneRecord) -> str:
 
 
 def claims_table(findings: Iterable[Finding]) -> Table:
-    """Claim by claim: the article's figure, ours, how it was got, the verdict and why."""
-    header = ("Claim", "Article", "Ours", "How it was got", "Verdict", "Decided by")
+    """A claim's findings: the article's figure, ours, how it was got, the verdict and why."""
+    header = ("Article", "Ours", "How it was got", "Verdict", "Decided by")
     rows, last = [], ""
     for found in findings:
-        name = f"**{found.claim}** {found.topic}" if found.claim != last else ""
-        last = found.claim
+        article = found.article if found.article != last else ""
+        last = found.article
         verdict = f"**{found.verdict}**" if found.decided_by else found.verdict
-        rows.append((name, found.article, found.ours, found.how, verdict,
-                     found.decided_by or "—"))  # fmt: skip
+        verdict += " (a toy model)" if found.is_toy else ""
+        rows.append((article, found.ours, found.how, verdict, found.decided_by or "—"))
     return Table(header, tuple(rows))
 
 
-def verdicts_table(findings: Iterable[Finding]) -> Table:
-    """One row a part of a claim: how often which verdict, and how the figures were got."""
-    parts: dict[tuple[str, str, str], list[Finding]] = {}
-    for f in findings:
-        parts.setdefault((f.claim, f.topic, f.article), []).append(f)
-    rows = []
-    for (claim, topic, article), found in parts.items():
-        verdicts = [f.verdict for f in found]
-        judged = {f.verdict for f in found if f.decided_by}
-        words = [(f"**{v}**" if v in judged else v)
-                 + (f" ({verdicts.count(v)} of {len(found)})" if len(found) > 1 else "")
-                 for v in dict.fromkeys(verdicts)]  # fmt: skip
-        got = dict.fromkeys(f.got for f in found if f.got)
-        rows.append((f"**{claim}** {topic}", article, ", ".join(got) or "—", ", ".join(words)))
-    return Table(("Claim", "Article", "Got", "Verdict"), tuple(rows))
-
-
-def rules_table(findings: Iterable[Finding]) -> Table:
-    """The rule of each part of a claim, once."""
-    rows = dict.fromkeys((f.claim, f.article, f.rule) for f in findings)
-    return Table(("Claim", "Article", "Rule"), tuple(rows))
+def rules_of(findings: Iterable[Finding]) -> list[tuple[str, str]]:
+    """The part of a claim and its rule, each once."""
+    return list(dict.fromkeys((f.article, f.rule) for f in findings))
 
 
 def side_by_side_table(own: Summary, reference: Summary) -> Table | None:

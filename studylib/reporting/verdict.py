@@ -84,9 +84,11 @@ def tell_verdict(summary: Summary) -> str:
 def verdicts(summary: Summary) -> list[Verdict]:
     """A verdict for each adapter method of every model and track, in their order."""
     found = []
-    several = len(summary.comparisons) > 1
+    several = len({c.name for c in summary.comparisons}) > 1
     for comparison in summary.comparisons:
-        where = f" (track {comparison.track}, {comparison.name})" if several else ""
+        words = [f"track {comparison.track}"] if len(summary.tracks) > 1 else []
+        words += [comparison.name] if several else []
+        where = f" ({', '.join(words)})" if words else ""
         margin = margin_of(comparison)
         one = judge_all(comparison, margin)
         opening = f"On your {'task' if comparison.measured else 'questions'}{where} "

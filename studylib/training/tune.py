@@ -5,7 +5,8 @@ training and evaluation. A rate whose loss is not finite, or whose trained model
 numbers, stays in the curve without an accuracy.
 
 Where it is asked, a rate is stopped at half of its steps if it has learned less than half of what a
-lower rate had by then, on the same batches: it is unstable, and would only cost as much again.
+lower rate had by then, on the same batches, and its loss is a tenth higher: it is unstable, and
+would only cost as much again.
 Lower rates are never stopped: a slow one may generalise better than a quick one that learns by
 heart.
 
@@ -38,6 +39,8 @@ from studylib.schema.tuning import TunePoint, TuneRecord, next_rate, sweep_name
 from studylib.scoring.evaluate import NotANumber, build_lm, evaluate_model
 from studylib.scoring.held_out import measure_held_out
 from studylib.training.train import Diverged, StepLog, summarise, train_model
+
+CLEARLY = 0.1  # of the lower rate's loss: early on, all rates have learned little
 
 
 def run_sweep(
@@ -159,7 +162,8 @@ def halfway_loss(log: StepLog, steps: int) -> float | None:
 
 
 def refuse_lost(log: StepLog, lower: Sequence[TunePoint]) -> None:
-    """Raise Stopped where a lower rate had learned more than twice as much on the same batches.
+    """Raise Stopped where a lower rate had learned more than twice as much on the same batches, and
+    its loss was clearly lower.
 
     The first loss, before any update, is the same for all of them.
     """
@@ -168,7 +172,8 @@ def refuse_lost(log: StepLog, lower: Sequence[TunePoint]) -> None:
     for point in lower:
         if own is None or point.halfway_loss is None or point.halfway_loss >= first:
             continue
-        if first - own < (first - point.halfway_loss) / 2:
+        behind = own - point.halfway_loss
+        if behind > max((first - point.halfway_loss) / 2, CLEARLY * point.halfway_loss):
             raise Stopped(
                 f"stopped at step {step}: its loss was {own:.3g}, that of "
                 f"{point.learning_rate:g} {point.halfway_loss:.3g}"

@@ -1,0 +1,73 @@
+"""The picture that decides: what each method keeps of full fine-tuning's gain, at what memory.
+
+One panel a track of the best evidence: pretrained models before toys.
+
+Not covered: which evidence is best, and the shares (studylib.reporting.kept).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from studylib.reporting.evidence_kinds import model_words
+from studylib.reporting.kept import Kept, best_evidence, read_kept
+from studylib.reporting.panels import (
+    INK,
+    colour,
+    house_style,
+    label_right,
+    new_panels,
+    note,
+)
+from studylib.reporting.summary import Comparison, Summary
+from studylib.reporting.team_advice import is_deep
+
+NAME = "kept-and-memory"
+CAPTION = (
+    "What each method keeps of full fine-tuning's gain, against the memory that its training "
+    "takes; lines are 95 % intervals, up and left is better"
+)
+
+
+def draw_decision(studies: Sequence[Summary]) -> Figure | None:
+    """One panel a track of the best evidence; None where no share of a gain is known."""
+    shown = [(c, kept) for c in best_evidence(studies) if (kept := with_memory(c))]
+    if not shown:
+        return None
+    with house_style():
+        figure, panels = new_panels(len(shown))
+        lows = [100 * k.low for _, kept in shown for k in kept]
+        highs = [100 * k.high for _, kept in shown for k in kept]
+        for panel, (comparison, kept) in zip(panels, shown, strict=True):
+            panel.set_title(panel_title(comparison))
+            labels = []
+            for one in kept:
+                assert one.memory is not None
+                x, y = 100 * one.memory, 100 * one.share
+                panel.errorbar(
+                    x, y, yerr=[[y - 100 * one.low], [100 * one.high - y]],
+                    color=colour(one.method), marker=one.method.kind.marker,
+                    markersize=8, capsize=3, linewidth=1.4, linestyle="",
+                )  # fmt: skip
+                labels.append((x, y, one.method.label, colour(one.method)))
+            panel.axhline(100, color=INK, linewidth=0.8, linestyle=":")
+            panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+            note(panel, 0, "nothing learned", below=True)
+            panel.set_xlim(0, 118)
+            panel.set_ylim(min(-12.0, *lows) - 4, max(*highs) + 8)
+            label_right(panel, labels)
+            panel.set_xlabel("← memory of training (% of full fine-tuning's)")
+        panels[0].set_ylabel("gain kept (% of full fine-tuning's) ↑")
+    return figure
+
+
+def with_memory(comparison: Comparison) -> list[Kept]:
+    found = read_kept(comparison)
+    return found if all(one.memory is not None for one in found) else []
+
+
+def panel_title(comparison: Comparison) -> str:
+    change = "a new language" if is_deep(comparison) else f"a small change ({comparison.track})"
+    return f"{change}\n{model_words(comparison.model, comparison.total_params)}"

@@ -1,0 +1,74 @@
+"""The first screen, the same in README, REPORT.md, report.html and the report notebook.
+
+Three sentences of advice, the article's table beside ours, one picture that decides, and what was
+not done. The toys are told what they are where they speak.
+
+Not covered: the sentences (studylib.reporting.team_advice), the table (article_table), the picture
+(decision).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import yaml
+
+from studylib.core.places import PACKAGE
+from studylib.reporting import decision
+from studylib.reporting.appendix_files import link_to
+from studylib.reporting.article_table import article_table
+from studylib.reporting.claims import Finding
+from studylib.reporting.evidence_kinds import kind_of, parameter_count
+from studylib.reporting.notes import join_words
+from studylib.reporting.summary import Summary
+from studylib.reporting.team_advice import WORDS_LINK, advise
+
+TITLE = "PEFT or full fine-tuning?"
+
+
+@lru_cache(maxsize=1)
+def read_article() -> dict[str, str]:
+    return yaml.safe_load((PACKAGE / "article.yaml").read_text(encoding="utf-8"))
+
+
+def first_screen(
+    studies: Sequence[Summary], findings: Sequence[Finding], picture: str | None
+) -> list[str]:
+    """All of it as Markdown lines. picture: the path of the picture that decides, if drawn."""
+    article = read_article()
+    said = advise(studies, findings)
+    lines = [f"# {TITLE}", "", "## The answer", ""]
+    lines += [
+        f"{number}. {text}" for number, text in enumerate((said.small, said.deep, said.memory), 1)
+    ]
+    lines += ["", said.not_done, ""] if said.not_done else [""]
+    if findings:
+        lines += [
+            "### The article's claims, checked", "",
+            f"[{article['title']}]({article['address']}) ({article['publisher']}) says: "
+            f"*{article['rule']}*", "",
+            article_table(findings).markdown(), "",
+            f"Each verdict leads to [its evidence]({link_to('claims')}). "
+            f"[What the words mean]({WORDS_LINK}).", "",
+        ]  # fmt: skip
+    if picture is not None:
+        lines += [f"![{decision.CAPTION}]({picture})", "", f"*{decision.CAPTION}.*", ""]
+    return lines + toy_lines(studies)
+
+
+def toy_lines(studies: Sequence[Summary]) -> list[str]:
+    """What the toy models are, in two lines, where any is spoken of."""
+    sizes = sorted({
+        (c.total_params or 0, c.model)
+        for s in studies for c in s.comparisons if kind_of(c.model) == "toy"
+    })  # fmt: skip
+    if not sizes:
+        return []
+    names = join_words([f"`{model}` ({parameter_count(size)} parameters)" for size, model in sizes])
+    return [
+        f"**Toy models:** {names} come with the study. They know one half of a made-up almanac by "
+        "heart. They are taught the other half, or a made-up language, and asked questions with "
+        "four answers to choose from. They check the methods; they are no large language models.",
+        "",
+    ]

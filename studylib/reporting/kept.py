@@ -1,0 +1,105 @@
+"""What each method keeps of full fine-tuning's gain over the base, and at what memory.
+
+The gain is in right answers where questions were asked, else in the first measure on held-out
+examples. Nothing is kept of a gain that is not clear of zero.
+
+Not covered: words (studylib.reporting.team_advice), the picture (studylib.reporting.decision).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from studylib.reporting.capacity import is_capacity
+from studylib.reporting.evidence_kinds import kind_of, rank_learning
+from studylib.reporting.measure_tables import first_measure
+from studylib.reporting.memory_grid import is_grid
+from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import WHOLE
+from studylib.schema.settings import MethodSettings
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One method of a comparison: the share of full's gain (1 is all) with its 95 % interval, and
+    its peak memory of training as a share of full's, None where either was not measured."""
+
+    method: MethodSettings
+    share: float
+    low: float
+    high: float
+    memory: float | None
+
+    @property
+    def is_full(self) -> bool:
+        return self.method.name == WHOLE
+
+
+def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float] | None:
+    """A method's share of full fine-tuning's gain, with its ends; None where full has no clear one.
+
+    Of right answers the interval is the paired gap's, over full's gain taken as known: a gain that
+    is clear of zero by far makes its own error small beside it.
+    """
+    full = comparison.row(WHOLE)
+    if row.gap is not None and full is not None and full.gain is not None:
+        gain = full.gain.value
+        if full.gain.low <= 0:
+            return None
+        value, low, high = (1 + end / gain for end in (row.gap.value, row.gap.low, row.gap.high))
+        return value, low, high
+    found = next((f for f in first_measure(comparison) if f.label == row.label), None)
+    if found is None or found.share is None or not measured_gain(comparison):
+        return None
+    return found.share.value, found.share.low, found.share.high
+
+
+def measured_gain(comparison: Comparison) -> bool:
+    """Whether full fine-tuning clearly improved the first measure on held-out examples."""
+    full = next((f for f in first_measure(comparison) if f.method == WHOLE), None)
+    if full is None or full.gain is None:
+        return False
+    ends = (full.gain.low * full.measure.sign, full.gain.high * full.measure.sign)
+    return min(ends) > 0
+
+
+def read_kept(comparison: Comparison) -> list[Kept]:
+    """Full fine-tuning and every method of which a share is known; empty without such a method."""
+    full = comparison.row(WHOLE)
+    if full is None or kind_of(comparison.model) == "random":
+        return []
+    found = [
+        Kept(row.method, *share, memory_share(comparison, row, full))
+        for row in comparison.rows
+        if row.method.kind.trains and row.method.name != WHOLE
+        if (share := share_of_gain(comparison, row)) is not None
+    ]
+    return [Kept(full.method, 1.0, 1.0, 1.0, 1.0), *found] if found else []
+
+
+def memory_share(comparison: Comparison, row: Row, full: Row) -> float | None:
+    key = (comparison.memory_kind, "train")
+    ours, theirs = row.memory.get(key), full.memory.get(key)
+    return ours.value / theirs.value if ours and theirs and theirs.value else None
+
+
+def is_pretrained(summary: Summary) -> bool:
+    """Whether a study trained a pretrained model: it then comes before the toys'."""
+    return any(kind_of(c.model) == "pretrained" for c in summary.comparisons)
+
+
+def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:
+    """The comparisons that say most of what methods learn: of the best kind of model, the largest,
+    one a track, in the order of the tracks. Pretrained models come before toys."""
+    able = [
+        c
+        for summary in studies
+        if summary.study.card is None and not is_capacity(summary) and not is_grid(summary)
+        for c in summary.comparisons
+        if read_kept(c)
+    ]
+    if not able:
+        return []
+    best = max(rank_learning(c.model, c.total_params) for c in able)
+    return [c for c in able if rank_learning(c.model, c.total_params) == best]

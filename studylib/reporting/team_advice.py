@@ -1,0 +1,222 @@
+"""Three sentences a team can act on, by rules over what was found; and what was not done.
+
+The first is on a small change, the second on a deep one (a new language), the third on memory. Each
+names the evidence that it rests on. The rule for what is learned: a method is enough where its
+interval lies above ENOUGH of full fine-tuning's gain, and falls short where it lies below.
+
+Not covered: the figures (studylib.reporting.kept, claims), advice for a reader's own case
+(`study advise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from studylib.core.metrics import byte_size
+from studylib.reporting.article_table import HOLDS, best_findings, settle
+from studylib.reporting.claims import Finding, Place, read_claims
+from studylib.reporting.evidence_kinds import (
+    is_article_size,
+    kind_of,
+    model_words,
+    optimizer_words,
+)
+from studylib.reporting.kept import Kept, best_evidence, read_kept
+from studylib.reporting.notes import count_of, join_words
+from studylib.reporting.summary import Comparison, Summary
+from studylib.schema.methods import METHODS, WHOLE
+
+ENOUGH = 0.95  # of full fine-tuning's gain
+HALF = 0.5
+ADAPTERS = [row.label for row in METHODS.values() if row.article and row.adapter]
+WORDS_LINK = "REPORT.md#words"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The three sentences, and one on what was not done."""
+
+    small: str
+    deep: str
+    memory: str
+    not_done: str
+
+
+def advise(studies: Sequence[Summary], findings: Sequence[Finding]) -> Advice:
+    found = best_evidence(studies)
+    small = [c for c in found if not is_deep(c)]
+    deep = [c for c in found if is_deep(c)]
+    return Advice(
+        small=advise_small(small),
+        deep=advise_deep(deep),
+        memory=advise_memory(findings),
+        not_done=tell_not_done(studies),
+    )
+
+
+def is_deep(comparison: Comparison) -> bool:
+    """Whether a track teaches what the article calls a deep shift."""
+    return comparison.track in deep_tracks()
+
+
+def deep_tracks() -> set[str]:
+    parts = read_claims()["C8"]["parts"]
+    return {t for p in parts if p["key"].startswith("deep") for t in p["source"]["tracks"]}
+
+
+# What is learned ----------------------------------------------------------------------------------
+
+
+def by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Kept]]:
+    """Method -> what it keeps in each comparison; full fine-tuning left out."""
+    found: dict[str, list[Kept]] = {}
+    for comparison in comparisons:
+        for kept in read_kept(comparison):
+            if not kept.is_full:
+                found.setdefault(METHODS[kept.method.name].label, []).append(kept)
+    return found
+
+
+def judge(kept: Sequence[Kept]) -> str:
+    """enough, short (of it), poor (less than half), or open."""
+    if all(k.low >= ENOUGH for k in kept):
+        return "enough"
+    if all(k.high < HALF for k in kept):
+        return "poor"
+    return "short" if any(k.high < ENOUGH for k in kept) else "open"
+
+
+def advise_small(comparisons: Sequence[Comparison]) -> str:
+    """For a small change: whether an adapter is enough."""
+    methods = by_method(comparisons)
+    if not methods:
+        return (
+            "**Small change:** nothing was measured here that says which method learns more. "
+            f"Start with {join_words(ADAPTERS, 'or')}, and test on your own data."
+        )
+    words = {label: judge(kept) for label, kept in methods.items()}
+    told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons)})"
+    enough = [label for label, word in words.items() if word == "enough"]
+    if enough:
+        names = join_words(enough, "or")
+        return f"**Small change:** use {names}. It kept {told}."
+    if all(word == "poor" for word in words.values()):
+        return (
+            f"**Small change:** use full fine-tuning. {join_words(list(words))} kept only {told}."
+        )
+    able = [label for label, word in words.items() if word != "poor"]
+    text = f"**Small change:** start with {join_words(able, 'or')}, and test on your own data."
+    if any(word == "short" for word in words.values()):
+        return f"{text} Expect to lose some of the gain: {join_words(list(words))} kept {told}."
+    return f"{text} These runs are too few to tell: {join_words(list(words))} kept {told}."
+
+
+def advise_deep(comparisons: Sequence[Comparison]) -> str:
+    """For a new language: whether anything but full fine-tuning will do."""
+    methods = by_method(comparisons)
+    if not methods:
+        return (
+            "**Deep change**, such as a new language: nothing was measured here. Keep to the "
+            "article's rule, full fine-tuning, until you have tested it."
+        )
+    words = {label: judge(kept) for label, kept in methods.items()}
+    enough = [label for label, word in words.items() if word == "enough"]
+    where = f"({evidence(comparisons)})"
+    if enough:
+        shares = tell_shares({label: methods[label] for label in enough})
+        return (
+            f"**Deep change**, such as a new language: {join_words(enough, 'or')} was enough. It "
+            f"kept {shares} of full fine-tuning's gain {where}."
+        )
+    behind = [label for label, word in words.items() if word in ("poor", "short")]
+    unsure = [label for label, word in words.items() if word == "open"]
+    text = "**Deep change**, such as a new language: plan for full fine-tuning."
+    if behind:
+        shares = tell_shares({label: methods[label] for label in behind})
+        text += f" {join_words(behind)} kept {shares} of its gain {where}."
+    if unsure:
+        shares = tell_shares({label: methods[label] for label in unsure})
+        text += f" {join_words(unsure)} kept {shares}, too unsteady to count on."
+    return text
+
+
+def tell_shares(methods: dict[str, list[Kept]]) -> str:
+    """75 %, or 6 to 75 %: the smallest and the largest share."""
+    shares = sorted(round(100 * k.share) for kept in methods.values() for k in kept)
+    ends = dict.fromkeys((shares[0], shares[-1]))
+    return f"{' to '.join(str(end) for end in ends)} %".replace("-", "−")
+
+
+def evidence(comparisons: Sequence[Comparison]) -> str:
+    """On which model it was seen; a toy leads to what it is."""
+    first = comparisons[0]
+    if kind_of(first.model) == "toy":
+        return f"seen in [toy models]({WORDS_LINK}) only"
+    return f"measured on {model_words(first.model, first.total_params)}"
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def advise_memory(findings: Sequence[Finding]) -> str:
+    """What to rent for a 13B model: measured where it was, else what forecasts span."""
+    parts: list[str] = []
+    verdicts: list[str] = []
+    places: list[Place | None] = []
+    for part in read_claims()["C2"]["parts"]:
+        own = [f for f in findings if (f.claim, f.part) == ("C2", part["key"])]
+        found = best_findings(part, own)
+        if not found:
+            continue
+        at = found[0].at
+        sizes = [f.measured.value for f in (found[:1] if at else found) if f.measured]
+        ends = dict.fromkeys(byte_size(1e9 * size, 2) for size in (min(sizes), max(sizes)))
+        way = "in full" if part["key"] == WHOLE else f"with {METHODS[part['key']].label}"
+        parts.append(f"{' to '.join(ends)} {way}{tell_optimizer(at)}")
+        places.append(at)
+        verdicts.append(settle(part, found))
+    if not parts:
+        return "**Memory:** nothing was measured or forecast of a 13B model here."
+    rule = "the article's figures hold" if set(verdicts) == {HOLDS} else (
+        "rent by method, and not by the article's figures")  # fmt: skip
+    verb = "took" if any(places) else "takes"
+    return f"**Memory:** {rule}. A 13B model {verb} {join_words(parts)} ({tell_places(places)})."
+
+
+def tell_places(places: Sequence[Place | None]) -> str:
+    """Measured on which card and at how many tokens, or forecast."""
+    known = [at for at in places if at is not None]
+    if not known:
+        return "by forecast"
+    text = f"measured on one {join_words(sorted({at.device for at in known}))}"
+    text += ", or forecast" if None in places else ""
+    rows = {at.rows for at in known}
+    return text + (f", {rows.pop()} tokens at once" if len(rows) == 1 else "")
+
+
+def tell_optimizer(at: Place | None) -> str:
+    return f" with {optimizer_words(at.optimizer)}" if at and at.optimizer else ""
+
+
+# What was not done --------------------------------------------------------------------------------
+
+
+def tell_not_done(studies: Sequence[Summary]) -> str:
+    """Which evidence is missing, in a sentence or two."""
+    seen = {(c.model, c.total_params) for s in studies for c in s.comparisons}
+    trained = {(m, p) for m, p in seen if kind_of(m) != "random"}
+    real = [(m, p) for m, p in trained if kind_of(m) == "pretrained"]
+    random = any(kind_of(m) == "random" and is_article_size(p) for m, p in seen)
+    if any(is_article_size(p) for _, p in real):
+        return ""
+    text = "**Not done:** no 13B model was fine-tuned on real data"
+    text += ", it ran with random weights." if random else "."
+    if not real and trained:
+        text += f" What is said of learning comes from {count_of(len(trained), 'toy model')} alone."
+    elif real:
+        largest = max(real, key=lambda found: found[1] or 0)
+        text += (
+            f" What is said of learning comes from {model_words(*largest)} and may differ there."
+        )
+    return text

@@ -1,0 +1,243 @@
+"""The first screen: advice and verdicts follow the records, pretrained models before toys, and no
+toy refutes what the article says of a large model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from record_factory import Factory, make_spec
+
+from studylib.core.verdicts import Measured
+from studylib.reporting.article_table import best_findings, claim_rows, join_verdicts, settle
+from studylib.reporting.claims import Finding, Place, evaluate_claims, read_claims
+from studylib.reporting.decision import draw_decision
+from studylib.reporting.evidence_kinds import kind_of, model_words, rank_learning
+from studylib.reporting.first_screen import first_screen, read_article
+from studylib.reporting.kept import best_evidence, read_kept
+from studylib.reporting.study import read_study
+from studylib.reporting.summary import Summary, summarise
+from studylib.reporting.team_advice import advise
+
+ROOT = Path(__file__).parents[1]
+REAL = "path:models/real-135m"
+MOST_BYTES = 51_200
+
+
+def made(folder: Path, model: str, items: int = 320, **known: float) -> Summary:
+    """A study of one model: each method's share of right answers; the base guesses."""
+    factory = Factory(folder, items=items)
+    factory.add(make_spec("base", model), knows=0.25)
+    for method, share in known.items():
+        for seed in range(3):
+            factory.add(make_spec(method, model, seed), knows=share)
+    return summarise(read_study(folder, planned=()))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    folder = tmp_path_factory.mktemp("t") / "toy"
+    return made(folder, "ladder:1.4m", full=0.85, lora=0.45, qlora=0.45)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    folder = tmp_path_factory.mktemp("r") / "real"
+    return made(folder, REAL, full=0.75, lora=0.74, qlora=0.5)
+
+
+# Which evidence speaks ---------------------------------------------------------------------------
+
+
+def test_a_pretrained_model_outranks_a_larger_toy_and_random_weights_say_nothing() -> None:
+    kinds = [
+        kind_of(m) for m in ("hub:a/b", "path:x", "gguf:f", "pypi:a==1", "shape:x", "ladder:x")
+    ]
+    assert kinds == ["pretrained"] * 4 + ["random", "toy"]
+    order = [("shape:Llama-2-13B", 13 * 10**9), ("ladder:60m", 6 * 10**7), ("hub:a/b", 10**6)]
+    assert sorted(order, key=lambda model: rank_learning(*model)) == order
+
+
+def test_the_best_evidence_is_the_pretrained_models_in_whatever_order(toy, real) -> None:
+    for studies in ([toy, real], [real, toy]):
+        assert [c.model for c in best_evidence(studies)] == [REAL]
+        findings = evaluate_claims(studies)
+        said = advise(studies, findings)
+        assert "real-135m" in said.small and "toy" not in said.small
+        rows = {row.claim: row for row in claim_rows(findings)}
+        assert "real-135m" in rows["C8"].how and "toy" not in rows["C8"].how
+    assert [c.model for c in best_evidence([toy])] == ["ladder:1.4m"]
+
+
+def test_shares_are_of_full_fine_tunings_gain(real) -> None:
+    [comparison] = best_evidence([real])
+    full, base = comparison.row("full"), comparison.row("base")
+    kept = {one.method.name: one for one in read_kept(comparison)}
+    assert list(kept) == ["full", "lora", "qlora"] and kept["full"].share == 1
+    gained = comparison.row("lora").accuracy.value - base.accuracy.value
+    assert kept["lora"].share == pytest.approx(gained / (full.accuracy.value - base.accuracy.value))
+    assert kept["lora"].low < kept["lora"].share < kept["lora"].high
+    assert 0.9 < kept["lora"].memory < 1
+
+
+def test_nothing_is_kept_of_a_gain_that_is_not_clear(tmp_path: Path) -> None:
+    study = made(tmp_path / "s", REAL, full=0.26, lora=0.26)
+    assert best_evidence([study]) == [] and draw_decision([study]) is None
+    assert "nothing was measured" in advise([study], []).small
+
+
+def test_the_picture_has_a_panel_a_track_and_a_point_a_method(real) -> None:
+    [panel] = draw_decision([real]).axes
+    names = {text.get_text() for text in panel.texts}
+    assert {"full", "LoRA r=16", "QLoRA r=16"} <= names
+    assert "real-135m" in panel.get_title(loc="left")
+
+
+# Advice ------------------------------------------------------------------------------------------
+
+
+def small(folder: Path, **known: float) -> str:
+    study = made(folder, REAL, **known)
+    return advise([study], []).small
+
+
+def test_advice_on_a_small_change_follows_what_was_kept(tmp_path: Path) -> None:
+    assert "use LoRA." in small(tmp_path / "a", full=0.6, lora=0.9)
+    assert "start with LoRA or QLoRA" in small(tmp_path / "b", full=0.9, lora=0.7, qlora=0.72)
+    assert "use full fine-tuning." in small(tmp_path / "c", full=0.9, lora=0.3)
+    once = advise([made(tmp_path / "d", REAL, 32, full=0.75, lora=0.72)], []).small
+    assert "too few to tell" in once
+
+
+def test_advice_on_a_new_language_follows_what_was_kept(tmp_path: Path) -> None:
+    def deep(name: str, lora: float) -> str:
+        factory = Factory(tmp_path / name)
+        factory.add(make_spec("base", track="language"), knows=0.25)
+        for seed in range(3):
+            factory.add(make_spec("full", seed=seed, track="language"), knows=0.7)
+            factory.add(make_spec("lora", seed=seed, track="language"), knows=lora)
+        return advise([summarise(read_study(factory.folder, planned=()))], []).deep
+
+    assert "plan for full fine-tuning" in deep("far", 0.3)
+    assert "LoRA was enough" in deep("near", 0.95)
+    assert "nothing was measured" in advise([], []).deep
+
+
+def test_what_was_not_done_is_said(toy, real) -> None:
+    assert "1 toy model alone" in advise([toy], []).not_done
+    told = advise([toy, real], []).not_done
+    assert "no 13B model" in told and "real-135m" in told and "toy" not in told
+
+
+def test_memory_advice_takes_what_was_measured_before_a_forecast() -> None:
+    def found(part: str, size: float, got: str, at: Place | None) -> Finding:
+        return Finding("C2", part, "", "", "", f"{got} x", "differs", "x", "",
+                       Measured(size, "GB"), at)  # fmt: skip
+
+    card = Place("shape:Llama-2-13B", 13 * 10**9, "NVIDIA X", "1 × 2,048")
+    findings = [found("lora", 29.1, "measured", card), found("lora", 31, "forecast", None),
+                found("qlora", 10.2, "forecast", None), found("qlora", 19, "forecast", None),
+                ]  # fmt: skip
+    told = advise([], findings).memory
+    assert "29 GB with LoRA" in told and "10 GB to 19 GB with QLoRA" in told
+    assert "31" not in told
+    assert "one NVIDIA X, or forecast" in told
+
+
+# Verdicts ----------------------------------------------------------------------------------------
+
+TOY = Place("ladder:1.4m", 1_400_000, "CPU")
+SMALL = Place(REAL, 135_000_000, "CPU")
+LARGE = Place("hub:a/llama-13b", 13_000_000_000, "GPU")
+
+
+def finding(verdict: str, at: Place | None = None, got: str = "measured") -> Finding:
+    return Finding("C4", "lora", "", "", "", got, verdict, "x", "", Measured(1.0, "pp"), at)
+
+
+@pytest.mark.parametrize(
+    ("findings", "verdict"),
+    [
+        ([finding("differs", TOY)], "not known yet"),
+        ([finding("reproduced", TOY)], "not known yet"),
+        ([finding("differs", SMALL)], "depends"),
+        ([finding("reproduced", SMALL)], "holds"),
+        ([finding("differs", LARGE)], "does not hold"),
+        ([finding("inconclusive", LARGE)], "not known yet"),
+        ([finding("differs", LARGE), finding("reproduced", LARGE)], "depends"),
+        ([finding("differs", LARGE), finding("inconclusive", LARGE)], "depends"),
+        ([finding("reproduced", LARGE), finding("inconclusive", LARGE)], "holds"),
+        ([finding("inconclusive", None, "counted")], "depends"),
+        ([finding("not comparable", LARGE)], "not known yet"),
+        ([], "not known yet"),
+    ],
+)
+def test_a_part_is_settled_by_its_findings_and_by_no_toy(findings, verdict) -> None:
+    sized = next(part for part in read_claims()["C4"]["parts"] if part["key"] == "lora")
+    assert sized["sized"] and settle(sized, findings) == verdict
+
+
+def test_a_part_without_a_size_can_be_settled_by_a_toy() -> None:
+    swap = next(part for part in read_claims()["C7"]["parts"] if part["key"] == "hot-swap")
+    assert settle(swap, [finding("reproduced", TOY)]) == "holds"
+
+
+def test_the_best_model_alone_speaks_of_what_is_learned() -> None:
+    part = read_claims()["C4"]["parts"][0]
+    found = [finding("differs", TOY), finding("reproduced", SMALL), finding("differs", LARGE)]
+    assert best_findings(part, found) == found[2:]
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict"),
+    [
+        (["holds", "holds"], "holds"),
+        (["holds", "not known yet"], "not known yet"),
+        (["holds", "does not hold"], "depends"),
+        (["does not hold", "not known yet"], "depends"),
+        (["does not hold", "does not hold"], "does not hold"),
+    ],
+)
+def test_a_claim_is_as_settled_as_its_parts(parts: list[str], verdict: str) -> None:
+    assert join_verdicts(parts) == verdict
+
+
+def test_every_claim_has_a_row_in_few_words_and_what_decides_it(toy) -> None:
+    rows = claim_rows(evaluate_claims([toy]))
+    assert [row.claim for row in rows] == list(read_claims())
+    assert all(row.says and row.found and row.how for row in rows)
+    assert [row.verdict for row in rows if row.reason] == ["depends"] * sum(
+        row.verdict == "depends" for row in rows
+    )
+    learned = {row.claim: row for row in rows}
+    for claim in ("C4", "C8"):
+        assert learned[claim].verdict == "not known yet"
+        assert learned[claim].found.startswith("toy models: ")
+
+
+# The screen --------------------------------------------------------------------------------------
+
+
+def test_the_screen_names_the_article_and_tells_what_toys_are(toy, real) -> None:
+    text = "\n".join(first_screen([toy], evaluate_claims([toy]), "p.svg"))
+    article = read_article()
+    assert article["title"] in text and article["publisher"] in text
+    assert text.index("\n1. ") < text.index("| **C1**") < text.index("![")
+    assert "`ladder:1.4m` (1.42M parameters)" in text
+    assert "Toy models" not in "\n".join(first_screen([real], [], None))
+
+
+def test_the_shipped_report_is_half_as_long_and_its_answer_is_short() -> None:
+    report = (ROOT / "REPORT.md").read_bytes()
+    assert len(report) <= MOST_BYTES
+    answer = report.decode().partition("## The answer\n")[2].partition("\n### ")[0]
+    answer = re.sub(r"\]\([^)]*\)", "]", answer)
+    assert len(answer.split()) <= 150
+    assert len(re.findall(r"\d[\d,.]*", answer)) <= 20 + 3  # the numbers of the list besides
+
+
+def test_models_are_told_in_words() -> None:
+    assert model_words("ladder:1.4m", 1_414_464) == "a toy model of 1.41M parameters"
+    assert model_words("shape:Llama-2-13B", None) == "Llama-2-13B, random weights"
+    assert model_words("hub:meta/Llama-3-8B", 8 * 10**9) == "Llama-3-8B of 8.00B parameters"
