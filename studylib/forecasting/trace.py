@@ -265,24 +265,27 @@ def list_held(
     """
     seen: set[int] = set()
 
-    def fresh(tensors: Iterable[torch.Tensor], layer: int) -> Iterator[Held]:
+    def fresh(tensors: Iterable[torch.Tensor], layer: int, divided: bool) -> Iterator[Held]:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in seen:
                 seen.add(storage._cdata)
-                yield Held(layer, storage.nbytes())
+                yield Held(layer, storage.nbytes(), divided)
 
     added = added_tensors(model)
     for adapters in (False, True):
         for module in model.modules():
+            layer = numbers.get(id(module), -1)
             own: list[torch.Tensor] = [
                 p for p in module.parameters(recurse=False) if (id(p) in added) == adapters
             ]
             if not adapters:
-                state = getattr(getattr(module, "weight", None), "quant_state", None)
-                own = [*own, *module.buffers(recurse=False), *constants(state)]
-            yield from fresh(own, numbers.get(id(module), -1))
-    yield from fresh(batch.values(), -1)
+                own += constants(getattr(getattr(module, "weight", None), "quant_state", None))
+                yield from fresh(own, layer, True)
+                yield from fresh(module.buffers(recurse=False), layer, False)
+            else:
+                yield from fresh(own, layer, True)
+    yield from fresh(batch.values(), -1, False)
 
 
 def list_trained(model: nn.Module, numbers: dict[int, int]) -> Iterator[Trained]:
