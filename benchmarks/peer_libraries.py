@@ -190,6 +190,7 @@ def train_torchtune(job: Job) -> PeerResult:
             job.result.losses.append(float(running / learned))
             job.clock.stop()
             job.result.seconds.append(job.clock.step_seconds)
+            job.end_step()
             memory.end()
     return job.finish(model, batches.accumulation)
 

@@ -6,6 +6,7 @@ Not covered: running them (peers.py).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import harmonic_mean
 
 from peer_training import PeerResult
 
@@ -81,6 +82,7 @@ def build_table(found: Rounds, spec: RunSpec) -> list[list[str]]:
         "peer",
         "tokens/s",
         f"by {first} [95 %]",
+        "tokens/CPU-s",
         *titles.values(),
         "MFU",
         "first loss",
@@ -91,6 +93,7 @@ def build_table(found: Rounds, spec: RunSpec) -> list[list[str]]:
         last = results[-1]
         speed = mean_speed(results)
         row = [peer, f"{speed:,.0f}" if speed else last.status, spell_ratio(base, results)]
+        row.append(spell_cpu_speed(base, results))
         row += [spell_bytes(peak_bytes(results, n), peak_bytes(base, n)) for n in titles]
         flops, peak = (work.flops_per_token, work.peak_flops_per_second) if work else (None, None)
         row.append(f"{100 * speed * flops / peak:.1f} %" if speed and flops and peak else "-")
@@ -119,6 +122,17 @@ def spell_ratio(base: list[PeerResult], results: list[PeerResult]) -> str:
         return f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
     ours, theirs = mean_speed(base), mean_speed(results)
     return f"{theirs / ours:.2f} (no interval)" if ours and theirs else "-"
+
+
+def spell_cpu_speed(base: list[PeerResult], results: list[PeerResult]) -> str:
+    """The mean over rounds, and in brackets by the first peer's."""
+    own, first = (
+        [speed for r in rs if (speed := r.tokens_per_cpu_second)] for rs in (results, base)
+    )
+    if not own:
+        return "-"
+    mean = harmonic_mean(own)
+    return f"{mean:,.0f}" + (f" ({mean / harmonic_mean(first):.2f})" if first else "")
 
 
 def spell_bytes(peak: int | None, base: int | None) -> str:

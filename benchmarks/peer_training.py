@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,7 +51,8 @@ class NotSupported(Exception):
 
 @dataclass
 class PeerResult:
-    """What one peer did in one process. `tokens` and `positions` (padding included) by step.
+    """What one peer did in one process. `tokens` and `positions` (padding included) by step;
+    cpu_seconds: of all its threads from the end of the step before, none for the first.
 
     status: complete, out of memory, not supported, not installed, failed. Peaks are in `measure`,
     the meter's figures of the training stage. same_batches: updates hold the agreed examples.
@@ -60,6 +62,7 @@ class PeerResult:
     status: str = "complete"
     reason: str | None = None
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -87,6 +90,12 @@ class PeerResult:
     def tokens_per_second(self) -> float | None:
         """Tokens without padding by second, after the warm-up steps; None if none came after."""
         seconds = sum(self.seconds[WARMUP_STEPS:])
+        return sum(self.tokens[WARMUP_STEPS:]) / seconds if seconds else None
+
+    @property
+    def tokens_per_cpu_second(self) -> float | None:
+        """The same by the processor's time, which others on the machine stretch far less."""
+        seconds = sum(self.cpu_seconds[WARMUP_STEPS - 1 :])
         return sum(self.tokens[WARMUP_STEPS:]) / seconds if seconds else None
 
     def to_json(self) -> str:
@@ -149,6 +158,7 @@ class Job:
         self.meter = Meter(devices=devices)
         self.clock, self.log = StepClock(), StepLog()
         self.fed: list[tuple[int, int]] = []  # (tokens, positions) of every micro-batch collated
+        self.step_ended: float | None = None
 
     def load(self) -> Loaded:
         """The weights to start from, as the study loads them."""
@@ -173,6 +183,13 @@ class Job:
             return batch
 
         return count
+
+    def end_step(self, *_: Any) -> None:
+        """Take the processor's time of a step, from the end of the one before."""
+        ended = time.process_time()
+        if self.step_ended is not None:
+            self.result.cpu_seconds.append(ended - self.step_ended)
+        self.step_ended = ended
 
     def finish(self, model: Any, accumulation: int) -> PeerResult:
         """The result, from what was seen."""
@@ -227,6 +244,7 @@ def follow(job: Job, trainer: Any, batches: Batches | None) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             job.clock.stop()
             job.result.seconds.append(job.clock.step_seconds)
+            job.end_step()
             memory.end()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -277,7 +295,8 @@ def train_ours(job: Job) -> PeerResult:
     flops = count_token_flops(model, data.lengths(), spec.train)
     job.result.flops_per_token = flops.model
     with job.meter.stage("train"):
-        train_model(model, data, spec, job.work / "trainer", job.log, checkpoints=False)
+        folder = job.work / "trainer"
+        train_model(model, data, spec, folder, job.log, job.end_step, checkpoints=False)
     rows = job.log.rows
     job.result.seconds = [row["step_seconds"] for row in rows]
     job.result.losses = [row["loss"] for row in rows]

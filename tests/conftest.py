@@ -25,10 +25,14 @@ FIRST = ("test_browser", "test_ray", "test_distributed", "test_readme_costs", "t
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """How many processes `-n auto` is: one a core, as far as memory goes; 0 for a single file."""
+    """How many processes `-n auto` is: one a core, as far as memory goes.
+
+    0, which is none beside this one, for a single file, and to say which file is not there.
+    """
     from studylib.metering.host import host_description
 
-    if len(config.args) == 1 and Path(config.args[0].partition("::")[0]).is_file():
+    asked = [Path(words.partition("::")[0]) for words in config.args]
+    if [path.is_file() for path in asked] == [True] or not all(path.exists() for path in asked):
         return 0
     host = host_description()
     cores = min(host["cores_allowed"], int(host["cores_quota"] or host["cores_allowed"]))

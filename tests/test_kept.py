@@ -326,6 +326,8 @@ def test_run_is_found_by_its_id_among_all_studies(made, tmp_path):
     with pytest.raises(StudyError, match=r"one, two.*PROFILE=one"):
         find_record(tmp_path, run.record.run_id)
     assert find_record(tmp_path, run.record.run_id, "two")[1].is_relative_to(tmp_path / "two")
+    with pytest.raises(StudyError, match=r"RUN: no run is named"):
+        find_record(tmp_path, "")
     with pytest.raises(StudyError, match=r"no finished runs"):
         find_record(tmp_path, run.record.run_id, "three")
 
@@ -345,7 +347,7 @@ def test_command_prints_both_answers_of_every_line(made, study, monkeypatch):
 
 
 def test_disk_is_said_beforehand_as_the_files_then_are(made):
-    for method in ("lora", "full"):
+    for method in ("lora", "qlora", "full"):
         run = made(method)
         found = foresee_disk([run.spec])
         weights = sum(p.stat().st_size for p in run.folder.glob("*/*.safetensors"))
@@ -354,6 +356,13 @@ def test_disk_is_said_beforehand_as_the_files_then_are(made):
         assert found.runs == 1 and found.kept == pytest.approx(weights, abs=8_000)
         # A checkpoint at step 2 of 3: weights and AdamW's two states; then the trained weights.
         assert found.working == pytest.approx(3 * found.kept, rel=0.01)
+
+
+def test_file_that_holds_tied_embeddings_twice_is_foreseen_so(base):
+    """peft writes the trained copy for the embedding and for the output layer tied to it."""
+    once, twice = (foresee_disk([spec_of(base, m, "all")]).kept for m in ("lora", "lora-embed"))
+    words, width = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight.shape
+    assert twice - once == 2 * words * width * 4
 
 
 def test_study_that_the_disk_cannot_hold_is_not_started(made, monkeypatch, tmp_path):

@@ -23,26 +23,26 @@ from studylib.serving.serve_run import ServeRun
 from studylib.training.run import Run
 
 ROWS = """
-dora:
-  label: DoRA
-  colour: "#e69f00"
+own-dora:
+  label: Own DoRA
+  colour: "#e69f01"
   marker: p
   default_learning_rate: 5.0e-3
   peft: {peft_type: LORA, r: $rank, lora_alpha: $alpha, target_modules: $targets, use_dora: true}
-vera:
-  label: VeRA
+own-vera:
+  label: Own VeRA
   colour: "#56b4e9"
   marker: P
   default_learning_rate: 1.0e-2
   peft: {peft_type: VERA, r: $rank, vera_dropout: $dropout, target_modules: $targets}
-ia3:
-  label: IA3
+own-ia3:
+  label: Own IA3
   colour: "#f0e442"
   marker: h
   default_learning_rate: 1.0e-2
   peft: {peft_type: IA3}
 """
-SLUGS = {"dora": "dora-r16", "vera": "vera-r16", "ia3": "ia3"}
+SLUGS = {"own-dora": "own-dora-r16", "own-vera": "own-vera-r16", "own-ia3": "own-ia3"}
 FAST = ServeSettings(
     batch_sizes=(1,), prompt_tokens=(8,), new_tokens=2, rounds=3, budget_seconds=0.01,
     adapters=2, switches=4, mixed_batch=2, mixed_prompt_tokens=8, mixed_new_tokens=2,
@@ -108,7 +108,7 @@ def test_added_methods_train_resume_and_are_scored(study, method):
     assert record.train.untrained_adapters == ()
     assert [score.task for score in record.evaluate.scores] == ["questions", "retention"]
     assert record.load.reached and record.load.total_params > record.load.trainable_params > 0
-    assert method in record.fingerprint["method.row"].lower()
+    assert method.removeprefix("own-") in record.fingerprint["method.row"].lower()
 
 
 def test_sizes_are_those_of_the_methods_own_arithmetic(study):
@@ -116,9 +116,9 @@ def test_sizes_are_those_of_the_methods_own_arithmetic(study):
     outputs = 4 * 128 + 2 * 192 + 128  # of the seven linear layers
     pairs = 4 * (128 + 128) + 3 * (128 + 192)  # their inputs and outputs
     counts = {name: study[1][name].load.trainable_params for name in SLUGS}
-    assert counts["dora"] == 2 * (16 * pairs + outputs)
-    assert counts["vera"] == 2 * (7 * 16 + outputs)
-    assert counts["ia3"] == 2 * (128 + 128 + 192)  # keys, values, what goes into the last layer
+    assert counts["own-dora"] == 2 * (16 * pairs + outputs)
+    assert counts["own-vera"] == 2 * (7 * 16 + outputs)
+    assert counts["own-ia3"] == 2 * (128 + 128 + 192)  # keys, values, what goes into the last layer
 
 
 @pytest.mark.parametrize("method", SLUGS)
@@ -134,7 +134,7 @@ def test_added_methods_are_forecast(study, profile, method):
 
 def test_shared_matrices_count_on_disk_as_they_are_saved(study):
     """VeRA's file holds its two shared matrices, which are none of its parameters."""
-    record = study[1]["vera"]
+    record = study[1]["own-vera"]
     shared = 2 * 16 * 192
     header = record.serve.adapter_bytes - 4 * (record.load.trainable_params + shared)
     assert 0 < header < 8192
@@ -157,7 +157,7 @@ def test_added_methods_are_served_or_say_what_is_not_possible(profile, tmp_path,
 def test_added_methods_stand_in_the_report(study, profile):
     report = compose_report(own_sources(study[0], planned=profile.runs()))
     text = report.files["REPORT.md"].decode()
-    for label in ("DoRA r=16", "VeRA r=16", "IA3"):
+    for label in ("Own DoRA r=16", "Own VeRA r=16", "Own IA3"):
         assert f"| {label} |" in text
     pictures = b"".join(body for name, body in report.files.items() if name.endswith(".svg"))
     for name in SLUGS:

@@ -9,6 +9,7 @@ from torch import nn
 from studylib.core.errors import StudyError
 from studylib.modelling.methods import METHODS, attach, count_parameters
 from studylib.modelling.models import load_model, load_trained, merge_into_bf16
+from studylib.schema.methods import Method
 from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
 
 
@@ -153,6 +154,56 @@ def test_every_method_of_the_table_attaches(tiny_folder):
         trainable, total = count_parameters(load(tiny_folder, name))
         assert (trainable > 0) == METHODS[name].trains
         assert trainable <= total
+
+
+def added(monkeypatch, **peft):
+    row = Method(label="X", default_learning_rate=1e-3, peft=peft)
+    monkeypatch.setitem(METHODS, "x", row)
+
+
+@pytest.mark.parametrize(
+    ("peft", "named"),
+    [
+        ({"peft_type": "LORRA"}, "peft has no method of this name.*LORA"),
+        ({"peft_type": "LORA", "rank": 3}, "does not take these keys .*rank"),
+        ({"init_lora_weights": "nope"}, "Unknown initialization.*Change its row"),
+        ({"init_lora_weights": "pissa"}, "begins by changing the model's own weights"),
+        ({"init_lora_weights": "olora"}, "begins by changing the model's own weights"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "shift the positions"),
+    ],
+)
+def test_a_row_that_peft_or_packing_cannot_follow_says_why(tiny_folder, monkeypatch, peft, named):
+    known = {"peft_type": "LORA", "r": "$rank", "target_modules": "$targets"}
+    added(monkeypatch, **(peft if "peft_type" in peft else known | peft))
+    with pytest.raises(StudyError, match=named):
+        load(tiny_folder, "x", rank=4)
+
+
+def test_a_fault_that_is_not_pefts_is_not_laid_on_the_targets(tiny_folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("the disk is on fire")
+
+    monkeypatch.setattr("peft.get_peft_model", fail)
+    with pytest.raises(ValueError, match="on fire"):
+        load(tiny_folder, "lora", targets=("no_such_layer",))
+
+
+def test_named_weights_of_the_model_can_be_trained_alone(tiny_folder, monkeypatch):
+    row = Method(label="norms", default_learning_rate=1e-3, trained=("norm", "layernorm"))
+    monkeypatch.setitem(METHODS, "norms", row)
+    model = load(tiny_folder, "norms")
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["model.norm.weight"]
+    monkeypatch.setitem(METHODS, "norms", row.model_copy(update={"trained": ("bias",)}))
+    with pytest.raises(StudyError, match="no weight of this model ends in bias"):
+        load(tiny_folder, "norms")
+
+
+def test_a_prepared_base_has_nothing_in_16_bits(tiny_folder):
+    ref = ModelRef.parse(f"path:{tiny_folder}")
+    for name, wanted in (("qlora", True), ("qlora-kbit", False)):
+        method = parse_method(name, LoraSettings(rank=4))
+        model = load_model(ref, method, "bf16").model
+        assert any(p.dtype == torch.bfloat16 for p in model.parameters()) == wanted
 
 
 def test_adapters_on_a_4_bit_shape_are_those_of_4_bit_layers():

@@ -36,7 +36,8 @@ def made_up(peer, seconds, peak_bytes=100, **facts):
     """A finished result whose steps after the warm-up take `seconds` for 600 tokens each."""
     given = {
         "seconds": [9, 9, 9, seconds, seconds], "tokens": [600] * 5, "positions": [800] * 5,
-        "losses": [2.0, 1.5, 1.0, 0.5, 0.6], "trainable_params": 7, "flops_per_token": 1e6,
+        "losses": [2.0, 1.5, 1.0, 0.5, 0.6], "cpu_seconds": [9, 9, 2, 2],
+        "trainable_params": 7, "flops_per_token": 1e6,
         "peak_flops_per_second": 1e9,
         "measure": StageMeasure(wall_seconds=1, torch_peak_allocated_bytes=peak_bytes),
     }  # fmt: skip
@@ -104,6 +105,7 @@ def test_table_gives_known_ratios():
     assert shown["plain"]["padding"] == "25 %"
     assert shown["ours"]["did the same work"] == "yes"
     assert (shown["ours"]["first loss"], shown["ours"]["last losses"]) == ("2.0000", "0.7000")
+    assert shown["ours"]["tokens/CPU-s"] == "300 (1.00)"
 
 
 def test_fewer_than_three_rounds_give_no_interval():

@@ -236,3 +236,28 @@ def test_names_and_files_are_told_apart():
 def test_run_that_a_profile_does_not_have_is_named_with_the_nearest():
     with pytest.raises(StudyError, match=r"ladder-0\.4m--full--s0"):
         read_profile("smoke").run("ladder-0.4m--ful--s0")
+
+
+ON_CPU = """
+models: [ladder:0.4m]
+data: {source: "almanac:new", template: plain}
+evaluate: {questions: "almanac:new"}
+train: {steps: 9, seq_len: 64}
+on_cpu: {train: {steps: 3, seq_len: 32}, hardware: {jobs: 2}}
+tracks:
+  - {name: main}
+  - {name: shift, train: {steps: 30}, on_cpu: {train: {steps: 4}}}
+"""
+
+
+def test_what_a_profile_and_its_tracks_state_for_a_processor_is_for_one_alone(tmp_path):
+    path = write(tmp_path, ON_CPU)
+    found = {
+        card: [(t.train.steps, t.train.seq_len) for t in read_profile(path, None, card).tracks]
+        for card in (False, True)
+    }
+    assert found == {False: [(3, 32), (4, 32)], True: [(9, 64), (30, 64)]}
+    assert [read_profile(path, None, card).hardware.jobs for card in (False, True)] == [2, 1]
+    assert {t.train.steps for t in read_profile(path, {"train": {"steps": 5}}).tracks} == {5}
+    with pytest.raises(StudyError, match="on_cpu: this is a mapping"):
+        read_profile(write(tmp_path, ON_CPU.replace("{train: {steps: 4}}", "4"), "other.yaml"))

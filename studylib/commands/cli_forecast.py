@@ -41,7 +41,7 @@ def forecast(
         str, typer.Option(help="adamw, adamw-foreach, adamw-loop, adamw-8bit or paged-adamw-8bit.")
     ] = "adamw",
     checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing.")] = True,
-    loss: Annotated[str, typer.Option(help="full or chunked.")] = "full",
+    loss: Annotated[str, typer.Option(help="full, chunked or shifted (of old versions).")] = "full",
     gpus: int = 1,
     sharding: Annotated[str, typer.Option(help="none or fsdp.")] = "none",
     gpu: Annotated[str, typer.Option(help="The card for time and dollars.")] = "a100-80gb",

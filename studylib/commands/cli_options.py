@@ -112,6 +112,7 @@ def resolve_profile(
 
     find_machine: what runs it, where that is not this machine; `custom` trains as suits it.
     """
+    from studylib.running.doctor import cards_here
     from studylib.schema.profile import merge
     from studylib.schema.tuning import open_profile
 
@@ -140,7 +141,8 @@ def resolve_profile(
             )
         if not over.get("evaluate", {}).get("questions"):
             over = merge(own_measures(over["data"]), over)
-    made = open_profile(name, results, over)
+    on_card = find_machine is not None or cards_here() > 0
+    made = open_profile(name, results, over, on_card)
     if name != "custom":
         return made
     from studylib.commands.own_recipe import suit_machine

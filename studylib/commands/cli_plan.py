@@ -79,7 +79,12 @@ def plan(
         print(f"profile {name}: {why}")
     print("\n".join(told), end="\n" if told else "")
     show_plan(made, estimate, prospects)
-    lines = (*extents, tell_disk(left, results), tell_unkept(chosen, results / chosen.name))
+    lines = (
+        *tell_cpu_time(chosen, made, estimate),
+        *extents,
+        tell_disk(left, results),
+        tell_unkept(chosen, results / chosen.name),
+    )
     for line in sweeps:
         print(line)
     for line in filter(None, lines):
@@ -169,6 +174,28 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
         f"{left}, {made.jobs} at a time: "
         f"about {spell_seconds(made.left_seconds)}, {usd}. Results: {made.results}"
     )
+
+
+def tell_cpu_time(profile: Any, made: Any, estimate: Any) -> list[str]:
+    """By forecast, where no record tells it and there is no card: hours of runs and of sweeps."""
+    waiting = [profile.run(run.run_id) for run in made.left if run.seconds is None]
+    if estimate is not None or not waiting or all(w.model_ref.kind == "ladder" for w in waiting):
+        return []
+    from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps
+    from studylib.forecasting.prospects import size_models, this_machine
+    from studylib.planning.estimate import add, exactly
+    from studylib.running.progress import spell_seconds
+
+    params = size_models(waiting, {}, this_machine())
+    runs, (trainings, sweeps) = expect_runs(waiting, params), expect_sweeps(profile, params)
+    known = [exactly(run.seconds) for run in made.left if run.seconds is not None]
+    total = add(*known, *runs.values(), sweeps)
+    spelled = " to ".join(spell_seconds(value) for value in (total.low, total.high))
+    words = f"{len(runs)} runs that were never measured"
+    if trainings:
+        words += f" and {trainings} trainings of sweeps ({spell_seconds(sweeps.mid)})"
+    return [f"By forecast on this processor: about {spell_seconds(total.mid)} ({spelled}) with "
+            f"{words}, one after the other"]  # fmt: skip
 
 
 def tell_sweeps(sweeps: Any, others: list[str], made: Any) -> list[str]:

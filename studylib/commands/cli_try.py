@@ -42,8 +42,8 @@ def try_run(
     """Ask a trained model and its base; greedy answers, in the template of the training."""
     from studylib.schema.find_record import find_record
 
-    asked = read_prompts(prompts or ["-"])
     record, folder = find_record(results, run_id, profile)
+    asked = read_prompts(prompts or ["-"])
     from studylib.scoring.trial import try_prompts
 
     tried = try_prompts(record, folder, asked, max_tokens, system)

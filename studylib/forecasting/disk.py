@@ -54,8 +54,8 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
     counted = count_trained(spec.model, spec.method, spec.weights_dtype)
     if counted is None:
         return None
-    recipe, (params, size) = spec.train, counted
-    state = 1 if recipe.optimizer.endswith("8bit") else size // params
+    recipe, (params, trained, size) = spec.train, counted
+    state = 1 if recipe.optimizer.endswith("8bit") else trained // params
     checkpoint = size + 2 * state * params
     if not spec.method.kind.adapter:
         size = params * BYTES_OF[recipe.dtype]  # as it is scored and served
@@ -67,8 +67,11 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=64)
-def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, int] | None:
-    """(trained parameters, their bytes while they are trained); None where no skeleton is built."""
+def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, int, int] | None:
+    """(trained parameters, their bytes while they are trained, bytes of the tensors of their file);
+    None where no skeleton is built. A file may hold more: tied weights twice, for example."""
+    from peft import get_peft_model_state_dict
+
     from studylib.modelling.skeleton import build_meta
 
     try:
@@ -79,7 +82,14 @@ def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, 
         return None
     trained = [p for p in skeleton.parameters() if p.requires_grad]
     params = sum(p.numel() for p in trained)
-    return params, sum(p.numel() * p.element_size() for p in trained)
+    held = sum(p.numel() * p.element_size() for p in trained)
+    if not method.kind.adapter:
+        return params, held, held
+    # Named one by one: a 4-bit model without data has no state of its own to give.
+    named = {**dict(skeleton.named_parameters(remove_duplicate=False)),
+             **dict(skeleton.named_buffers(remove_duplicate=False))}  # fmt: skip
+    state = get_peft_model_state_dict(skeleton, state_dict=named, save_embedding_layers=False)
+    return params, held, sum(t.numel() * t.element_size() for t in state.values())
 
 
 def tell_disk(specs: Sequence[RunSpec], results: Path) -> str | None:

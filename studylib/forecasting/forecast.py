@@ -53,8 +53,8 @@ class ForecastSettings(Frozen):
     packed examples apart, as studylib.training.train has it with sdpa, or hides padding.
     autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
     fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
-    fp32 copies in the optimizer. kernels: those of a CUDA card, or of a CPU (then without context
-    and allocator terms).
+    fp32 copies in the optimizer. loss: shifted is transformers' own before 4.46. kernels: those of
+    a CUDA card, or of a CPU (then without context and allocator).
     """
 
     model: str
@@ -73,7 +73,7 @@ class ForecastSettings(Frozen):
     autocast: bool = True
     optimizer: str = "adamw"
     checkpointing: bool = True
-    loss: Literal["full", "chunked"] = "full"
+    loss: Literal["full", "shifted", "chunked"] = "full"
     gpus: int = Field(default=1, ge=1)
     sharding: Literal["none", "fsdp"] = "none"
     gpu: str = "a100-80gb"

@@ -28,10 +28,13 @@ class LayersDiffer(Exception):
 
 
 class Held(NamedTuple):
-    """A storage that is there before the step, and the layer whose it is (-1: of none)."""
+    """A storage that is there before the step, and the layer whose it is (-1: of none).
+
+    is_divided: whether FSDP divides it among cards, as it does parameters."""
 
     layer: int
     count_bytes: int
+    is_divided: bool = True
 
 
 class Trained(NamedTuple):

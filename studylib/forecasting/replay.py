@@ -10,8 +10,9 @@ Not covered: what loading and warming up leave cached, rows of changing lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from studylib.forecasting.caching_allocator import CachingAllocator, NoRoom
@@ -19,6 +20,7 @@ from studylib.forecasting.moves import Birth, Run
 from studylib.forecasting.updates import FlatMove
 
 MOST_STEPS = 8
+NO_STREAMS: Mapping[int, int] = MappingProxyType({})
 LEAST_TOLERANCE = 0.02  # of the least memory, to which it is searched
 
 
@@ -26,13 +28,14 @@ class Demand(NamedTuple):
     """What training asks of an allocator, storage by storage, in bytes and in order.
 
     held: what is there before the first step. passes: of each step. first, later: of its update,
-    the first of which makes the states.
+    the first of which makes the states. streams: of the passes' keys that have one of their own.
     """
 
     held: list[int]
     passes: list[FlatMove]
     first: list[FlatMove]
     later: list[FlatMove]
+    streams: Mapping[int, int] = NO_STREAMS
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def replay(demand: Demand, limit_bytes: int | None = None) -> Replayed:
     update = [(key + free, count_bytes) for key, count_bytes in demand.later]
     for step in range(MOST_STEPS):
         before = card.reserved_bytes
-        follow(card, demand.passes)
+        follow(card, demand.passes, demand.streams)
         follow(card, update if step else states)
         for key in left:  # gradients: let go of after the update
             card.free(key)
@@ -79,13 +82,15 @@ def replay(demand: Demand, limit_bytes: int | None = None) -> Replayed:
     return Replayed(card.peak_allocated_bytes, card.peak_reserved_bytes)
 
 
-def follow(card: CachingAllocator, moves: Iterable[FlatMove]) -> None:
+def follow(
+    card: CachingAllocator, moves: Iterable[FlatMove], streams: Mapping[int, int] = NO_STREAMS
+) -> None:
     make, free = card.make, card.free
     for key, count_bytes in moves:
         if count_bytes < 0:
             free(key)
         else:
-            make(key, count_bytes)
+            make(key, count_bytes, streams.get(key, 0))
 
 
 def remaining(moves: Iterable[FlatMove]) -> list[int]:

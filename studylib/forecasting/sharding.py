@@ -14,10 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from studylib.forecasting.replay import Demand, flatten
-from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import PARTS, Trace
-from studylib.forecasting.updates import trace_updates
 
 DIVIDED = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states")
 GATHERED = "gathered_layers_and_buckets"
@@ -47,16 +44,6 @@ def card_events(
         reduced = 2 * trace.layer.gradients + trace.rest.gradients
         extra = np.where(stage == "optimizer", 0, whole + np.where(backward, reduced, 0))
     return np.column_stack([parts, extra])
-
-
-def card_demand(
-    trace: Trace, step: StepSettings, gpus: int, sharding: Literal["none", "fsdp"],
-    fp32_shards: bool = False,
-) -> Demand:  # fmt: skip
-    """What the step asks of one card's allocator."""
-    held = [item.count_bytes for item in trace.held]
-    first, later = trace_updates(trace.trained, step)
-    return Demand(held, flatten(trace.runs), first, later)
 
 
 def divide(parts: np.ndarray, stage: np.ndarray, gpus: int) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from studylib.forecasting.cuda_autocast import cuda_autocast
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
+from studylib.forecasting.shifted_loss import install_shifted_loss
 from studylib.modelling.chunked_loss import install_chunked_loss
 from studylib.schema.settings import Frozen, MethodSettings
 
@@ -34,7 +35,7 @@ class StepSettings(Frozen):
     autocast: bool = True
     optimizer: str = "adamw"
     checkpointing: bool = True
-    loss: Literal["full", "chunked"] = "full"
+    loss: Literal["full", "shifted", "chunked"] = "full"
     accumulation: int = 1
     kernels: Literal["cuda", "cpu"] = "cuda"
     trains: bool = True
@@ -70,6 +71,8 @@ def train_once(
         enable_checkpointing(model)
     if settings.loss == "chunked":
         install_chunked_loss(model)
+    elif settings.loss == "shifted":
+        install_shifted_loss(model)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:

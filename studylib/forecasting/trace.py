@@ -34,7 +34,7 @@ from studylib.forecasting.kernels import (
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
 from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.added import added_parameters
+from studylib.modelling.added import added_tensors
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import constants, count_weights, quantization_constants
 from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
@@ -223,7 +223,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 def count_base(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; the total is the base model's, without the adapter's."""
-    added = added_parameters(model)
+    added = added_tensors(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return trainable, sum(count_weights(p) for p in model.parameters() if id(p) not in added)
 
@@ -251,10 +251,9 @@ def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:
 def track_model(live: LiveBytes, model: nn.Module) -> None:
     """Count what exists before the first step, as the base's or the adapter's."""
     live.move(quantization_constants(model), "quantization_constants")
-    added = added_parameters(model)
-    for parameter in model.parameters():
-        live.move([parameter], "adapter" if id(parameter) in added else "weights")
-    live.move(model.buffers(), "weights")
+    added = added_tensors(model)
+    for tensor in (*model.parameters(), *model.buffers()):
+        live.move([tensor], "adapter" if id(tensor) in added else "weights")
 
 
 def list_held(
@@ -266,24 +265,27 @@ def list_held(
     """
     seen: set[int] = set()
 
-    def fresh(tensors: Iterable[torch.Tensor], layer: int) -> Iterator[Held]:
+    def fresh(tensors: Iterable[torch.Tensor], layer: int, divided: bool) -> Iterator[Held]:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage._cdata not in seen:
                 seen.add(storage._cdata)
-                yield Held(layer, storage.nbytes())
+                yield Held(layer, storage.nbytes(), divided)
 
-    added = added_parameters(model)
+    added = added_tensors(model)
     for adapters in (False, True):
         for module in model.modules():
+            layer = numbers.get(id(module), -1)
             own: list[torch.Tensor] = [
                 p for p in module.parameters(recurse=False) if (id(p) in added) == adapters
             ]
             if not adapters:
-                state = getattr(getattr(module, "weight", None), "quant_state", None)
-                own = [*own, *module.buffers(recurse=False), *constants(state)]
-            yield from fresh(own, numbers.get(id(module), -1))
-    yield from fresh(batch.values(), -1)
+                own += constants(getattr(getattr(module, "weight", None), "quant_state", None))
+                yield from fresh(own, layer, True)
+                yield from fresh(module.buffers(recurse=False), layer, False)
+            else:
+                yield from fresh(own, layer, True)
+    yield from fresh(batch.values(), -1, False)
 
 
 def list_trained(model: nn.Module, numbers: dict[int, int]) -> Iterator[Trained]:

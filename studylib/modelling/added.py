@@ -1,7 +1,7 @@
 """What of a model is an adapter's and what the base had: peft's layers are asked, not names.
 
-Each kind of layer of peft lists the parts that hold its adapters (`adapter_layer_names`), the whole
-modules that it trains beside them among these.
+Each of peft's layers holds the base's own layer beside what it adds, parameters and, with some
+methods, tensors that are not trained (VeRA's shared matrices).
 
 Not covered: what an adapter reaches (studylib.modelling.reach), prompts, which are in no layer.
 """
@@ -9,10 +9,11 @@ Not covered: what an adapter reaches (studylib.modelling.reach), prompts, which 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any
 
 from torch import nn
+
+OWN = ("base_layer", "original_module")  # where peft keeps what it wraps
 
 
 def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -24,15 +25,9 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def added_parts(layer: Any) -> Iterator[nn.Module]:
-    """The modules of one of peft's layers that hold adapters."""
-    for name in layer.adapter_layer_names:
-        try:
-            part = reduce(getattr, name.split("."), layer)
-        except AttributeError:  # listed by the class, made for some settings only
-            continue
-        if isinstance(part, nn.Module):
-            yield part
+def added_parts(layer: nn.Module) -> Iterator[nn.Module]:
+    """The modules that one of peft's layers has beside the base's own."""
+    yield from (part for name, part in layer.named_children() if name not in OWN)
 
 
 def every_added_part(model: nn.Module) -> Iterator[nn.Module]:
@@ -44,9 +39,10 @@ def every_added_part(model: nn.Module) -> Iterator[nn.Module]:
             yield from added_parts(module)
 
 
-def added_parameters(model: nn.Module) -> set[int]:
-    """The ids of the parameters that were not in the base; empty without an adapter."""
-    return {id(p) for part in every_added_part(model) for p in part.parameters()}
+def added_tensors(model: nn.Module) -> set[int]:
+    """The ids of parameters and buffers that were not in the base; empty without an adapter."""
+    parts = list(every_added_part(model))
+    return {id(t) for part in parts for t in (*part.parameters(), *part.buffers())}
 
 
 def added_modules(model: nn.Module) -> set[int]:

@@ -122,10 +122,13 @@ def attend_by_example(
     found, start = [], 0
     for count, longest in layout.batches:
         part = slice(start, start + count * longest)
-        batch = [x[part].unflatten(1, (n, -1)).unflatten(0, (count, longest)).transpose(1, 2)
-                 for x, n in ((q, heads), (k, key.shape[1]), (v, value.shape[1]))]  # fmt: skip
+        one, two, three = (
+            x[part].unflatten(1, (n, -1)).unflatten(0, (count, longest)).transpose(1, 2)
+            for x, n in ((q, heads), (k, key.shape[1]), (v, value.shape[1]))
+        )
         attend = attend_short if longest <= SHORT_TOKENS else attend_long
-        found.append(attend(*batch, scale, dropout).transpose(1, 2).flatten(2).flatten(0, 1))
+        attended = attend(one, two, three, scale, dropout)
+        found.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
         start = part.stop
     output = Put.apply(torch.cat(found) if len(found) > 1 else found[0], layout)
     return output.view(rows, length, heads, -1), None

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit, first_line
-from studylib.modelling.added import added_parameters
+from studylib.modelling.added import added_tensors
 from studylib.modelling.packing import as_trained
 from studylib.schema.methods import ADAPTER, METHODS
 
@@ -216,7 +216,7 @@ def four_bit_share(model: Any) -> float:
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     left_out = [*embeddings, model.get_output_embeddings()]
     skipped = {id(p) for module in left_out if module is not None for p in module.parameters()}
-    skipped |= added_parameters(model)
+    skipped |= added_tensors(model)
     total = sum(count_weights(p) for p in model.parameters() if id(p) not in skipped)
     return sum(count_weights(layer.weight) for _, layer in four_bit_layers(model)) / total
 

@@ -24,6 +24,7 @@ from studylib.schema.settings import MethodSettings, nearest
 
 __all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
 
+SAMPLED = 64  # numbers of a weight that tell whether it was changed
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -75,6 +76,13 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
     names, layers = [name for name, _ in model.named_modules() if name], linear_names(model)
     config = adapter_config(method, model)
     by_targets = "targets" in method.kind.takes
+    if config.is_prompt_learning:
+        raise Unfit(
+            f"{method.label}: peft.peft_type = {config.peft_type.value}",
+            "prompts in front of a row shift the positions of the examples that are packed in it",
+            f"Use an adapter in the model's layers, or {WHOLE}.",
+        )
+    samples = sample_weights(model)
     try:
         wrapped: Any = get_peft_model(
             model,  # type: ignore[arg-type]
@@ -86,6 +94,7 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
             raise
         if by_targets:
             refuse_unknown(method, method.targets, names, layers)
+        by_targets = by_targets and "arget" in str(error)
         others = f"Name layers that it takes in lora.targets ({spell_others(layers, str(error))})"
         raise Unfit(
             f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
@@ -98,9 +107,18 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
         kept = wrapped.peft_config["default"].target_modules
         refuse_unknown(method, [name for name in method.targets if name in kept], names, layers)
     refuse_routers(method, wrapped, layers)
+    refuse_changed(method, wrapped, samples)
     if method.kind.quantized:
         keep_unpacked(wrapped)
     return wrapped
+
+
+def prepare(model: nn.Module, method: MethodSettings) -> None:
+    """What some methods do to their 4-bit base first, in place: what is not in 4 bits to fp32."""
+    if method.kind.prepared:
+        from peft import prepare_model_for_kbit_training
+
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
 def free_own(model: nn.Module, method: MethodSettings) -> nn.Module:
@@ -159,6 +177,30 @@ def refuse_routers(method: MethodSettings, model: Any, layers: Sequence[str]) ->
                 f"{leaf} ({kind.__name__}) does not map one row to one row as its sizes say, and "
                 "peft's adapter of a linear layer cannot follow",
                 f"Name other layers ({spell_others(layers, repr(leaf))}), or use {WHOLE}.",
+            )
+
+
+def sample_weights(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """Every parameter with a copy of its first numbers."""
+    return [(p, p.detach().flatten()[:SAMPLED].clone()) for p in model.parameters()]
+
+
+def refuse_changed(
+    method: MethodSettings, model: nn.Module, samples: list[tuple[nn.Parameter, torch.Tensor]]
+) -> None:
+    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA): what is saved of it would
+    be laid on the original base, and answer as another model."""
+    there = {id(parameter) for parameter in model.parameters()}
+    for parameter, sample in samples:
+        if parameter.is_meta:
+            continue
+        now = parameter.detach().flatten()[:SAMPLED]
+        if id(parameter) not in there or not torch.equal(now, sample):
+            raise Unfit(
+                f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
+                "it begins by changing the model's own weights, so that the adapter alone, as it "
+                "is saved, does not fit the original model",
+                f"Give its row in {METHODS_TABLE.name} another initialization.",
             )
 
 

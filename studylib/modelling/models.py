@@ -35,7 +35,7 @@ from studylib.modelling.four_bit import (
     refuse_unreadable,
 )
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
-from studylib.modelling.methods import DTYPES
+from studylib.modelling.methods import DTYPES, prepare
 from studylib.modelling.packing import keep_examples_apart
 from studylib.modelling.skeleton import load_config
 from studylib.schema.profile import MethodSettings, ModelRef
@@ -111,10 +111,12 @@ def load_model(
 
 
 def trust_base(model: nn.Module, method: MethodSettings) -> dict[str, Any]:
-    """How much of a quantized base is in 4 bits and how well it is read back, both checked."""
+    """How much of a quantized base is in 4 bits and how well it is read back, both checked; it is
+    prepared besides."""
     if not method.kind.quantized:
         return {}
     refuse_none(model)
+    prepare(model, method)
     refuse_unreadable(model)
     return {"four_bit_share": four_bit_share(model), "four_bit_error": check_four_bit(model)}
 

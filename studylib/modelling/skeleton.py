@@ -24,7 +24,7 @@ from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import converted_folder
 from studylib.inputs.sources import hub_errors
 from studylib.modelling.four_bit import fake_4bit, quantize_linears
-from studylib.modelling.methods import DTYPES, attach
+from studylib.modelling.methods import DTYPES, attach, prepare
 from studylib.planning.catalog import Shape, find_shape
 from studylib.schema.settings import MethodSettings, ModelRef
 
@@ -129,6 +129,7 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
         ) from error
     if method.kind.quantized:
         quantize_linears(model, DTYPES[dtype])
+        prepare(model, method)
     with torch.device("meta"):
         return attach(model, method)
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from studylib.modelling.added import added_parameters
+from studylib.modelling.added import added_tensors
 from studylib.modelling.four_bit import constants, keep_unpacked
 from studylib.modelling.merging import lay_over
 from studylib.modelling.methods import DTYPES, adapter_config, attach
@@ -62,7 +62,7 @@ def add_adapters(
 def seed_adapter(model: nn.Module, name: str, seed: int, dtype: torch.dtype) -> None:
     """Move what one adapter begins with as one number (LoRA's B, IA3's ones), and cast all of it to
     `dtype`."""
-    generator, added = torch.Generator().manual_seed(seed), added_parameters(model)
+    generator, added = torch.Generator().manual_seed(seed), added_tensors(model)
     for path, parameter in model.named_parameters():
         if id(parameter) in added and name in path.split("."):
             if is_even(parameter.detach()):

@@ -137,7 +137,8 @@ def advise_deep(comparisons: Sequence[Comparison]) -> str:
         text += f" {join_words(behind)} kept {shares} of its gain {where}."
     if unsure:
         shares = tell_shares({label: methods[label] for label in unsure})
-        text += f" {join_words(unsure)} kept {shares}, too unsteady to count on."
+        of = "" if behind else f" of its gain {where}"
+        text += f" {join_words(unsure)} kept {shares}{of}, too unsteady to count on."
     return text
 
 

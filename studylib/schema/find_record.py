@@ -18,6 +18,10 @@ def find_record(results: Path, run_id: str, profile: str | None = None) -> tuple
     profile: the name of a folder in `results`; without it all are looked through, and a run that
     several of them have is refused. StudyError names the nearest ids.
     """
+    if not run_id.strip():
+        raise StudyError(
+            "RUN", "no run is named", "Write the id of a finished one: `make plan` lists them."
+        )
     folder = Path(run_id)
     if (folder / RECORD).is_file():
         return read_whole(folder)

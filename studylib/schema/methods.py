@@ -37,6 +37,7 @@ class Method(Frozen):
     colour: str = Field(default="#222222", pattern=r"^#[0-9a-f]{6}$")
     marker: Literal["o", "s", "^", "v", "<", ">", "D", "d", "p", "P", "*", "h", "X", "8"] = "o"
     base: Literal["16-bit", "nf4"] = "16-bit"
+    prepared: bool = False
     trained: Literal["all", "nothing"] | tuple[str, ...] = "nothing"
     peft: dict[str, Any] | None = None
     serve: tuple[Ability, ...] = ("merge", "switch", "mix")
@@ -62,6 +63,8 @@ class Method(Frozen):
             raise ValueError("peft: names an adapter, so `trained` is left out")
         if self.quantized and not self.adapter:
             raise ValueError("4-bit weights cannot be trained: an nf4 base needs peft:")
+        if self.prepared and not self.quantized:
+            raise ValueError("prepared is of a 4-bit base: what is not in 4 bits goes to fp32")
         if not self.trained:
             raise ValueError("trained names no module: write all, or [norm], for example")
         if self.trains and not self.default_learning_rate:
@@ -94,7 +97,9 @@ class Method(Frozen):
     @property
     def mark(self) -> str:
         """What a run of it takes from the table, for the run's record."""
-        return json.dumps(self.model_dump(include={"base", "trained", "peft"}), sort_keys=True)
+        return json.dumps(
+            self.model_dump(include={"base", "prepared", "trained", "peft"}), sort_keys=True
+        )
 
     @property
     def in_words(self) -> str:

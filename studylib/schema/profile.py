@@ -21,6 +21,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
 from studylib.schema.kept import Keep
+from studylib.schema.layers import TRACK_DEFAULTS, check_tracks, choose_device, lay_over, merge
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
     BASE,
@@ -221,29 +222,18 @@ def check_cards(run: RunSpec) -> None:
         )
 
 
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, mappings merged, everything else replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
-
-
-REPORT_KEYS = ("article", "margin")
-TRACK_DEFAULTS = ("models", "methods", "seeds", "seeds_of", "data", "train", "evaluate", "tune")
-
-
 def is_file_name(name: str) -> bool:
     """Whether a profile is named by its file and not by a shipped profile's name."""
     return "/" in name or name.endswith((".yaml", ".yml"))
 
 
-def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
+def read_profile(
+    name: str, changes: dict[str, Any] | None = None, on_card: bool = False
+) -> Profile:
     """The profile of a shipped name or of a YAML file's path, with `changes` laid over it.
 
-    A changed profile gets a name of its own (`cpu-1a2b3c`), so that its records never lie
-    beside those of the unchanged one.
+    on_card: whether it is for a machine with one. A changed profile gets a name of its own
+    (`cpu-1a2b3c`), so that its records never lie beside those of the unchanged one.
     """
     path = PROFILES / f"{name}.yaml"
     if is_file_name(name):
@@ -256,6 +246,7 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
         read_mapping(PROFILES / "default.yaml", "the profile"), read_mapping(path, "the profile")
     )
     content.setdefault("name", path.stem)
+    content = choose_device(content, on_card)
     if not changes:
         return build_profile(content, origin=str(path))
     content = lay_over(content, changes)
@@ -271,6 +262,9 @@ def read_profile(name: str, changes: dict[str, Any] | None = None) -> Profile:
     return unnamed.model_copy(update={"name": name, "origin": unnamed.name})
 
 
+REPORT_KEYS = ("article", "margin")
+
+
 def without_report_keys(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes without what only a report reads: the same runs, whatever that is."""
     kept = {key: value for key, value in changes.items() if key not in REPORT_KEYS}
@@ -279,24 +273,6 @@ def without_report_keys(changes: dict[str, Any]) -> dict[str, Any]:
         if not kept["evaluate"]:
             del kept["evaluate"]
     return kept
-
-
-def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`changes` over the profile and over what its tracks state themselves."""
-    content = merge(content, changes)
-    if {"models", "seeds"} & changes.keys() and "seeds_of" not in changes:
-        for part in (content, *check_tracks(content.get("tracks") or [])):
-            part.pop("seeds_of", None)  # seeds that are asked for go to all models
-    if "tracks" not in changes and content.get("tracks"):
-        inherited = {key: changes[key] for key in TRACK_DEFAULTS if key in changes}
-        content["tracks"] = [merge(track, inherited) for track in check_tracks(content["tracks"])]
-    return content
-
-
-def check_tracks(tracks: Any) -> list[dict[str, Any]]:
-    if not isinstance(tracks, list) or not all(isinstance(track, dict) for track in tracks):
-        raise StudyError("tracks", "this is a list of mappings", "Write - name: … for each track.")
-    return tracks
 
 
 def build_profile(content: dict[str, Any], origin: str) -> Profile:

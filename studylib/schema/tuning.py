@@ -138,12 +138,14 @@ def tuned_rates(sweeps: Iterable[TuneRecord], origin: str) -> dict[str, TunedRat
     return rates
 
 
-def open_profile(name: str, results: Path, changes: dict[str, Any] | None = None) -> Profile:
+def open_profile(
+    name: str, results: Path, changes: dict[str, Any] | None = None, on_card: bool = False
+) -> Profile:
     """A profile with the rates of the nearest sweeps: the reader's own before the shipped ones,
     a changed profile's before those of the one it comes from. A rate that the profile states
     itself, or a resolved profile's, is not replaced. Hub sources have the commits that an earlier
     start of the study found."""
-    profile = read_profile(name, changes)
+    profile = read_profile(name, changes, on_card)
     pins = read_pins(results / profile.name)
     if profile.tuned:
         return apply_pins(profile, pins)

@@ -67,7 +67,7 @@ from studylib.training.watch import Watch
 
 def open_run(profile: str, run_id: str, results: str, concurrent_runs: int = 1) -> Run:
     """The run of a profile, in results/PROFILE/runs/RUN_ID; refuses one that is finished."""
-    spec = open_profile(profile, Path(results)).run(run_id)
+    spec = open_profile(profile, Path(results), None, torch.cuda.is_available()).run(run_id)
     return Run(spec, Path(results) / spec.profile / "runs" / run_id, concurrent_runs)
 
 
