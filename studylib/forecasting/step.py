@@ -137,7 +137,8 @@ def forward_backward(
         loss = outputs.loss
         del outputs
         live.enter("loss", -1, "logits_and_loss")
-        loss.backward()
+        # Tensor.backward is itself a function that modes stand around, and would see no recomputing.
+        torch.autograd.backward(loss)
 
 
 def evaluate_once(model: nn.Module, batch: dict[str, torch.Tensor], live: Watcher) -> None:
