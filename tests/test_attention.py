@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTJConfig, LlamaConfig, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+)
 
 from studylib.core.errors import StudyError
 from studylib.forecasting import trace as tracing
@@ -116,6 +123,12 @@ def test_cuda_autocast_gives_fp32_where_the_cards_does():
             assert as_autocast(rows.float()).dtype == torch.bfloat16
         assert {f(rows).dtype for f in functions} == {torch.bfloat16}
         assert as_autocast(rows.float()).dtype == torch.float32
+
+
+def test_a_checkpointed_layer_is_recomputed_as_it_was_computed():
+    config = GPTNeoXConfig(**SMALL, num_hidden_layers=2, num_attention_heads=4, hidden_size=64,
+                           intermediate_size=128)  # fmt: skip
+    assert trace_step(config, StepSettings(method=FULL, seq_len=32)).events
 
 
 def test_eager_may_be_asked_of_any_model_and_takes_more_memory():

@@ -11,7 +11,7 @@ Not covered: losses that language models do not have.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -56,6 +56,12 @@ def cuda_autocast() -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_enabled("cuda", False)
+
+
+def checkpoint_contexts() -> tuple[Any, Any]:
+    """For a checkpointed layer's forward, and for its repetition: a backward, being one of the
+    functions that a mode stands around, goes on without the mode."""
+    return nullcontext(), InFp32()
 
 
 def is_on() -> bool:

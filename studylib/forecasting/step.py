@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from studylib.forecasting.cuda_autocast import cuda_autocast
+from studylib.forecasting.cuda_autocast import checkpoint_contexts, cuda_autocast
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
 from studylib.forecasting.shifted_loss import install_shifted_loss
 from studylib.modelling.chunked_loss import install_chunked_loss
@@ -68,7 +68,7 @@ def train_once(
 ) -> int:
     """One step, recorded, after an update that makes the states. Returns paged states' bytes."""
     if settings.checkpointing:
-        enable_checkpointing(model)
+        enable_checkpointing(model, settings.mixed and settings.kernels == "cuda")
     if settings.loss == "chunked":
         install_chunked_loss(model)
     elif settings.loss == "shifted":
@@ -89,12 +89,13 @@ def train_once(
     return optimizer.paged_bytes
 
 
-def enable_checkpointing(model: Any) -> None:
+def enable_checkpointing(model: Any, cuda_autocasts: bool) -> None:
+    kwargs: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if cuda_autocasts:
+        kwargs["context_fn"] = checkpoint_contexts
     with warnings.catch_warnings():  # the name is on its way out, its successor not yet everywhere
         warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
-        )
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
 
 
 def update(trained: list[nn.Parameter], optimizer: Optimizer, live: Watcher) -> None:
