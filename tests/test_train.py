@@ -344,8 +344,8 @@ def test_autocast_keeps_no_copies_of_the_weights(tmp_path, monkeypatch):
     here = Machine(gpu=None, cards=0, memory_bytes=0)
     traced = trace_once(job_settings(spec, here), here=True)
     assert peaks[False] == pytest.approx(traced.peak_bytes, rel=0.01)
-    # 2.8 MB of copies; without them the peak lies elsewhere, 1.9 MB higher than it would there.
-    assert peaks[True] > peaks[False] + 500_000
+    # 2.8 MB of copies; without them the peak lies elsewhere, 2.3 MB higher than it would there.
+    assert peaks[True] > peaks[False] + 400_000
 
 
 def test_clean_step_time_leaves_out_each_sessions_first_steps():
