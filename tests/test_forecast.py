@@ -240,14 +240,15 @@ def test_the_settings_found_for_the_articles_figures_meet_them():
     from studylib.forecasting.article_memory import CASES, forecast_case
 
     words = (
-        "full, fp32 weights under autocast, no checkpointing, 8 × 512",
+        "full, fp32 shards, 8 cards with FSDP",
         "LoRA, bf16 weights, no checkpointing, 5 × 512",
-        "QLoRA, no checkpointing, 2 × 512",
+        "QLoRA, checkpointing, 4 × 2048",
     )
     found = {case.words: case for case in CASES}
     for name in words:
         made = forecast_case(found[name])
-        assert made.peak_bytes / 1e9 == pytest.approx(found[name].article_gb, rel=0.03)
+        shown = made.settings.gpus * made.peak_bytes
+        assert shown / 1e9 == pytest.approx(found[name].article_gb, rel=0.03)
 
 
 def test_a_gpt2_is_forecast_in_4_bits_as_transformers_loads_it():
