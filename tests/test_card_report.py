@@ -238,7 +238,7 @@ def test_forecasts_for_that_card_learn_from_its_records(folder):
     learn_terms.cache_clear()
     efficiency, cuda = learn_terms("h200-141gb", folder.parent)
     assert efficiency.source == "8 measured steps on h200-141gb"
-    assert cuda.context_bytes == GB and cuda.source == "8 measured stages"
+    assert cuda.context_bytes == GB and cuda.source == "8 measured trainings on h200-141gb"
     learn_terms.cache_clear()
 
 

@@ -10,7 +10,7 @@ from studylib.forecasting.fitting import (
     forecast_serving,
     largest_that_fits,
     last_fitting,
-    peak_bytes,
+    least_bytes,
 )
 from studylib.forecasting.forecast import ForecastSettings
 from studylib.modelling.skeleton import shape_config
@@ -37,8 +37,8 @@ def test_the_largest_micro_batch_fits_and_one_more_does_not():
     assert found.micro_batch is not None
     usable = 22.03 * 1024**3
     for rows, fits in ((found.micro_batch, True), (found.micro_batch + 1, False)):
-        peak = peak_bytes(settings.model_copy(update={"micro_batch": rows}))
-        assert (peak <= usable) == fits
+        need = least_bytes(settings.model_copy(update={"micro_batch": rows}))
+        assert (need <= usable) == fits
 
 
 def test_cache_of_llama_2_13b_is_its_textbook_size():
@@ -48,7 +48,7 @@ def test_cache_of_llama_2_13b_is_its_textbook_size():
 
 def test_evaluation_and_serving_need_less_than_training():
     settings = ForecastSettings(model="shape:smollm2-135m", method="full", checkpointing=False)
-    trained = peak_bytes(settings)
+    trained = least_bytes(settings)
     scored = forecast_evaluation(settings)
     assert scored.peak_bytes < trained
     assert scored.tokens == 3440
