@@ -172,6 +172,16 @@ def test_a_new_language_with_a_margin_needs_full_fine_tuning():
     assert advice.article_says.agrees
 
 
+def test_what_was_timed_far_away_is_never_taken_to_make_an_answer_take_less_than_no_time():
+    # 13e9 and 1.3e6 parameters are four tenfolds apart, a processor one more: six halves to a side.
+    toy = make_latency("lora", 35.0, 75.0, 195.0)
+    toy = toy.model_copy(update={"model": "toy", "params": PARAMS[BIG] // 10_000, "device": "CPU"})
+    advice = advise(make_case(gpu="8xa100-80gb", variants=500), make_evidence(latency=(toy,)))
+    overhead = option(advice, "lora").latency_overhead
+    assert (overhead.low, overhead.mid) == (-100, 75)
+    assert overhead.high == pytest.approx(75 + 6 * 120)
+
+
 def test_a_margin_of_a_fifth_of_a_point_leaves_full_fine_tuning_alone():
     # LoRA's 0.1 to 0.7 and QLoRA's 0.5 to 1.5 both reach beyond 0.2.
     advice = advise(make_case(variants=50, max_accuracy_loss_pp=0.2), EVIDENCE)

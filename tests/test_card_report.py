@@ -60,6 +60,7 @@ class Card(Factory):
 
     commit = NEW
     hides_processes = False
+    others_bytes = 0  # what the card holds beside the run's own process
 
     def run(self, method: str, track: str, peak: float, rate: float, **train: Any) -> Record:
         model = train.pop("model", "shape:Llama-2-13B")
@@ -84,7 +85,7 @@ class Card(Factory):
     def train(self, spec):
         block, peak = super().train(spec), self.peak
         measure = block.measure.model_copy(update={
-            "nvml_peak_bytes": peak,
+            "nvml_peak_bytes": peak + self.others_bytes,
             "nvml_process_peak_bytes": None if self.hides_processes else peak,
             "torch_peak_reserved_bytes": peak - GB, "torch_peak_allocated_bytes": peak - 2 * GB,
             "energy_joules": 7200.0, "unavailable": {},
@@ -282,6 +283,20 @@ def test_a_13b_peak_on_a_card_is_judged_before_any_forecast_at_the_articles_pass
     assert "54.0 GB by NVML" in full.ours
     [card] = [f for f in find(findings, "C7", "fits-24gb") if f.got == "measured"]
     assert "10.0 GB by NVML" in card.ours and card.verdict == "reproduced"
+
+
+def test_a_claims_peak_is_that_of_the_cards_own_table(tmp_path):
+    """The process's where the driver lists it, the whole card's where states are paged."""
+    card = Card(tmp_path / "h200", device=DEVICE)
+    card.others_bytes = GB
+    card.run("lora", "1x2048", 29, 4000)
+    card.run("full", "1x2048", 54, 2000, optimizer="paged-adamw-8bit")
+    write_card(card.folder)
+    table = rows_below(told(card.folder), "Peak memory of training")
+    assert [row[5].partition(";")[0] for row in table] == ["55.0 GB", "29.0 GB"]
+    findings = evaluate_claims([summary_of(card.folder)])
+    for part, peak in (("full", "55.0 GB by NVML"), ("lora", "29.0 GB by NVML")):
+        assert peak in find(findings, "C2", part)[0].ours
 
 
 def test_a_forecast_gives_way_where_the_same_job_was_measured_and_nowhere_else(folder):

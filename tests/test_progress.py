@@ -10,7 +10,7 @@ from rich.console import Console
 
 from studylib.planning.plan import Plan, PlannedRun
 from studylib.running import progress as showing
-from studylib.running.progress import Progress, describe, spell_seconds
+from studylib.running.progress import Progress, describe, spell_about, spell_seconds
 
 TRAINING = {
     "doing": "training",
@@ -51,6 +51,7 @@ def test_run_is_told_by_step_loss_speed_and_memory():
 )
 def test_times_are_spelled_in_one_unit(seconds, words):
     assert spell_seconds(seconds) == words
+    assert spell_about(seconds) == (words if seconds is None else f"about {words}")
 
 
 def test_plain_lines_tell_begin_each_end_and_the_sum(clock):

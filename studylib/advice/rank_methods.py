@@ -233,17 +233,17 @@ def widen(piece: AccuracyEvidence | None, distance: Distance) -> Span:
     """The measured points, the interval wider by its half for every factor of ten away."""
     if piece is None:
         return UNKNOWN
-    return widen_span(piece.loss_pp, distance.tenfolds, 100.0)
+    return widen_span(piece.loss_pp, distance.tenfolds, -100.0, 100.0)
 
 
-def widen_span(span: Span, distance: float, bound: float) -> Span:
+def widen_span(span: Span, distance: float, least: float, most: float) -> Span:
     if span.low is None or span.mid is None or span.high is None or distance <= SAME:
         return span
     factor = 1 + distance
     return Span(
-        low=max(-bound, span.mid - factor * (span.mid - span.low)),
+        low=max(least, span.mid - factor * (span.mid - span.low)),
         mid=span.mid,
-        high=min(bound, span.mid + factor * (span.high - span.mid)),
+        high=min(most, span.mid + factor * (span.high - span.mid)),
     )
 
 
@@ -266,6 +266,7 @@ def latency_distance(case: Case, evidence: Evidence, row: LatencyEvidence) -> fl
 
 
 def widen_latency(case: Case, evidence: Evidence, row: LatencyEvidence | None) -> Span:
+    """The measured per cent; no answer takes less than no time, which is -100."""
     if row is None:
         return UNKNOWN
-    return widen_span(row.overhead_percent, latency_distance(case, evidence, row), 1000.0)
+    return widen_span(row.overhead_percent, latency_distance(case, evidence, row), -100.0, 1000.0)

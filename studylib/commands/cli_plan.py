@@ -150,7 +150,7 @@ def to_json(made: Any, estimate: Any, prospects: dict[str, Any]) -> dict[str, An
 
 
 def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
-    from studylib.running.progress import spell_seconds
+    from studylib.running.progress import spell_about, spell_seconds
 
     width = max(len(run.run_id) for run in made.runs)
     for run in made.runs:
@@ -172,7 +172,7 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
     usd = "cost unknown" if made.left_usd is None else f"${made.left_usd:.2f}"
     print(
         f"{left}, {made.jobs} at a time: "
-        f"about {spell_seconds(made.left_seconds)}, {usd}. Results: {made.results}"
+        f"{spell_about(made.left_seconds)}, {usd}. Results: {made.results}"
     )
 
 
@@ -200,7 +200,7 @@ def tell_cpu_time(profile: Any, made: Any, estimate: Any) -> list[str]:
 
 def tell_sweeps(sweeps: Any, others: list[str], made: Any) -> list[str]:
     """What is searched for before the runs, and how long that takes by what like runs took."""
-    from studylib.running.progress import spell_seconds
+    from studylib.running.progress import spell_about
 
     if not sweeps:
         return others
@@ -210,7 +210,7 @@ def tell_sweeps(sweeps: Any, others: list[str], made: Any) -> list[str]:
              if (one := seconds.get(spec.run_id.rpartition("--s")[0])) is not None]  # fmt: skip
     whole = sum(known) / made.jobs if len(known) == len(sweeps) else None
     words = f"before them {len(sweeps)} searches for a learning rate, {sum(trainings)} trainings "
-    words += f"as long as a run: about {spell_seconds(whole)} (SWEEP=0 leaves them out)"
+    words += f"as long as a run: {spell_about(whole)} (SWEEP=0 leaves them out)"
     return [words, *others]
 
 

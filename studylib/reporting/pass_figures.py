@@ -15,7 +15,9 @@ from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import Figure, measured_on, with_unit
 from studylib.reporting.passes import Cell, why_judged
+from studylib.reporting.resources import Spread, spread
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 
 Measure = Callable[[Comparison, Row], Figure | None]
@@ -25,8 +27,8 @@ TORCH_ALONE = "torch's allocator alone (reserved; NVML told nothing)"
 def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
     """The peak of training in GB, all cards together: of NVML, which is what one rents; of torch's
     allocator, and named so, where NVML told nothing."""
-    kinds = (("nvml_peak_bytes", "NVML"), ("torch_peak_reserved_bytes", TORCH_ALONE))
-    found = ((row.memory.get((kind, "train")), words) for kind, words in kinds)
+    found = ((nvml_peak(row), "NVML"),
+             (row.memory.get(("torch_peak_reserved_bytes", "train")), TORCH_ALONE))  # fmt: skip
     peak, words = next(((p, words) for p, words in found if p is not None), (None, ""))
     if peak is None:
         return None
@@ -41,6 +43,14 @@ def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
     if words == "NVML" and (made := forecast_of(comparison, first)):
         ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off(made, peak.value)})"
     return Figure(ours, measured_on(comparison), Measured(value, "GB", low, high))
+
+
+def nvml_peak(row: Row) -> Spread | None:
+    """What NVML showed over the seeds, as every other table of a card has it; of several cards
+    their sum."""
+    if any(record.run.gpus > 1 for record in row.records):
+        return row.memory.get(("nvml_peak_bytes", "train"))
+    return spread((nvml_bytes(record) for record in row.records), peak=True)
 
 
 def forecast_of(comparison: Comparison, record: Record) -> int | None:

@@ -278,9 +278,10 @@ def break_even_sentence() -> str:
         cheaper = next(
             (n for n in range(1, COUNTS[-1] + 1)
              if count_cards(kept, n, card) < count_cards(whole, n, card)), None)  # fmt: skip
+        fewest = even.memory_variants
+        held = "no number of variants" if fewest is None else count_of(fewest, "variant")
         parts.append(
-            f"{kept.way} from {even.memory_variants or 'no number of'} variants on by bytes and "
-            f"from {cheaper or 'no number'} on by cards"
+            f"{kept.way} from {held} on by bytes and from {cheaper or 'no number'} on by cards"
         )
     return f"Adapters take less than checkpoints: {join_words(parts)}."
 

@@ -55,7 +55,7 @@ class Progress:
         self.begun = self.last_plain = time.monotonic()
         self.say(
             f"{name}: {total}{of} runs to do, {jobs or 'as many as there is room for'} at a time, "
-            f"about {spell_seconds(expected_seconds)}"
+            f"{spell_about(expected_seconds)}"
         )
         if self.console.is_terminal:
             self.live = Live(self.draw(), console=self.console, refresh_per_second=4)
@@ -100,8 +100,8 @@ class Progress:
     def draw(self) -> Text:
         lines = [
             f"{self.name}: {self.done} done, {len(self.now)} running, "
-            f"{self.total - self.done - len(self.now)} left, about "
-            f"{spell_seconds(self.left_seconds())} to go"
+            f"{self.total - self.done - len(self.now)} left, "
+            f"{spell_about(self.left_seconds())} to go"
         ]
         lines += [f"  {run_id}: {describe(figures)}" for run_id, figures in self.now.items()]
         return Text("\n".join(lines))
@@ -138,3 +138,8 @@ def spell_seconds(seconds: float | None) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def spell_about(seconds: float | None) -> str:
+    """about 5 min, or an unknown time, about which nothing is told."""
+    return ("" if seconds is None else "about ") + spell_seconds(seconds)
