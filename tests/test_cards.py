@@ -102,6 +102,17 @@ def test_runs_side_by_side_have_cards_of_their_own(seen):
     assert [notes[n] for n in "012"] == [(set(), "A"), (set(), "B,C"), (set(), "D")]
 
 
+@pytest.mark.parametrize(
+    ("allowed", "quota", "jobs", "threads"),
+    [(64, None, 2, 32), (1, None, 1, 1), (64, 2.5, 1, 2), (4, 0.5, 3, 1)],
+)
+def test_runs_share_the_cores_that_this_process_may_use(monkeypatch, allowed, quota, jobs, threads):
+    host = {"cores_logical": 64, "cores_allowed": allowed, "cores_quota": quota}
+    monkeypatch.setattr(executor, "host_description", lambda: host)
+    assert executor.share_cores(Hardware(jobs=jobs)) == threads
+    assert executor.share_cores(Hardware(jobs=jobs, threads=7)) == 7
+
+
 def test_runs_share_cards_where_the_profile_lets_them(seen):
     notes = seen(6, 1, 1, 1, 1, 1, 1, side_by_side=6, runs_per_card=2)
     assert [notes[n][1] for n in "012345"] == ["A", "B", "C", "D", "A", "B"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from record_factory import Factory, make_spec
 from waiting import LONG_SECONDS
 
@@ -293,3 +295,20 @@ def test_machine_without_python_is_told_what_to_install(tmp_path):
 def test_error_is_value_rule_and_remedy():
     error = StudyError(Path("a"), "is wrong", "Mend it.")
     assert str(error) == "a: is wrong. Mend it." and error.exit_code == 2
+
+
+@pytest.mark.parametrize("verb", ["plan", "reproduce", "tune", "rent", "try", "card", "data"])
+def test_make_hands_a_command_no_option_that_it_does_not_take(verb):
+    from studylib.commands.cli import app
+
+    given = shlex.split(
+        "PROFILE=a MODEL=b DATA=c COLUMNS=d=e MMLU=f TASKS=g METHODS=h SEEDS=0 STEPS=1 LIMIT=1 "
+        "KEEP=none MARGIN=5 SWEEP=0 ARTICLE=1 SET=i=1 BUDGET=10 YES=1 FORCE=1 EXTEND=2 "
+        "EXECUTOR=ray RAY_ADDRESS=j GPU=H100:1 SPOT=1 CLOUD=k MAX=3 PRICES=l DRYRUN=1 "
+        "RESULTS=m RUN=n PROMPT=o MINUTES=1 MODELS=p=q FROM=r"
+    )
+    line = ["make", "-n", "-s", "-C", str(ROOT), verb, *given]
+    told = shlex.split(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    known = {name for p in typer.main.get_command(app).commands[verb].params for name in p.opts}
+    asked = {word for word in told[told.index(verb) :] if word.startswith("--")}
+    assert asked and not asked - known

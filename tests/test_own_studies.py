@@ -115,6 +115,7 @@ def test_a_chat_file_is_tuned_run_and_judged_and_its_margin_is_asked_again(stori
     assert first.startswith("**On your task LoRA r=16") and "not tuned" not in text
     assert r"\<b\>\|" in text.partition("## Held-out prompts")[2], "shown, not obeyed"
     assert "What was left out of the data" in text
+    assert "tensors alive were counted" in text and "memory by stage" not in text
     assert "claims" not in compose_report(own_sources(folder)).appendices
     wide = resolve("evaluate.margin=100", "article=true")
     assert wide.name == profile.name

@@ -115,6 +115,7 @@ def track_details(summary: Summary, track: str, name: str, pictures: list[str]) 
     reading = [
         "All figures are measured, but for the trainable parameters, which are counted.",
         notes.memory_note(comparisons),
+        notes.stages_note(comparisons),
         notes.end_to_end_note(comparisons),
         notes.command_note(comparisons),
         *method_notes.method_notes(comparisons),

@@ -43,8 +43,7 @@ def memory_note(comparisons: Sequence[Comparison]) -> str:
     if kind == "live_tensor_peak_bytes":
         return (
             "There was no card to read: every operator of one training step was watched and the "
-            "bytes of the tensors alive were counted. The process's own memory, Python included, "
-            "stands in the table of memory by stage."
+            "bytes of the tensors alive were counted."
         )
     if kind == "host_peak_bytes":
         return (
@@ -53,6 +52,13 @@ def memory_note(comparisons: Sequence[Comparison]) -> str:
             "this small."
         )
     return ""
+
+
+def stages_note(comparisons: Sequence[Comparison]) -> str:
+    """Beside a table of memory by stage: what else it holds where live tensors were counted."""
+    if comparisons[0].memory_kind != "live_tensor_peak_bytes":
+        return ""
+    return "The process's own memory, Python included, stands in the table of memory by stage."
 
 
 def price_note(comparisons: Sequence[Comparison]) -> str:

@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from studylib.core.errors import StudyError
 from studylib.core.places import python_path
 from studylib.metering.devices import visible_cards
+from studylib.metering.host import host_description
 
 if TYPE_CHECKING:
     from studylib.schema.settings import Hardware
@@ -201,8 +202,11 @@ def run_environment(threads: int, environ: Mapping[str, str] | None = None) -> d
 
 
 def share_cores(hardware: Hardware) -> int:
-    """The threads of each run, where the machine's cores are shared by all that run at a time."""
-    return hardware.threads or max(1, (os.cpu_count() or 1) // hardware.jobs)
+    """The threads of each run, where the cores are shared by all that run at a time: those that
+    affinity or a container's quota leaves, since more threads than cores wait for each other."""
+    host = host_description()
+    cores = min(host["cores_allowed"], int(host["cores_quota"] or host["cores_allowed"]))
+    return hardware.threads or max(1, cores // hardware.jobs)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
