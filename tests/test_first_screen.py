@@ -225,6 +225,7 @@ def test_the_screen_names_the_article_and_tells_what_toys_are(toy, real) -> None
     assert article["title"] in text and article["publisher"] in text
     assert text.index("\n1. ") < text.index("| **C1**") < text.index("![")
     assert "`ladder:1.4m` (1.42M parameters)" in text
+    assert "seen in one [toy model](REPORT.md#words) only" in text
     assert "Toy models" not in "\n".join(first_screen([real], [], None))
 
 

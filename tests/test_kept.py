@@ -328,7 +328,7 @@ def test_run_is_found_by_its_id_among_all_studies(made, tmp_path):
     assert find_record(tmp_path, run.record.run_id, "two")[1].is_relative_to(tmp_path / "two")
     with pytest.raises(StudyError, match=r"RUN: no run is named"):
         find_record(tmp_path, "")
-    with pytest.raises(StudyError, match=r"no finished runs"):
+    with pytest.raises(StudyError, match=r"no finished runs. PROFILE=.* one, two"):
         find_record(tmp_path, run.record.run_id, "three")
 
 

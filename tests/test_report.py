@@ -284,7 +284,7 @@ class TestReferenceReport:
         pretrained = root / "results/reference/zebra"
         Factory(pretrained).study(models=("path:models/zebra",), seeds=(0,))
         first = section(build_reference_report(root).read_text(), "The answer")
-        assert "zebra of" in first and "toy models only" not in first
+        assert "zebra of" in first and "seen in one [toy model]" not in first
         titles = re.findall(r"^## (.*)$", (root / "REPORT.md").read_text(), re.M)
         assert titles[1] == "A small change on zebra (profile zebra, track main)"
         assert check_reference_report(root) == []

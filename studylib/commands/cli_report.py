@@ -42,7 +42,9 @@ def report(
     name = results_name(profile, results)
     folder = results / name
     if not (folder / "runs").is_dir():
-        raise StudyError(folder, "there are no results", f"Run `make reproduce PROFILE={name}`.")
+        from studylib.schema.find_record import suggest_study
+
+        raise StudyError(folder, "there are no results", suggest_study(results, name))
     path = make_report(folder)
     print(path)
     show_verdict(path)

@@ -150,10 +150,10 @@ def tell_shares(methods: dict[str, list[Kept]]) -> str:
 
 
 def evidence(comparisons: Sequence[Comparison]) -> str:
-    """On which model it was seen; a toy leads to what it is."""
+    """On which model it was seen, the largest of its kind; a toy leads to what it is."""
     first = comparisons[0]
     if kind_of(first.model) == "toy":
-        return f"seen in [toy models]({WORDS_LINK}) only"
+        return f"seen in one [toy model]({WORDS_LINK}) only"
     return f"measured on {model_words(first.model, first.total_params)}"
 
 

@@ -31,7 +31,7 @@ def find_record(results: Path, run_id: str, profile: str | None = None) -> tuple
     if not found:
         where = results / profile if profile else results
         if not known:
-            raise StudyError(where, "there are no finished runs", "Run `make reproduce` first.")
+            raise StudyError(where, "there are no finished runs", suggest_study(results, profile))
         remedy = nearest(run_id, sorted({folder.name for folder in known}))
         raise StudyError(run_id, f"no finished run of this name is in {where}", remedy)
     if len(found) > 1:
@@ -42,6 +42,15 @@ def find_record(results: Path, run_id: str, profile: str | None = None) -> tuple
             f"Name one: PROFILE={names[0]} (--profile {names[0]}).",
         )
     return read_whole(found[0])
+
+
+def suggest_study(results: Path, profile: str | None = None) -> str:
+    """The remedy where a profile has no finished runs: the studies that have some (one of a
+    reader's own has a longer name than its profile), or how to begin."""
+    studies = sorted({path.parents[2].name for path in results.glob(f"*/runs/*/{RECORD}")})
+    if profile and studies:
+        return f"PROFILE= (--profile) names a study's folder. {nearest(profile, studies)}"
+    return f"Run `make reproduce{f' PROFILE={profile}' if profile else ''}` first."
 
 
 def read_whole(folder: Path) -> tuple[Record, Path]:
