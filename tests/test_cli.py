@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from record_factory import Factory, make_spec
 from waiting import LONG_SECONDS
 
-from studylib.commands import cli_options
+from studylib.commands import cli, cli_options
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.planning import plan
@@ -293,3 +294,13 @@ def test_machine_without_python_is_told_what_to_install(tmp_path):
 def test_error_is_value_rule_and_remedy():
     error = StudyError(Path("a"), "is wrong", "Mend it.")
     assert str(error) == "a: is wrong. Mend it." and error.exit_code == 2
+
+
+def test_the_four_commands_of_a_study_take_the_same_options():
+    commands = typer.main.get_command(cli.app).commands
+    taken = {name: {option for parameter in commands[name].params for option in parameter.opts}
+             for name in ("plan", "reproduce", "tune", "rent")}  # fmt: skip
+    shared = set.intersection(*taken.values())
+    assert {"--profile", "--results", "--model", "--data", "--columns", "--mmlu", "--methods",
+            "--seeds", "--steps", "--limit", "--set", "--keep"} <= shared  # fmt: skip
+    assert "--budget" in taken["tune"] and "--gpu" in taken["rent"] - taken["plan"]
