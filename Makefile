@@ -9,10 +9,7 @@ OWN := $(if $(MARGIN),evaluate.margin=$(MARGIN)) $(if $(filter 0,$(SWEEP)),tune=
   $(if $(filter 1,$(ARTICLE)),article=true)
 ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(call opt,MMLU,mmlu) \
   $(call opt,METHODS,methods) $(call opt,SEEDS,seeds) $(call opt,STEPS,steps) \
-  $(call opt,LIMIT,limit) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(foreach change,$(SET) $(OWN),--set $(call quote,$(change)))
-
-# A search for learning rates keeps no weights and is not asked which.
-RUNS := $(ASK) $(call opt,KEEP,keep)
+  $(call opt,LIMIT,limit) $(call opt,KEEP,keep) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(foreach change,$(SET) $(OWN),--set $(call quote,$(change)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test clean
@@ -48,10 +45,10 @@ data: ## bring in what PROFILE=real reads and the study does not ship; FROM=FOLD
 	@$(PY) -m studylib data $(call opt,PROFILE,profile) $(call opt,FROM,from)
 
 plan: ## what would run, how long, at what cost: make plan PROFILE=gpu
-	@$(PY) -m studylib plan $(RUNS)
+	@$(PY) -m studylib plan $(ASK)
 
 reproduce: ## run all that is not done yet, then write the report: make reproduce PROFILE=smoke
-	@$(PY) -m studylib reproduce $(RUNS) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
+	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
 
 tune: ## choose each method's learning rate on validation questions: make tune PROFILE=cpu
 	@$(PY) -m studylib tune $(ASK) $(call opt,EXTEND,extend) $(call opt,BUDGET,budget) $(if $(YES),--yes)
@@ -69,7 +66,7 @@ forecasts: ## trace again what the report shows as forecast, without a GPU
 	@$(PY) -m studylib forecasts
 
 rent: ## run a study on a rented machine; DRYRUN=1 only shows what it costs: make rent GPU=H100:1 PROFILE=gpu DRYRUN=1
-	@$(PY) -m studylib rent $(RUNS) $(call opt,GPU,gpu) $(if $(SPOT),--spot) $(call opt,CLOUD,cloud) $(call opt,BUDGET,budget) $(call opt,MAX,max) $(call opt,PRICES,prices) $(if $(DRYRUN),--dry-run) $(if $(YES),--yes)
+	@$(PY) -m studylib rent $(ASK) $(call opt,GPU,gpu) $(if $(SPOT),--spot) $(call opt,CLOUD,cloud) $(call opt,BUDGET,budget) $(call opt,MAX,max) $(call opt,PRICES,prices) $(if $(DRYRUN),--dry-run) $(if $(YES),--yes)
 
 doctor: ## what this machine has, and which profile fits
 	@$(PY) -m studylib doctor

@@ -16,7 +16,7 @@ import typer
 from record_factory import Factory, make_spec
 from waiting import LONG_SECONDS
 
-from studylib.commands import cli_options
+from studylib.commands import cli, cli_options
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.planning import plan
@@ -297,10 +297,9 @@ def test_error_is_value_rule_and_remedy():
     assert str(error) == "a: is wrong. Mend it." and error.exit_code == 2
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 @pytest.mark.parametrize("verb", ["plan", "reproduce", "tune", "rent", "try", "card", "data"])
 def test_make_hands_a_command_no_option_that_it_does_not_take(verb):
-    from studylib.commands.cli import app
-
     given = shlex.split(
         "PROFILE=a MODEL=b DATA=c COLUMNS=d=e MMLU=f TASKS=g METHODS=h SEEDS=0 STEPS=1 LIMIT=1 "
         "KEEP=none MARGIN=5 SWEEP=0 ARTICLE=1 SET=i=1 BUDGET=10 YES=1 FORCE=1 EXTEND=2 "
@@ -309,6 +308,16 @@ def test_make_hands_a_command_no_option_that_it_does_not_take(verb):
     )
     line = ["make", "-n", "-s", "-C", str(ROOT), verb, *given]
     told = shlex.split(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
-    known = {name for p in typer.main.get_command(app).commands[verb].params for name in p.opts}
+    known = {name for p in typer.main.get_command(cli.app).commands[verb].params for name in p.opts}
     asked = {word for word in told[told.index(verb) :] if word.startswith("--")}
     assert asked and not asked - known
+
+
+def test_the_four_commands_of_a_study_take_the_same_options():
+    commands = typer.main.get_command(cli.app).commands
+    taken = {name: {option for parameter in commands[name].params for option in parameter.opts}
+             for name in ("plan", "reproduce", "tune", "rent")}  # fmt: skip
+    shared = set.intersection(*taken.values())
+    assert {"--profile", "--results", "--model", "--data", "--columns", "--mmlu", "--methods",
+            "--seeds", "--steps", "--limit", "--set", "--keep"} <= shared  # fmt: skip
+    assert "--budget" in taken["tune"] and "--gpu" in taken["rent"] - taken["plan"]

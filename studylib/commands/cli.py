@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,24 +29,11 @@ from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
     BudgetOption,
-    ColumnsOption,
-    DataOption,
     JsonOption,
-    KeepOption,
-    LimitOption,
-    MethodsOption,
-    MmluOption,
-    ModelOption,
     ProfileOption,
     ResultsOption,
-    SeedsOption,
-    SetOption,
-    StepsOption,
     YesOption,
     default_profile,
-    is_own,
-    keep_as,
-    pick_profile,
     resolve_profile,
     results_name,
 )
@@ -59,6 +46,7 @@ from studylib.commands.cli_report import make_report, report, show_verdict
 from studylib.commands.cli_serve import serve
 from studylib.commands.cli_try import merge, try_run
 from studylib.commands.cli_tune import say_untuned, tune, tune_first
+from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 
 app = typer.Typer(
@@ -92,19 +80,9 @@ def run(
 
 
 @app.command()
+@takes_study
 def reproduce(
-    profile: ProfileOption = None,
-    results: ResultsOption = DEFAULT_RESULTS,
-    model: ModelOption = None,
-    data: DataOption = None,
-    mmlu: MmluOption = None,
-    methods: MethodsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    limit: LimitOption = None,
-    changes: SetOption = None,
-    columns: ColumnsOption = None,
-    keep: KeepOption = None,
+    study: StudyOptions,
     force: Annotated[
         bool, typer.Option("--force", help="Start runs that do not fit by forecast, too.")
     ] = False,
@@ -124,23 +102,16 @@ def reproduce(
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
-    name, why = pick_profile(profile, is_own(model, data))
-
-    def ask() -> Any:
-        asked = resolve_profile(
-            name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
-        )
-        return keep_as(asked, keep)
-
-    chosen = ask()
-    folder = results / chosen.name
+    name, why = study.name()
+    chosen = study.open()
+    folder = study.folder(chosen)
     if why:
         print(f"profile {name}: {why}")
     agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
     if executor != "local":
         say_untuned(chosen, folder)
     elif tune_first(chosen, folder, force):
-        chosen = ask()  # with the rates that were found
+        chosen = study.open()  # with the rates that were found
     with open_executor(executor, ray_address) as execute:
         outcome = run_study(chosen, folder, Progress(), force, execute)
     if outcome.done_before and not outcome.finished and not outcome.failed:

@@ -15,41 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from studylib.commands.cli_options import (
-    DEFAULT_RESULTS,
-    ColumnsOption,
-    DataOption,
     JsonOption,
-    KeepOption,
-    LimitOption,
-    MethodsOption,
-    MmluOption,
-    ModelOption,
-    ProfileOption,
-    ResultsOption,
-    SeedsOption,
-    SetOption,
-    StepsOption,
-    is_own,
-    keep_as,
-    pick_profile,
-    resolve_profile,
 )
+from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 
 
+@takes_study
 def plan(
-    profile: ProfileOption = None,
-    results: ResultsOption = DEFAULT_RESULTS,
-    model: ModelOption = None,
-    data: DataOption = None,
-    mmlu: MmluOption = None,
-    methods: MethodsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    limit: LimitOption = None,
-    changes: SetOption = None,
-    columns: ColumnsOption = None,
-    keep: KeepOption = None,
+    study: StudyOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
@@ -59,16 +33,14 @@ def plan(
     from studylib.planning.plan import tell_unkept
     from studylib.planning.sweeps import sweeps_first
 
-    name, why = pick_profile(profile, is_own(model, data))
-    chosen = resolve_profile(
-        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
-    )
-    chosen = keep_as(chosen, keep)
+    name, why = study.name()
+    chosen = study.open()
+    folder = study.folder(chosen)
     told = check_all(chosen)
-    made, estimate = look_ahead(chosen, results / chosen.name)
+    made, estimate = look_ahead(chosen, folder)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
-    sweeps = tell_sweeps(*sweeps_first(chosen, results / chosen.name), made)
+    sweeps = tell_sweeps(*sweeps_first(chosen, folder), made)
     if as_json:
         disk = foresee_disk(left)
         also: dict[str, Any] = {"data": told, "extents": extents, "sweeps": sweeps}
@@ -82,8 +54,8 @@ def plan(
     lines = (
         *tell_cpu_time(chosen, made, estimate),
         *extents,
-        tell_disk(left, results),
-        tell_unkept(chosen, results / chosen.name),
+        tell_disk(left, study.results),
+        tell_unkept(chosen, folder),
     )
     for line in sweeps:
         print(line)

@@ -19,43 +19,20 @@ import typer
 from studylib.commands.cli_forecast import PricesOption
 from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
-    DEFAULT_RESULTS,
     BudgetOption,
-    ColumnsOption,
-    DataOption,
-    KeepOption,
-    LimitOption,
-    MethodsOption,
-    MmluOption,
-    ModelOption,
-    ProfileOption,
-    ResultsOption,
-    SeedsOption,
-    SetOption,
-    StepsOption,
     YesOption,
-    is_own,
-    keep_as,
-    resolve_profile,
 )
 from studylib.commands.cli_plan import parse_budget
+from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 
+FOR_RENT = "gpu"  # the profile that is rented for, where none is named
 
+
+@takes_study
 def rent(
+    study: StudyOptions,
     gpus: Annotated[str, typer.Option("--gpu", help="Card and count: H100:1, A100-80GB:8.")] = "",
-    profile: ProfileOption = None,
-    results: ResultsOption = DEFAULT_RESULTS,
-    model: ModelOption = None,
-    data: DataOption = None,
-    mmlu: MmluOption = None,
-    methods: MethodsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    limit: LimitOption = None,
-    changes: SetOption = None,
-    columns: ColumnsOption = None,
-    keep: KeepOption = None,
     spot: Annotated[
         bool, typer.Option("--spot", help="Cheaper; taken away at times, then replaced.")
     ] = False,
@@ -89,23 +66,19 @@ def rent(
     allowed = parse_budget(budget)
     if not allowed:
         raise StudyError(f"BUDGET={budget}", "a rented machine costs money", "Write BUDGET=10.")
-    own = profile is None and is_own(model, data)
-    profile = profile or ("custom" if own else "gpu")
     rental, offers = make_rental(gpus, load_prices(prices), spot, cloud, usd_cap)
-    chosen = resolve_profile(
-        profile, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns,
-        lambda: rented_machine(rental.gpu.name, rental.cards),
-    )  # fmt: skip
-    chosen = keep_as(chosen, keep)
+    profile, why = study.name(FOR_RENT)
+    chosen = study.open(FOR_RENT, lambda: rented_machine(rental.gpu.name, rental.cards))
     options = make_variables(
-        PROFILE=profile, MODEL=model, DATA=data, MMLU=mmlu, METHODS=methods, SEEDS=seeds,
-        STEPS=steps, LIMIT=limit, COLUMNS=columns, KEEP=keep, SET=" ".join(changes or []),
+        PROFILE=profile, MODEL=study.model, DATA=study.data, MMLU=study.mmlu,
+        METHODS=study.methods, SEEDS=study.seeds, STEPS=study.steps, LIMIT=study.limit,
+        COLUMNS=study.columns, KEEP=study.keep, SET=" ".join(study.changes or []),
         BUDGET=f"{allowed:g}", YES="1",
     )  # fmt: skip
-    if own:
-        print("profile custom: MODEL or DATA is your own")
+    if why:
+        print(f"profile {profile}: {why}")
     check_travels(options, ROOT)
-    home = results / chosen.name
+    home = study.folder(chosen)
     made = estimate(chosen, home, rental.gpu, rental.cards)
     if not (made.runs or made.misfits or made.unknown):
         print(f"{chosen.name}: all runs are done, there is nothing to rent for")

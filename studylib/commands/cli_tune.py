@@ -14,42 +14,19 @@ import typer
 
 from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
-    DEFAULT_RESULTS,
     BudgetOption,
-    ColumnsOption,
-    DataOption,
-    LimitOption,
-    MethodsOption,
-    MmluOption,
-    ModelOption,
-    ProfileOption,
-    ResultsOption,
-    SeedsOption,
-    SetOption,
-    StepsOption,
     YesOption,
-    is_own,
-    pick_profile,
-    resolve_profile,
 )
 from studylib.commands.cli_plan import agree_to_sweep
+from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 from studylib.schema.methods import ADAPTER, WHOLE
 from studylib.schema.settings import nearest
 
 
+@takes_study
 def tune(
-    profile: ProfileOption = None,
-    results: ResultsOption = DEFAULT_RESULTS,
-    model: ModelOption = None,
-    data: DataOption = None,
-    mmlu: MmluOption = None,
-    methods: MethodsOption = None,
-    seeds: SeedsOption = None,
-    steps: StepsOption = None,
-    limit: LimitOption = None,
-    changes: SetOption = None,
-    columns: ColumnsOption = None,
+    study: StudyOptions,
     extend: Annotated[
         int | None,
         typer.Option(help="Where the best rate lies at an edge, try up to so many beyond it."),
@@ -65,17 +42,15 @@ def tune(
     from studylib.planning.sweeps import sweeps_left
     from studylib.running.runner import follow_parent
 
-    name, why = pick_profile(profile, is_own(model, data))
-    chosen = resolve_profile(
-        name, results, model, data, mmlu, methods, seeds, steps, limit, changes, columns
-    )
+    name, why = study.name()
+    chosen = study.open()
     if not chosen.sweeps():
         raise StudyError(
             f"profile {chosen.name}",
             "it has no sweep",
             f"Give it tune: {{learning_rates: {{{WHOLE}: [...], {ADAPTER}: [...]}}}}.",
         )
-    folder = results / chosen.name
+    folder = study.folder(chosen)
     if only is not None:
         follow_parent()
         sweep_one(chosen, only, folder / "tune", extend, jobs)
