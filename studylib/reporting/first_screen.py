@@ -67,8 +67,9 @@ def toy_lines(studies: Sequence[Summary]) -> list[str]:
         return []
     names = join_words([f"`{model}` ({parameter_count(size)} parameters)" for size, model in sizes])
     return [
-        f"**Toy models** come with the study: here {names}. They know one half of a made-up almanac "
-        "by heart. They are taught the other half, or a made-up language, and asked questions with "
-        "four answers to choose from. They check the methods; they are no large language models.",
+        f"**Toy models** come with the study: here {names}. They know one half of a made-up "
+        "almanac by heart. They are taught the other half, or a made-up language, and asked "
+        "questions with four answers to choose from. They check the methods; they are no large "
+        "language models.",
         "",
     ]
