@@ -213,7 +213,7 @@ def test_every_claim_has_a_row_in_few_words_and_what_decides_it(toy) -> None:
     learned = {row.claim: row for row in rows}
     for claim in ("C4", "C8"):
         assert learned[claim].verdict == "not known yet"
-        assert learned[claim].found.startswith("toy models: ")
+        assert learned[claim].found.startswith("a toy model: ")
 
 
 # The screen --------------------------------------------------------------------------------------

@@ -423,10 +423,11 @@ def test_stages_do_not_nest_and_need_a_running_meter():
 
 
 def test_the_thread_ends_even_when_the_work_fails():
+    before = {*threading.enumerate()}  # what an earlier test left asleep is none of this meter's
     with pytest.raises(ValueError), Meter():
-        assert "meter" in [thread.name for thread in threading.enumerate()]
+        [started] = [t for t in {*threading.enumerate()} - before if t.name == "meter"]
         raise ValueError
-    assert "meter" not in [thread.name for thread in threading.enumerate()]
+    assert not started.is_alive()
 
 
 def test_ten_samples_a_second_beside_busy_python(monkeypatch):

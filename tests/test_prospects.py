@@ -52,7 +52,8 @@ def test_more_steps_and_more_passes_take_more_hours_in_proportion():
 def test_fp32_weights_of_full_fine_tuning_are_counted_and_adapters_have_none():
     plain = foresee_run(run_of("full"), H100)
     kept = foresee_run(run_of("full", train={"master_weights": True}), H100)
-    assert kept.peak_bytes > 1.5 * plain.peak_bytes
+    # Weights, gradients and both states take 16 bytes a parameter instead of 8.
+    assert kept.peak_bytes - plain.peak_bytes == pytest.approx(8 * plain.total_params, rel=0.05)
     for method in ("lora", "qlora"):
         assert job_settings(run_of(method, train={"master_weights": True}), H100) == job_settings(
             run_of(method), H100

@@ -16,7 +16,7 @@ from studylib.forecasting.prospects import foresee
 from studylib.modelling.methods import attach, reach
 from studylib.modelling.reach import untrained
 from studylib.modelling.skeleton import build_meta
-from studylib.reporting.compose import track_section
+from studylib.reporting.appendices import track_details
 from studylib.reporting.method_notes import method_notes, name_method
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
@@ -187,7 +187,8 @@ class MixedFactory(Factory):
 
 def test_a_report_says_what_a_methods_name_does_not(tmp_path):
     folder = MixedFactory(tmp_path / "s").study(models=("ladder:0.4m",))
-    comparisons = summarise(read_study(folder)).comparisons
+    summary = summarise(read_study(folder))
+    comparisons = summary.comparisons
     assert method_notes(comparisons) == [
         "At ladder:0.4m LoRA r=16 reaches 60 % of the linear weights: not mlp.down_proj.",
         "At ladder:0.4m QLoRA r=16: 11 % of the base's weights outside embeddings are in 4 bits, "
@@ -197,7 +198,7 @@ def test_a_report_says_what_a_methods_name_does_not(tmp_path):
     ]
     methods = [row[1] for row in headline_table(comparisons).rows]
     assert methods == ["base", "full", "LoRA r=16", "QLoRA r=16 (11 % in 4 bits)"]
-    report = "\n".join(track_section(list(comparisons), [], []))
+    report = "\n".join(track_details(summary, "main", "", []))
     assert all(note in report for note in method_notes(comparisons))
     assert "all linear" not in report
 

@@ -127,8 +127,11 @@ def tell_found(parts: Sequence[tuple[Part, Sequence[Finding]]]) -> str:
         for part, found in parts
         if (figures := tell_figures(found))
     ]
-    toys = bool(shown) and all(f.is_toy for f in shown)
-    return ("toy models: " if toys else "") + ", ".join(dict.fromkeys(words)) or UNKNOWN
+    told = ", ".join(dict.fromkeys(words)) or UNKNOWN
+    if not shown or not all(f.is_toy for f in shown):
+        return told
+    sizes = {f.at.params for f in shown if f.at is not None}
+    return f"{'toy models' if len(sizes) > 1 else 'a toy model'}: {told}"
 
 
 def tell_figures(findings: Sequence[Finding]) -> str:
