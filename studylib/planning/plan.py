@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import computed_field
 
@@ -120,14 +120,6 @@ def plan_study(
     return Plan(
         profile=profile.name, results=str(results), jobs=profile.hardware.jobs, runs=tuple(runs)
     )
-
-
-def tabulate_plan(plan: Plan) -> Any:
-    """A plan as a table for notebooks: one row a run."""
-    import pandas as pd
-
-    rows = [run.model_dump() for run in plan.runs]
-    return pd.DataFrame(rows).set_index("run_id")
 
 
 def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:

@@ -104,13 +104,6 @@ def made_elsewhere(path: Path, content: bytes) -> bool:
     return bool(theirs and ours and theirs.group(1) != ours.group(1))
 
 
-def to_png(figure: Figure, dpi: int = 110) -> bytes:
-    FigureCanvasAgg(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def new_panels(
     count: int, height: float = PANEL_INCHES[1], sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
