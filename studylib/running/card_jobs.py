@@ -66,7 +66,7 @@ class Place:
     def fill(self, word: str) -> str:
         """A command's word with its places filled in."""
         known = {**self.steps.models, "folder": str(self.folder), "data": self.data,
-                 "mmlu": self.mmlu}  # fmt: skip
+                 "mmlu": self.mmlu, "results": str(self.results)}  # fmt: skip
         for key, value in known.items():
             word = word.replace("{" + key + "}", value)
         return word
@@ -184,7 +184,8 @@ def serve_job(spec: ServeSpec, profile: Profile, file: Path, place: Place) -> Jo
 
 
 def command_job(step: CardStep, place: Place) -> Job:
-    """One of the study's commands, done when it left its file, or a program, which also says so."""
+    """One of the study's commands or a program: done when it left its file and says so, or, where
+    its exit code is a finding, when it left a new one."""
     words = [place.fill(word) for word in (step.study or step.script)]
     log = place.folder / "logs" / step.name
     before = set(place.folder.glob(step.result))
@@ -193,7 +194,7 @@ def command_job(step: CardStep, place: Place) -> Job:
         return sorted(place.folder.glob(step.result), key=lambda path: path.stat().st_mtime)
 
     def ended_well(code: int) -> bool:
-        if step.study:  # a check that fails is a finding: it has written its table
+        if step.finds:
             return bool(set(left()) - before)
         return code == 0 and bool(left())
 

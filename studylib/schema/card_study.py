@@ -41,8 +41,9 @@ class CardStep(Frozen):
     """One step. Exactly one of runs, serve, study and script says what it starts.
 
     seconds: its slice of 12 minutes; least: what must be left to begin it. result: of a command or
-    a program, the file below the card's folder that it leaves. changes: of the profile, for a step
-    whose results then lie in a folder of their own.
+    a program, the file below the card's folder that it leaves; finds: an exit code other than 0 is
+    a finding, in that file. changes: of the profile, for a step whose results then lie in a folder
+    of their own.
     """
 
     name: str
@@ -55,6 +56,7 @@ class CardStep(Frozen):
     study: tuple[str, ...] = ()
     script: tuple[str, ...] = ()
     result: str = ""
+    finds: bool = False
     changes: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("study", "script", mode="before")
