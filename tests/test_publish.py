@@ -32,6 +32,10 @@ def make_study(folder, methods=METHODS, **spec):
     return factory.folder
 
 
+def ids(*methods):
+    return {make_spec(method).run_id for method in methods}
+
+
 def contents(folder):
     return {str(p.relative_to(folder)): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
 
@@ -95,6 +99,20 @@ def test_unfinished_study_is_refused(tmp_path):
     with pytest.raises(StudyError, match="there are no results"):
         publish_results(tmp_path / "none", tmp_path / "reference")
     assert not (tmp_path / "reference").exists()
+
+
+def test_what_a_card_measured_is_taken_as_far_as_it_came(tmp_path, monkeypatch):
+    """A later time on the card brings the rest; what the first one measured stays."""
+    environment = Factory.environment
+    card = {"devices": ({"name": "NVIDIA H200"},)}
+    monkeypatch.setattr(
+        Factory, "environment", lambda self: environment(self).model_copy(update=card)
+    )
+    first = make_study(tmp_path / "first", METHODS[:2])
+    target = publish_results(first, tmp_path / "reference")
+    assert {r.run_id for r in read_records(target / "runs")} == ids("base", "full")
+    publish_results(make_study(tmp_path / "second", METHODS[2:]), tmp_path / "reference")
+    assert {r.run_id for r in read_records(target / "runs")} == ids(*METHODS)
 
 
 def test_study_made_by_other_code_in_part_is_refused(tmp_path):

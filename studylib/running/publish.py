@@ -29,15 +29,17 @@ def publish_results(results: Path, reference: Path) -> Path:
     """Copy the records of results/PROFILE to reference/PROFILE, whole or not at all.
 
     Raises StudyError where a run of the profile is missing or was made with other settings, where
-    code differs from its commit, or where runs were made by different code. A card's study under a
-    clock is taken as far as it came, in parts made by other commits too (the report sets them
-    apart), and what an earlier one left there stays: such records cannot be made again at will.
+    code differs from its commit, or where runs were made by different code. What a card measured is
+    taken as far as it came, in parts made by other commits too (the report sets them apart), and
+    what an earlier time on it left there stays: such records cannot be made again at will.
     """
     file = results / "profile.yaml"
     if not file.is_file():
         raise StudyError(results, "there are no results", "Run `make reproduce` first.")
     profile = read_profile(str(file))
-    on_card = is_card_study(results)
+    planned = {spec.run_id for spec in profile.runs()}
+    records = [r for r in read_records(results / "runs") if r.run_id in planned]
+    on_card = is_card_study(results) or is_of_cards(records)
     missing = plan_study(profile, results).left
     if missing and not on_card:
         raise StudyError(
@@ -45,8 +47,6 @@ def publish_results(results: Path, reference: Path) -> Path:
             f"{len(missing)} runs are not done, {missing[0].run_id} for one",
             "Run `make reproduce` to the end first.",
         )
-    planned = {spec.run_id for spec in profile.runs()}
-    records = [r for r in read_records(results / "runs") if r.run_id in planned]
     serves = read_serve_records(results / "serve")
     sweeps = read_sweeps(results / "tune")
     kinds: list[list[Made]] = [
@@ -108,6 +108,11 @@ def check_one_code(made: Sequence[Made]) -> None:
 def is_card_study(results: Path) -> bool:
     """Whether results are of a card under a clock, and not of its rehearsal."""
     return (results / CARD_STUDY).is_file() and not read_card_study(results).rehearsal
+
+
+def is_of_cards(records: Sequence[Record]) -> bool:
+    """Whether there are runs, and a CUDA card made all of them."""
+    return bool(records) and all(record.environment.devices for record in records)
 
 
 def keep_earlier(target: Path, fresh: Path) -> None:
