@@ -22,7 +22,7 @@ from studylib.reporting.panels import (
     note,
 )
 from studylib.reporting.summary import Comparison, Summary
-from studylib.reporting.team_advice import is_deep
+from studylib.reporting.team_advice import is_deep, tell_seeds
 
 NAME = "kept-and-memory"
 CAPTION = (
@@ -41,7 +41,7 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
         lows = [100 * k.low for _, kept in shown for k in kept]
         highs = [100 * k.high for _, kept in shown for k in kept]
         for panel, (comparison, kept) in zip(panels, shown, strict=True):
-            panel.set_title(panel_title(comparison))
+            panel.set_title(panel_title(comparison, kept))
             labels = []
             for one in kept:
                 assert one.memory is not None
@@ -68,6 +68,8 @@ def with_memory(comparison: Comparison) -> list[Kept]:
     return found if all(one.memory is not None for one in found) else []
 
 
-def panel_title(comparison: Comparison) -> str:
+def panel_title(comparison: Comparison, kept: Sequence[Kept]) -> str:
+    """The kind of change, the track, the model, and the seeds where they are few."""
     change = "a new language" if is_deep(comparison) else f"a small change ({comparison.track})"
-    return f"{change}\n{model_words(comparison.model, comparison.total_params)}"
+    model = model_words(comparison.model, comparison.total_params)
+    return f"{change}\n{model}{tell_seeds([one.seeds for one in kept])}"
