@@ -138,7 +138,7 @@ def test_enough_in_few_seeds_is_said_to_be_no_more_than_that(tmp_path: Path) -> 
     assert "use LoRA" not in said and "one seed)" in said
     assert "seed" not in advise([made(tmp_path / "all", REAL, full=0.6, lora=0.9)], []).small
     [panel] = draw_decision([once]).axes
-    assert panel.get_title(loc="left").endswith("one seed")
+    assert panel.get_title(loc="left").startswith("a small change (main), one seed")
 
 
 def test_first_screen_says_why_a_claim_is_not_known_yet(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_first_screen_says_why_a_claim_is_not_known_yet(tmp_path: Path) -> None:
         assert rows[claim].verdict == "not known yet"
         assert rows[claim].reason.startswith("too few seeds, and the best learning rate of full ")
     cautions = [f.cautions for f in findings if f.claim == "C8" and f.measured]
-    edge = "best learning rate of full at its grid's edge"
+    edge = "the best learning rate of full lies at its grid's edge"
     assert cautions and all(words == ["one seed", edge] for words in cautions)
 
 

@@ -31,7 +31,7 @@ from studylib.reporting.claim_sources import (
     with_unit,
 )
 from studylib.reporting.evidence_kinds import kind_of
-from studylib.reporting.notes import at_edge, join_words
+from studylib.reporting.notes import at_edge, edge_words
 from studylib.reporting.pass_figures import BY_PASS, measure_passes
 from studylib.reporting.passes import Cell, gather_passes, job_of
 from studylib.reporting.summary import Comparison, Row, Summary
@@ -79,8 +79,8 @@ class Finding:
     def cautions(self) -> list[str]:
         """Why a figure of what is learned may not last: few seeds, a rate at its grid's edge."""
         seeds = few_seeds(self.measured.seeds) if self.measured else ""
-        edge = join_words(self.at.at_edge) if self.at and self.measured else ""
-        edge = f"best learning rate of {edge} at its grid's edge" if edge else ""
+        labels = self.at.at_edge if self.at and self.measured else ()
+        edge = edge_words(labels) if labels else ""
         return [words for words in (seeds, edge) if words]
 
     @property

@@ -30,9 +30,9 @@ TERMS = {
     "counted, measured, forecast": "exact arithmetic on a model's shape; taken from a run on "
     "record; one training step traced without a card",
     "points, pp": "percentage points: from 70 % to 68 % is −2 pp",
-    "gain, gap": "accuracy less the base's; accuracy less full fine-tuning's",
+    "gain, gap": "what a method reached less the base's; less full fine-tuning's",
     "kept knowledge": "change on what the base knew before; below zero it has forgotten",
-    "±, [ ]": "95 % interval: over subjects and seeds, or over subjects alone with one seed",
+    "±, [ ]": "95 % interval: over subjects or examples, and over seeds where there are several",
     "no clear difference": "the gap may be chance, all methods of the table considered (p by Holm "
     "above 0.05)",
     "enough": enough_words(),
