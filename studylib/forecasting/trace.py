@@ -34,9 +34,10 @@ from studylib.forecasting.kernels import (
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
 from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.added import added_tensors
+from studylib.modelling.added import added_tensors, named_state
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import constants, count_weights, quantization_constants
+from studylib.modelling.methods import decoder_layers
 from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
 
 PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
@@ -167,7 +168,8 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
-    trace.saved_params = count_saved(model)
+    # A converted adapter is kept beside what it began with.
+    trace.saved_params = count_saved(model) * (2 if settings.method.kind.converted else 1)
     live = StepTrace(trace, settings.kernels == "cuda")
     try:
         with quiet_fakes(), fakes_dequantized(), FakeTensorMode(), live:
@@ -215,12 +217,6 @@ def quiet_fakes() -> Iterator[None]:
         logger.disabled = before
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of a model: its longest list of modules."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
-
-
 def count_base(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; the total is the base model's, without the adapter's."""
     added = added_tensors(model)
@@ -237,10 +233,8 @@ def count_saved(model: Any) -> int:
         return 0
     from peft import get_peft_model_state_dict
 
-    # Handed over, since 4-bit layers without data cannot spell theirs.
-    state = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
-    return sum(tensor.numel() for tensor in get_peft_model_state_dict(model, state).values())
+    state = get_peft_model_state_dict(model, named_state(model))
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:

@@ -128,7 +128,7 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
             "Forecasts need a causal language model of transformers.",
         ) from error
     if method.kind.quantized:
-        quantize_linears(model, DTYPES[dtype])
+        quantize_linears(model, DTYPES[dtype], method.kind.base)
         prepare(model, method)
     with torch.device("meta"):
         return attach(model, method)
@@ -171,7 +171,8 @@ def materialise_fakes(model: nn.Module) -> None:
                 continue
             if id(parameter) not in made:
                 if four_bit and name == "weight":
-                    made[id(parameter)] = fake_4bit(module, module.quant_state.shape)
+                    state = module.quant_state
+                    made[id(parameter)] = fake_4bit(module, state.shape, state.quant_type)
                 else:
                     fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
                     made[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)

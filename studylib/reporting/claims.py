@@ -150,7 +150,7 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[Figure, Place
 
 def place_of(comparison: Comparison, row: Row) -> Place:
     first = row.records[0]
-    optimizer = first.run.train.optimizer
+    optimizer = first.run.optimizer
     return Place(comparison.model, comparison.total_params, first.environment.device,
                  rows_of(first), "" if optimizer == "adamw" else optimizer)  # fmt: skip
 
