@@ -55,7 +55,7 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """What a model's state_dict would hold, by name, without asking for it: a 4-bit layer without
     data has no state of its own to give."""
     found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         passing = module._non_persistent_buffers_set
         for name, buffer in module.named_buffers(recurse=False):
             if name not in passing:
