@@ -26,9 +26,9 @@ import numpy as np
 from scipy import stats as distributions
 
 from studylib.core.errors import StudyError
-from studylib.core.stats import Floats, Totals, cluster_variance, seed_variance
+from studylib.core.stats import CELLS_PER_CHUNK, Floats, Totals, cluster_variance, seed_variance
 
-DRAWS = 5_000
+DRAWS, FEWEST_DRAWS = 5_000, 500
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def simulate_largest(
     runs; ends: [pairs, 2], the methods of each pair.
     """
     rng, clusters, total = np.random.default_rng(seed), len(sizes), sizes.sum()
+    draws = max(FEWEST_DRAWS, min(draws, CELLS_PER_CHUNK // max(clusters, len(ends))))
     centred = scores - scores.sum(-1, keepdims=True) / total * sizes
     weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), draws).astype(np.float64)
     size = (weights @ sizes)[:, None]

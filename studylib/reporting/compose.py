@@ -23,6 +23,7 @@ from studylib.reporting import (
     notes,
     panels,
     prose,
+    ranking_section,
     tables,
 )
 from studylib.reporting.appendices import make_appendices, serving_studies
@@ -197,6 +198,7 @@ def track_section(
         f"More: [every figure]({link_to('details')}), [every run]({link_to('runs')}).",
     ]
     lines += [" ".join(text for text in reading if text), ""]
+    lines += ranking_section.section(comparisons, figures.picture_lines(pictures, ("ranking",)))
     lines += measure_tables.section(comparisons)
     return lines + figures.picture_lines(pictures, ("gap-to-full",))
 
