@@ -41,6 +41,8 @@ def trace_depth(config: Any, settings: StepSettings) -> Trace:
         return trace_step(config, settings)
     short = trace_step(with_depth(config, SHORT), settings)
     long = trace_step(with_depth(config, LONG), settings)
+    if long.shared:
+        return trace_step(config, settings)
     try:
         return continue_trace(short, long, layers)
     except LayersDiffer:

@@ -66,7 +66,8 @@ class Trace:
     """What a step did. `events`: (segment, bytes of each of PARTS) wherever memory grew.
 
     `layer` and `rest`: one layer's parameters, and those outside the layers. saved_params: the
-    numbers in an adapter's file.
+    numbers in an adapter's file. shared: whether layers share trained parameters, so that a deeper
+    model has not more of them by the layer.
 
     `operators`: (stage, flops, bytes moved) -> how often. `held`, `runs`, `trained`: storages that
     are there before the passes, what the passes make and free, and what the optimizer updates.
@@ -77,6 +78,7 @@ class Trace:
     trainable_params: int = 0
     total_params: int = 0
     saved_params: int = 0
+    shared: bool = False
     layer: ParamBytes = NO_BYTES
     rest: ParamBytes = NO_BYTES
     events: list[tuple[Segment, tuple[int, ...]]] = field(default_factory=list)
@@ -168,6 +170,7 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
+    trace.shared = shares_trained(layers)
     # A converted adapter is kept beside what it began with.
     trace.saved_params = count_saved(model) * (2 if settings.method.kind.converted else 1)
     live = StepTrace(trace, settings.kernels == "cuda")
@@ -215,6 +218,12 @@ def quiet_fakes() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def shares_trained(layers: list[nn.Module]) -> bool:
+    """Whether two layers hold the same trained parameter (Lily's matrices)."""
+    found = [id(p) for layer in layers for p in layer.parameters() if p.requires_grad]
+    return len(found) > len(set(found))
 
 
 def count_base(model: nn.Module) -> tuple[int, int]:

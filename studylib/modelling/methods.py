@@ -259,6 +259,16 @@ def raised_by_peft(error: BaseException) -> bool:
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("peft.")
 
 
+def raised_below_peft(error: BaseException) -> bool:
+    """Whether an error came up in what peft called, or in peft."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("peft."):
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def spell_others(layers: Sequence[str], refused: str) -> str:
     """The linear layers that a refusal does not name."""
     return ", ".join(name for name in layers if f"'{name}'" not in refused) or "none is left"

@@ -24,7 +24,7 @@ from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import converted_folder
 from studylib.inputs.sources import hub_errors
 from studylib.modelling.four_bit import fake_4bit, quantize_linears
-from studylib.modelling.methods import DTYPES, attach, prepare
+from studylib.modelling.methods import DTYPES, attach, prepare, raised_below_peft
 from studylib.planning.catalog import Shape, find_shape
 from studylib.schema.settings import MethodSettings, ModelRef
 
@@ -130,8 +130,17 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
     if method.kind.quantized:
         quantize_linears(model, DTYPES[dtype], method.kind.base)
         prepare(model, method)
-    with torch.device("meta"):
-        return attach(model, method)
+    try:
+        with torch.device("meta"):
+            return attach(model, method)
+    except RuntimeError as error:
+        if not raised_below_peft(error):
+            raise
+        raise StudyError(
+            method.label,
+            f"peft cannot lay this adapter on a model without weights ({name_error(error)})",
+            "Its runs are started without a forecast.",
+        ) from error
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def section(ranking: Ranking) -> list[str]:
 
 
 def tell(ranking: Ranking, rate: float, found: list[Shared]) -> list[str]:
-    label, unit = ranking.reference.label, unit_of(found[0].own)
+    label, unit = ranking.reference.label, unit_of(found[0].own).replace("%", "points")
     both = [(one, one.known) for one in found if one.known is not None]
     own = [height(one.own) for one, _ in both]
     same = [height(point) for _, point in both]
