@@ -151,7 +151,7 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
 def tell_cpu_time(profile: Any, made: Any, estimate: Any) -> list[str]:
     """By forecast, where no record tells it and there is no card: hours of runs and of sweeps."""
     waiting = [profile.run(run.run_id) for run in made.left if run.seconds is None]
-    if estimate is not None or not waiting or all(w.model_ref.kind == "ladder" for w in waiting):
+    if estimate is not None or not waiting:
         return []
     from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps
     from studylib.forecasting.prospects import size_models, this_machine

@@ -22,7 +22,7 @@ NOT_FORECAST = "not forecast"
 
 def method_words(record: Record) -> str:
     """Method, and its optimizer where it is not the usual one."""
-    optimizer = record.run.train.optimizer
+    optimizer = record.run.optimizer
     other = "" if optimizer == "adamw" else f", {optimizer}"
     status = "" if record.complete else f" — {record.status}"
     return f"{record.run.method.label}{other}{status}"

@@ -170,7 +170,7 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[Figure, Place
 
 def place_of(comparison: Comparison, row: Row) -> Place:
     first = row.records[0]
-    optimizer = first.run.train.optimizer
+    optimizer = first.run.optimizer
     both = {r.method.label: r for r in (comparison.row(WHOLE), row) if r is not None}
     return Place(comparison.model, comparison.total_params, first.environment.device,
                  rows_of(first), "" if optimizer == "adamw" else optimizer,

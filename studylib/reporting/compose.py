@@ -23,6 +23,7 @@ from studylib.reporting import (
     notes,
     panels,
     prose,
+    ranking_section,
     tables,
 )
 from studylib.reporting.appendices import are_brief, make_appendices, serving_studies
@@ -163,6 +164,8 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         lines += notes.refusal_lines(summary, track)
         words = prose.answer_track(summary, track)
         lines += track_section(comparisons, words, brief=several and is_toy(summary))
+        names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
+        lines += ranking_section.section(comparisons, figures.picture_lines(names, ("ranking",)))
     reading = [
         notes.price_note(summary.comparisons),
         notes.not_run_note(summary),
