@@ -28,11 +28,17 @@ CAPTION = (
 INCHES_A_LABEL = 0.3
 
 
-def section(comparisons: Sequence[Comparison], pictures: list[str]) -> list[str]:
-    """A part for every comparison of many methods; empty without one. pictures: its Markdown."""
+def section(
+    comparisons: Sequence[Comparison], pictures: list[str], brief: bool = False
+) -> list[str]:
+    """A part for every comparison of many methods; empty without one. pictures: its Markdown.
+    brief: what follows and the pictures alone, the tables standing in the appendix."""
     lines = []
     for ranking in rankings(comparisons):
         lines += [f"### {count(ranking)} methods ranked ({ranking.comparison.name})", ""]
+        if brief:
+            lines += [tell(ranking), "", *pictures]
+            continue
         lines += [tell(ranking), "", ranking_table(ranking).markdown(), "", reading(ranking), ""]
         lines += [*pictures, *shared_rate.section(ranking)]
     return lines
