@@ -34,7 +34,9 @@ def build(folder, known=KNOWN, rates=RATES, tuned=True, **spec):
         for seed in (0, 1, 2):
             made = make_spec(method, seed=seed, **spec)
             source = "tuned: best of 3" if tuned else made.learning_rate_source
-            factory.add(made.model_copy(update={"learning_rate_source": source}), knows=share, keeps=0.4)
+            factory.add(
+                made.model_copy(update={"learning_rate_source": source}), knows=share, keeps=0.4
+            )
     for method, points in rates.items():
         factory.sweep(method, points)
     return summarise(read_study(folder, planned=()))

@@ -1,4 +1,4 @@
-"""A ranking of many methods: each beside tuned LoRA, with intervals that hold for all pairs at once.
+"""A ranking of many methods: each beside tuned LoRA, by intervals that hold for all pairs at once.
 
 For studies of six trained methods or more. What was judged are right answers where questions were
 asked, else the first measure on held-out examples, turned so that more is better.
