@@ -237,8 +237,8 @@ def sample_weights(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
 def refuse_changed(
     method: MethodSettings, model: nn.Module, samples: list[tuple[nn.Parameter, torch.Tensor]]
 ) -> None:
-    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA) and its row does not say so,
-    or the other way round: what is saved of it would not fit the original base."""
+    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA) and its row says nothing of
+    it, or the other way round: what is saved of it would not fit the original base."""
     where = f"{method.label} on {model.config.model_type}"  # type: ignore[union-attr]
     changed = is_changed(model, samples)
     if changed and not method.kind.converted:

@@ -79,8 +79,8 @@ def tell(ranking: Ranking, rate: float, found: list[Shared]) -> list[str]:
     left = [one.row.label for one in found if one.shared is None]
     lines = (
         f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
-        f"were tried at {label}'s own rate ({rate:g}) lie {spread(same)} {unit} apart at that one rate, "
-        f"and {spread(own)} {unit} apart at the best that each was tried with."
+        f"were tried at {label}'s own rate ({rate:g}) lie {spread(same)} {unit} apart at that one "
+        f"rate, and {spread(own)} {unit} apart at the best that each was tried with."
     )
     if left:
         lines += f" Not tried at it: {join_words(left)}."
