@@ -65,11 +65,15 @@ class Examples(list[Example]):
         return sum(self.skipped.values())
 
     def part(
-        self, examples: Iterable[Example], skipped: Mapping[str, int] | None = None
+        self,
+        examples: Iterable[Example],
+        skipped: Mapping[str, int] | None = None,
+        note: str | None = None,
     ) -> Examples:
         """Some of these examples; skipped: of the rest, those that are left out, by reason."""
         left_out = Counter(self.skipped) + Counter(skipped or {})
-        return Examples(examples, left_out, self.converted, self.form, self.notes)
+        notes = (*self.notes, *([note] if note else []))
+        return Examples(examples, left_out, self.converted, self.form, notes)
 
     def tell(self) -> str:
         """`chat messages, 7,473 conversations, 2.1 turns each, 3 rows left out (2 with …)`."""

@@ -276,7 +276,7 @@ CAPTIONS = {
     "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
     "kept-and-gained": "What was kept of old knowledge against what was gained of new",
     "subjects": "Differences to full fine-tuning by subject, sorted by the first method",
-    "tuning": "Validation accuracy by learning rate; the ring is the rate that was chosen",
+    "tuning": "On the validation part, by learning rate; the ring is the rate that was chosen",
     "loss": "Training loss, mean over seeds; the band is their range",
     "capacity": CAPTION,
     **serve_figures.CAPTIONS,

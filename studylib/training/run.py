@@ -319,7 +319,7 @@ class Run:
             tables["steps.parquet"] = pd.DataFrame(self.log.rows)
         tables |= self.scored.tables() if self.scored is not None else {}
         for name, table in tables.items():
-            table.to_parquet(self.folder / name, index=False)
+            table.to_parquet(self.folder / name, index=False, compression="zstd")
         return {name: file_sha256(self.folder / name) for name in sorted(tables)}
 
     def give_up(self, status: str, reason: str) -> None:
