@@ -1,4 +1,4 @@
-"""All differences between several methods at once: intervals that hold together, and their p-values.
+"""All differences between several methods at once: intervals that hold together, with p-values.
 
 With seventeen methods there are 136 pairs, and of intervals that cover 95 % each some six would
 miss. These are wider, by one factor for all pairs, so that with 95 % none misses (Tukey's idea; the
@@ -8,9 +8,9 @@ simulated studies without any difference in which some pair looks as far apart a
 Two parts make a pair's standard error, as in studylib.core.stats. Items are paired: whole subjects
 are drawn with replacement, the same for all pairs, which keeps that pairs hang together. Seeds are
 not paired: their variance is pooled over the methods, since three runs of one tell little of it;
-where one method's own is larger, that counts for it. Normal draws with the pooled degrees of freedom
-stand for it, so that methods whose runs spread far less than others' get intervals that are too
-wide.
+where one method's own is larger, that counts for it. Normal draws with the pooled degrees of
+freedom stand for it, so that methods whose runs spread far less than others' get intervals that are
+too wide.
 
 Not covered: which method is the reference (the pairs with it are among all), words and tables
 (studylib.reporting.ranking).

@@ -1,4 +1,4 @@
-"""A ranking of many methods: each beside tuned LoRA, with intervals that hold for all pairs at once.
+"""A ranking of many methods: each beside tuned LoRA, by intervals that hold for all pairs at once.
 
 For studies of six trained methods or more. What is judged is the first measure on held-out
 examples, which chose the rates, turned so that more is better; right answers where there is none.

@@ -97,14 +97,14 @@ def ranking_table(ranking: Ranking) -> Table:
     for rank, place in enumerate(ranking.places, 1):
         row, lead = place.row, place.lead
         peak = MISSING if place.memory is None else METRICS["train_peak_bytes"].number(place.memory)
-        gain = place.gain
+        gain, disk = place.gain, row.figures.get("variant_bytes")
         sign = sign_of(ranking.measure)
         rows.append((
             str(rank), row.label, show(ranking, sign * place.score, signed=False),
             MISSING if gain is None else show(ranking, gain.value),
             "reference" if lead is None else span(ranking, lead),
             "—" if lead is None else p_words(lead),
-            trainable_cell(row), peak, spread_cell("variant_bytes", row.figures.get("variant_bytes")),
+            trainable_cell(row), peak, spread_cell("variant_bytes", disk),
             f"{row.complete[0].run.learning_rate:g}",
         ))  # fmt: skip
     return Table(header, tuple(rows))
@@ -125,7 +125,7 @@ def sign_of(measure: Measure | None) -> int:
 
 
 def span(ranking: Ranking, pair: Pair | None) -> str:
-    """A difference with its interval, as the figure itself counts it (a loss: below 0 is better)."""
+    """A difference with its interval, as the figure counts it (a loss: below 0 is better)."""
     assert pair is not None
     sign = sign_of(ranking.measure)
     low, high = sorted((sign * pair.low, sign * pair.high))

@@ -27,7 +27,7 @@ from studylib.modelling.weights import multiply_in
 from studylib.schema.profile import RunSpec
 from studylib.training.collate import PackedCollator
 from studylib.training.optimizer import make_own, name_optimizer
-from studylib.training.schedule import rise_from_above_zero, warmup_steps
+from studylib.training.schedule import name_schedule, rise_from_above_zero, warmup_steps
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
@@ -120,9 +120,7 @@ def build_trainer(
         per_device_train_batch_size=recipe.micro_batch,
         gradient_accumulation_steps=recipe.accumulation // processes(),
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=recipe.schedule
-        if recipe.schedule != "constant"
-        else "constant_with_warmup",
+        lr_scheduler_type=name_schedule(recipe),
         warmup_steps=warmup_steps(recipe),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
