@@ -48,8 +48,22 @@ def decode_text(content: bytes, path: Path | str) -> str:
         ) from None
 
 
+MOST_YAML_CHARACTERS = 1_000_000
+
+
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error and not a silent change."""
+    """Safe YAML in which a key that stands twice is an error and not a silent change.
+
+    Nothing stands for something else (*name): a few lines of that could mean more than any memory
+    holds.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="*name is not taken", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -66,17 +80,28 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The YAML mapping in a file; a fault names its line. `what` names the file in messages."""
     text = read_text(path, what, "Check the path.")
     try:
-        content = yaml.load(text, StrictLoader)
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else path
         problem = getattr(error, "problem", None) or "this is not YAML"
         raise StudyError(place, problem, "Correct the line.") from None
-    except RecursionError:
-        raise StudyError(path, f"{what} is nested too deep", "Write key: value lines.") from None
+    except ValueError as error:
+        raise StudyError(path, f"{what} cannot be read ({error})", "Correct it.") from None
     if not isinstance(content, dict):
         raise StudyError(path, f"{what} is a mapping of keys to values", "Write key: value lines.")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says. yaml.YAMLError, or ValueError with the reason: too long, too deep, a
+    date or number that is none."""
+    if len(text) > MOST_YAML_CHARACTERS:
+        raise ValueError(f"it has more than {MOST_YAML_CHARACTERS:,} characters")
+    try:
+        return yaml.load(text, StrictLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def file_sha256(path: Path) -> str:

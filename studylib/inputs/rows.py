@@ -8,7 +8,6 @@ Not covered: what a row means (studylib.inputs.forms).
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import decode_text
+from studylib.inputs.bounds import open_parquet, unzip
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TAKEN = ".jsonl, .json, .csv, .tsv or .parquet, each also .gz"
@@ -74,8 +74,8 @@ def read_rows(path: Path) -> tuple[Places, list[str]]:
 def read_content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        return unzip(content, path) if path.suffix.lower() == ".gz" else content
+    except (EOFError, zlib.error) as error:
         rule = f"this is not a whole gzip file ({error})"
         raise StudyError(path, rule, "Compress it again.") from None
     except OSError as error:
@@ -174,10 +174,9 @@ def check_header(header: list[str], path: Path, place: str) -> list[str]:
 
 def read_parquet(content: bytes, path: Path) -> Places:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+        rows = open_parquet(content, path).read().to_pylist()
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:160]
         rule = f"this is not a whole Parquet file ({why})"
