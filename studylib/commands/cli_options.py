@@ -245,9 +245,8 @@ def parse_value(text: str, change: str) -> Any:
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise StudyError(change, f"the value is not YAML ({problem})", "Correct it.") from None
     except ValueError as error:
-        raise StudyError(
-            change[:80], f"the value cannot be read ({error})", "Correct it."
-        ) from None
+        rule = f"the value cannot be read ({error})"
+        raise StudyError(change[:80], rule, "Correct it.") from None
     if isinstance(value, str):
         try:
             return float(value)

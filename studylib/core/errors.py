@@ -16,7 +16,7 @@ class StudyError(Exception):
 
     def __init__(self, value: object, rule: str, remedy: str):
         self.value, self.rule, self.remedy = map(show_plainly, (str(value), rule, remedy))
-        super().__init__(f"{self.value}: {rule}. {remedy}")
+        super().__init__(f"{self.value}: {self.rule}. {self.remedy}")
 
 
 class Unfit(StudyError):

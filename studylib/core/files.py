@@ -48,22 +48,24 @@ def decode_text(content: bytes, path: Path | str) -> str:
         ) from None
 
 
-MOST_YAML_CHARACTERS = 1_000_000
+MOST_YAML_CHARACTERS, MOST_YAML_NODES = 1_000_000, 100_000
 
 
 class StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a key that stands twice is an error and not a silent change.
 
-    Nothing stands for something else (*name): a few lines of that could mean more than any memory
-    holds.
+    Names for what stands elsewhere (*name) count as what they stand for: a few lines of them could
+    mean more than any memory holds.
     """
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and count_nodes(node, {}) > MOST_YAML_NODES:
             raise yaml.MarkedYAMLError(
-                problem="*name is not taken", problem_mark=self.peek_event().start_mark
+                problem=f"it means more than {MOST_YAML_NODES:,} values",
+                problem_mark=node.start_mark,
             )
-        return super().compose_node(parent, index)
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -91,6 +93,20 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StudyError(path, f"{what} is a mapping of keys to values", "Write key: value lines.")
     return content
+
+
+def count_nodes(node: Any, known: dict[int, int | None]) -> int:
+    """The values that a node stands for. known: what was counted, None while that is under way."""
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise yaml.MarkedYAMLError(problem="it holds itself", problem_mark=node.start_mark)
+        return count
+    known[id(node)] = None
+    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = [part for each in inner for part in (each if isinstance(each, tuple) else (each,))]
+    known[id(node)] = count = 1 + sum(count_nodes(part, known) for part in parts)
+    return count
 
 
 def parse_yaml(text: str) -> Any:

@@ -61,6 +61,6 @@ def refuse_too_much(count: int, path: Path) -> None:
     if count > most_bytes():
         raise StudyError(
             path,
-            f"unpacked it has more than {most_bytes() / 1e9:,.0f} GB, half of this machine's memory",
+            f"unpacked it has more than {most_bytes() / 1e9:,.1f} GB, half of the memory here",
             "Give a part of it, or use a larger machine.",
         )

@@ -27,7 +27,7 @@ class BadHeader(Exception):
 
 
 def check_header(path: Path) -> None:
-    """Raise BadHeader where the header is no GGUF's; reads the header once, and keeps none of it."""
+    """Raise BadHeader where the header is no GGUF's; it is read once, and nothing of it kept."""
     with path.open("rb") as file:
         Header(file, path.stat().st_size).walk()
 

@@ -36,7 +36,7 @@ def try_template(template: str, write: Callable[[], object]) -> None:
     if code == -signal.SIGALRM:
         raise too_greedy(f"more than {MOST_SECONDS} seconds")
     if code in (TOO_MUCH, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGABRT):
-        raise too_greedy(f"more than {MOST_BYTES / 1e9:.0f} GB")
+        raise too_greedy(f"more than {MOST_BYTES / 1e9:.1f} GB")
     _tried.add(template)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-from scene import ROOT, Kept, essence, study, write_profile
+from scene import ROOT, Kept, essence, study, write_profile  # noqa: E402
 
 SEEDS = [0, 1, 2]
 RUNS = ["ladder-0.4m--base", *(f"ladder-0.4m--lora-r16--s{seed}" for seed in SEEDS)]
@@ -94,8 +94,8 @@ class Soak:
     def pick(self, family: list[psutil.Process], what: str) -> int | None:
         """A kernel has no children of its own; what it is forked from is a run's process."""
         leaves = [one for one in family if not one.children()]
-        chosen = {"a kernel": leaves, "any": family,
-                  "a run": [one.parent() for one in leaves if one.parent() in family]}[what]  # fmt: skip
+        above = [one.parent() for one in leaves if one.parent() in family]
+        chosen = {"a kernel": leaves, "any": family, "a run": above}[what]
         return self.choose.choice(chosen).pid if chosen else None
 
     def carry_through(self, most_kills: int) -> None:
