@@ -68,7 +68,8 @@ class Kept:
         """Ask it when the run is done. A checkpoint that is ahead of the step log may be left."""
         if self.record is not None:
             return None if read_bytes(run / "record.json") == self.record else "its record"
-        resumed = read_record(run / "record.json").train.resumed_at_steps
+        train = read_record(run / "record.json").train
+        resumed = train.resumed_at_steps if train else ()
         if self.trained or not resumed or max(resumed) >= self.step - EVERY:
             return None
         return f"steps {max(resumed)} to {self.step}"

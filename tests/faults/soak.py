@@ -28,7 +28,7 @@ import psutil
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from scene import ROOT, Kept, essence, study, write_profile  # noqa: E402
 
-SEEDS = [0, 1, 2]
+SEEDS = list(range(8))
 RUNS = ["ladder-0.4m--base", *(f"ladder-0.4m--lora-r16--s{seed}" for seed in SEEDS)]
 LEAST_SECONDS = 0.05  # after a start, until the first blow
 
@@ -46,7 +46,8 @@ class Soak:
         self.starts = self.studies = 0
         began = time.monotonic()
         code, said = self.start("whole", 0)
-        self.seconds = time.monotonic() - began
+        # About as long as a run takes, so that blows fall into all of its stages.
+        self.pause_seconds = (time.monotonic() - began) / len(RUNS)
         assert code == 0, said
         self.whole = {run: essence(self.folder("whole") / run) for run in RUNS}
 
@@ -73,7 +74,7 @@ class Soak:
 
     def strike(self, process) -> bool:
         """Wait for a random moment and kill one process; whether the study lives on."""
-        end = time.monotonic() + LEAST_SECONDS + self.choose.random() * self.seconds / 2
+        end = time.monotonic() + LEAST_SECONDS + self.choose.random() * self.pause_seconds
         while time.monotonic() < end:
             if process.poll() is not None:
                 return False
