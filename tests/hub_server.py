@@ -2,7 +2,8 @@
 
 It describes repositories, lists their trees and gives their files, small ones itself and large
 ones by a redirect, with ranges. Faults are set by a test: a status, a line that breaks, a content
-or a length that is not what was announced, a request that is never answered. Every request is kept, with whether it had a token.
+or a length that is not what was announced, a request that is never answered. Every request is
+kept, with whether it had a token.
 
 Not covered: writing, pages of long lists, Xet storage.
 """

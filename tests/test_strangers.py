@@ -73,6 +73,13 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_there(tmp_path, monkey
             read_rows(path)
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_lines_of_a_table_may_end_in_any_way(tmp_path, end):
+    """Found by fuzzing: the search for the separator met a carriage return within its line."""
+    (tmp_path / "a.csv").write_bytes(f"prompt;completion{end}a;b{end}".encode())
+    assert read_rows(tmp_path / "a.csv")[0][0][1] == {"prompt": "a", "completion": "b"}
+
+
 def test_gzip_of_several_parts_and_with_filling_is_whole(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n') + gzip.compress(b'{"text": "b"}') + bytes(9))
@@ -133,7 +140,7 @@ def test_template_that_takes_too_long_or_too_much_is_refused_once(monkeypatch):
 
     with pytest.raises(StudyError, match="more than 1 seconds"):
         try_template("waits", wait)
-    with pytest.raises(StudyError, match="more than 0.1 GB"):
+    with pytest.raises(StudyError, match=r"more than 0\.1 GB"):
         try_template("grows", lambda: bytearray(256 << 20))
     done = []
     try_template("writes", lambda: done.append(1))

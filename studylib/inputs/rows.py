@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import zlib
 from collections import Counter
@@ -160,7 +161,7 @@ def read_table(text: str, path: Path, kind: str) -> tuple[Places, list[str]]:
 
 def find_separator(text: str) -> str:
     """What stands between the names of a CSV file's header most often; a comma where none does."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first = next((line for line in re.split(r"[\r\n]", text) if line.strip()), "")
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 

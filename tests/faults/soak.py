@@ -20,17 +20,34 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from scene import ROOT, Kept, essence, study, write_profile  # noqa: E402
+from waiting import LONG_SECONDS  # noqa: E402
 
-SEEDS = list(range(8))
+from studylib.running.executor import Start  # noqa: E402
+from studylib.running.warm import wait_until_ready, warm_starts  # noqa: E402
+from studylib.schema.settings import Hardware  # noqa: E402
+
+SEEDS = [0, 1, 2]
 RUNS = ["ladder-0.4m--base", *(f"ladder-0.4m--lora-r16--s{seed}" for seed in SEEDS)]
 LEAST_SECONDS = 0.05  # after a start, until the first blow
+OF_A_STUDY, OF_RUNS = 6, 30  # kills in turn: of whole studies, which take long to start again
+AT_ONCE = 4
+
+
+class Struck(NamedTuple):
+    """A run under way, and what it had finished at each blow."""
+
+    folder: Path
+    kept: list[Kept]
+    process: Any
 
 
 class Soak:
@@ -43,7 +60,7 @@ class Soak:
         )
         self.tally: Counter[str] = Counter()
         self.lost: list[str] = []
-        self.starts = self.studies = 0
+        self.studies = self.runs = 0
         began = time.monotonic()
         code, said = self.start("whole", 0)
         # About as long as a run takes, so that blows fall into all of its stages.
@@ -60,7 +77,6 @@ class Soak:
 
     def start(self, name: str, most_kills: int) -> tuple[int, str]:
         """One `study reproduce`, under so many blows at most; (its exit code, what it said)."""
-        self.starts += 1
         process = study("reproduce", "--profile", self.profile, "--results", self.place / name)
         said: list[str] = []
         reader = threading.Thread(target=lambda: said.append(process.stdout.read()))
@@ -118,15 +134,59 @@ class Soak:
             self.lost.append(f"{name}: it never ended; last it said: {said[-400:]}")
             return
         for run in RUNS:
-            if essence(runs / run) != self.whole[run]:
-                self.lost.append(f"{name}: {run} gave something else")
-        told = {f"{name}: {run} did again {what}" for run, one in kept
-                if (what := one.lost(runs / run))}  # fmt: skip
-        self.lost += sorted(told)
+            self.compare(runs / run, [one for struck, one in kept if struck == run])
+
+    def carry_runs(self, most_kills: int) -> None:
+        """So many kills of runs alone, several at a time, forked as a study forks them."""
+        enough = self.kills + most_kills
+        with warm_starts(Hardware(jobs=AT_ONCE, threads=1), print) as start:
+            stem = psutil.Process(start.__self__.process.pid)
+            wait_until_ready(start, LONG_SECONDS)
+            under_way = [self.begin(start) for _ in range(AT_ONCE)]
+            due = 0.0
+            while under_way:
+                if time.monotonic() > due and self.kills < enough:
+                    self.hit_one_of(stem)
+                    due = time.monotonic() + self.choose.random() * self.pause_seconds / AT_ONCE
+                time.sleep(0.02)
+                for one in [one for one in under_way if one.process.poll() is not None]:
+                    under_way.remove(one)
+                    if (one.folder / "record.json").is_file():
+                        self.compare(one.folder, one.kept)
+                        if self.kills < enough:
+                            under_way.append(self.begin(start))
+                    else:
+                        one.kept.append(Kept(one.folder))
+                        under_way.append(self.begin(start, one))
+
+    def begin(self, start: Start, again: Struck | None = None) -> Struck:
+        if again is None:
+            self.runs += 1
+            run = self.choose.choice(RUNS[1:])
+            again = Struck(self.folder(f"run-{self.runs}") / run, [], None)
+        place = ("--profile", str(self.profile), "--results", str(again.folder.parents[2]))
+        words = ("run", again.folder.name, *place, "--jobs", "1")
+        return again._replace(process=start(words, again.folder, 1, {}))
+
+    def hit_one_of(self, stem: psutil.Process) -> None:
+        with suppress(psutil.Error):
+            family = stem.children(recursive=True)
+            what = self.choose.choice(["a run", "a kernel"])
+            hit = self.pick(family, what)
+            if hit is not None and hit != stem.pid:
+                os.kill(hit, signal.SIGKILL)
+                self.tally[what] += 1
+
+    def compare(self, run: Path, kept: Iterable[Kept]) -> None:
+        """A run that is done, with an undisturbed one; and with what it had when it was struck."""
+        name = f"{run.parents[2].name}: {run.name}"
+        if essence(run) != self.whole[run.name]:
+            self.lost.append(f"{name} gave something else")
+        self.lost += sorted({f"{name} did again {what}" for k in kept if (what := k.lost(run))})
 
     def report(self) -> str:
         hits = ", ".join(f"{count} of {what}" for what, count in self.tally.most_common())
-        return f"{self.kills} kills ({hits}) in {self.studies} studies, {self.starts} starts: " + (
+        return f"{self.kills} kills ({hits}) in {self.studies} studies and {self.runs} runs: " + (
             "nothing was lost" if not self.lost else f"LOST: {'; '.join(self.lost)}"
         )
 
@@ -144,8 +204,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as place:
         soak = Soak(Path(place), seed)
         while time.monotonic() < end and soak.kills < asked.kills:
-            soak.carry_through(min(12, asked.kills - soak.kills))
-            print(soak.report(), flush=True)
+            for carry, most in ((soak.carry_runs, OF_RUNS), (soak.carry_through, OF_A_STUDY)):
+                carry(max(0, min(most, asked.kills - soak.kills)))
+                print(soak.report(), flush=True)
     return 1 if soak.lost else 0
 
 

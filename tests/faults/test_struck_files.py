@@ -33,8 +33,8 @@ def contents():
     table = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(ROWS), table)
     cells = "\n".join(",".join(row.values()) for row in ROWS).encode()
-    return {"a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines), "a.json": json.dumps(ROWS).encode(),
-            "a.csv": b"instruction,input,output\n" + cells,
+    return {"a.jsonl": lines, "a.jsonl.gz": gzip.compress(lines),
+            "a.json": json.dumps(ROWS).encode(), "a.csv": b"instruction,input,output\n" + cells,
             "a.parquet": table.getvalue().to_pybytes()}  # fmt: skip
 
 
@@ -119,9 +119,9 @@ def test_results_that_are_read_only_are_one_message_before_any_work(
 
 
 def test_cache_that_is_read_only_is_one_message(tmp_path, record_property):
-    with read_only(tmp_path / "cache") as cache:
-        with pytest.raises(StudyError, match="Read-only") as caught, made_once(cache / "model"):
-            pass
+    refused = pytest.raises(StudyError, match="Read-only")
+    with read_only(tmp_path / "cache") as cache, refused as caught, made_once(cache / "model"):
+        pass
     assert "STUDY_CACHE" in caught.value.remedy
     record_property("seen", f"exit 2: {caught.value.rule}")
 
