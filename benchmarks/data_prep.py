@@ -112,7 +112,7 @@ def prepare_ours(file: Path, model: Path, seq_len: int) -> dict[str, Any]:
     texts = tokenizer.apply_chat_template(chats, tokenize=False)
     seconds, tokens = time_tokenizer(texts, tokenizer)
     # First fit fills rows a little less than the best fit would.
-    rows = math.ceil(1.05 * tokens / len(chats) * len(lines) / seq_len)
+    rows = math.ceil(1.12 * tokens / len(chats) * len(lines) / seq_len)
     del lines, chats, texts
     data = DataSettings(source=str(file.parent), template="auto")
     recipe = TrainSettings(steps=rows, seq_len=seq_len)
