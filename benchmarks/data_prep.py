@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,13 +108,14 @@ def prepare_ours(file: Path, model: Path, seq_len: int) -> dict[str, Any]:
     from studylib.schema.profile import DataSettings, TrainSettings
 
     tokenizer = load_tokenizer(model)
-    lines = file.read_text(encoding="utf-8").splitlines()
-    chats = [json.loads(line)["messages"] for line in lines[:SAMPLE]]
+    with file.open(encoding="utf-8") as lines:
+        chats = [json.loads(line)["messages"] for line in islice(lines, SAMPLE)]
+        count = len(chats) + sum(1 for _ in lines)
     texts = tokenizer.apply_chat_template(chats, tokenize=False)
     seconds, tokens = time_tokenizer(texts, tokenizer)
     # First fit fills rows a little less than the best fit would.
-    rows = math.ceil(1.12 * tokens / len(chats) * len(lines) / seq_len)
-    del lines, chats, texts
+    rows = math.ceil(1.12 * tokens / len(chats) * count / seq_len)
+    del chats, texts
     data = DataSettings(source=str(file.parent), template="auto")
     recipe = TrainSettings(steps=rows, seq_len=seq_len)
     made, used = measure(lambda: prepare_data(data, recipe, tokenizer, 0))

@@ -48,7 +48,10 @@ class Examples(Spool[Example]):
 
     skipped: rows left out, by reason. converted: examples with a number that was taken as text.
     form: what the rows were recognised as; None for the almanac. notes: what else is to be said.
+    as_answers: of plain texts with other columns beside them, the option that takes one as answers.
     """
+
+    as_answers = ""
 
     def __init__(
         self,
@@ -71,14 +74,19 @@ class Examples(Spool[Example]):
         left_out = Counter(self.skipped) + Counter(skipped or {})
         made = Examples((), left_out, self.converted, self.form, self.notes)
         made.share(self, numbers)
+        made.as_answers = self.as_answers
         return made
+
+    @property
+    def noun(self) -> str:
+        return self.form.noun if self.form else "examples"
 
     def tell(self) -> str:
         """`chat messages, 7,473 conversations, 2.1 turns each, 3 rows left out (2 with …)`."""
-        words = f"{len(self):,} {self.form.noun if self.form else 'examples'}"
+        words = f"{len(self):,} {self.noun}"
         if self.form:
             words = f"{self.form.name}, {words}"
-        if self.form and self.form.noun == "conversations" and self:
+        if self.noun == "conversations" and self:
             turns = sum(is_learned(m) for example in self for m in messages_of(example))
             words += f", {turns / len(self):.1f} turns each"
         if self.skipped:
@@ -193,7 +201,12 @@ def check_examples(
     check_taken(found, skipped, first, origin, keys, columns)
     unused = [key for key in keys if key not in (*form.keys, *form.used, "id")]
     found.skipped = dict(skipped)
-    found.notes = (*notes, f"not read: {name_keys(unused)}") if unused else tuple(notes)
+    if unused:
+        if form.noun == "documents":
+            found.as_answers = f"COLUMNS='prompt={form.keys[0]} answer={unused[-1]}'"
+        way = f" ({found.as_answers} learns the last as the answer)" if found.as_answers else ""
+        notes = (*notes, f"not read: {name_keys(unused)}{way}")
+    found.notes = tuple(notes)
     return found
 
 

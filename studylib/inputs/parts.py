@@ -134,6 +134,11 @@ def most_held_out(examples: int, parts: int = len(HELD_OUT)) -> int:
     return int(LARGEST_SHARE * examples) // parts
 
 
+def name_part(source: str, part: Part) -> str:
+    folder = Path(source).expanduser()
+    return folder_parts(folder)[part].name if folder.is_dir() else folder.name
+
+
 def count_twice(examples: Examples) -> int:
     """Examples that are the same as an earlier one."""
     return len(examples) - len({hashlib.sha256(canonical(e)).digest() for e in examples})
@@ -152,9 +157,12 @@ def tell_parts(data: DataSettings) -> list[str]:
         source = source_of(data, part)
         if source is None and data.held_out is None:
             continue
-        name = "split off by a hash of the prompt" if source is None else Path(source).name
         examples = read_part(data, part)
-        lines.append(f"  {part} part ({name}): {examples.tell()}")
+        if source is None:  # what is left out of the source stands in the first line
+            count = f"{len(examples):,} {examples.noun}"
+            lines.append(f"  {part} part (split off by a hash of the prompt): {count}")
+        else:
+            lines.append(f"  {part} part ({name_part(source, part)}): {examples.tell()}")
         keys.append({key_of(example) for example in examples})
     if len(keys) == len(HELD_OUT) and (both := keys[0] & keys[1]):
         lines.append(f"  {len(both):,} prompts are in both of them")

@@ -21,6 +21,7 @@ from studylib.schema.methods import WHOLE
 
 DECIMALS = 3  # of nats and bits
 COUNTS = {
+    "too_long": "left out: their prompt alone fills the row or the model's context",
     "left_out": "left out: nothing in them that this measure needs",
     "unknown_labels": "with a label that never occurs in training, counted as wrong",
     "unfinished": "answers that reached the longest length allowed",
