@@ -1,4 +1,4 @@
-"""How many held-out examples show a gap: the plan's figure, the verdict's, and what they rest on."""
+"""How many held-out examples show a gap: the plan's figure, the verdict's, and their ground."""
 
 from __future__ import annotations
 
