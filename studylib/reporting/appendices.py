@@ -19,6 +19,7 @@ from studylib.reporting import (
     measure_tables,
     method_notes,
     notes,
+    ranking_section,
     serve_section,
     tables,
 )
@@ -112,6 +113,9 @@ def details_lines(studies: list[Summary], pictures: list[str]) -> list[str]:
         elif not is_grid(summary):
             for track in summary.tracks:
                 lines += track_details(summary, track, name_of(summary, studies), pictures)
+                if len(studies) > 1:
+                    comparisons = [c for c in summary.comparisons if c.track == track]
+                    lines += ranking_section.table_lines(comparisons)
     words = appendix.words_table()
     return [*lines, "### What the columns mean", "", words.markdown(), ""]
 

@@ -162,10 +162,12 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         if len(summary.tracks) > 1:
             lines += [f"### {title_track(comparisons)} (track {track})", ""]
         lines += notes.refusal_lines(summary, track)
-        words = prose.answer_track(summary, track)
-        lines += track_section(comparisons, words, brief=several and is_toy(summary))
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
-        lines += ranking_section.section(comparisons, figures.picture_lines(names, ("ranking",)))
+        shown = figures.picture_lines(names, ("ranking",))
+        ranked = ranking_section.section(comparisons, shown, brief=several)
+        words = prose.answer_track(summary, track)
+        brief = several and is_toy(summary)
+        lines += ranked or track_section(comparisons, words, brief)
     reading = [
         notes.price_note(summary.comparisons),
         notes.not_run_note(summary),
