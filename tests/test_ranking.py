@@ -134,7 +134,7 @@ def test_a_report_of_many_methods_has_the_ranking_and_of_few_has_not(summary, tm
     both = compose([summary, other], [], None, None).files
     brief, details = both["REPORT.md"].decode(), both["docs/report/details.md"].decode()
     assert "7 methods ranked" in brief and "| PiSSA r=16 |" not in brief
-    assert details.count("| PiSSA r=16 |") > 2 and "Methods ranked, ladder:0.4m" in details
+    assert details.count("| PiSSA r=16 |") > 2
     few = dict(list(KNOWN.items())[: MANY - 1])
     assert rank_methods(build(tmp_path / "few", few).comparisons[0]) is None
     without = {name: share for name, share in KNOWN.items() if name != "lora"}

@@ -11,6 +11,7 @@ import pytest
 from record_factory import GPU, Factory, make_spec
 
 from studylib.core.metrics import METRICS
+from studylib.reporting.cells import SHARED
 from studylib.reporting.compose import compose
 from studylib.reporting.costs import price_of
 from studylib.reporting.notes import price_note
@@ -100,5 +101,5 @@ def test_beside_a_run_of_its_own_a_shared_ones_cells_say_so(tmp_path: Path) -> N
     for table in (headline_table([comparison]), time_table([comparison])):
         rows = {row[1]: dict(zip(table.header, row, strict=True)) for row in table.rows}
         step, cost = (METRICS[key].header for key in ("clean_step_seconds", "cost_usd"))
-        assert rows["LoRA r=16"][step] == rows["LoRA r=16"][cost] == "card shared"
+        assert rows["LoRA r=16"][step] == rows["LoRA r=16"][cost] == SHARED
         assert re.match(r"\d", rows["full"][step]) and re.match(r"\d", rows["full"][cost])

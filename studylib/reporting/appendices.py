@@ -29,6 +29,7 @@ from studylib.reporting.capacity import capacity_lines, is_capacity
 from studylib.reporting.card_section import card_details, is_card
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.kept import is_toy
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.forecast_book import ForecastBook
@@ -113,11 +114,17 @@ def details_lines(studies: list[Summary], pictures: list[str]) -> list[str]:
         elif not is_grid(summary):
             for track in summary.tracks:
                 lines += track_details(summary, track, name_of(summary, studies), pictures)
-                if len(studies) > 1:
-                    comparisons = [c for c in summary.comparisons if c.track == track]
-                    lines += ranking_section.table_lines(comparisons)
+                if len(studies) > 1 and is_toy(summary):
+                    lines += ranked_lines(summary, track)
     words = appendix.words_table()
     return [*lines, "### What the columns mean", "", words.markdown(), ""]
+
+
+def ranked_lines(summary: Summary, track: str) -> list[str]:
+    """A ranking's tables, which the report leaves out where it is brief; empty without one."""
+    comparisons = [c for c in summary.comparisons if c.track == track]
+    ranked = ranking_section.section(comparisons, [])
+    return [*ranked, tables.headline_table(comparisons).markdown(), ""] if ranked else []
 
 
 def name_of(summary: Summary, studies: Sequence[Summary]) -> str:
@@ -143,7 +150,7 @@ def track_details(summary: Summary, track: str, name: str, pictures: list[str]) 
     lines += figures.picture_lines(own, DETAIL_PICTURES)
     lines += ["**Memory by stage**", "", tables.memory_table(comparisons).markdown(), ""]
     lines += ["**Time and cost**", "", tables.time_table(comparisons).markdown(), ""]
-    lines += rate_lines(comparisons)
+    lines += [notes.price_note(comparisons), "", *rate_lines(comparisons)]
     return lines + figures.picture_lines(own, ("tuning", "loss"))
 
 

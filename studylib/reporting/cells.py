@@ -1,7 +1,7 @@
 """One cell of a table: a figure with its interval, or a word where there is none.
 
 Words are the same everywhere: not measured, not known, not trained, not run, out of memory, not a
-number, no price stated, card shared.
+number, no price stated, shared (the card, so that no clock speaks of the run).
 
 Not covered: which cells make a table (studylib.reporting.tables).
 """
@@ -24,7 +24,7 @@ GLUE = "\u00a0"  # a space at which no line breaks
 NOT_KNOWN = "not known"
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"
-SHARED = "card shared"
+SHARED = "shared"
 
 
 @dataclass(frozen=True)

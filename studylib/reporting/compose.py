@@ -156,6 +156,7 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         return capacity_section(summary, pictures, several)
     if is_grid(summary):
         return grid_section(summary, several)
+    brief = several and is_toy(summary)
     lines = [f"## {title_study(summary, several)}", "", f"{notes.machine_line(summary)}.", ""]
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
@@ -163,13 +164,12 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
             lines += [f"### {title_track(comparisons)} (track {track})", ""]
         lines += notes.refusal_lines(summary, track)
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
-        shown = figures.picture_lines(names, ("ranking",))
-        ranked = ranking_section.section(comparisons, shown, brief=several)
+        drawn = figures.picture_lines(names, ("ranking",))
+        ranked = ranking_section.section(comparisons, drawn, brief)
         words = prose.answer_track(summary, track)
-        brief = several and is_toy(summary)
         lines += ranked or track_section(comparisons, words, brief)
     reading = [
-        notes.price_note(summary.comparisons),
+        "" if brief else notes.price_note(summary.comparisons),
         notes.not_run_note(summary),
         f"More: [every figure]({link_to('details')}), [every run]({link_to('runs')}).",
     ]

@@ -209,8 +209,10 @@ def section(studies: Sequence[Study]) -> list[str]:
     found = compare_runs(studies)
     if not found:
         return []
+    crowd = any(runs_on_card(one.record) > 1 for one in found)
     lines = ["### Forecast against measured", "",
-             f"{sentence(found)} Nothing of a run goes into its own forecast.", "",
+             f"{sentence(found)} Nothing of a run goes into its own forecast."
+             + (f" {SHARED.capitalize()}: other runs were on the card." if crowd else ""), "",
              peak_table(found).markdown(), ""]  # fmt: skip
     table = part_table(found)
     if table.rows:

@@ -91,10 +91,9 @@ def price_note(comparisons: Sequence[Comparison]) -> str:
     notes = sorted({row.price.note for c in comparisons for row in c.rows if row.price})
     if notes:
         text = "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
-        return f"{text} Searching for a learning rate and asking questions are not in it."
-    if all_share(comparisons):
-        return sharing_note(comparisons)
-    return (
+        text += " Searching for a learning rate and asking questions are not in it."
+        return f"{text} {sharing_note(comparisons)}".strip()
+    return sharing_note(comparisons) or (
         "No price is stated for this device and no offer in the catalog names it: set "
         "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
     )
@@ -238,6 +237,8 @@ def tuning_note(comparisons: Sequence[Comparison]) -> str:
         )
     if any(row.forgetting for comparison in comparisons for row in comparison.rows):
         text += ", and what it keeps of old knowledge is that of this rate, which no search minds"
+    if any(sweep.at_edge for sweep in sweeps if not all(p.is_out for p in sweep.points)):
+        text += ". Where the best rate lies at the edge, a better one may lie beyond"
     commits = {sweep.environment.git_commit for sweep in sweeps}
     runs = {r.environment.git_commit for c in comparisons for row in c.rows for r in row.records}
     if commits - runs:

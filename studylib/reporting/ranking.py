@@ -1,7 +1,7 @@
 """A ranking of many methods: each beside tuned LoRA, by intervals that hold for all pairs at once.
 
-For studies of six trained methods or more. What was judged are right answers where questions were
-asked, else the first measure on held-out examples, turned so that more is better.
+For studies of six trained methods or more. What is judged is the first measure on held-out
+examples, which chose the rates, turned so that more is better; right answers where there is none.
 
 Not covered: words, tables and the picture (studylib.reporting.ranking_section), what the
 rates made of it (studylib.reporting.shared_rate).
@@ -89,7 +89,7 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
     asked = all(row.accuracy is not None for row in rows)
     if not asked and not found:
         return None
-    measure = None if asked else found[0].measure
+    measure = found[0].measure if found else None
     totals = [read_totals(comparison, row, measure) for row in rows]
     pairs = compare_all(totals, shares=measure is None or measure.is_share)
     gains = {f.label: f.gain for f in found}

@@ -29,31 +29,21 @@ INCHES_A_LABEL = 0.3
 MOST_NAMED = 5
 
 
-def section(comparisons: Sequence[Comparison], pictures: list[str], brief: bool) -> list[str]:
+def section(
+    comparisons: Sequence[Comparison], pictures: list[str], brief: bool = False
+) -> list[str]:
     """A part for every comparison of many methods, in place of a sentence and a row for each beside
-    full fine-tuning; empty without one.
-
-    pictures: its Markdown. brief: without the tables, which the appendix has (table_lines).
-    """
+    full fine-tuning; empty without one. pictures: its Markdown. brief: what follows and the
+    pictures alone, the tables standing in the appendix."""
     lines = []
     for ranking in rankings(comparisons):
         lines += [f"### {count(ranking)} methods ranked ({ranking.comparison.name})", ""]
-        lines += [tell(ranking), "", *pictures]
-        lines += [] if brief else tables_of(ranking)
+        if brief:
+            lines += [tell(ranking), "", *pictures]
+            continue
+        lines += [tell(ranking), "", ranking_table(ranking).markdown(), "", reading(ranking), ""]
+        lines += [*pictures, *shared_rate.section(ranking)]
     return lines
-
-
-def table_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """The tables alone, for the appendix of a report that shows the rest."""
-    lines = []
-    for ranking in rankings(comparisons):
-        lines += [f"**Methods ranked, {ranking.comparison.name}**", "", *tables_of(ranking)]
-    return lines
-
-
-def tables_of(ranking: Ranking) -> list[str]:
-    lines = [ranking_table(ranking).markdown(), "", reading(ranking), ""]
-    return lines + shared_rate.section(ranking)
 
 
 def count(ranking: Ranking) -> int:

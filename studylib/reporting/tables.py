@@ -231,7 +231,7 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
-            edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
+            edge = "**yes**" if sweep.at_edge else "no"
             reached = percent(best.accuracy or 0) if best.measure is None else best.text()
             rows.append((*name, f"{best.learning_rate:g}", reached,
                          f"{best.questions:,}", lead_of(sweep),

@@ -232,7 +232,5 @@ def tell_not_done(studies: Sequence[Summary]) -> str:
         text += f" What is said of learning comes from {count_of(len(trained), 'toy model')} alone."
     elif real:
         largest = max(real, key=lambda found: found[1] or 0)
-        text += (
-            f" What is said of learning comes from {model_words(*largest)} and may differ there."
-        )
+        text += f" What was learned was seen on {model_words(*largest)} and may differ there."
     return text

@@ -25,6 +25,7 @@ from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_al
 from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
 from studylib.modelling.weights import multiply_in
 from studylib.schema.profile import RunSpec
+from studylib.training.checkpoints import newest_checkpoint
 from studylib.training.collate import PackedCollator
 from studylib.training.optimizer import make_own, name_optimizer
 from studylib.training.schedule import name_schedule, rise_from_above_zero, warmup_steps
@@ -311,21 +312,6 @@ def own_forwards(model: Any) -> list[tuple[Any, Any]]:
     """
     modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     return [(module, module.__dict__.get("forward")) for module in modules]
-
-
-def checkpoint_step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-
-
-def newest_checkpoint(folder: Path, logged_steps: int) -> Path | None:
-    """The newest whole checkpoint that is not ahead of the step log.
-
-    A kill can fall between the checkpoint and the log, or into the writing of the checkpoint,
-    whose last file is the trainer's state.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
-    whole = (path for path in found if (path / "trainer_state.json").is_file())
-    return next((path for path in whole if checkpoint_step(path) <= logged_steps), None)
 
 
 def summarise(log: StepLog) -> dict[str, float | int | None]:
