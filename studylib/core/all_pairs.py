@@ -71,9 +71,15 @@ class AllPairs:
 
 
 def compare_all(
-    methods: Sequence[Totals], confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> AllPairs:
-    """Differences of all pairs; StudyError: fewer than two, or they have not the same subjects."""
+    methods: Sequence[Totals], confidence: float = 0.95, draws: int = DRAWS, seed: int = 0,
+    shares: bool = True,
+) -> AllPairs:  # fmt: skip
+    """Differences of all pairs; StudyError: fewer than two, or they have not the same subjects.
+
+    shares: each item is right or wrong. Two methods that then agree in every subject get the exact
+    bound on what none of n items showed (studylib.core.stats), at the confidence of one of all
+    pairs: no width would claim certainty.
+    """
     sizes = methods[0].sizes if methods else np.zeros(0)
     if len(methods) < 2 or any(not np.array_equal(m.sizes, sizes) for m in methods):
         raise StudyError(f"{len(methods)} methods", "pairs need the same items", "Align them.")
@@ -95,6 +101,8 @@ def compare_all(
         t = abs(d) / error if error > 0 else (np.inf if d else 0.0)
         p = float((1 + (largest >= t).sum()) / (1 + len(largest)))
         half = factor * error
+        if shares and not half:
+            half = 1 - (1 - single) ** (1 / methods[0].items)
         found.append(Pair(i, j, float(d), float(d - half), float(d + half), p))
     return AllPairs(tuple(found), factor, seed_df > 0)
 

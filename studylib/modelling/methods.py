@@ -10,6 +10,7 @@ Not covered: loading weights (studylib.modelling.models), the training loop
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -33,6 +34,11 @@ from studylib.schema.methods import (
 from studylib.schema.settings import MethodSettings, nearest
 
 __all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
+
+# peft tells of GPT-2's transposed layers, which it then takes rightly, and of norms of a model's
+# own class, which it trains as they are.
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", module="peft")
+warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm'", module="peft")
 
 SAMPLED = 64  # numbers of a weight that tell whether it was changed
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
