@@ -264,6 +264,20 @@ def test_held_out_parts_are_the_same_in_any_order_and_keep_duplicates_together(t
         read_part(data.model_copy(update={"held_out": None}), "test")
 
 
+def test_fewer_examples_are_some_of_the_more_and_the_held_out_parts_stay(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(60)]
+    data = DataSettings(source=str(write(tmp_path / "a.jsonl", rows)), held_out=5)
+    asked = {n: data.model_copy(update={"examples": n}) for n in (10, 20, 50, 51)}
+    ten, twenty, all_of_them = (list(map(str, read_part(asked[n], "train"))) for n in (10, 20, 50))
+    assert [len(ten), len(twenty)] == [10, 20] and set(ten) < set(twenty)
+    assert all_of_them == list(map(str, read_part(data, "train")))
+    assert sorted(twenty, key=all_of_them.index) == twenty
+    assert read_part(asked[10], "test") == read_part(data, "test")
+    with pytest.raises(StudyError, match="has 50 examples") as caught:
+        read_part(asked[51], "train")
+    assert caught.value.value == "data.examples = 51"
+
+
 def test_a_named_test_part_takes_its_prompts_out_of_training(tmp_path):
     train = write(
         tmp_path / "train.jsonl", [{"question": f"q{i}", "answer": "a"} for i in range(9)]

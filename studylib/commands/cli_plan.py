@@ -165,7 +165,7 @@ class CpuTime:
 def expect_cpu_time(profile: Any, made: Any, estimate: Any) -> CpuTime | None:
     """None where records tell all of it, or a card's estimate does."""
     waiting = [profile.run(run.run_id) for run in made.left if run.seconds is None]
-    if estimate is not None or not waiting or all(w.model_ref.kind == "ladder" for w in waiting):
+    if estimate is not None or not waiting:
         return None
     from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps
     from studylib.forecasting.prospects import size_models, this_machine

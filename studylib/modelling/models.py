@@ -35,7 +35,7 @@ from studylib.modelling.four_bit import (
     refuse_unreadable,
 )
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
-from studylib.modelling.methods import DTYPES, prepare
+from studylib.modelling.methods import DTYPES, freeze_parts, prepare
 from studylib.modelling.packing import keep_examples_apart
 from studylib.modelling.skeleton import load_config
 from studylib.schema.profile import MethodSettings, ModelRef
@@ -141,7 +141,7 @@ def open_weights(
     torch_dtype = DTYPES[dtype]
     extra: dict[str, Any] = {}
     if method.kind.quantized:
-        extra["quantization_config"] = quantization_config(torch_dtype)
+        extra["quantization_config"] = quantization_config(torch_dtype, method.kind.base)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -180,6 +180,7 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
         model = PeftModel.from_pretrained(
             base, folder, is_trainable=True, autocast_adapter_dtype=method.adapter_dtype == "fp32"
         )
+        freeze_parts(model, method)
         keep_unpacked(model)
         refuse_half_loaded(model, folder)
         return model
@@ -275,7 +276,8 @@ def load_shape(
     sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
     torch.manual_seed(seed)
     used, reason = choose_attention(config, attention)
-    model = build_random(config, method.kind.quantized, DTYPES[dtype], used, device)
+    bits = method.kind.base if method.kind.quantized else None
+    model = build_random(config, bits, DTYPES[dtype], used, device)
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
     return Loaded(
         model, tokenizer, sha256, None, random_weights=True, attention=used,
@@ -284,9 +286,11 @@ def load_shape(
 
 
 def build_random(
-    config: Any, quantized: bool, dtype: torch.dtype, attention: str, device: torch.device
+    config: Any, bits: str | None, dtype: torch.dtype, attention: str, device: torch.device
 ) -> nn.Module:
     """A model with fresh weights, made layer by layer, each quantized before the next one comes.
+
+    bits: nf4 or fp4; None for weights as they are.
 
     So a 4-bit model never stands on its card in 16 bits: neither the load stage's peak nor the
     holes that it would leave in the allocator's memory belong to a checkpoint's loading.
@@ -308,13 +312,13 @@ def build_random(
     torch.set_default_dtype(dtype)
     try:
         for index in range(1, whole.num_hidden_layers):
-            if quantized:
-                quantize_part(layers[index - 1], dtype)
+            if bits:
+                quantize_part(layers[index - 1], dtype, kind=bits)
             with torch.device(device):
                 layers.append(kind(own, index))
             layers[index].apply(model._init_weights)
     finally:
         torch.set_default_dtype(usual)
-    if quantized:
-        quantize_linears(model, dtype)
+    if bits:
+        quantize_linears(model, dtype, bits)
     return model

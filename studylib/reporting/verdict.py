@@ -19,7 +19,7 @@ from studylib.core.stats import Estimate
 from studylib.planning.sizing import round_up
 from studylib.reporting import measure_tables
 from studylib.reporting.measured import HELD_OUT, Measured
-from studylib.reporting.notes import join_words
+from studylib.reporting.notes import at_edge, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
@@ -332,9 +332,7 @@ def untuned(summary: Summary) -> str:
 def edges(summary: Summary) -> str:
     """That a rate in use is its sweep's lowest or highest."""
     names = dict.fromkeys(
-        record.run.method.label
-        for record in summary.study.records
-        if "at the grid's edge" in record.run.learning_rate_source
+        row.method.label for c in summary.comparisons for row in c.rows if at_edge(row)
     )
     if not names:
         return ""
