@@ -41,7 +41,8 @@ def read_part(data: DataSettings, part: Part) -> Examples:
             f"the training part of {data.source} has {len(examples):,} examples",
             "Write at most as many, or leave it out for all.",
         )
-    order = sorted(range(len(examples)), key=lambda i: hash_of(examples[i]))
+    hashes = [hash_of(example) for example in examples]
+    order = sorted(range(len(examples)), key=hashes.__getitem__)
     chosen = sorted(order[: data.examples])
     note = f"chosen by their hash among {len(examples):,}"
     return examples.part(chosen, note=note)

@@ -8,6 +8,7 @@ Not covered: what a row means (studylib.inputs.forms).
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import decode_text
-from studylib.inputs.bounds import open_parquet, unzip
+from studylib.inputs.bounds import CHUNK_BYTES, Unpacked, open_parquet
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TAKEN = ".jsonl, .json, .csv, .tsv or .parquet, each also .gz"
@@ -81,7 +82,7 @@ def reading(path: Path) -> Iterator[None]:
     """A file that cannot be read or unpacked, in one message."""
     try:
         yield
-    except (EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         rule = f"this is not a whole gzip file ({error})"
         raise StudyError(path, rule, "Compress it again.") from None
     except OSError as error:
@@ -91,9 +92,9 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def open_content(path: Path) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return io.BytesIO(unzip(path.read_bytes(), path))
-    return path.open("rb")
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return io.BufferedReader(Unpacked(path), CHUNK_BYTES)
 
 
 def read_content(path: Path) -> bytes:
