@@ -68,7 +68,7 @@ def compare_file(file: Path) -> None:
         rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(file, f"this file cannot be read ({error})", "Give a CSV file.") from error
-    if not rows or not NEEDED <= set(rows[0]):
+    if not rows or not set(rows[0]) >= NEEDED:
         raise StudyError(
             file, "this file has no runs in known columns", f"It needs {', '.join(sorted(NEEDED))}."
         )

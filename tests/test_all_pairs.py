@@ -72,6 +72,10 @@ def test_equal_methods_are_not_told_apart_and_one_seed_is_said():
     one = draw(np.random.default_rng(4), [0.5])[0]
     found = compare_all([one, one, one])
     assert all(p.value == 0 and p.p_value > 0.9 for p in found.pairs) and found.seeds_known
+    alone = [Totals(one.scores[:1], one.sizes, one.names, one.items)] * 3
+    bound = 1 - (0.025 / 3) ** (1 / 800)  # none of 800 items differs, three pairs are judged
+    assert all(p.high == -p.low == pytest.approx(bound) for p in compare_all(alone).pairs)
+    assert all(p.high == p.low == 0 for p in compare_all(alone, shares=False).pairs)
     single = [Totals(m.scores[:1], m.sizes, m.names, m.items) for m in (one, one)]
     assert not compare_all(single).seeds_known
 

@@ -94,6 +94,18 @@ def test_where_none_is_ahead_the_most_that_one_could_be_is_said(tmp_path):
     assert shared_rate.section(found) == []
 
 
+def test_of_several_loras_the_one_of_most_methods_rank_is_the_reference(tmp_path):
+    summary = build(tmp_path / "s", KNOWN | {"lora-r8": 0.5, "lora-r64": 0.7}, rates={})
+    found = rank_methods(summary.comparisons[0])
+    assert found is not None and found.reference.method.rank == 16
+
+
+def test_what_is_not_told_from_guessing_is_not_ranked_by_learning(tmp_path):
+    found = rank_methods(build(tmp_path / "s", dict.fromkeys(KNOWN, 0.25)).comparisons[0])
+    assert found is not None
+    assert ranking_section.tell(found).startswith("**No accuracy can be told from guessing")
+
+
 def test_the_frontier_holds_what_nothing_beats_at_its_memory(ranking):
     kept = ranking.frontier
     assert [p.memory for p in kept] == sorted(p.memory for p in kept)
@@ -117,7 +129,12 @@ def test_the_table_at_one_rate_says_what_was_the_rates(ranking):
 def test_a_report_of_many_methods_has_the_ranking_and_of_few_has_not(summary, tmp_path):
     text = compose([summary], [], None, "").files["REPORT.md"].decode()
     assert "7 methods ranked" in text and "main-ranking.svg" in text
-    assert text.count("| PiSSA r=16 |") >= 3, "the headline, the ranking, the one rate"
+    assert text.count("| PiSSA r=16 |") == 2, "the ranking, and the table at one rate"
+    other = build(tmp_path / "other", dict(list(KNOWN.items())[:3]), rates={})
+    both = compose([summary, other], [], None, None).files
+    brief, details = both["REPORT.md"].decode(), both["docs/report/details.md"].decode()
+    assert "7 methods ranked" in brief and "| PiSSA r=16 |" not in brief
+    assert details.count("| PiSSA r=16 |") > 2
     few = dict(list(KNOWN.items())[: MANY - 1])
     assert rank_methods(build(tmp_path / "few", few).comparisons[0]) is None
     without = {name: share for name, share in KNOWN.items() if name != "lora"}

@@ -1,4 +1,4 @@
-"""All differences between several methods at once: intervals that hold together, and their p-values.
+"""All differences between several methods at once: intervals that hold together, with p-values.
 
 With seventeen methods there are 136 pairs, and of intervals that cover 95 % each some six would
 miss. These are wider, by one factor for all pairs, so that with 95 % none misses (Tukey's idea; the
@@ -8,9 +8,9 @@ simulated studies without any difference in which some pair looks as far apart a
 Two parts make a pair's standard error, as in studylib.core.stats. Items are paired: whole subjects
 are drawn with replacement, the same for all pairs, which keeps that pairs hang together. Seeds are
 not paired: their variance is pooled over the methods, since three runs of one tell little of it;
-where one method's own is larger, that counts for it. Normal draws with the pooled degrees of freedom
-stand for it, so that methods whose runs spread far less than others' get intervals that are too
-wide.
+where one method's own is larger, that counts for it. Normal draws with the pooled degrees of
+freedom stand for it, so that methods whose runs spread far less than others' get intervals that are
+too wide.
 
 Not covered: which method is the reference (the pairs with it are among all), words and tables
 (studylib.reporting.ranking).
@@ -71,9 +71,15 @@ class AllPairs:
 
 
 def compare_all(
-    methods: Sequence[Totals], confidence: float = 0.95, draws: int = DRAWS, seed: int = 0
-) -> AllPairs:
-    """Differences of all pairs; StudyError: fewer than two, or they have not the same subjects."""
+    methods: Sequence[Totals], confidence: float = 0.95, draws: int = DRAWS, seed: int = 0,
+    shares: bool = True,
+) -> AllPairs:  # fmt: skip
+    """Differences of all pairs; StudyError: fewer than two, or they have not the same subjects.
+
+    shares: each item is right or wrong. Two methods that then agree in every subject get the exact
+    bound on what none of n items showed (studylib.core.stats), at the confidence of one of all
+    pairs: no width would claim certainty.
+    """
     sizes = methods[0].sizes if methods else np.zeros(0)
     if len(methods) < 2 or any(not np.array_equal(m.sizes, sizes) for m in methods):
         raise StudyError(f"{len(methods)} methods", "pairs need the same items", "Align them.")
@@ -95,6 +101,8 @@ def compare_all(
         t = abs(d) / error if error > 0 else (np.inf if d else 0.0)
         p = float((1 + (largest >= t).sum()) / (1 + len(largest)))
         half = factor * error
+        if shares and not half:
+            half = 1 - (1 - single) ** (1 / methods[0].items)
         found.append(Pair(i, j, float(d), float(d - half), float(d + half), p))
     return AllPairs(tuple(found), factor, seed_df > 0)
 

@@ -10,6 +10,7 @@ Not covered: loading weights (studylib.modelling.models), the training loop
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -18,9 +19,11 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit, first_line
+from studylib.modelling.added import adapter_layers
 from studylib.modelling.four_bit import count_weights, keep_unpacked
 from studylib.modelling.reach import linear_names, reach
 from studylib.schema.methods import (
+    ADAPTER,
     METHODS,
     METHODS_TABLE,
     WHOLE,
@@ -31,6 +34,11 @@ from studylib.schema.methods import (
 from studylib.schema.settings import MethodSettings, nearest
 
 __all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
+
+# peft tells of GPT-2's transposed layers, which it then takes rightly, and of norms of a model's
+# own class, which it trains as they are.
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", module="peft")
+warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm'", module="peft")
 
 SAMPLED = 64  # numbers of a weight that tell whether it was changed
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -65,7 +73,7 @@ def adapter_config(method: MethodSettings, model: Any, as_kept: bool = False) ->
                 True, 2 * config.r, 2 * config.lora_alpha
             )  # fmt: skip
         return config
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         rule = f"peft does not take these keys ({first_line(error)})"
         raise StudyError(where, rule, "They are those of peft's configuration class.") from error
 
@@ -107,7 +115,7 @@ def attach(
             config,
             autocast_adapter_dtype=method.adapter_dtype == "fp32",
         )
-    except (ValueError, NotImplementedError) as error:
+    except (KeyError, NotImplementedError, TypeError, ValueError) as error:
         if not raised_by_peft(error):
             raise
         if by_targets:
@@ -125,8 +133,9 @@ def attach(
         kept = wrapped.peft_config["default"].target_modules
         refuse_unknown(method, [name for name in method.targets if name in kept], names, layers)
     refuse_routers(method, wrapped, layers)
-    if not method.kind.converted:
+    if not (as_kept and method.kind.converted):
         refuse_changed(method, wrapped, samples)
+        refuse_turned(method, wrapped)
     freeze_parts(wrapped, method)
     if method.kind.quantized:
         keep_unpacked(wrapped)
@@ -234,20 +243,50 @@ def sample_weights(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
 def refuse_changed(
     method: MethodSettings, model: nn.Module, samples: list[tuple[nn.Parameter, torch.Tensor]]
 ) -> None:
-    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA): what is saved of it would
-    be laid on the original base, and answer as another model."""
+    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA) and its row says nothing of
+    it, or the other way round: what is saved of it would not fit the original base."""
+    where = f"{method.label} on {model.config.model_type}"  # type: ignore[union-attr]
+    changed = is_changed(model, samples)
+    if changed and not method.kind.converted:
+        raise Unfit(
+            where,
+            "it begins by changing the model's own weights, so that the adapter alone, as it "
+            "is saved, does not fit the original model",
+            f"Give its row in {METHODS_TABLE.name} another initialization or, where peft can "
+            "convert such an adapter to one on the original, write converted: true.",
+        )
+    if changed is False and method.kind.converted:
+        raise Unfit(
+            where,
+            "its row says converted, but it leaves the model's own weights as they are",
+            f"Leave converted out of its row in {METHODS_TABLE.name}.",
+        )
+
+
+def is_changed(model: nn.Module, samples: list[tuple[nn.Parameter, torch.Tensor]]) -> bool | None:
+    """Whether any of the sampled weights is another now; None where they have no data."""
     there = {id(parameter) for parameter in model.parameters()}
-    for parameter, sample in samples:
-        if parameter.is_meta:
-            continue
-        now = parameter.detach().flatten()[:SAMPLED]
-        if id(parameter) not in there or not torch.equal(now, sample):
+    known = [(p, sample) for p, sample in samples if not p.is_meta]
+    if not known:
+        return None
+    return any(
+        id(p) not in there or not torch.equal(p.detach().flatten()[:SAMPLED], sample)
+        for p, sample in known
+    )
+
+
+def refuse_turned(method: MethodSettings, model: Any) -> None:
+    """Unfit where peft began an adapter from weights that lie the other way round (OLoRA on GPT-2's
+    layers, whose weights are [in, out]): its first step would fail."""
+    for path, layer in adapter_layers(model) if method.kind.converted else ():
+        down = layer.lora_A["default"].weight
+        if down.shape[1] != layer.in_features:
+            leaf = path.rpartition(".")[2]
             raise Unfit(
-                f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
-                "it begins by changing the model's own weights, so that the adapter alone, as it "
-                "is saved, does not fit the original model",
-                f"Give its row in {METHODS_TABLE.name} another initialization or, where peft can "
-                "convert such an adapter to one on the original, write converted: true.",
+                f"{method.label} on {model.config.model_type}",
+                f"peft takes the transposed weights of {leaf} as they lie, and its adapter does "
+                "not fit them",
+                f"Use {ADAPTER}, or {WHOLE}.",
             )
 
 

@@ -43,8 +43,6 @@ from studylib.schema.records import canonical
 
 # transformers 5 warns of names that it will change in 6; the ranges of this study end before.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-# peft tells of GPT-2's transposed layers, which it then takes rightly.
-warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", module="peft")
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 

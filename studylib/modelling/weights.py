@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from studylib.core.files import full_disk_said
+from studylib.inputs.sources import is_whole
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
@@ -33,7 +34,9 @@ BEGINNING = "beginning"  # what a converted adapter was before its training
 def find_trained(work: Path) -> Path | None:
     """Where the trained weights lie, whole, or None: in the work folder, or already where they stay
     if the run's end was broken off."""
-    if (work / TRAINED / WHOLE).is_file():
+    if (work / TRAINED / WHOLE).is_file() and all(
+        map(is_whole, (work / TRAINED).glob("*.safetensors"))
+    ):
         return work / TRAINED
     places = [work.parent / name for name in get_args(Place) if (work / MOVED).is_file()]
     return next((folder for folder in places if folder.is_dir()), None)

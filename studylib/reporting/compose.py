@@ -166,9 +166,8 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
         drawn = figures.picture_lines(names, ("ranking",))
         ranked = ranking_section.section(comparisons, drawn, brief)
-        if not (brief and ranked):
-            lines += track_section(comparisons, prose.answer_track(summary, track), brief)
-        lines += ranked
+        words = prose.answer_track(summary, track)
+        lines += ranked or track_section(comparisons, words, brief)
     reading = [
         "" if brief else notes.price_note(summary.comparisons),
         notes.not_run_note(summary),

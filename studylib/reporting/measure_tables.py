@@ -23,6 +23,7 @@ DECIMALS = 3  # of nats and bits
 JUDGED = ("judged", "judged_gap", "judged_share")  # of the measure that a track is judged by
 SHARE_HEADER = "Share of full's gain (%) ↑"
 COUNTS = {
+    "too_long": "left out: their prompt alone fills the row or the model's context",
     "left_out": "left out: nothing in them that this measure needs",
     "unknown_labels": "with a label that never occurs in training, counted as wrong",
     "unfinished": "answers that reached the longest length allowed",

@@ -1,4 +1,4 @@
-"""A ranking of many methods: each beside tuned LoRA, with intervals that hold for all pairs at once.
+"""A ranking of many methods: each beside tuned LoRA, by intervals that hold for all pairs at once.
 
 For studies of six trained methods or more. What is judged is the first measure on held-out
 examples, which chose the rates, turned so that more is better; right answers where there is none.
@@ -82,7 +82,7 @@ class Ranking:
 def rank_methods(comparison: Comparison) -> Ranking | None:
     """The ranking of a comparison; None of few methods, or without LoRA as it comes."""
     rows = [row for row in comparison.rows if row.method.kind.trains and row.complete]
-    reference = next((row for row in rows if row.method.name == ADAPTER), None)
+    reference = find_reference(rows)
     if len(rows) < MANY or reference is None:
         return None
     found = first_measure(comparison)
@@ -91,7 +91,7 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
         return None
     measure = found[0].measure if found else None
     totals = [read_totals(comparison, row, measure) for row in rows]
-    pairs = compare_all(totals)
+    pairs = compare_all(totals, shares=measure is None or measure.is_share)
     gains = {f.label: f.gain for f in found}
     kind = (comparison.memory_kind, "train")
     at, places = rows.index(reference), []
@@ -112,6 +112,15 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
         apart=count_apart(pairs),
         seeds_known=pairs.seeds_known,
         tuned=all(run.learning_rate_source.startswith("tuned") for run in runs),
+    )
+
+
+def find_reference(rows: list[Row]) -> Row | None:
+    """LoRA as it comes: of several ranks the one that most of the others have, else the highest."""
+    ranks = [row.method.rank or 0 for row in rows]
+    able = [row for row in rows if row.method.name == ADAPTER]
+    return max(
+        able, key=lambda r: (ranks.count(r.method.rank or 0), r.method.rank or 0), default=None
     )
 
 

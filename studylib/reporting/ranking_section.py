@@ -26,13 +26,15 @@ CAPTION = (
     "pairs at once"
 )
 INCHES_A_LABEL = 0.3
+MOST_NAMED = 5
 
 
 def section(
     comparisons: Sequence[Comparison], pictures: list[str], brief: bool = False
 ) -> list[str]:
-    """A part for every comparison of many methods; empty without one. pictures: its Markdown.
-    brief: what follows and the pictures alone, the tables standing in the appendix."""
+    """A part for every comparison of many methods, in place of a sentence and a row for each beside
+    full fine-tuning; empty without one. pictures: its Markdown. brief: what follows and the
+    pictures alone, the tables standing in the appendix."""
     lines = []
     for ranking in rankings(comparisons):
         lines += [f"### {count(ranking)} methods ranked ({ranking.comparison.name})", ""]
@@ -51,6 +53,8 @@ def count(ranking: Ranking) -> int:
 def tell(ranking: Ranking) -> str:
     """Whether any method beats LoRA, in one sentence, and what else is told apart."""
     label = reference_words(ranking)
+    if ranking.measure is None and not ranking.comparison.above_chance:
+        return "**No accuracy can be told from guessing:** the ranking says nothing of learning."
     if ranking.ahead:
         ends = [f"{place.row.label} by {span(ranking, place.lead)}" for place in ranking.ahead]
         text = f"**Better than {label}: {join_words(ends)}.**"
@@ -66,7 +70,9 @@ def tell(ranking: Ranking) -> str:
     open_ones = [
         place.row.label for place, lead in ranking.others if lead.low <= 0 <= lead.high
     ]  # fmt: skip
-    if open_ones:
+    if len(open_ones) > MOST_NAMED:
+        text += f" {len(open_ones)} others are not told apart from it."
+    elif open_ones:
         text += f" Not told apart from it: {join_words(open_ones)}."
     best = [place.row.label for place in ranking.frontier]
     return f"{text} Nothing scores as much with less memory than {join_words(best, 'or')}."
@@ -97,14 +103,14 @@ def ranking_table(ranking: Ranking) -> Table:
     for rank, place in enumerate(ranking.places, 1):
         row, lead = place.row, place.lead
         peak = MISSING if place.memory is None else METRICS["train_peak_bytes"].number(place.memory)
-        gain = place.gain
+        gain, disk = place.gain, row.figures.get("variant_bytes")
         sign = sign_of(ranking.measure)
         rows.append((
             str(rank), row.label, show(ranking, sign * place.score, signed=False),
             MISSING if gain is None else show(ranking, gain.value),
             "reference" if lead is None else span(ranking, lead),
             "—" if lead is None else p_words(lead),
-            trainable_cell(row), peak, spread_cell("variant_bytes", row.figures.get("variant_bytes")),
+            trainable_cell(row), peak, spread_cell("variant_bytes", disk),
             f"{row.complete[0].run.learning_rate:g}",
         ))  # fmt: skip
     return Table(header, tuple(rows))
@@ -125,7 +131,7 @@ def sign_of(measure: Measure | None) -> int:
 
 
 def span(ranking: Ranking, pair: Pair | None) -> str:
-    """A difference with its interval, as the figure itself counts it (a loss: below 0 is better)."""
+    """A difference with its interval, as the figure counts it (a loss: below 0 is better)."""
     assert pair is not None
     sign = sign_of(ranking.measure)
     low, high = sorted((sign * pair.low, sign * pair.high))

@@ -1,4 +1,4 @@
-"""How much of a method's lead was its learning rate: all methods at one rate, beside each at its own.
+"""How much of a lead was its learning rate: all methods at one rate, beside each at its own.
 
 From the searches' curves: one seed, validation questions. The shared rate is the one that LoRA's
 search chose, as a study without searches would have set it.
@@ -78,9 +78,9 @@ def tell(ranking: Ranking, rate: float, found: list[Shared]) -> list[str]:
     same = [height(point) for _, point in both]
     left = [one.row.label for one in found if one.shared is None]
     lines = (
-        f"**How much of it was the rate:** on the validation part the {len(both)} methods that were "
-        f"tried at {label}'s own rate ({rate:g}) lie {spread(same)} {unit} apart at that one rate, "
-        f"and {spread(own)} {unit} apart at the best that each was tried with."
+        f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
+        f"were tried at {label}'s own rate ({rate:g}) lie {spread(same)} {unit} apart at that one "
+        f"rate, and {spread(own)} {unit} apart at the best that each was tried with."
     )
     if left:
         lines += f" Not tried at it: {join_words(left)}."

@@ -24,6 +24,7 @@ from studylib.schema.frozen import Frozen
 METHODS_TABLE = PACKAGE / "methods.yaml"
 NAME = r"[a-z][a-z0-9]*(?:-[a-z][a-z0-9]*)*?"
 NUMBERS = ("rank", "alpha", "dropout", "targets")  # of a profile's section `lora`
+FROM_DATA = ("corda", "eva", "lora_ga")  # LoRA's beginnings
 HOLES = (*NUMBERS, "embedding", "tied")
 
 Ability = Literal["merge", "switch", "mix", "vllm"]
@@ -67,6 +68,10 @@ class Method(Frozen):
             return None
         if "peft_type" not in keys:
             raise ValueError("name peft's method: peft_type: LORA, for example")
+        begins = keys.get("init_lora_weights")
+        if begins in FROM_DATA:
+            rule = "begins from data that are gathered before the training, which no run here does"
+            raise ValueError(f"init_lora_weights: {begins} {rule}; peft might train plain LoRA")
         if unknown := sorted(set(holes_in(keys)) - set(HOLES)):
             known = ", ".join(f"${name}" for name in HOLES)
             raise ValueError(f"${unknown[0]} stands for nothing; known are {known}")
@@ -84,6 +89,8 @@ class Method(Frozen):
             raise ValueError("trained names no module: write all, or [norm], for example")
         if (self.converted or self.frozen or self.rate_ratio != 1) and not self.adapter:
             raise ValueError("converted, frozen and rate_ratio are of an adapter: name it in peft:")
+        if self.converted and (self.peft or {})["peft_type"] != "LORA":
+            raise ValueError("converted is of LoRA's adapters alone, as peft converts no others")
         if self.converted and self.quantized:
             raise ValueError("a 4-bit base cannot be changed by its adapter: leave converted out")
         if self.optimizer and not self.trains:

@@ -286,6 +286,7 @@ class Hardware(Settings):
     sharding: how a training on several cards divides the model: fsdp (FSDP2), zero3 (DeepSpeed),
     or none (each card holds all of it).
     runs_per_card: where answers matter alone; its memory and energy are then not measured.
+    hang_minutes: a run that does nothing for so long is ended.
     """
 
     jobs: int = Field(default=1, ge=1, le=64)
@@ -294,6 +295,7 @@ class Hardware(Settings):
     gpus: int = Field(default=1, ge=0, le=64)
     gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=dict)
     sharding: Literal["none", "fsdp", "zero3"] = "fsdp"
+    hang_minutes: float = Field(default=30, gt=0)
     usd_per_hour: float | None = Field(default=None, ge=0)
     usd_note: str = ""
 

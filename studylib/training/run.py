@@ -50,6 +50,7 @@ from studylib.schema.records import (
 from studylib.schema.tuning import open_profile
 from studylib.scoring.evaluate import NotANumber
 from studylib.scoring.score import Scored, score_model
+from studylib.training.checkpoints import checkpoint_step, newest_checkpoint
 from studylib.training.distributed import take_cards, train_on_cards, try_model
 from studylib.training.fingerprint import fingerprint
 from studylib.training.four_bit_form import describe_weights, score_merged, spell_scored
@@ -57,9 +58,7 @@ from studylib.training.train import (
     OUT_OF_MEMORY,
     Diverged,
     StepLog,
-    checkpoint_step,
     is_out_of_memory,
-    newest_checkpoint,
     summarise,
     train_model,
 )
@@ -275,6 +274,7 @@ class Run:
         """What one more variant needs on disk."""
         if not self.ok:
             return
+        self.watch.show("serving")
         with self.meter.stage("serve"):
             footprint = measure_footprint(self.loaded.model, self.spec.method, self.trained_folder)
         self.serve_block = ServeBlock(measure=self.session.stages()["serve"], **footprint)

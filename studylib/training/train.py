@@ -25,9 +25,10 @@ from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_al
 from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
 from studylib.modelling.weights import multiply_in
 from studylib.schema.profile import RunSpec
+from studylib.training.checkpoints import newest_checkpoint
 from studylib.training.collate import PackedCollator
 from studylib.training.optimizer import make_own, name_optimizer
-from studylib.training.schedule import rise_from_above_zero, warmup_steps
+from studylib.training.schedule import name_schedule, rise_from_above_zero, warmup_steps
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
@@ -120,9 +121,7 @@ def build_trainer(
         per_device_train_batch_size=recipe.micro_batch,
         gradient_accumulation_steps=recipe.accumulation // processes(),
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=recipe.schedule
-        if recipe.schedule != "constant"
-        else "constant_with_warmup",
+        lr_scheduler_type=name_schedule(recipe),
         warmup_steps=warmup_steps(recipe),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
@@ -313,21 +312,6 @@ def own_forwards(model: Any) -> list[tuple[Any, Any]]:
     """
     modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     return [(module, module.__dict__.get("forward")) for module in modules]
-
-
-def checkpoint_step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-
-
-def newest_checkpoint(folder: Path, logged_steps: int) -> Path | None:
-    """The newest whole checkpoint that is not ahead of the step log.
-
-    A kill can fall between the checkpoint and the log, or into the writing of the checkpoint,
-    whose last file is the trainer's state.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
-    whole = (path for path in found if (path / "trainer_state.json").is_file())
-    return next((path for path in whole if checkpoint_step(path) <= logged_steps), None)
 
 
 def summarise(log: StepLog) -> dict[str, float | int | None]:
