@@ -110,7 +110,7 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
     able = [label for label, word in words.items() if word != "poor"]
     text = f"**Small change:** start with {join_words(able, 'or')}, and test on your own data."
     if any(word == "short" for word in words.values()):
-        return f"{text} Expect to lose some of the gain: {join_words(list(words))} kept {told}."
+        return f"{text} Expect to lose some gain: {join_words(list(words))} kept {told}."
     return f"{text} These runs are too few to tell: {join_words(list(words))} kept {told}."
 
 
