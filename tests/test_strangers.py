@@ -66,11 +66,11 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_there(tmp_path, monkey
     packed, table = tmp_path / "a.jsonl.gz", tmp_path / "a.parquet"
     packed.write_bytes(gzip.compress("\n".join(rows).encode()))
     pq.write_table(pa.table({"text": [f"{i:01000d}" for i in range(1000)]}), table)
-    assert len(read_rows(packed)[0]) == len(read_rows(table)[0]) == 1000
+    assert len(list(read_rows(packed)[0])) == len(list(read_rows(table)[0])) == 1000
     monkeypatch.setattr(bounds, "most_bytes", lambda: 500_000)
     for path in (packed, table):
         with pytest.raises(StudyError, match="unpacked it has more than"):
-            read_rows(path)
+            list(read_rows(path)[0])
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
@@ -86,7 +86,7 @@ def test_gzip_of_several_parts_and_with_filling_is_whole(tmp_path):
     assert [row["text"] for _, row in read_rows(path)[0]] == ["a", "b"]
     path.write_bytes(gzip.compress(b'{"text": "a"}\n')[:-3])
     with pytest.raises(StudyError, match="not a whole gzip file"):
-        read_rows(path)
+        list(read_rows(path)[0])
 
 
 def test_weights_outside_of_the_models_folder_are_not_looked_at(tmp_path):

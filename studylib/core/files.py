@@ -37,12 +37,13 @@ def read_text(path: Path, what: str, remedy: str) -> str:
     return decode_text(content, path)
 
 
-def decode_text(content: bytes, path: Path | str) -> str:
-    """A file's bytes as UTF-8 text without a byte-order mark; a fault names its line."""
+def decode_text(content: bytes, path: Path | str, first_line: int = 1) -> str:
+    """A file's bytes, from a line on, as UTF-8 text without a byte-order mark; a fault names its
+    line."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + first_line
         raise StudyError(
             f"{path}, line {line}", "this is not UTF-8 text", "Save the file as UTF-8."
         ) from None

@@ -8,16 +8,14 @@ Not covered: files that are large as they lie there, which their reader sees.
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from studylib.core.errors import StudyError
 
-GZIPPED = 16 + zlib.MAX_WBITS  # zlib's word for a gzip file's head and end
 CHUNK_BYTES = 1 << 20
 
 
@@ -25,26 +23,26 @@ def most_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def unzip(content: bytes, path: Path) -> bytes:
-    """What a gzip file holds, of one part or several. StudyError where that is too much; EOFError
-    where it is cut short, zlib.error where it is none."""
-    parts, count = [], 0
-    for part in unzip_parts(content):
-        parts.append(part)
-        count += len(part)
-        refuse_too_much(count, path)
-    return b"".join(parts)
+class Unpacked(io.RawIOBase):
+    """What a gzip file holds, counted as it is read. StudyError where it is too much; EOFError
+    where the file is cut short, gzip.BadGzipFile or zlib.error where it is none."""
 
+    def __init__(self, path: Path):
+        self.path, self.count = path, 0
+        self.packed = gzip.open(path, "rb")  # noqa: SIM115 -- as long as this is
 
-def unzip_parts(content: bytes) -> Iterator[bytes]:
-    while content:
-        unpacked = zlib.decompressobj(GZIPPED)
-        while content and not unpacked.eof:
-            yield unpacked.decompress(content, CHUNK_BYTES)
-            content = unpacked.unconsumed_tail
-        if not unpacked.eof:
-            raise EOFError("it ends too early")
-        content = unpacked.unused_data.lstrip(b"\0")  # what tapes and disks fill up with
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self.packed.readinto(buffer)
+        self.count += size
+        refuse_too_much(self.count, self.path)
+        return size
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
 
 
 def open_parquet(content: bytes, path: Path) -> Any:

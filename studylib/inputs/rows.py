@@ -8,19 +8,21 @@ Not covered: what a row means (studylib.inputs.forms).
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import decode_text
-from studylib.inputs.bounds import open_parquet, unzip
+from studylib.inputs.bounds import CHUNK_BYTES, Unpacked, open_parquet
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TAKEN = ".jsonl, .json, .csv, .tsv or .parquet, each also .gz"
@@ -45,23 +47,26 @@ def kind_of(path: Path) -> str:
     return Path(name).suffix
 
 
-def read_rows(path: Path) -> tuple[Places, list[str]]:
+def read_rows(path: Path) -> tuple[Iterable[tuple[str, Any]], list[str]]:
     """((place, row) of every row, what is to be said of the file); StudyError names the line.
 
+    Lines of a .jsonl file are read as they are asked for, the rest at once.
     A .json file that is no list, and rows that are no objects, are left to the caller to refuse.
     """
     kind = kind_of(path)
     if path.is_file() and kind in OTHERS:
         rule = f"this is {OTHERS[kind]}; DATA takes {TAKEN}"
         raise StudyError(path, rule, "Save it as one of them.")
+    if kind == ".jsonl":
+        return read_lines(path), []
     content = read_content(path)
     if kind == ".parquet":
         return read_parquet(content, path), []
     text = decode_text(content, path)
     if kind in (".csv", ".tsv"):
         return read_table(text, path, kind)
-    if kind == ".jsonl" or not text.strip():
-        return [(f"line {i}", row) for i, row in parse_lines(text, path)], []
+    if not text.strip():
+        return [], []
     rows = parse_json(text, path, 1)
     if not isinstance(rows, list):
         raise StudyError(
@@ -72,11 +77,12 @@ def read_rows(path: Path) -> tuple[Places, list[str]]:
     return [(f"entry {i}", row) for i, row in enumerate(rows, 1)], []
 
 
-def read_content(path: Path) -> bytes:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A file that cannot be read or unpacked, in one message."""
     try:
-        content = path.read_bytes()
-        return unzip(content, path) if path.suffix.lower() == ".gz" else content
-    except (EOFError, zlib.error) as error:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         rule = f"this is not a whole gzip file ({error})"
         raise StudyError(path, rule, "Compress it again.") from None
     except OSError as error:
@@ -85,11 +91,28 @@ def read_content(path: Path) -> bytes:
         raise StudyError(path, rule, remedy) from None
 
 
-def parse_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+def open_content(path: Path) -> IO[bytes]:
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return io.BufferedReader(Unpacked(path), CHUNK_BYTES)
+
+
+def read_content(path: Path) -> bytes:
+    with reading(path), open_content(path) as file:
+        return file.read()
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with reading(path), open_content(path) as file:
+        yield from ((f"line {i}", row) for i, row in parse_lines(file, path))
+
+
+def parse_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, content) of every line that is not blank."""
-    for i, line in enumerate(text.split("\n"), 1):  # not at U+2028, as splitlines does
+    for number, content in enumerate(lines, 1):  # not at U+2028, as splitlines does
+        line = decode_text(content, path, number).removesuffix("\n")
         if line.strip():
-            yield i, parse_json(line, path, i)
+            yield number, parse_json(line, path, number)
 
 
 def parse_json(text: str, path: Path, first_line: int) -> Any:

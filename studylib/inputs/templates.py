@@ -22,6 +22,7 @@ from typing import Any
 
 from studylib.core.errors import StudyError, first_line
 from studylib.inputs.forms import Example, Message, is_learned, messages_of
+from studylib.inputs.spool import Spool
 from studylib.inputs.template_trial import try_template
 
 # The prompt of Stanford Alpaca (2023), with and without an input.
@@ -67,19 +68,15 @@ class Unfolded:
     answer. refused: conversations that the chat template does not take, by its own words.
     """
 
-    pieces: list[Any] = field(default_factory=list)
-    of: list[int] = field(default_factory=list)
+    pieces: Sequence[Any] = field(default_factory=Spool)
+    of: Sequence[int] = field(default_factory=list)
     divided: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-
-    def add(self, number: int, pieces: Sequence[Any]) -> None:
-        self.pieces += pieces
-        self.of += [number] * len(pieces)
 
     @classmethod
     def whole(cls, examples: Sequence[Any]) -> Unfolded:
         """Each example as it is."""
-        return cls(list(examples), list(range(len(examples))))
+        return cls(examples, range(len(examples)))
 
 
 class TemplateRefuses(Exception):

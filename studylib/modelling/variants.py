@@ -50,10 +50,10 @@ def add_adapters(
     The first one is active. Equal seeds give equal adapters on a plain and on a 4-bit base.
     """
     names = adapter_names(count)
-    model: Any = attach(base, method, seed)
+    model: Any = attach(base, method, seed, as_kept=True)
     for index, name in enumerate(names[1:], 1):
         torch.manual_seed(seed + index)
-        model.add_adapter(name, adapter_config(method, base))
+        model.add_adapter(name, adapter_config(method, base, as_kept=True))
     for index, name in enumerate(names):
         seed_adapter(model, name, seed + index, DTYPES[dtype])
     return ready(model, "default")

@@ -157,7 +157,9 @@ class DataSettings(Settings):
     template: how examples are spelled; chat is the model's own template; auto is chat for
     conversations where the model has one, else alpaca. columns: part=COLUMN words, where the keys
     do not say it. test, validation: sources of those parts. held_out: examples that are split off
-    for each of them that has neither a source nor a file in the folder.
+    for each of them that has neither a source nor a file in the folder. examples: train on so many
+    of the training part alone, those of the lowest hash: of two numbers the smaller one's are among
+    the larger one's.
     """
 
     source: str
@@ -165,6 +167,7 @@ class DataSettings(Settings):
     facts: int | None = Field(default=None, ge=1)
     columns: str | None = None
     held_out: int | None = Field(default=None, ge=1)
+    examples: int | None = Field(default=None, ge=1)
     test: str | None = None
     validation: str | None = None
 
