@@ -75,8 +75,8 @@ def main() -> int:
     asked = words.parse_args()
     seen, began = Seen(), time.monotonic()
     tests = list(dict.fromkeys(test for fault in FAULTS for test in fault.tests))
-    code = pytest.main(["-m", "", "-q", "--rootdir", str(ROOT), "-n", asked.at_once, "--dist", "loadfile",
-                        *(str(ROOT / test) for test in tests)], plugins=[seen])  # fmt: skip
+    options = ["-m", "", "-q", "--rootdir", str(ROOT), "-n", asked.at_once, "--dist", "loadfile"]
+    code = pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[seen])
     asked.to.write_text(compose(seen, (time.monotonic() - began) / 60))
     print(f"{asked.to}: {len(FAULTS)} kinds")
     return int(code)
