@@ -13,6 +13,7 @@ import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import sabotage
 from sabotage import Strike
@@ -255,6 +256,20 @@ def test_unreadable_session_is_one_message(scene, work, tmp_path, record_propert
     assert outcome.exit_code == 2
     assert "cannot be read" in outcome.failed[RUN].message
     record_property("seen", "exit 2: what the run has done so far cannot be read")
+
+
+def test_no_port_is_open_while_a_run_goes_on(scene, tmp_path, record_property):
+    """Its notebook's channels are files that this user alone can open."""
+    strike = Strike(tmp_path / "mark", signal.SIGSTOP, does="evaluating")
+    process = scene.start(
+        scene.task(tmp_path).command(1), scene.folder(tmp_path), 1, strike.environ
+    )
+    kernel = psutil.Process(wait_for(strike.stands))
+    family = [kernel, *kernel.parents()[:2]]
+    assert [one.net_connections("inet") for one in family] == [[], [], []]
+    strike.go_on(signal.SIGCONT)
+    assert process.wait() == 0
+    record_property("seen", "no socket of the network in the kernel, its run and what forks them")
 
 
 def test_planted_secret_is_in_no_file(scene, record_property):

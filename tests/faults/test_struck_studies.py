@@ -26,7 +26,7 @@ def test_study_that_is_stopped_three_ways_ends_at_the_fourth_call(tmp_path, reco
             (signal.SIGKILL, "evaluating", -9))  # fmt: skip
     for number, doing, code in ways:
         # The run waits for the blow to its study; SIGSTOP is dealt in a run that trains alone.
-        opens = rf"{RUN}/work\b" if doing == "training" else None
+        opens = "/".join((RUN, "work", "")) if doing == "training" else None
         strike = Strike(tmp_path / doing, signal.SIGSTOP, opens=opens, does=doing)
         process = study("reproduce", *place, environ={"PYTHONPATH": path, **strike.environ})
         wait_for(strike.stands)

@@ -71,11 +71,12 @@ def compose(seen: Seen, minutes: float) -> str:
 def main() -> int:
     words = argparse.ArgumentParser(description="Run the faults, write the table.")
     words.add_argument("--to", type=Path, default=PAGE)
+    words.add_argument("--at-once", default="auto", help="how many files of tests at a time")
     asked = words.parse_args()
     seen, began = Seen(), time.monotonic()
     tests = list(dict.fromkeys(test for fault in FAULTS for test in fault.tests))
-    code = pytest.main(["-m", "", "-q", "--rootdir", str(ROOT),
-                        *(str(ROOT / test) for test in tests)], plugins=[seen])  # fmt: skip
+    options = ["-m", "", "-q", "--rootdir", str(ROOT), "-n", asked.at_once, "--dist", "loadfile"]
+    code = pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[seen])
     asked.to.write_text(compose(seen, (time.monotonic() - began) / 60))
     print(f"{asked.to}: {len(FAULTS)} kinds")
     return int(code)
