@@ -16,7 +16,7 @@ from studylib.forecasting.moves import Held, LayersDiffer, Run, Trained, stretch
 from studylib.forecasting.optimizers import make_optimizer
 from studylib.forecasting.replay import Demand, flatten, least_memory, replay
 from studylib.forecasting.run_forecasts import forecast_record
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.updates import UpdateLog, trace_updates
 from studylib.schema.records import RECORD, read_record
 from studylib.schema.settings import MethodSettings

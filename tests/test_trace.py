@@ -14,7 +14,7 @@ from studylib.core.errors import StudyError
 from studylib.forecasting.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
 from studylib.forecasting.moves import ordered
 from studylib.forecasting.replay import flatten
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.trace import PARTS, StepTrace, Trace, trace_step
 from studylib.metering.live import LiveBytes
 from studylib.modelling.four_bit import quantize_linears

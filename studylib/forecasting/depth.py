@@ -24,7 +24,7 @@ from studylib.forecasting.moves import (
     continue_runs,
     stretch,
 )  # fmt: skip
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.trace import Trace, trace_step
 from studylib.modelling.skeleton import text_config, with_depth
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from studylib.forecasting.moves import Birth, Run
 from studylib.forecasting.replay import Demand, flatten
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.trace import Trace
 from studylib.forecasting.updates import FlatMove, trace_updates
 

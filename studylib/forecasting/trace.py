@@ -32,7 +32,8 @@ from studylib.forecasting.kernels import (
     scratch_buffers,
 )  # fmt: skip
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
-from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
+from studylib.forecasting.job import StepSettings
+from studylib.forecasting.step import evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
 from studylib.modelling.added import added_tensors
 from studylib.modelling.attention import choose_attention

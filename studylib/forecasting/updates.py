@@ -20,7 +20,7 @@ from torch import nn
 
 from studylib.forecasting.moves import Trained
 from studylib.forecasting.optimizers import make_optimizer
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.job import StepSettings
 from studylib.metering.live import LiveBytes
 
 FlatMove = tuple[int, int]  # (key, bytes): a making; (key, -1): the free of a storage
