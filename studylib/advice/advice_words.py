@@ -7,11 +7,17 @@ Not covered: the figures (studylib.advice.rank_methods), what is missing
 
 from __future__ import annotations
 
-from studylib.advice.rank_methods import Distance, Option, Sentence
+from collections.abc import Sequence
+
+from studylib.advice.article_default import article_method
+from studylib.advice.option import Distance, Flip, Option, Sentence
+from studylib.advice.rank_methods import has_default, too_close, ways_of
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.core.metrics import byte_size
-from studylib.planning.case import CHANGE_WORDS, Case, Evidence, Span
+from studylib.planning.case import CHANGE_WORDS, AccuracyEvidence, Case, Evidence, Span
 from studylib.planning.yearly_cost import allowed_jobs
+from studylib.reporting.evidence_kinds import model_words
+from studylib.reporting.notes import join_words
 from studylib.schema.methods import WHOLE
 
 
@@ -35,52 +41,115 @@ def explain_options(
 
 
 def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
-    """The answer in a sentence or two."""
+    """The answer in a sentence or two: the method, where, for how much, and by what."""
     best = options[0]
     if not best.fits:
         every = tuple(dict.fromkeys(i for option in options for i in option.evidence))
         words = "; ".join(fail_words(case, options))
         return Sentence(text=f"Nothing fits: {words}.", evidence=every)
     assert best.cost is not None
+    text = f"{capital(name_option(best, case))} on {cards_words(best)}"
+    if has_default(case, options):
+        _, why = article_method(case, options)
+        named = (best.model, best.method) == (case.model, article_method(case, options)[0])
+        text += f", by the article's rule ({why})" if named else ""
+        text += ": what methods lose is not known at this size"
+    elif (best.model, best.method) != (case.model, WHOLE):
+        text += f": {loss_words(best)}"
+    text += f". About {money(best.usd)} a year ({money_range(best.cost.usd)})."
+    return Sentence(text=text, evidence=best.evidence)
+
+
+def five_reasons(
+    case: Case, evidence: Evidence, options: tuple[Option, ...], flips: tuple[Flip, ...]
+) -> tuple[Sentence, ...]:
+    """At most five sentences that bear the answer: points, fit, money, serving, what changes it."""
+    best = options[0]
+    said = [compare_learning(case, options), explain_memory(case, evidence, best)]
+    if best.fits:
+        said += [compare_money(case, options), say_serving(case, evidence, best)]
+    said += [
+        Sentence(text=flip.sentence, evidence=flip.evidence) for flip in flips if flip.value
+    ]
+    return tuple(sentence for sentence in said if sentence is not None)[:5]
+
+
+def compare_learning(case: Case, options: tuple[Option, ...]) -> Sentence | None:
+    """What each adapter loses or keeps, in one sentence, best evidence first."""
+    own = [o for o in options if o.model == case.model and o.method != WHOLE]
+    known = [o for o in own if o.accuracy_loss.known]
+    if known:
+        words = [f"{name_option(o, case)} {span_words(o.accuracy_loss)} pp" for o in known]
+        text = f"Behind full fine-tuning: {join_words(words)}."
+        return Sentence(text=text, evidence=ids_of(known))
+    kept = [o for o in own if o.kept]
+    if not kept:
+        return None
+    piece = kept[0].kept[0]
+    where = model_words(piece.model, piece.params)
+    here = " This is about your size." if kept[0].known else " It may differ at your size."
+    words = [f"{name_option(o, case)} {share_words(o)}" for o in kept]
+    text = f"Of full fine-tuning's gain kept, on {where}: {join_words(words)}.{here}"
+    return Sentence(text=text, evidence=ids_of(kept))
+
+
+def share_words(option: Option) -> str:
+    """86 %, or 87 to 89 %: the middles of all its records."""
+    shares = sorted(round(100 * (p.kept.mid or 0)) for p in option.kept)
+    ends = dict.fromkeys((shares[0], shares[-1]))
+    return minus(f"{' to '.join(str(end) for end in ends)} %")
+
+
+def ids_of(options: Sequence[Option]) -> tuple[str, ...]:
+    """The records behind what options lose or keep."""
+    found = [p for o in options for p in (*o.kept, *([o.measured] if o.measured else []))]
+    return tuple(dict.fromkeys(i for piece in found for i in piece.ids))
+
+
+def compare_money(case: Case, options: tuple[Option, ...]) -> Sentence:
+    """Training's dollars of the answer beside those of the other options that fit."""
+    best, others = options[0], [o for o in options[1:] if o.fits and o.cost is not None]
+    assert best.cost is not None
     text = (
-        f"{capital(name_option(best, case))} on {cards_words(best)}: about {money(best.usd)} a year"
-        f" ({money_range(best.cost.usd)})"
+        f"Training and storage: {money(best.usd - (best.cost.serving_usd.mid or 0))} a year "
+        f"({best.cost.hours.mid or 0:,.2f} h a training, speed {best.cost.job.speed_source})"
     )
-    ids = list(best.evidence)
-    if len(options) > 1 and options[1].fits:
-        second = options[1]
-        ids += second.evidence
-        text += f", {money(second.usd - best.usd)} less than {name_option(second, case)}"
-        if too_close(best, second):
-            text += " (less than the forecast of their hours can tell apart)"
-    text += "."
-    if (best.model, best.method) != (case.model, WHOLE):
-        text += f" {capital(loss_words(best))}."
-    cheaper = [o for o in options if not o.fits and o.usd < best.usd]
-    for option in cheaper:
-        ids += option.evidence
-        text += (
-            f" {capital(name_option(option, case))} would cost {money(option.usd)}, but "
-            f"{' and '.join(why_not(case, option))}."
-        )
-    return Sentence(text=text, evidence=tuple(dict.fromkeys(ids)))
+    words = []
+    for other in others:
+        close = " (too near to tell)" if too_close(best, other) else ""
+        assert other.cost is not None
+        usd = money(other.usd - (other.cost.serving_usd.mid or 0))
+        words.append(f"{name_option(other, case)} {usd}{close}")
+    text += f"; {join_words(words)}." if words else "."
+    ids = dict.fromkeys(i for o in (best, *others) for i in o.evidence)
+    return Sentence(text=text, evidence=tuple(ids))
 
 
-def too_close(one: Option, other: Option) -> bool:
-    """Whether the dollars between two options are within what their hours are uncertain by."""
-    assert one.cost is not None and other.cost is not None
-    spans = (one.cost.training_usd, other.cost.training_usd)
-    unsure = max(((s.high or 0) - (s.low or 0)) / 2 for s in spans)
-    return abs(other.usd - one.usd) < unsure
+def say_serving(case: Case, evidence: Evidence, option: Option) -> Sentence:
+    """Serving's dollars where it was asked for; else the memory that all variants take."""
+    cost, sizes = option.cost, evidence.sizes_of[option.model, option.method]
+    assert cost is not None
+    if case.serving_hours_per_year:
+        return explain_serving(case, option)
+    count = f"{case.variants:,} variant" + ("" if case.variants == 1 else "s")
+    whole = byte_size(case.variants * sizes.whole_bytes)
+    text = f"Serving is not in it: {count} kept ready take {whole} as whole models"
+    if sizes.adapter_bytes and "apart" in ways_of(option.method):
+        apart = sizes.base_bytes + case.variants * sizes.adapter_bytes
+        text += f", {byte_size(apart)} as adapters on one base"
+    text += " (--serving-hours-per-year 8760 adds a card that is rented all year)."
+    return Sentence(text=text, evidence=(sizes.id,))
 
 
 def loss_words(option: Option) -> str:
-    """What the answer costs in points, or that nothing tells."""
-    if not option.accuracy_loss.known:
-        return "how many points it loses against full fine-tuning was never measured"
-    lost = span_words(option.accuracy_loss)
-    far = ", as measured" if option.distance.near else ", by a record from elsewhere"
-    return f"it loses {lost} pp against full fine-tuning{far}"
+    """What the answer costs in points, or in share of the gain, or that nothing tells."""
+    if option.accuracy_loss.known:
+        lost = span_words(option.accuracy_loss)
+        far = ", as measured" if option.distance.near else ", by a record from elsewhere"
+        return f"it loses {lost} pp against full fine-tuning{far}"
+    if option.kept and option.known:
+        return f"it kept {share_words(option)} of full fine-tuning's gain"
+    return "what it loses against full fine-tuning is not known at this size"
 
 
 def fail_words(case: Case, options: tuple[Option, ...]) -> list[str]:
@@ -107,6 +176,9 @@ def why_not(case: Case, option: Option) -> list[str]:
         )
     if not option.keeps_latency:
         words.append("it is not shown to be quick enough")
+    if not option.keeps_gain:
+        words.append(f"it kept {share_words(option)} of full fine-tuning's gain on "
+                     f"{model_words(option.kept[0].model, option.kept[0].params)}")  # fmt: skip
     return words
 
 
@@ -132,45 +204,49 @@ def explain_memory(case: Case, evidence: Evidence, option: Option) -> Sentence:
     if not jobs:
         ids = tuple(s.id for s in evidence.sizes if s.model == option.model)[:1]
         return Sentence(text="Nothing was forecast for the cards at hand.", evidence=ids)
-    job = option.cost.job if option.cost else min(jobs, key=lambda j: (not j.fits, j.peak_bytes))
-    verb = "fits" if job.fits else "does not fit"
+    job = option.cost.job if option.cost else min(jobs, key=lambda j: j.fit.least_bytes)
     cards = f"{job.gpus} cards {job.gpu}, each" if job.gpus > 1 else job.gpu
+    verb = {"fits": f"fits {cards}", "does not fit": f"does not fit {cards}"}
     text = (
-        f"Its training {verb} {cards}: a peak of {byte_size(job.peak_bytes)} (forecast) of "
-        f"{byte_size(job.usable_bytes)}."
+        f"Its training {verb.get(job.fit.word, f'is tight on {cards}')}: a peak of "
+        f"{byte_size(job.fit.shown_bytes)} (forecast) of {byte_size(job.fit.usable_bytes)}."
     )
     return Sentence(text=text, evidence=(job.id,))
 
 
 def explain_cost(case: Case, option: Option) -> list[Sentence]:
-    """Training, storage and serving, with their hours and bytes."""
+    """Training with its hours, and serving apart from it where it was asked for."""
     cost = option.cost
     if cost is None:
         return []
     hours = cost.hours
+    each = "1 variant" if case.variants == 1 else f"{case.variants:,} variants, each"
     training = (
-        f"Training: {case.variants:,} variants, each {times_a_year(case)}, "
-        f"{hours.mid or 0:,.2f} h ({hours.low or 0:,.2f} to {hours.high or 0:,.2f}, forecast) on "
+        f"Training: {each} {times_a_year(case)}, {hours.mid or 0:,.2f} h "
+        f"({hours.low or 0:,.2f} to {hours.high or 0:,.2f}, forecast; {cost.job.speed_source}) on "
         f"{cards_words(option)} = {money(cost.training_usd.mid or 0)} "
-        f"({money_range(cost.training_usd)})."
+        f"({money_range(cost.training_usd)}); storage {money(cost.storage_usd)}."
     )
+    said = [Sentence(text=training, evidence=(cost.job.id, f"price:{cost.job.gpu}"))]
+    return [*said, explain_serving(case, option)] if case.serving_hours_per_year else said
+
+
+def explain_serving(case: Case, option: Option) -> Sentence:
+    cost = option.cost
+    assert cost is not None
     ways = {
         "whole": "each variant a whole model",
         "merged": "each adapter merged into a whole model",
         "apart": "adapters kept apart on one base",
     }
-    where = f" on {cost.serving_gpu}" if cost.serving_gpu else ""
-    serving = (
-        f"Serving{where}, {ways[cost.way]}, all variants ready for "
-        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid or 0)} "
-        f"({money_range(cost.serving_usd)}); storage {money(cost.storage_usd)}."
+    text = (
+        f"Serving on {cost.serving_gpu}, {ways[cost.way]}, all variants ready for "
+        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid or 0)} a year "
+        f"({money_range(cost.serving_usd)})."
     )
     prices = [i for i in cost.ids if i.startswith("price:")]
     counts = [i for i in cost.ids if i.startswith("count:")]
-    return [
-        Sentence(text=training, evidence=(cost.job.id, f"price:{cost.job.gpu}")),
-        Sentence(text=serving, evidence=(*counts, *prices)),
-    ]
+    return Sentence(text=text, evidence=(*counts, *prices))
 
 
 def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
@@ -179,8 +255,14 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
     if (option.model, option.method) == (case.model, WHOLE):
         text = "Full fine-tuning of this model is what points are counted from."
         return [Sentence(text=text, evidence=option.evidence[:1])]
-    if piece is None:
-        text = f"How many points it loses on {CHANGE_WORDS[case.change]} was never measured."
+    if option.kept and not loss.known:
+        said = [tell_kept(case, option, kept) for kept in option.kept]
+        if option.known:
+            return said
+        text = "How many points it loses is not known at this size."
+        return [Sentence(text=text, evidence=option.evidence[:1]), *said]
+    if piece is None or not loss.known:
+        text = f"What it loses on {CHANGE_WORDS[case.change]} is not known at this size."
         return [Sentence(text=text, evidence=option.evidence[:1])]
     measured = piece.loss_pp
     text = (
@@ -196,11 +278,21 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
             "measurement."
         )
         said.append(Sentence(text=text, evidence=piece.ids))
-    kept = piece.kept_pp
-    if kept.mid is not None and kept.low is not None and kept.low > 0:
-        text = f"There it forgot {span_words(kept)} pp of what the base knew."
+    forgot = piece.forgot_pp
+    if forgot.mid is not None and forgot.low is not None and forgot.low > 0:
+        text = f"There it forgot {span_words(forgot)} pp of what the base knew."
         said.append(Sentence(text=text, evidence=piece.ids))
     return said
+
+
+def tell_kept(case: Case, option: Option, piece: AccuracyEvidence) -> Sentence:
+    share = Span(**{end: 100 * (value or 0) for end, value in piece.kept.model_dump().items()})
+    text = (
+        f"On {model_words(piece.model, piece.params)}, {CHANGE_WORDS[piece.change]}, "
+        f"{piece.tokens:,} tokens, it kept {span_words(share, 0)} % of full fine-tuning's gain "
+        f"({seeds_words(piece.seeds)})."
+    )
+    return Sentence(text=text, evidence=piece.ids)
 
 
 def seeds_words(seeds: int) -> str:
@@ -226,8 +318,8 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def span_words(span: Span) -> str:
-    return minus(f"{span.mid:.1f} ({span.low:.1f} to {span.high:.1f})")
+def span_words(span: Span, digits: int = 1) -> str:
+    return minus(f"{span.mid:.{digits}f} ({span.low:.{digits}f} to {span.high:.{digits}f})")
 
 
 def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sentence]:
@@ -235,13 +327,15 @@ def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sent
     cost = option.cost
     if cost is None:
         return []
+    if not case.serving_hours_per_year:
+        return []
     if cost.way != "apart":
         text = "Served as a whole model it has the model's own shape and speed: 0 % overhead."
         counts = tuple(i for i in cost.ids if i.startswith("count:"))
         return [Sentence(text=text, evidence=counts)]
     timed, overhead = option.timed, option.latency_overhead
     if timed is None:
-        text = "What adapters kept apart add to an answer's time was never measured here."
+        text = "What adapters kept apart add to an answer's time is not known at this size."
         return [Sentence(text=text, evidence=(cost.job.id,))]
     text = (
         f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time on "

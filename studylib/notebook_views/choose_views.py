@@ -22,7 +22,8 @@ from studylib.advice.advice_text import describe_case
 from studylib.advice.advice_words import why_not
 from studylib.advice.advise import Advice, advise
 from studylib.advice.article_rule import compare_with_article, grid_cases, tabulate_disagreement
-from studylib.advice.rank_methods import Option, rank_options
+from studylib.advice.option import Option
+from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, Span, parse_cards

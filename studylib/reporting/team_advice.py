@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from studylib.core.metrics import byte_size
 from studylib.reporting.article_table import HOLDS, best_findings, settle
@@ -78,7 +79,16 @@ def by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Kept]]:
     return found
 
 
-def judge(kept: Sequence[Kept]) -> str:
+class Ends(Protocol):
+    """A share of full fine-tuning's gain, by the ends of its interval."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def judge(kept: Sequence[Ends]) -> str:
     """enough, short (of it), poor (less than half), or open."""
     if all(k.low >= ENOUGH for k in kept):
         return "enough"
