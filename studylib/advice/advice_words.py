@@ -67,10 +67,9 @@ def five_reasons(
     best = options[0]
     said = [compare_learning(case, options), explain_memory(case, evidence, best)]
     if best.fits:
-        said += [compare_money(case, options), say_serving(case, evidence, best)]
-    said += [
-        Sentence(text=flip.sentence, evidence=flip.evidence) for flip in flips if flip.value
-    ]
+        said += [tell_cheaper(case, options), compare_money(case, options)]
+        said.append(say_serving(case, evidence, best))
+    said += [Sentence(text=flip.sentence, evidence=flip.evidence) for flip in flips if flip.value]
     return tuple(sentence for sentence in said if sentence is not None)[:5]
 
 
@@ -116,13 +115,26 @@ def compare_money(case: Case, options: tuple[Option, ...]) -> Sentence:
     )
     words = []
     for other in others:
-        close = " (too near to tell)" if too_close(best, other) else ""
+        close = " (too near to decide)" if too_close(best, other) else ""
         assert other.cost is not None
         usd = money(other.usd - (other.cost.serving_usd.mid or 0))
         words.append(f"{name_option(other, case)} {usd}{close}")
     text += f"; {join_words(words)}." if words else "."
     ids = dict.fromkeys(i for o in (best, *others) for i in o.evidence)
     return Sentence(text=text, evidence=tuple(ids))
+
+
+def tell_cheaper(case: Case, options: tuple[Option, ...]) -> Sentence | None:
+    """What would cost less, and what it fails."""
+    cheaper = [o for o in options if not o.fits and o.usd < options[0].usd]
+    if not cheaper:
+        return None
+    words = [
+        f"{name_option(o, case)} would cost {money(o.usd)}, but {' and '.join(why_not(case, o))}"
+        for o in cheaper
+    ]
+    ids = dict.fromkeys(i for option in cheaper for i in option.evidence)
+    return Sentence(text=f"{capital('; '.join(words))}.", evidence=tuple(ids))
 
 
 def say_serving(case: Case, evidence: Evidence, option: Option) -> Sentence:
@@ -133,7 +145,8 @@ def say_serving(case: Case, evidence: Evidence, option: Option) -> Sentence:
         return explain_serving(case, option)
     count = f"{case.variants:,} variant" + ("" if case.variants == 1 else "s")
     whole = byte_size(case.variants * sizes.whole_bytes)
-    text = f"Serving is not in it: {count} kept ready take {whole} as whole models"
+    verb = "takes" if case.variants == 1 else "take"
+    text = f"Serving is not in it: {count} kept ready {verb} {whole} as whole models"
     if sizes.adapter_bytes and "apart" in ways_of(option.method):
         apart = sizes.base_bytes + case.variants * sizes.adapter_bytes
         text += f", {byte_size(apart)} as adapters on one base"
@@ -208,8 +221,8 @@ def explain_memory(case: Case, evidence: Evidence, option: Option) -> Sentence:
     cards = f"{job.gpus} cards {job.gpu}, each" if job.gpus > 1 else job.gpu
     verb = {"fits": f"fits {cards}", "does not fit": f"does not fit {cards}"}
     text = (
-        f"Its training {verb.get(job.fit.word, f'is tight on {cards}')}: a peak of "
-        f"{byte_size(job.fit.shown_bytes)} (forecast) of {byte_size(job.fit.usable_bytes)}."
+        f"Its training {verb.get(job.fit.word, f'is tight on {cards}')}: it needs "
+        f"{byte_size(job.fit.least_bytes)} (forecast) of {byte_size(job.fit.usable_bytes)}."
     )
     return Sentence(text=text, evidence=(job.id,))
 

@@ -21,6 +21,7 @@ from studylib.advice.turning_points import money
 from studylib.planning.case import Case, Change, Evidence
 from studylib.schema.methods import METHODS
 
+
 def find_option(options: Iterable[Option], model: str, method: str) -> Option:
     return next(o for o in options if (o.model, o.method) == (model, method))
 

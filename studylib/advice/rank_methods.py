@@ -25,7 +25,7 @@ import math
 from collections.abc import Sequence
 
 from studylib.advice.article_default import article_method
-from studylib.advice.option import HERE, OTHER_KIND, SAME, THIS_SIZE, Distance, Option
+from studylib.advice.option import HERE, SAME, THIS_SIZE, Distance, Option
 from studylib.planning.case import (
     UNKNOWN,
     ZERO,
@@ -42,6 +42,7 @@ from studylib.reporting.team_advice import judge as grade_kept
 from studylib.schema.methods import METHODS, WHOLE
 
 WAYS: tuple[Way, ...] = ("merged", "apart")
+SMALL_USD = 50.0  # a year
 GRADES = ("enough", "open", "short", None, "poor")  # best first; None: nothing tells
 
 
@@ -91,12 +92,13 @@ def share_lost(option: Option) -> tuple[int, float]:
 
 
 def too_close(one: Option, other: Option) -> bool:
-    """Whether the dollars between two options are within what their hours are uncertain by."""
+    """Whether the dollars between two options decide nothing: they are within what their hours are
+    uncertain by, or less than an hour of somebody's work costs."""
     if one.cost is None or other.cost is None:
         return False
     spans = (one.cost.training_usd, other.cost.training_usd)
     unsure = max(((s.high or 0) - (s.low or 0)) / 2 for s in spans)
-    return abs(other.usd - one.usd) < unsure
+    return abs(other.usd - one.usd) < max(unsure, SMALL_USD)
 
 
 def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
@@ -154,8 +156,12 @@ class Ends:
 
 
 def kept_elsewhere(
-    case: Case, evidence: Evidence, model: str, method: str,
-    measured: AccuracyEvidence | None, distance: Distance,
+    case: Case,
+    evidence: Evidence,
+    model: str,
+    method: str,
+    measured: AccuracyEvidence | None,
+    distance: Distance,
 ) -> tuple[AccuracyEvidence, ...]:
     """The shares of the gain that a method keeps: of this size's record, else of all records of the
     best kind of model and the largest, as the report's first screen takes them."""

@@ -109,7 +109,9 @@ def look_ahead(
 
     reference = reference_records(profile.name)
     elsewhere = machine is not None
-    if machine is None and profile.hardware.gpus and cards_here():  # without a card nothing here needs torch
+    if (
+        machine is None and profile.hardware.gpus and cards_here()
+    ):  # without a card nothing here needs torch
         from studylib.forecasting.prospects import estimate_on, this_machine
 
         machine = this_machine()
@@ -135,7 +137,11 @@ def to_json(made: Any, estimate: Any, prospects: dict[str, Any]) -> dict[str, An
     content = made.model_dump(mode="json")
     for row in content["runs"]:
         found = prospects.get(row["run_id"])
-        row["forecast"] = found and {**found.model_dump(mode="json"), "fits": found.may_run, "fit": found.fit.word}
+        row["forecast"] = found and {
+            **found.model_dump(mode="json"),
+            "fits": found.may_run,
+            "fit": found.fit.word,
+        }
     content["estimate"] = estimate and {
         **estimate.model_dump(mode="json"),
         "run_hours": {name: run.total.model_dump() for name, run in estimate.runs.items()},

@@ -23,7 +23,6 @@ from studylib.planning.roofline import Efficiency, calibrate
 from studylib.schema.records import RECORD, Record, read_record
 from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
 
-
 RESULTS = Path("results")  # the reader's own, where commands leave them
 
 
@@ -51,8 +50,8 @@ def learn_terms(
             reserved, process = (int(b or 0) for b in seen)
             measured = Measured(reserved_bytes=reserved, process_bytes=process)
             peaks.setdefault(card.name, []).append(measured)
-    own = {gpu: peaks[gpu]} if gpu in peaks else peaks
-    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(own)
+    like = {gpu: peaks[gpu]} if gpu in peaks else peaks
+    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(like)
 
 
 def less_paged(card_bytes: int | None, made: RunForecast) -> int | None:

@@ -12,18 +12,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.calibration import learn_terms
-from studylib.forecasting.depth import trace_depth
-from studylib.forecasting.forecast import TRACED_PASSES, bytes_on_disk
 from studylib.forecasting.job import ForecastSettings, StepSettings
 from studylib.forecasting.job_forecast import find_config
 from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
-from studylib.forecasting.peaks import find_peak
-from studylib.forecasting.trace import Trace
 from studylib.forecasting.usual_recipe import usual_settings
-from studylib.modelling.skeleton import read_config
 from studylib.planning.case import Case, JobForecast, LeftOut, Sizes, Span
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
@@ -31,6 +27,9 @@ from studylib.planning.fit import judge_fit
 from studylib.planning.roofline import forecast_seconds, ideal_seconds, repeat_passes
 from studylib.schema.methods import ADVISED, METHODS, WHOLE
 from studylib.schema.settings import Frozen, ModelRef
+
+if TYPE_CHECKING:
+    from studylib.forecasting.trace import Trace
 
 Forecasts = tuple[list[JobForecast], list[Sizes], list[LeftOut]]
 COUNTS = (1, 2, 4, 8)
@@ -50,6 +49,8 @@ def trace_model(settings: ForecastSettings) -> Trace:
 
 @lru_cache(maxsize=64)
 def trace_once_each(model: str, step: StepSettings) -> Trace:
+    from studylib.forecasting.depth import trace_depth
+
     label = METHODS[step.method.name].in_words
     logging.getLogger(__name__).info("tracing a step: %s, %s", model, label)
     return trace_depth(find_config(model, True), step)
@@ -104,10 +105,11 @@ def foresee_method(
     return keep_forecast(question, MethodForecast, make)
 
 
-def foresee_card(
-    settings: ForecastSettings, card: Gpu, counts: Sequence[int]
-) -> list[JobForecast]:
+def foresee_card(settings: ForecastSettings, card: Gpu, counts: Sequence[int]) -> list[JobForecast]:
     """One forecast for each number of cards, up to the first that holds the job for sure."""
+    from studylib.forecasting.forecast import TRACED_PASSES
+    from studylib.forecasting.peaks import find_peak
+
     trace = trace_model(settings)
     dtype = "bf16" if settings.step.half else "fp32"
     efficiency, cuda = learn_terms(card.name)
@@ -142,6 +144,9 @@ def foresee_card(
 
 def count_sizes(settings: ForecastSettings, trace: Trace) -> Sizes:
     """A whole variant and an adapter in bf16, as they are served; the base as it is kept."""
+    from studylib.forecasting.forecast import bytes_on_disk
+    from studylib.forecasting.peaks import find_peak
+
     disk = bytes_on_disk(trace, settings)
     adapter = disk["adapter"]["bf16"] if "adapter" in disk else None
     params = trace.total_params  # without the adapter's
@@ -195,6 +200,8 @@ def foresee_case(case: Case) -> Forecasts:
     StudyError: the model's configuration cannot be read.
     """
     if config_mark(case.model, True) is None:
+        from studylib.modelling.skeleton import read_config
+
         read_config(ModelRef.parse(case.model))
     cards = list(load_gpus().values()) if case.gpu is None else [find_gpu(case.gpu)]
     most = 8 if case.gpu is None else case.gpus

@@ -76,9 +76,7 @@ def forecast(
     seconds = forecast_seconds(ideal_seconds(operators, gpu, dtype), efficiency)
     offers = load_prices() if prices is None else prices
     fits = {
-        card.name: judge_fit(
-            whole.peak_bytes, whole.least_bytes, card.usable_bytes, settings.gpus
-        )
+        card.name: judge_fit(whole.peak_bytes, whole.least_bytes, card.usable_bytes, settings.gpus)
         for card in load_gpus().values()
     }
     asked = TOKENS if tokens is None else {OWN_JOB: tokens}

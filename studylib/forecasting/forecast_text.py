@@ -52,9 +52,7 @@ def format_forecast(f: Forecast) -> str:
         "",
         f"Smallest card that fits: {f.smallest_gpu or 'none in the catalog'}",
     ]
-    lines += [
-        f"  {describe_card(name, fit)}" for name, fit in f.fits.items() if name != s.gpu
-    ]
+    lines += [f"  {describe_card(name, fit)}" for name, fit in f.fits.items() if name != s.gpu]
     return "\n".join([*lines, f"Traced in {f.trace_seconds:.1f} s"])
 
 

@@ -70,7 +70,9 @@ def rented_machine(gpu: str, cards: int) -> Machine:
 def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
     """The forecast's settings of a run: what studylib.training.train does with its recipe there."""
     gpus = max(spec.gpus, 1)
-    sharding = "none" if gpus == 1 or spec.hardware.sharding == "none" else "fsdp"
+    sharding: Literal["none", "fsdp"] = (
+        "none" if gpus == 1 or spec.hardware.sharding == "none" else "fsdp"
+    )
     return recipe_settings(spec.model, spec.method, spec.train, gpus, sharding, machine)
 
 

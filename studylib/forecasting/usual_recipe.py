@@ -12,7 +12,7 @@ Not covered: the recipes of shipped profiles, which state theirs, and training w
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.job import ForecastSettings
@@ -57,7 +57,7 @@ def usual_settings(
     if not asked.kind.trains:
         raise StudyError(method, "this method cannot be trained", nearest(method, trained_names()))
     recipe = TrainSettings(steps=1, **usual_recipe(model))
-    sharding = "fsdp" if gpus > 1 else "none"
+    sharding: Literal["none", "fsdp"] = "fsdp" if gpus > 1 else "none"
     made = recipe_settings(model, asked, recipe, gpus, sharding, rented_machine(gpu, gpus))
     return ForecastSettings.model_validate(made.model_dump() | stated)
 
