@@ -146,8 +146,8 @@ def test_on_a_24_gb_card_only_qlora_trains_a_13b_model():
 
 def test_for_one_model_on_eight_cards_the_methods_cost_nearly_the_same():
     # One A100 serves any of them all year ($17,520); LoRA saves 1e-4 s x 30M tokens = 0.83 h, and
-    # needs a base and an adapter on disk where full needs one checkpoint. So little decides nothing,
-    # and LoRA loses 0.4 points.
+    # needs a base and an adapter on disk where full needs one checkpoint. So little decides
+    # nothing, and LoRA loses 0.4 points.
     advice = advise(make_case(gpu="8xa100-80gb", variants=1), EVIDENCE)
     full, lora = option(advice, "full"), option(advice, "lora")
     hours = 1e-4 * 3 * TOKENS / 3600
@@ -290,7 +290,7 @@ def test_distant_evidence_is_widened_and_never_moved():
     assert other.accuracy_loss == far and "task" in str(other.measured.ids)
 
 
-# What is not known at this size, and what money cannot tell -----------------------------------------
+# What is not known at this size, and what money cannot tell ---------------------------------------
 
 
 REAL = "pypi:real==1"

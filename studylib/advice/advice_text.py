@@ -45,8 +45,8 @@ def describe_case(case: Case) -> str:
     variants = "1 variant" if case.variants == 1 else f"{case.variants:,} variants"
     hours = case.serving_hours_per_year
     serving = (
-        f"all variants ready {hours:,.0f} h a year on a card at least, beyond it by share of memory "
-        "(a fifth kept free for requests)"
+        f"all variants ready {hours:,.0f} h a year on a card at least, beyond it by share of "
+        "memory (a fifth kept free for requests)"
         if hours
         else "no card rented for serving"
     )

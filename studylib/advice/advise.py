@@ -9,8 +9,9 @@ Not covered: gathering the evidence (studylib.commands.gather), the text for peo
 
 from __future__ import annotations
 
-from studylib.advice.advice_words import explain_options, five_reasons, say_answer
+from studylib.advice.advice_words import explain_options, say_answer
 from studylib.advice.article_rule import apply_article
+from studylib.advice.first_reasons import five_reasons
 from studylib.advice.missing_evidence import name_missing
 from studylib.advice.option import ArticleSays, Flip, Missing, Option, Sentence
 from studylib.advice.rank_methods import rank_options

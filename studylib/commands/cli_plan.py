@@ -109,14 +109,13 @@ def look_ahead(
 
     reference = reference_records(profile.name)
     elsewhere = machine is not None
-    if (
-        machine is None and profile.hardware.gpus and cards_here()
-    ):  # without a card nothing here needs torch
-        from studylib.forecasting.prospects import estimate_on, this_machine
+    if machine is None and profile.hardware.gpus and cards_here():
+        from studylib.forecasting.job_forecast import this_machine
 
         machine = this_machine()
-    if machine is None or not machine.cards:
+    if machine is None or not machine.cards:  # nothing here needs torch then
         return plan_study(profile, folder, reference), None
+    from studylib.forecasting.prospects import estimate_on
     from studylib.metering.environment import device_name
 
     device = machine.gpu if elsewhere else device_name()  # no record is of a catalog's name

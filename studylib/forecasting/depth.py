@@ -2,8 +2,8 @@
 
 A transformer's layers are alike, or begin anew after a period of several kinds, so what lives at
 the same event of layer i in a model of L layers is a + b·i + c·L bytes: b from one period to the
-next, c from one depth to the next. Traces of two depths a period apart (three and four layers, where
-all are alike) fix a, b and c for the first, the inner and the last layers. Where layers are not
+next, c from one depth to the next. Traces of two depths a period apart (three and four layers,
+where all are alike) fix a, b and c for the first, the inner and the last layers. Where they are not
 alike (their events differ), the whole depth is traced instead.
 
 Not covered: kinds of layers that a configuration does not list; they take the slow way.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,10 +49,8 @@ def keep_forecast(
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         made = make()
-    try:
+    with suppress(OSError, StudyError):  # a full or read-only disk: the answer is as good
         write_atomically(path, made.model_dump_json().encode())
-    except (OSError, StudyError):  # a full or read-only disk: the answer is as good
-        pass
     return made
 
 

@@ -3,8 +3,8 @@
 A run is what happens while one layer's forward or backward is at work (or what comes before and
 after all layers). A freed storage is named by its birth: the run that made it, and the how manieth
 it was there. So layers that are alike have the same runs but for their number, and the runs of
-two depths, a period of layers apart (Depths), give those of any. Frees between two makings have no order here:
-whatever it is, an allocator is left the same.
+two depths, a period of layers apart (Depths), give those of any. Frees between two makings have no
+order here: whatever it is, an allocator is left the same.
 
 Not covered: what exists before the step (Held), the optimizer's update
 (studylib.forecasting.updates), which are known parameter by parameter.
