@@ -7,7 +7,7 @@ the same time as trained ones; the accuracy of such a model is chance and not pr
 
 The context of 4,096 holds every prompt. At 2,048 those of two history subjects are cut from the
 left, each at another point, so that nothing but their equality is left to show: no exact method can
-share them.
+share them. With --cut shots both sides leave out whole shots instead, and what remains is shared.
 
     OMP_NUM_THREADS=2 python benchmarks/mmlu_prefix.py --data FOLDER
     python benchmarks/mmlu_prefix.py --model shape:OLMo-2-1B --dtype fp32 bf16 \\
@@ -42,6 +42,7 @@ from studylib.running.runner import follow_parent
 from studylib.schema.settings import MethodSettings, ModelRef
 from studylib.scoring.compare_lm import Comparison, ModelClock, compare, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
+from studylib.scoring.tasks import fit_shots
 
 LETTERS = ["A", "B", "C", "D"]
 OWN_MODEL = "llama-20m"
@@ -216,6 +217,8 @@ def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, A
         return HFLM(pretrained=model, batch_size=batch_size, **shared)
 
     ours = PrefixLM(pretrained=model, tokens_per_pass=options.tokens_per_pass, **shared)
+    if options.cut == "shots":
+        fit_shots(tasks, ours)
     batch_size, seconds, itself = pick_stock_batch_size(
         make_stock, tasks, options.batch_sizes, options.limit or 60
     )
@@ -232,6 +235,7 @@ def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, A
         "subjects": [name.removeprefix("mmlu_") for name in tasks],
         "shots": options.shots,
         "context": context,
+        "cut": options.cut,
         "fallback_reason": ours.fallback_reason,
         "prompts_cut": ours.prompts_cut // options.rounds,
         "stock_batch_size": batch_size,
@@ -251,6 +255,7 @@ def read_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--subjects", type=int, default=10)
     parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--cut", choices=["tokens", "shots"], default="tokens")
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--limit", type=int, help="questions of each subject")
     parser.add_argument("--rounds", type=int, default=2)

@@ -27,9 +27,12 @@ from transformers import (
 )
 
 from studylib.core.errors import StudyError
+from studylib.scoring import prefix_lm, tree_attention
 from studylib.scoring.compare_lm import compare
 from studylib.scoring.prefix_lm import PrefixLM
-from studylib.scoring.token_tree import build_token_tree, iterate_passes
+from studylib.scoring.tasks import fit_shots
+from studylib.scoring.token_tree import build_token_tree, iterate_blocks, iterate_passes
+from studylib.scoring.tree_attention import lay_out_blocks
 
 VOCABULARY = 96
 CONTEXT = 64
@@ -133,6 +136,35 @@ def test_passes_respect_the_token_budget_and_the_row_cap():
     tree = build_token_tree([[1, 2, 3], [1, 2, 4, 5], [9, 8]], [1, 1, 1])
     assert list(iterate_passes(tree, 4, None)) == [(0, 4), (4, 7)]
     assert list(iterate_passes(tree, 100, 1)) == [(0, 3), (3, 5), (5, 7)]
+
+
+def test_blocks_begin_at_branches_and_within_a_branch_only_where_it_is_longer():
+    tree = build_token_tree([[1, 2, 3], [1, 2, 4, 5], [9, 8], [9, 7, 6, 5, 4, 3]], [1] * 4)
+    assert tree.depths.tolist() == [0, 1, 2, 2, 3, 0, 1, 2, 3, 4, 5, 1]
+    assert list(iterate_blocks(tree, 0, 12, 12)) == [(0, 12)]
+    assert list(iterate_blocks(tree, 0, 12, 7)) == [(0, 5), (5, 12)]
+    assert list(iterate_blocks(tree, 0, 12, 3)) == [(0, 3), (3, 5), (5, 8), (8, 11), (11, 12)]
+    assert list(iterate_blocks(tree, 1, 5, 2)) == [(1, 3), (3, 5)]
+
+
+def test_a_block_meets_the_keys_that_its_tokens_see_and_no_others():
+    tree = build_token_tree([[1, 2, 3], [1, 2, 4, 5], [1, 8]], [1] * 3)
+    keys = np.array([0, 1, 3, 4, 5])  # node 2 was read by an earlier pass and is not kept
+    blocks = lay_out_blocks(tree, keys, 3, 2, torch.device("cpu")).blocks
+    assert [(block.start, block.stop) for block in blocks] == [(0, 2), (2, 3)]
+    assert [block.keys.tolist() for block in blocks] == [[0, 1, 2, 3], [0, 4]]
+    assert blocks[0].mask.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert blocks[1].mask.int().tolist() == [[1, 1]]
+
+
+def test_blocks_of_any_size_score_as_stock(llama, monkeypatch):
+    calls = []
+    attend = tree_attention.attend_blocks
+    monkeypatch.setattr(tree_attention, "attend_blocks", lambda *a: calls.append(1) or attend(*a))
+    for size in (1, 3, 16, 400):
+        monkeypatch.setattr(prefix_lm, "CPU_TOKENS_PER_BLOCK", size)
+        assert_same(llama, few_shot_requests(continuation_sizes=(1, 3)), tokens_per_pass=50)
+    assert calls  # the blocks were used, not the mask of the whole pass
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
@@ -474,6 +506,38 @@ def test_compare_finds_no_difference_through_lm_evals_evaluator(llama):
     assert result.answers_changed == result.greedy_flags_changed == 0
     assert result.max_abs_loglikelihood_difference < TOLERANCE
     assert result.time_ratio == result.stock_model_seconds / result.our_model_seconds > 0
+
+
+def test_prompts_lose_whole_shots_and_both_ways_read_the_same(llama):
+    tokenizer = make_tokenizer()
+    ours = PrefixLM(llama, tokenizer=tokenizer, max_length=22)
+    tasks = {"letters": make_mmlu_tasks(shots=3)["letters"]}
+    [task] = tasks.values()
+    doc = task.test_docs()[0]
+    prompts = [task.fewshot_context(doc, num_fewshot=n) for n in (3, 2)]
+    fit_shots(tasks, ours)
+    assert task.fewshot_context(doc, num_fewshot=3) == prompts[1] != prompts[0]
+    assert len(tokenizer(prompts[1])["input_ids"]) <= 22 < len(tokenizer(prompts[0])["input_ids"])
+    result = compare(
+        lambda: HFLM(llama, tokenizer=tokenizer, max_length=22, batch_size=8), lambda: ours, tasks
+    )
+    assert result.answers_changed == 0 and ours.prompts_cut == 0
+    assert result.max_abs_loglikelihood_difference < TOLERANCE
+
+
+def test_compare_counts_the_tokens_that_each_way_reads(llama):
+    tokenizer = make_tokenizer()
+    tasks = {"letters": make_mmlu_tasks(shots=3)["letters"]}
+    stock = HFLM(llama, tokenizer=tokenizer, batch_size=1)
+    ours = PrefixLM(llama, tokenizer=tokenizer)
+    result = compare(lambda: stock, lambda: ours, tasks)
+    [task] = tasks.values()
+    rows = {tuple(stock.tok_encode(i.args[0])) for i in task.instances}
+    assert result.stock_tokens == sum(map(len, rows)) and result.stock_passes == len(rows)
+    tree = build_token_tree([list(row) for row in rows], [1] * len(rows))
+    probed = result.our_tokens - len(tree.tokens)  # once for each model: two ways, three rows
+    assert 0 < probed <= 2 * 3 * 24
+    assert result.token_ratio == result.stock_tokens / result.our_tokens
 
 
 def test_compare_refuses_less_than_one_round(llama):

@@ -13,6 +13,8 @@ import typer
 from studylib.core.errors import StudyError
 from studylib.schema.methods import UNTRAINED
 
+CUTS = ["tokens", "shots"]
+
 
 def evaluate(
     model: Annotated[
@@ -27,6 +29,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a subject or task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch of lm-eval's.")] = 8,
     method: Annotated[str, typer.Option(help="A fresh adapter on it: a method.")] = UNTRAINED,
+    cut: Annotated[
+        str, typer.Option(help="What too long a prompt loses: tokens from the left, or shots.")
+    ] = "tokens",
     stock: Annotated[bool, typer.Option("--stock", help="Use lm-eval's own path.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Run both ways in turn.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of --compare.")] = 1,
@@ -36,30 +41,41 @@ def evaluate(
     if (tasks is None) == (mmlu is None):
         raise StudyError("--tasks, --mmlu", "give one of them", "For example --mmlu hub.")
     source = mmlu if mmlu is not None else f"tasks:{tasks}" + (f"@{include}" if include else "")
-    from studylib.schema.settings import EvaluateSettings, LoraSettings, ModelRef, parse_method
+    from studylib.schema.settings import (
+        EvaluateSettings,
+        LoraSettings,
+        ModelRef,
+        nearest,
+        parse_method,
+    )
 
+    if cut not in CUTS:
+        raise StudyError(f"--cut {cut}", "prompts are not cut that way", nearest(cut, CUTS))
     settings = EvaluateSettings(questions=source, shots=shots, limit=limit)
     loaded_task = load_tasks(source, settings, subjects)
     from studylib.modelling.methods import attach
     from studylib.modelling.models import load_model
     from studylib.scoring.evaluate import NotANumber, build_lm
+    from studylib.scoring.tasks import fit_shots
 
     chosen = parse_method(method, LoraSettings())
     loaded = load_model(ModelRef.parse(model), chosen, "fp32")
     network = attach(loaded.model, chosen)
+    lm = build_lm(network, loaded.tokenizer, batch_size, stock and not compare)
+    if cut == "shots":
+        fit_shots(loaded_task, lm)
     try:
         if compare:
             from studylib.scoring.compare_lm import compare as compare_paths
 
             result = compare_paths(
                 lambda: build_lm(network, loaded.tokenizer, batch_size, stock=True),
-                lambda: build_lm(network, loaded.tokenizer, batch_size),
+                lambda: lm,
                 loaded_task,
                 limit,
                 rounds,
             ).to_dict()
         else:
-            lm = build_lm(network, loaded.tokenizer, batch_size, stock)
             result = ask_all(lm, loaded_task, limit)
     except NotANumber as error:
         remedy = "It has no accuracy: take a checkpoint from before it broke."

@@ -28,6 +28,7 @@ from studylib.forecasting.moves import (
 )  # fmt: skip
 from studylib.forecasting.trace import Trace, trace_step
 from studylib.modelling.skeleton import text_config, with_depth
+from studylib.schema.methods import LastLayers
 
 Run = tuple[Segment, np.ndarray]  # consecutive events of one segment, [events, parts]
 
@@ -36,10 +37,13 @@ def trace_depth(config: Any, settings: StepSettings) -> Trace:
     """The trace of a step at the configuration's own depth, from two short ones where possible."""
     text = text_config(config)
     depths = Depths(text.num_hidden_layers, find_period(getattr(text, "layer_types", None)))
-    if depths.short + depths.long > depths.layers + depths.period:
+    few = depths.short + depths.long > depths.layers + depths.period
+    if few or isinstance(settings.method.kind.trained, LastLayers):
         return trace_step(config, settings)
     short = trace_step(with_depth(config, depths.short), settings)
     long = trace_step(with_depth(config, depths.long), settings)
+    if long.shared:
+        return trace_step(config, settings)
     try:
         return continue_trace(short, long, depths)
     except LayersDiffer:

@@ -87,7 +87,9 @@ def recipe_settings(
     """The same of a model, a method and a recipe. gpus: cards that share the training."""
     masters = recipe.master_weights and not method.kind.adapter
     half = recipe.dtype == "bf16"
-    loop = recipe.optimizer == "adamw" and not machine.cards  # what PyTorch chooses on a CPU
+    optimizer = method.kind.optimizer or recipe.optimizer
+    if not machine.cards:  # what PyTorch chooses on a CPU; there, nothing is paged
+        optimizer = "adamw-loop" if optimizer == "adamw" else optimizer.removeprefix("paged-")
     return ForecastSettings(
         model=model,
         method=method.name,
@@ -103,7 +105,7 @@ def recipe_settings(
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,
         autocast=half,
-        optimizer="adamw-loop" if loop else recipe.optimizer,
+        optimizer=optimizer,
         checkpointing=recipe.checkpointing,
         loss="full" if recipe.loss == "full" else "chunked",
         gpus=gpus,

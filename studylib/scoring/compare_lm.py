@@ -12,13 +12,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from studylib.core.errors import StudyError
 from studylib.scoring.evaluate import choose_all
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Stock against ours: counts, seconds summed over the rounds, natural-log differences."""
+    """Stock against ours: counts, seconds summed over the rounds, natural-log differences.
+
+    time_ratio is of the clock's seconds, cpu_ratio of the processor's, which other work on the
+    machine hardly moves; token_ratio of the tokens that went through the model, padding included.
+    """
 
     items: int
     requests: int
@@ -26,6 +32,12 @@ class Comparison:
     time_ratio: float
     stock_model_seconds: float
     our_model_seconds: float
+    cpu_ratio: float
+    token_ratio: float
+    stock_tokens: int
+    our_tokens: int
+    stock_passes: int
+    our_passes: int
     max_abs_loglikelihood_difference: float
     greedy_flags_changed: int
     answers_changed: int
@@ -36,10 +48,12 @@ class Comparison:
 
 
 class ModelClock:
-    """Seconds spent in a model wrapper's scoring of tokenised requests."""
+    """Of a model wrapper's scoring of tokenised requests: seconds by the clock and of this process
+    on processors, tokens that its model read, padding included, and passes."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
+        self.tokens = self.passes = 0
 
     @contextmanager
     def attach(self, lm: Any) -> Iterator[None]:
@@ -47,16 +61,23 @@ class ModelClock:
         score = lm._loglikelihood_tokens
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             answers = score(*args, **kwargs)
             self.seconds += time.perf_counter() - start
+            self.cpu_seconds += time.process_time() - cpu_start
             return answers
 
         lm._loglikelihood_tokens = timed
+        hook = lm.model.register_forward_pre_hook(self._count, with_kwargs=True)
         try:
             yield
         finally:
+            hook.remove()
             del lm._loglikelihood_tokens
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.tokens += (kwargs["input_ids"] if "input_ids" in kwargs else args[0]).numel()
+        self.passes += 1
 
 
 def compare(
@@ -90,6 +111,12 @@ def compare(
         time_ratio=stock_clock.seconds / our_clock.seconds,
         stock_model_seconds=stock_clock.seconds,
         our_model_seconds=our_clock.seconds,
+        cpu_ratio=stock_clock.cpu_seconds / our_clock.cpu_seconds,
+        token_ratio=stock_clock.tokens / our_clock.tokens,
+        stock_tokens=stock_clock.tokens // rounds,
+        our_tokens=our_clock.tokens // rounds,
+        stock_passes=stock_clock.passes // rounds,
+        our_passes=our_clock.passes // rounds,
         max_abs_loglikelihood_difference=max(abs(a[0] - b[0]) for a, b in answers),
         greedy_flags_changed=sum(a[1] != b[1] for a, b in answers),
         answers_changed=sum(left[1:] != right[1:] for left, right in pairs),

@@ -26,13 +26,17 @@ from transformers import DynamicCache
 
 from studylib.core.errors import StudyError
 from studylib.scoring.token_tree import TokenTree, build_token_tree, iterate_passes
+from studylib.scoring.tree_attention import attend_by_blocks, lay_out_blocks
 
 logger = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
-CPU_TOKENS_PER_PASS = 256
+CPU_TOKENS_PER_PASS = 1024
 ACCELERATOR_TOKENS_PER_PASS = 4096
+# A block's attention is one call of a kernel: short, little is masked; long, few calls are made.
+CPU_TOKENS_PER_BLOCK = 96
+ACCELERATOR_TOKENS_PER_BLOCK = 512
 # Rows of logits that are turned into float32 log-probabilities at a time: bounds that copy's size.
 LOGIT_ROWS_PER_BLOCK = 256
 # All but cuDNN's, PyTorch's first choice in 16 bits on Hopper: it makes a plan for every new
@@ -258,12 +262,17 @@ class PrefixLM(HFLM):
         if self.config.get_text_config()._attn_implementation == "eager":
             mask = torch.where(mask, 0.0, torch.finfo(self.model.dtype).min).to(self.model.dtype)
         queries = keys[len(keys) - query_count :]
+        if self.config.get_text_config()._attn_implementation == "sdpa":
+            on_cpu = self.device.type == "cpu"
+            size = CPU_TOKENS_PER_BLOCK if on_cpu else ACCELERATOR_TOKENS_PER_BLOCK
+            mask.blocks = lay_out_blocks(tree, keys, query_count, size, self.device)
         asked = torch.as_tensor(positions, device=self.device)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         picks = "logits_to_keep" in inspect.signature(base.forward).parameters
         with (
             torch.no_grad(),
             sdpa_kernel(KERNELS),
+            attend_by_blocks(),
             torch.autocast(
                 device_type=self.device.type,
                 dtype=self.mixed_precision_dtype,

@@ -10,7 +10,7 @@ Not covered: reading and checking the questions (studylib.inputs.questions), sco
 from __future__ import annotations
 
 import logging
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,36 @@ def named_tasks(source: str, settings: EvaluateSettings) -> dict[str, Any]:
             )
         task.set_config(key="num_fewshot", value=settings.shots)
     return dict(sorted(tasks.items()))
+
+
+def fit_shots(tasks: dict[str, Any], lm: Any) -> None:
+    """Let each prompt hold as many of its shots as fit the model's context, none cut in two.
+
+    lm-eval cuts a prompt that is too long from the left, token by token: it then begins within a
+    shot, each at another point. With this, whole shots go, the last ones first where a task draws
+    them in order (MMLU does). A question too long by itself is still cut. tasks: of build_tasks,
+    changed in place; lm: lm-eval's view of the model, whose tokens and context count.
+    """
+    for task in tasks.values():
+        task.fewshot_context = partial(shorten_prompt, task, lm)
+
+
+def shorten_prompt(task: Any, lm: Any, doc: dict[str, Any], num_fewshot: int, **form: Any) -> Any:
+    """lm-eval's prompt of a document with the most shots up to num_fewshot that leave it whole."""
+    build = type(task).fewshot_context
+    for shots in range(num_fewshot, -1, -1):
+        prompt = build(task, doc, num_fewshot=shots, **form)
+        # A list: a task whose choices stand before the text, each with a prompt of its own.
+        if isinstance(prompt, list) or fits(prompt, task, doc, lm):
+            break
+    return prompt
+
+
+def fits(prompt: str, task: Any, doc: dict[str, Any], lm: Any) -> bool:
+    """Whether a prompt with each of its choices is no longer than what lm-eval reads of it."""
+    endings = [task.config.target_delimiter + choice for choice in task.doc_to_choice(doc)]
+    longest = max(sum(map(len, lm._encode_pair(prompt, ending))) for ending in endings)
+    return longest <= lm.max_length + 1  # the last token is predicted, not read
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,8 @@
 """Merge token sequences that begin alike into one tree, and cut it into passes of bounded size.
 
 Why: what several prompts share is then one run of nodes, to be computed once. Nodes are numbered
-depth-first, so that "is an ancestor of" is a comparison of two numbers and a pass is a range.
+depth-first, so that "is an ancestor of" is a comparison of two numbers and a pass is a range; so
+is a block, a part of a pass.
 Not covered: what is done with the nodes; nothing here knows of a model.
 """
 
@@ -76,3 +77,15 @@ def iterate_passes(
                 stop = min(stop, int(tree.row_ends[last]) + 1)
         yield start, stop
         start = stop
+
+
+def iterate_blocks(tree: TokenTree, start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut the nodes [start, stop) where branches begin, into ranges of at most `size` nodes, and
+    within a branch only if it is longer: what lies between two branches sees the same nodes."""
+    begins = start + 1 + np.flatnonzero(np.diff(tree.depths[start:stop]) != 1)
+    while stop - start > size:
+        last = int(np.searchsorted(begins, start + size, side="right")) - 1
+        end = int(begins[last]) if last >= 0 and begins[last] > start else start + size
+        yield start, end
+        start = end
+    yield start, stop
