@@ -87,7 +87,7 @@ def recipe_settings(
     """The same of a model, a method and a recipe. gpus: cards that share the training."""
     masters = recipe.master_weights and not method.kind.adapter
     half = recipe.dtype == "bf16"
-    optimizer = method.kind.optimizer or recipe.optimizer
+    optimizer: str = method.kind.optimizer or recipe.optimizer
     if not machine.cards:  # what PyTorch chooses on a CPU; there, nothing is paged
         optimizer = "adamw-loop" if optimizer == "adamw" else optimizer.removeprefix("paged-")
     return ForecastSettings(
