@@ -112,7 +112,7 @@ def look_ahead(
     reference = reference_records(profile.name)
     elsewhere = machine is not None
     if machine is None and profile.hardware.gpus and cards_here():
-        from studylib.forecasting.job_forecast import this_machine
+        from studylib.forecasting.prospects import this_machine
 
         machine = this_machine()
     if machine is None or not machine.cards:  # nothing here needs torch then
