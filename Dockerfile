@@ -27,9 +27,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1
 
 # The packages before the code, so that a change of code does not fetch them again.
-COPY --chown=study:study pyproject.toml constraints.txt README.md ./
+COPY --chown=study:study pyproject.toml constraints.txt lock.txt README.md ./
+COPY --chown=study:study tools/install tools/install
 RUN touch studylib/__init__.py \
-    && pip install --no-cache-dir -c constraints.txt -e ".[dev]"
+    && PIP_NO_CACHE_DIR=1 tools/install python .
 COPY --chown=study:study . .
 
 VOLUME ["/results", "/cache"]

@@ -12,7 +12,7 @@ ASK := $(PLACE) $(call opt,MODEL,model) $(call opt,DATA,data) $(COLUMN_NAMES) $(
   $(call opt,LIMIT,limit) $(call opt,KEEP,keep) $(if $(TASKS),--mmlu $(call quote,tasks:$(TASKS))) $(foreach change,$(SET) $(OWN),--set $(call quote,$(change)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test bench clean
+.PHONY: help setup data plan reproduce tune try report publish forecasts doctor gpu-check card check-model check-models rent lab ladder check test bench faults soak fuzz audit sbom clean
 
 define MORE
 
@@ -97,6 +97,21 @@ test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
 
 bench: ## has anything become slower than benchmarks/bench.json says; the short part: make bench QUICK=1
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick) $(call opt,DATA,data) $(call opt,ROWS,rows)
+
+faults: ## break what surrounds a study, each way for real, and write docs/faults.md, 6 minutes
+	@$(PY) tests/faults/write_table.py
+
+soak: ## kill studies at random moments, up to an hour: make soak MINUTES=60
+	@$(PY) tests/faults/soak.py $(call opt,MINUTES,minutes)
+
+fuzz: ## feed the readers with what hypothesis makes up: make fuzz MINUTES=2
+	@$(PY) tests/fuzz/fuzz.py $(call opt,MINUTES,minutes)
+
+audit: ## known holes in the packages; asks the package index
+	@tools/supply audit
+
+sbom: ## what is installed, as CycloneDX JSON: built/sbom.json
+	@tools/supply sbom
 
 clean: ## remove the virtual environment and caches, never records
 	@rm -rf .venv .venv-sky .mypy_cache .pytest_cache .ruff_cache *.egg-info && find . -name __pycache__ -prune -exec rm -rf {} +

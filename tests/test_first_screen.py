@@ -4,33 +4,36 @@ toy refutes what the article says of a large model."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from record_factory import Factory, make_spec
 
 from studylib.core.verdicts import Measured
+from studylib.reporting.article import enough_rule, enough_words, read_article
 from studylib.reporting.article_table import best_findings, claim_rows, join_verdicts, settle
 from studylib.reporting.claims import Finding, Place, evaluate_claims, read_claims
 from studylib.reporting.decision import draw_decision
 from studylib.reporting.evidence_kinds import kind_of, model_words, rank_learning
-from studylib.reporting.first_screen import first_screen, read_article
+from studylib.reporting.first_screen import first_screen
+from studylib.reporting.glossary import word_link
 from studylib.reporting.kept import best_evidence, read_kept
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise
-from studylib.reporting.team_advice import advise
+from studylib.reporting.team_advice import advise, judge
 
 ROOT = Path(__file__).parents[1]
 REAL = "path:models/real-135m"
-MOST_BYTES = 51_200
+MOST_BYTES = 30_720
 
 
-def made(folder: Path, model: str, items: int = 320, **known: float) -> Summary:
+def made(folder: Path, model: str, items: int = 320, seeds: int = 3, **known: float) -> Summary:
     """A study of one model: each method's share of right answers; the base guesses."""
     factory = Factory(folder, items=items)
     factory.add(make_spec("base", model), knows=0.25)
     for method, share in known.items():
-        for seed in range(3):
+        for seed in range(seeds):
             factory.add(make_spec(method, model, seed), knows=share)
     return summarise(read_study(folder, planned=()))
 
@@ -120,8 +123,49 @@ def test_advice_on_a_new_language_follows_what_was_kept(tmp_path: Path) -> None:
         return advise([summarise(read_study(factory.folder, planned=()))], []).deep
 
     assert "plan for full fine-tuning" in deep("far", 0.3)
-    assert "LoRA was enough" in deep("near", 0.95)
+    assert "LoRA was [enough]" in deep("near", 0.95)
     assert "nothing was measured" in advise([], []).deep
+
+
+def test_enough_in_few_seeds_is_said_to_be_no_more_than_that(tmp_path: Path) -> None:
+    rule = enough_rule()
+    assert f"{100 * rule.share:g} %" in enough_words() and f"{rule.seeds} seeds" in enough_words()
+    once = made(tmp_path / "one", REAL, seeds=1, full=0.6, lora=0.9)
+    [kept] = [k for k in read_kept(once.comparisons[0]) if not k.is_full]
+    assert kept.seeds == 1 and kept.low > rule.share
+    assert judge([kept]) == "once" and judge([replace(kept, seeds=rule.seeds)]) == "enough"
+    said = advise([once], []).small
+    assert "use LoRA" not in said and "one seed)" in said
+    assert "seed" not in advise([made(tmp_path / "all", REAL, full=0.6, lora=0.9)], []).small
+    [panel] = draw_decision([once]).axes
+    assert panel.get_title(loc="left").startswith("a small change (main), one seed")
+
+
+def test_first_screen_says_why_a_claim_is_not_known_yet(tmp_path: Path) -> None:
+    factory = Factory(tmp_path / "once")
+    factory.add(make_spec("base", REAL), knows=0.25)
+    for method in ("full", "lora", "qlora"):
+        spec = make_spec(method, REAL)
+        source = "tuned: best of 3, seed 1000, at the grid's edge (full.json)"
+        edge = {"learning_rate_source": source} if method == "full" else {}
+        factory.add(spec.model_copy(update=edge), knows=0.7)
+    findings = evaluate_claims([summarise(read_study(factory.folder, planned=()))])
+    rows = {row.claim: row for row in claim_rows(findings)}
+    assert "one seed" in rows["C4"].found and "one seed" in rows["C8"].found
+    for claim in ("C4", "C8"):
+        assert rows[claim].verdict == "not known yet"
+        assert rows[claim].reason.startswith("too few seeds, and the best learning rate of full ")
+    cautions = [f.cautions for f in findings if f.claim == "C8" and f.measured]
+    edge = "the best learning rate of full lies at its grid's edge"
+    assert cautions and all(words == ["one seed", edge] for words in cautions)
+
+
+def test_a_gap_that_full_fine_tuning_did_not_move_is_told_as_such(tmp_path: Path) -> None:
+    study = made(tmp_path / "s", REAL, full=0.26, lora=0.26)
+    row = {row.claim: row for row in claim_rows(evaluate_claims([study]))}["C4"]
+    comparison = study.comparisons[0]
+    ends = [f"{100 * comparison.row(m).accuracy.value:.1f} %" for m in ("base", "full")]
+    assert f"did not clearly move it ({' to '.join(ends)})" in row.found
 
 
 def test_what_was_not_done_is_said(toy, real) -> None:
@@ -225,17 +269,28 @@ def test_the_screen_names_the_article_and_tells_what_toys_are(toy, real) -> None
     assert article["title"] in text and article["publisher"] in text
     assert text.index("\n1. ") < text.index("| **C1**") < text.index("![")
     assert "`ladder:1.4m` (1.42M parameters)" in text
-    assert "seen in one [toy model](REPORT.md#words) only" in text
+    assert "seen in one [toy model](REPORT.md#toy-model) only" in text
     assert "Toy models" not in "\n".join(first_screen([real], [], None))
 
 
-def test_the_shipped_report_is_half_as_long_and_its_answer_is_short() -> None:
+def test_the_shipped_report_and_its_answer_are_short() -> None:
     report = (ROOT / "REPORT.md").read_bytes()
     assert len(report) <= MOST_BYTES
     answer = report.decode().partition("## The answer\n")[2].partition("\n### ")[0]
     answer = re.sub(r"\]\([^)]*\)", "]", answer)
     assert len(answer.split()) <= 150
     assert len(re.findall(r"\d[\d,.]*", answer)) <= 20 + 3  # the numbers of the list besides
+
+
+def test_every_link_to_a_word_leads_to_its_own_heading() -> None:
+    """By GitHub's rule for a heading's name: lower case, no punctuation, hyphens for spaces."""
+    report = (ROOT / "REPORT.md").read_text()
+    heads = re.findall(r"^#+ (.*)$", report, re.M)
+    names = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+    linked = set(re.findall(r"\(REPORT\.md#([^)]*)\)", report))
+    assert {"enough", "random-weights"} <= linked <= names
+    with pytest.raises(KeyError):
+        word_link("no such word")
 
 
 def test_models_are_told_in_words() -> None:

@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.depth import trace_depth
+from studylib.forecasting.step import StepSettings
+from studylib.forecasting.trace import count_base
+from studylib.modelling.skeleton import build_meta, shape_config, with_depth
+from studylib.schema.methods import METHODS, Method
+from studylib.schema.settings import MethodSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 benchmark = importlib.import_module("forecast_published")
+peft_benchmark = importlib.import_module("forecast_peft")
 sys.path.pop(0)
 
 # Of HF Trainer's runs of PowerLM-3B with rows of 4,096 tokens on A100-80GB, torch 2.4.1
@@ -60,3 +67,46 @@ def test_a_file_of_runs_is_compared_and_another_kind_is_refused(tmp_path, monkey
     for file in (path, tmp_path / "none.csv"):
         with pytest.raises(StudyError):
             benchmark.compare_file(file)
+
+
+# Of huggingface/peft's method comparison, Llama-3.2-3B (28 layers), at commit 51c2ff66.
+PEFT = [
+    ("lora rank32-dora", "32.0", "64.0", "q_proj,v_proj", 9_289_728),
+    ("lora rank32-lorafa", "32.0", "64.0", "v_proj,q_proj", 3_670_016),
+    ("ia3 all-attn-5k-lr0.005", "", "", "gate_proj,o_proj,q_proj,k_proj,v_proj,down_proj,up_proj",
+     630_784),
+    ("miss default", "64.0", "", "q_proj,v_proj", 7_340_032),
+    ("c3a default", "", "", "q_proj,v_proj", 5_505_024),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "rank", "alpha", "targets", "published"), PEFT)
+def test_pefts_published_counts_of_parameters_are_met(
+    monkeypatch, method, rank, alpha, targets, published
+):
+    kind, _, rest = method.partition(" ")
+    row = {"method": method, "rank": rank, "alpha": alpha, "targets": targets}
+    own = peft_benchmark.as_method(row, kind, rest.rpartition("-")[2])
+    monkeypatch.setitem(METHODS, "published", own)
+    config = with_depth(shape_config("llama-3.2-3b"), 2)
+    model = build_meta(config, MethodSettings(name="published"), "bf16", "eager")
+    assert 14 * count_base(model)[0] == published
+
+
+def test_an_adapter_that_needs_data_has_no_forecast_and_says_why(monkeypatch):
+    boft = Method(label="BOFT", default_learning_rate=1e-4, peft={"peft_type": "BOFT"})
+    monkeypatch.setitem(METHODS, "published", boft)
+    with pytest.raises(StudyError, match=r"without weights.*started without a forecast"):
+        config = with_depth(shape_config("llama-3.2-3b"), 1)
+        build_meta(config, MethodSettings(name="published"), "bf16", "eager")
+
+
+def test_parameters_that_layers_share_are_not_continued_by_the_layer(monkeypatch):
+    """Lily's matrices serve three layers here: six layers have two of each, not six."""
+    keys = {"peft_type": "LILY", "r": 4, "stride_A": 3, "num_B": 2, "target_modules": ["q_proj"]}
+    lily = Method(label="Lily", default_learning_rate=1e-4, peft=keys)
+    monkeypatch.setitem(METHODS, "published", lily)
+    config = with_depth(shape_config("smollm2-135m"), 6)
+    step = StepSettings(method=MethodSettings(name="published"), seq_len=8)
+    routers = 6 * 2 * 4
+    assert trace_depth(config, step).trainable_params == 2 * 2 * 4 * 576 + routers

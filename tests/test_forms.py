@@ -17,6 +17,7 @@ from studylib.inputs.examples import read_example_file, read_examples
 from studylib.inputs.forms import NoExample, prompt_key, read_messages
 from studylib.inputs.parts import read_part, tell_parts
 from studylib.inputs.tokens import IGNORED, tell_lengths, tokenise, unfold
+from studylib.planning.answers import check_measures
 from studylib.planning.stale import hash_data_file
 from studylib.schema.columns import parse_columns
 from studylib.schema.differences import find_changes
@@ -213,8 +214,8 @@ def test_a_folder_gives_its_parts(tmp_path):
     assert told[0].startswith(f"{tmp_path.name}: plain text, 1 documents, 3 rows left out")
     assert told[1:] == [
         "  first: t0",
-        f"  test part ({tmp_path.name}): plain text, 2 documents",
-        f"  validation part ({tmp_path.name}): plain text, 2 documents",
+        "  test part (test.csv): plain text, 2 documents",
+        "  validation part (dev.jsonl): plain text, 2 documents",
     ]
     before = hash_data_file(data)
     write(tmp_path / "valid.json", [])
@@ -224,6 +225,20 @@ def test_a_folder_gives_its_parts(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(StudyError, match="no file of the train part"):
         read_part(DataSettings(source=str(tmp_path / "none")), "train")
+
+
+def test_a_text_with_another_column_is_told_how_it_becomes_an_answer(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"t{i},l{i % 2}\n" for i in range(40)))
+    data = DataSettings(source=str(tmp_path / "a.csv"), held_out=5)
+    told = tell_parts(data)
+    assert "not read: label (COLUMNS='prompt=text answer=label' learns" in told[0]
+    assert told[2:] == [f"  {part} part (split off by a hash of the prompt): 5 documents"
+                        for part in ("test", "validation")]  # fmt: skip
+    with pytest.raises(StudyError) as caught:
+        check_measures(["labels"], data, "main")
+    assert "COLUMNS='prompt=text answer=label'" in caught.value.remedy
+    named = data.model_copy(update={"columns": "prompt=text answer=label"})
+    assert check_measures(["labels"], named, "main") == ["  2 labels"]
 
 
 def test_held_out_parts_are_the_same_in_any_order_and_keep_duplicates_together(tmp_path):
@@ -247,6 +262,20 @@ def test_held_out_parts_are_the_same_in_any_order_and_keep_duplicates_together(t
     assert caught.value.value == "data.held_out = 51"
     with pytest.raises(StudyError, match="there is no test part"):
         read_part(data.model_copy(update={"held_out": None}), "test")
+
+
+def test_fewer_examples_are_some_of_the_more_and_the_held_out_parts_stay(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(60)]
+    data = DataSettings(source=str(write(tmp_path / "a.jsonl", rows)), held_out=5)
+    asked = {n: data.model_copy(update={"examples": n}) for n in (10, 20, 50, 51)}
+    ten, twenty, all_of_them = (list(map(str, read_part(asked[n], "train"))) for n in (10, 20, 50))
+    assert [len(ten), len(twenty)] == [10, 20] and set(ten) < set(twenty)
+    assert all_of_them == list(map(str, read_part(data, "train")))
+    assert sorted(twenty, key=all_of_them.index) == twenty
+    assert read_part(asked[10], "test") == read_part(data, "test")
+    with pytest.raises(StudyError, match="has 50 examples") as caught:
+        read_part(asked[51], "train")
+    assert caught.value.value == "data.examples = 51"
 
 
 def test_a_named_test_part_takes_its_prompts_out_of_training(tmp_path):

@@ -217,7 +217,7 @@ def test_a_base_of_which_nothing_is_quantized_is_refused_at_load_and_before(tmp_
 
 
 def test_a_base_hardly_in_4_bits_is_not_called_nf4():
-    assert spell_base(0.98) == "nf4" and tell_base("QLoRA", 0.98) == ""
-    assert spell_base(0.1107) == "nf4 (11 % of the weights outside embeddings)"
+    assert spell_base(0.98, "nf4") == "nf4" and tell_base("QLoRA", 0.98) == ""
+    assert spell_base(0.1107, "fp4") == "fp4 (11 % of the weights outside embeddings)"
     assert "11 % of the base's weights" in tell_base("QLoRA", 0.1107)
     assert percent_below(0.9999) == "99 %"

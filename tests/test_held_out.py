@@ -287,6 +287,23 @@ def test_an_example_that_stands_twice_is_measured_twice_and_not_left_out(tmp_pat
         assert (figure.items, figure.groups) == (3, 2) and "left_out" not in figure.counts
 
 
+def test_a_prompt_too_long_and_an_answer_without_a_number_are_told_apart(tmp_path, lm, ladder):
+    spec = make_spec(write_rows(tmp_path / "rows.jsonl", ROWS), measures=("loss", "number"))
+    long = ROWS[0] | {"instruction": "Add 1 and 2. " * 2000, "output": "3"}
+    rows = [
+        long,
+        ROWS[1] | {"output": "none"},
+        ROWS[2] | {"output": "5"},
+        ROWS[3] | {"output": "7"},
+    ]
+    test = write_rows(tmp_path / "test.jsonl", rows)
+    data = spec.data.model_copy(update={"test": test, "held_out": None})
+    found = measure_held_out(lm, ladder.tokenizer, spec.model_copy(update={"data": data}), "w")
+    counts = {key: found.figures[key][0].counts for key in ("loss", "number")}
+    assert counts["loss"] == {"too_long": 1}
+    assert (counts["number"]["too_long"], counts["number"]["left_out"]) == (1, 1)
+
+
 def test_every_measure_that_can_be_asked_has_figures():
     from typing import get_args
 

@@ -18,6 +18,7 @@ from hub_server import HubServer
 
 from studylib.core.errors import StudyError
 from studylib.inputs import hub as hub_module
+from studylib.inputs import sources
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.questions import MMLU_REVISION, check_questions
 from studylib.inputs.sources import ask_model, fetch_model
@@ -193,6 +194,14 @@ def test_fault_that_stays_is_one_message_and_its_number(hub, here, place):
     hub.fail(place, times=1000, status=500)
     refused("hub:study/ladder@v1", r"the hub has a fault \(HTTP 500\)")
     assert len(hub.asked(place)) <= 8
+
+
+def test_hub_that_stalls_is_one_message(hub, here, monkeypatch):
+    """It takes every question about a model and answers none."""
+    monkeypatch.setattr(sources, "HUB_TIMEOUT_SECONDS", 0.2)
+    fault = hub.fail("GET /api/models/", times=1000, stall=True)
+    refused("hub:study/ladder@v1", "the hub cannot be reached|did not answer|timed out")
+    assert 1 <= 1000 - fault.times <= 8
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

@@ -8,6 +8,7 @@ from record_factory import Factory, make_spec
 
 from studylib.notebook_views import live, my_data
 from studylib.planning.plan import Plan, PlannedRun
+from studylib.planning.roofline import Range
 from studylib.running.executor import Failure
 
 
@@ -70,6 +71,8 @@ def test_what_runs_take_is_a_row_a_run_and_unknown_where_it_is(shown):
     unknown = PlannedRun(run_id="c", state="to do", seconds=None, seconds_source="", usd=None)
     made = plan().model_copy(update={"runs": (unknown,)})
     assert my_data.tabulate_takes(made, None, {}).loc["c", "minutes"] == "unknown"
+    by_forecast = my_data.tabulate_takes(made, None, {}, {"c": Range(low=30, mid=90, high=99)})
+    assert by_forecast.loc["c", "minutes"] == "1.5"
 
 
 def test_weights_that_were_kept_are_listed_and_their_absence_is_said(tmp_path):

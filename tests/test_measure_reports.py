@@ -8,10 +8,15 @@ import pytest
 from record_factory import Factory, make_spec
 
 from studylib.core.errors import StudyError
+from studylib.core.sealed import write_sealed
+from studylib.reporting.claims import evaluate_claims
 from studylib.reporting.compose import compose
-from studylib.reporting.measure_tables import headline, held_out_table, tell
+from studylib.reporting.kept import read_kept
+from studylib.reporting.measure_tables import SHARE_HEADER, headline, held_out_table, tell
+from studylib.reporting.prose import answer_track
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
+from studylib.reporting.tables import headline_table
 from studylib.schema.measures import MEASURES, MeasureFigure, figures_of
 from studylib.schema.records import EvaluateBlock, file_sha256
 from studylib.schema.settings import EvaluateSettings
@@ -54,8 +59,6 @@ class MeasuredFactory(Factory):
         marks = {k: v for k, v in record.fingerprint.items() if not k.startswith("evaluate.items")}
         marks |= {"held_out.items_sha256": "same", "held_out.part": "test"}
         whole = record.model_copy(update={"files": files, "fingerprint": marks})
-        from studylib.core.sealed import write_sealed
-
         write_sealed(folder / "record.json", whole, over=True)
         return whole
 
@@ -106,17 +109,61 @@ def test_report_opens_with_the_measure_and_explains_it(summary):
     report = compose([summary], [], None, own_folder="")
     text = report.files["REPORT.md"].decode()
     assert headline(summary.comparisons[0]) in text and tell(summary.comparisons[0]) in text
-    assert "On held-out examples" in text and MEASURES["loss"].meaning in text
+    details = report.files["docs/report/details.md"].decode()
+    assert "On held-out examples" in details and MEASURES["loss"].meaning in text
     assert (
         "95 % over examples and seeds" in text and "over subjects" not in text.split("## Words")[0]
     )
-    assert "### Accuracy" not in text and "tables/measures.csv" in report.files
-    assert MEASURES["loss"].header in text.split("### On held-out")[0]
+    assert "**Accuracy**" not in details and "tables/measures.csv" in report.files
+    table = headline_table(summary.comparisons)
+    assert MEASURES["loss"].header in table.header and "Accuracy (%) ↑" not in table.header
+    assert [row[1] for row in table.rows] == ["base", "full", "LoRA r=16"]
+    assert table.rows[2][table.header.index(SHARE_HEADER)].startswith("89.9 ± ")
     assert MEASURES["exact"].meaning not in text
     table = held_out_table(summary.comparisons)
     assert len(table.rows) == 6 and all(len(row) == len(table.header) for row in table.rows)
     lines = report.files["tables/measures.csv"].decode().splitlines()
     assert len(lines) == 1 + 2 * (1 + 2 + 4)
+
+
+class BothFactory(MeasuredFactory):
+    """Runs that were measured on held-out examples and asked questions, all of them guessed."""
+
+    def add(self, spec, **words):
+        record = Factory.add(self, spec, knows=0.26, keeps=0.9)
+        folder = self.folder / "runs" / spec.run_id
+        weights = record.evaluate.scores[0].weights
+        MeasuredFactory.answer(self, spec, "", 0, weights).to_parquet(folder / "held_out.parquet")
+        files = {**record.files, "held_out.parquet": file_sha256(folder / "held_out.parquet")}
+        write_sealed(folder / "record.json", record.model_copy(update={"files": files}), over=True)
+
+    def answer(self, spec, task, share, weights):
+        return Factory.answer(self, spec, task, share, weights)
+
+    def evaluate(self, frames):
+        [figure] = MeasuredFactory.evaluate(self, frames).measures["loss"]
+        block = Factory.evaluate(self, frames)
+        return block.model_copy(update={"measures": {m.key: (figure,) for m in figures_of("loss")}})
+
+
+def test_the_measure_that_chose_the_rates_judges_and_guessed_questions_do_not(tmp_path):
+    factory = BothFactory(tmp_path / "both")
+    for method in ("base", "full", "lora"):
+        factory.measured(method)
+    summary = summarise(read_study(factory.folder, planned=()))
+    [comparison] = summary.comparisons
+    text = answer_track(summary, "main")[0]
+    assert text.startswith("**Full fine-tuning did better than LoRA r=16 (held-out loss).**")
+    assert "No clear difference" not in text and "Guessing gives 25.0 %" in text
+    table = headline_table([comparison])
+    heads = (MEASURES["loss"].header, "Accuracy (%) ↑")
+    assert [table.header.index(head) for head in heads] == sorted(map(table.header.index, heads))
+    [kept] = [k for k in read_kept(comparison) if not k.is_full]
+    assert kept.share == pytest.approx(0.9, abs=0.01)
+    share = next(f for f in evaluate_claims([summary]) if (f.claim, f.part) == ("C8", "small"))
+    assert share.measured.value == pytest.approx(90, abs=1)
+    gap = next(f for f in evaluate_claims([summary]) if (f.claim, f.part) == ("C4", "lora"))
+    assert gap.measured.unit == "pp", "a claim on right answers is judged by them"
 
 
 def test_report_without_measures_speaks_of_none(tmp_path):

@@ -2,23 +2,32 @@
 
 DoRA, VeRA and IA3 are added to a copy of the table. They differ from what ships: DoRA multiplies
 matrices once a pass, VeRA shares matrices that are no parameters, IA3 has no rank and only scales.
+Four that ship go with them, each for a key of its own: an adapter that changes its base, two rates,
+a size told by blocks, the last layers alone.
 """
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.forecast import forecast
 from studylib.forecasting.job_forecast import Machine, job_settings
+from studylib.modelling.kept import open_kept
+from studylib.modelling.merging import answer_probe
+from studylib.modelling.models import load_model
 from studylib.reporting.report import compose_report, own_sources
 from studylib.schema.methods import METHODS, METHODS_TABLE, read_methods
 from studylib.schema.profile import read_profile
 from studylib.schema.records import read_record
 from studylib.schema.serve_records import read_serve_record
 from studylib.schema.serving import ServeSettings, find_spec
+from studylib.schema.settings import BASE
 from studylib.serving.serve_run import ServeRun
 from studylib.training.run import Run
 
@@ -43,6 +52,7 @@ own-ia3:
   peft: {peft_type: IA3}
 """
 SLUGS = {"own-dora": "own-dora-r16", "own-vera": "own-vera-r16", "own-ia3": "own-ia3"}
+SHIPPED = ("pissa", "lora-plus", "oft", "last-quarter")
 FAST = ServeSettings(
     batch_sizes=(1,), prompt_tokens=(8,), new_tokens=2, rounds=3, budget_seconds=0.01,
     adapters=2, switches=4, mixed_batch=2, mixed_prompt_tokens=8, mixed_new_tokens=2,
@@ -67,18 +77,18 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def profile(table):
-    return read_profile("smoke", {"methods": ["full", *SLUGS], "train": {"steps": 4}})
+    return read_profile("smoke", {"methods": ["full", *SLUGS, *SHIPPED], "train": {"steps": 4}})
 
 
 @pytest.fixture(scope="module")
 def study(profile, tmp_path_factory):
     """(folder of the study, method -> record, method -> losses of the process that was killed):
-    each adapter's first process got to the last step, its second went on after step 2."""
+    each method's first process got to the last step, its second went on after step 2."""
     folder = tmp_path_factory.mktemp("results") / profile.name
     found, unbroken = {}, {}
     for spec in profile.runs():
         place = folder / "runs" / spec.run_id
-        if spec.method.kind.adapter:
+        if spec.method.kind.trains and spec.method.name != "full":
             first = Run(spec, place)
             first.load()
             first.watch.show_step = lambda row: kill(row["step"])
@@ -98,8 +108,8 @@ def kill(step):
         raise Killed
 
 
-@pytest.mark.parametrize("method", SLUGS)
-def test_added_methods_train_resume_and_are_scored(study, method):
+@pytest.mark.parametrize("method", [*SLUGS, *SHIPPED])
+def test_methods_train_resume_and_are_scored(study, method):
     record = study[1][method]
     assert record.status == "complete"
     assert record.train.resumed_at_steps == (2,) and record.train.steps == 4
@@ -107,8 +117,10 @@ def test_added_methods_train_resume_and_are_scored(study, method):
     assert list(resumed) == study[2][method], "it goes on as if it had not been killed"
     assert record.train.untrained_adapters == ()
     assert [score.task for score in record.evaluate.scores] == ["questions", "retention"]
-    assert record.load.reached and record.load.total_params > record.load.trainable_params > 0
-    assert method.removeprefix("own-") in record.fingerprint["method.row"].lower()
+    assert bool(record.load.reached) == METHODS[method].adapter
+    assert record.load.total_params > record.load.trainable_params > 0
+    assert record.fingerprint["method.row"] == METHODS[method].mark
+    assert METHODS[method].mark != METHODS["lora"].mark
 
 
 def test_sizes_are_those_of_the_methods_own_arithmetic(study):
@@ -119,17 +131,39 @@ def test_sizes_are_those_of_the_methods_own_arithmetic(study):
     assert counts["own-dora"] == 2 * (16 * pairs + outputs)
     assert counts["own-vera"] == 2 * (7 * 16 + outputs)
     assert counts["own-ia3"] == 2 * (128 + 128 + 192)  # keys, values, what goes into the last layer
+    counts = {name: study[1][name].load.trainable_params for name in SHIPPED}
+    assert counts["pissa"] == counts["lora-plus"] == 2 * 16 * pairs
+    blocks = (6 * 128 + 192) // 32  # of the layers' inputs, each turned within 32 numbers
+    assert counts["oft"] == 2 * blocks * 32 * 31 // 2
+    assert counts["last-quarter"] == 4 * 128 * 128 + 3 * 128 * 192 + 2 * 128  # one layer of two
 
 
-@pytest.mark.parametrize("method", SLUGS)
-def test_added_methods_are_forecast(study, profile, method):
+@pytest.mark.parametrize("method", [*SLUGS, *SHIPPED])
+def test_methods_are_forecast(study, profile, method):
     """Memory within 3 % of the counted live tensors, parameters and the bytes on disk exactly."""
     record = study[1][method]
     made = forecast(job_settings(record.run, HERE))
     assert made.peak_bytes == pytest.approx(record.train.measure.live_tensor_peak_bytes, rel=0.03)
     assert made.trainable_params == record.load.trainable_params
-    header = record.serve.adapter_bytes - made.adapter_bytes
+    kept, counted = record.serve.adapter_bytes, made.adapter_bytes
+    if not METHODS[method].adapter:
+        kept, counted = record.serve.checkpoint_bytes, made.checkpoint_bytes
+    assert 0 < kept - counted < 8192
+
+
+def test_what_stays_of_an_adapter_that_changed_its_base_fits_the_original_one(study):
+    """Twice the rank: what was trained, less what it began with."""
+    record = study[1]["pissa"]
+    config = json.loads(
+        (study[0] / "runs" / record.run_id / "adapter/adapter_config.json").read_bytes()
+    )
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (32, 64, True)
+    header = record.serve.adapter_bytes - 2 * 4 * record.load.trainable_params
     assert 0 < header < 8192
+    _, model = open_kept(record, study[0] / "runs" / record.run_id)
+    with torch.no_grad(), model.disable_adapter():
+        ours = answer_probe(model)
+    assert torch.equal(ours, answer_probe(load_model(record.run.model_ref, BASE, "fp32").model))
 
 
 def test_shared_matrices_count_on_disk_as_they_are_saved(study):
@@ -140,9 +174,9 @@ def test_shared_matrices_count_on_disk_as_they_are_saved(study):
     assert 0 < header < 8192
 
 
-@pytest.mark.parametrize("method", SLUGS)
-def test_added_methods_are_served_or_say_what_is_not_possible(profile, tmp_path, method):
-    spec = find_spec(profile, f"ladder-0.4m--{SLUGS[method]}", FAST)
+@pytest.mark.parametrize("slug", SLUGS.values())
+def test_added_methods_are_served_or_say_what_is_not_possible(profile, tmp_path, slug):
+    spec = find_spec(profile, f"ladder-0.4m--{slug}", FAST)
     run = ServeRun(spec, tmp_path / "serve")
     for stage in (run.load, run.footprint, run.latency, run.mix, run.swap):
         stage()
@@ -152,6 +186,27 @@ def test_added_methods_are_served_or_say_what_is_not_possible(profile, tmp_path,
     assert found.mixed == ()
     [mixed] = [skipped for skipped in found.skipped if skipped.what == "mixed batch"]
     assert mixed.reason.startswith("not possible: ")
+
+
+def test_adapters_that_begin_as_copies_are_told_apart_when_served(tmp_path):
+    spec = find_spec(
+        read_profile("smoke", {"methods": ["full", "ln-tuning"]}), "ladder-0.4m--ln-tuning", FAST
+    )
+    run = ServeRun(spec, tmp_path / "serve")
+    for stage in (run.load, run.swap):
+        stage()
+    assert run.ok and run.found["swap"].proven and run.found["swap"].contrast > 0
+
+
+def test_a_converted_adapter_is_served_as_it_stays(profile, tmp_path):
+    """Several of twice the rank on one original base, which none of them changes."""
+    run = ServeRun(find_spec(profile, "ladder-0.4m--pissa-r16", FAST), tmp_path / "serve")
+    for stage in (run.load, run.footprint, run.mix, run.swap):
+        stage()
+    assert run.ok and run.found["swap"].proven and run.found["mixed"]
+    sizes = {row.dtype: row.memory_bytes for row in run.found["footprint"] if row.what == "adapter"}
+    pairs = 4 * (128 + 128) + 3 * (128 + 192)
+    assert sizes["fp32"] == 4 * 2 * 32 * pairs
 
 
 def test_added_methods_stand_in_the_report(study, profile):
@@ -178,6 +233,16 @@ def row(**keys):
         ({"peft": None, "base": "nf4", "trained": "all"}, "needs peft"),
         ({"default_learning_rate": 0}, "default_learning_rate"),
         ({"base": "nf5"}, "base"),
+        ({"base": "int8"}, "base"),
+        ({"base": "nf4", "converted": True}, "4-bit base cannot be changed"),
+        ({"peft": None, "trained": "all", "frozen": ["lora_A"]}, "are of an adapter"),
+        ({"peft": None, "trained": "all", "rate_ratio": 4}, "are of an adapter"),
+        ({"rate_ratio": 0.5}, "rate_ratio"),
+        ({"peft": {"peft_type": "LORA", "init_lora_weights": "eva"}}, "begins from data"),
+        ({"peft": {"peft_type": "LORA", "init_lora_weights": "lora_ga"}}, "begins from data"),
+        ({"peft": {"peft_type": "IA3"}, "converted": True}, "LoRA's adapters alone"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"peft": None, "trained": {"last_layers": 1.5}}, "trained"),
         ({"serve": ["fly"]}, "serve"),
         ({"colour": "red"}, "colour"),
         ({"lable": "X"}, "lable"),

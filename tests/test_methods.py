@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, Unfit
 from studylib.modelling.methods import METHODS, attach, count_parameters
 from studylib.modelling.models import load_model, load_trained, merge_into_bf16
 from studylib.schema.methods import Method
@@ -150,7 +150,10 @@ def test_merged_model_answers_as_the_4_bit_base_with_its_adapter_to_bf16(tiny_fo
 
 
 def test_every_method_of_the_table_attaches(tiny_folder):
-    for name in METHODS:
+    """But for one that trains biases alone: this model has none."""
+    with pytest.raises(Unfit, match="no weight of this model ends in bias"):
+        load(tiny_folder, "bitfit")
+    for name in set(METHODS) - {"bitfit"}:
         trainable, total = count_parameters(load(tiny_folder, name))
         assert (trainable > 0) == METHODS[name].trains
         assert trainable <= total
@@ -168,6 +171,7 @@ def added(monkeypatch, **peft):
         ({"peft_type": "LORA", "rank": 3}, "does not take these keys .*rank"),
         ({"init_lora_weights": "nope"}, "Unknown initialization.*Change its row"),
         ({"init_lora_weights": "pissa"}, "begins by changing the model's own weights"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "peft refuses this"),
         ({"init_lora_weights": "olora"}, "begins by changing the model's own weights"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "shift the positions"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -49,6 +50,31 @@ def test_every_package_is_pinned_to_a_version_in_its_range():
     for name, specifier in wanted().items():
         assert name in versions, f"constraints.txt lacks {name}"
         assert specifier.contains(versions[name]), f"{name}=={versions[name]} is not {specifier}"
+
+
+def locked():
+    """{name: (versions, how many hashes)} of lock.txt; a version may differ by Python."""
+    found: dict[str, tuple[set, int]] = {}
+    name = None
+    for line in (ROOT / "lock.txt").read_text().splitlines():
+        if match := re.match(r"([a-z0-9.-]+)(?:\[.*\])?==([^ ;]+)", line):
+            name = match[1]
+            found.setdefault(name, (set(), 0))[0].add(match[2])
+        elif "--hash=sha256:" in line:
+            found[name] = (found[name][0], found[name][1] + 1)
+    return found
+
+
+def test_lock_has_every_pinned_package_with_hashes_and_the_install_takes_no_other():
+    found = locked()
+    pins = {name: version for name, version in pinned().items() if name != "torch"}
+    assert {name: found.get(name, (None,))[0] for name in pins} == {n: {v} for n, v in pins.items()}
+    assert min(count for _, count in found.values()) > 0
+    by_machine = re.compile(r"torch|triton|cuda-.*|nvidia-(?!ml-py).*")
+    assert not [name for name in found if by_machine.fullmatch(name)]
+    install = (ROOT / "tools" / "install").read_text()
+    assert "--require-hashes" in install and "--no-build-isolation" in install
+    assert "tools/install" in (ROOT / "tools" / "python").read_text()
 
 
 def test_torch_is_pinned_and_the_ranges_take_older_images():

@@ -216,3 +216,13 @@ def test_bad_input_is_one_message_and_code_2(words, capsys):
 def test_unknown_peer_is_told_its_nearest():
     with pytest.raises(StudyError, match="trl"):
         peers.choose_peers("plain,trll")
+
+
+def test_ours_may_cut_an_update_into_passes_of_its_own():
+    spec = peers.make_spec(peers.read_options(["--micro-batch", "8", "--accumulation", "3"]))
+    cuts = {rows: peers.cut_passes(spec, rows).train for rows in (None, 1, 6, 24)}
+    found = {rows: (cut.micro_batch, cut.accumulation) for rows, cut in cuts.items()}
+    assert found == {None: (8, 3), 1: (1, 24), 6: (6, 4), 24: (24, 1)}
+    for rows in (0, 5, 25):
+        with pytest.raises(StudyError, match="divides the 24 rows"):
+            peers.cut_passes(spec, rows)

@@ -279,14 +279,14 @@ class TestReferenceReport:
     def test_several_profiles_have_a_section_each(self, root: Path) -> None:
         Factory(root / "results/reference/two").study(models=("ladder:1.4m",), seeds=(0,))
         text = build_reference_report(root).read_text()
-        assert "(profile one, track main)" in text and "(profile two, track main)" in text
-        assert text.index("(profile one, ") < text.index("(profile two, ")
+        titles = re.findall(r"^## (.*)$", text, re.M)
+        assert titles[1:3] == ["Toy models (profile one)", "Toy models (profile two)"]
         pretrained = root / "results/reference/zebra"
         Factory(pretrained).study(models=("path:models/zebra",), seeds=(0,))
         first = section(build_reference_report(root).read_text(), "The answer")
         assert "zebra of" in first and "seen in one [toy model]" not in first
         titles = re.findall(r"^## (.*)$", (root / "REPORT.md").read_text(), re.M)
-        assert titles[1] == "A small change on zebra (profile zebra, track main)"
+        assert titles[1] == "A real model, zebra (profile zebra)"
         assert check_reference_report(root) == []
 
 
@@ -316,7 +316,7 @@ def test_learning_rates_are_shown_and_a_best_at_the_edge_is_flagged(tmp_path: Pa
     assert (folder / "figures" / "main-tuning.svg").is_file()
     factory.sweep("qlora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 160})
     build_report(folder)
-    assert "**yes: a better rate may lie beyond**" in whole(folder)
+    assert "| **yes** |" in whole(folder) and "a better one may lie beyond" in whole(folder)
 
 
 def test_a_run_that_was_not_started_says_so_and_why(tmp_path: Path) -> None:
@@ -354,23 +354,26 @@ class TestWholeReference:
         text = (root / "REPORT.md").read_text()
         titles = re.findall(r"^## (.*)$", text, re.M)
         assert titles == [
-            "The answer", "A small change on toy models (profile cpu, track main)",
-            "A new language on toy models (profile cpu, track language)",
+            "The answer", "Toy models (profile cpu)",
             "How many new facts a rank holds (profile capacity)",
             "What one more variant costs to serve", "Forecasts", "Words", "Limits", "Corrections",
         ]  # fmt: skip
         assert sorted(path.stem for path in (root / "docs/report").iterdir()) == [
             "claims", "details", "forecasts", "runs", "serving",
         ]  # fmt: skip
+        tracks = re.findall(r"^### (.*) \(track", section(text, titles[1]), re.M)
+        assert tracks == ["A small change", "A new language"]
+        assert text.count("2 cores, 8.00 GB") == 2, "a machine is told once a study"
         assert dead_links(root) == []
         assert check_reference_report(root) == []
 
-    def test_capacity_is_one_curve_and_one_table(self, root: Path) -> None:
+    def test_capacity_is_one_curve_and_its_table_stands_in_the_appendix(self, root: Path) -> None:
         title = "How many new facts a rank holds (profile capacity)"
         part = section((root / "REPORT.md").read_text(), title)
         assert part.count("![") == 1
-        assert part.count("\n| --- |") == 1
-        assert "###" not in part
+        assert part.count("\n| --- |") == 0 and "###" not in part
+        details = (root / "docs/report/details.md").read_text()
+        assert details.count("400 facts: accuracy") == 1
 
     def test_the_first_screen_is_short(self, root: Path) -> None:
         answer = section((root / "REPORT.md").read_text(), "The answer")

@@ -93,7 +93,7 @@ def test_rounding_in_a_deep_bf16_model_is_no_other_answer():
         num_attention_heads=4, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
-    base: Any = build_random(config, False, torch.bfloat16, "sdpa", device).eval()
+    base: Any = build_random(config, None, torch.bfloat16, "sdpa", device).eval()
     model: Any = add_adapters(share_weights(base), settings, 2, "bf16")
     expected = answer(model, IDS)
     other = answer(ready(model, "a1"), IDS)

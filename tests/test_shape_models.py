@@ -21,7 +21,7 @@ def describe(tensors):
 
 @pytest.mark.parametrize("name", load_shapes())
 def test_layer_by_layer_is_the_model_that_transformers_builds(name):
-    made = build_random(config_of(load_shapes()[name]), False, torch.bfloat16, "sdpa", META)
+    made = build_random(config_of(load_shapes()[name]), None, torch.bfloat16, "sdpa", META)
     with META:
         whole = AutoModelForCausalLM.from_config(
             config_of(load_shapes()[name]), dtype=torch.bfloat16, attn_implementation="sdpa"
@@ -35,7 +35,7 @@ def test_layer_by_layer_is_the_model_that_transformers_builds(name):
 
 
 def test_every_layer_is_drawn_as_the_first_one_is():
-    made = build_random(shape_config(SMALL), False, torch.float32, "sdpa", CPU)
+    made = build_random(shape_config(SMALL), None, torch.float32, "sdpa", CPU)
     spreads = [
         float(layer.mlp.dense_h_to_4h.weight.detach().std()) for layer in made.base_model.layers
     ]

@@ -26,11 +26,11 @@ from studylib.schema.profile import (
     TrainSettings,
     parse_method,
 )
+from studylib.training.checkpoints import newest_checkpoint
 from studylib.training.train import (
     Diverged,
     PackedCollator,
     StepLog,
-    newest_checkpoint,
     summarise,
     train_model,
 )

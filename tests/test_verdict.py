@@ -6,11 +6,13 @@ import pytest
 from record_factory import Factory, make_spec
 from test_measure_reports import LEARNED, MeasuredFactory
 
+from studylib.core.item_stats import item_spread, items_to_show
+from studylib.planning.sizing import round_up
 from studylib.reporting.own_study import compose_own
 from studylib.reporting.report import opening_of
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
-from studylib.reporting.verdict import tell_verdict, verdicts
+from studylib.reporting.verdict import read_figures, tell_verdict, verdicts
 from studylib.schema.differences import find_changes
 from studylib.schema.settings import EvaluateSettings
 
@@ -65,11 +67,27 @@ def test_open_verdict_names_what_would_decide_it(study):
     assert "cannot say yet" in found.sentence and "more held-out examples" in found.sentence
 
 
+def test_open_verdict_names_how_many_items_show_the_margin(study):
+    """Of one seed, where items alone decide; a margin that these items show is not spoken of."""
+    folder = study(seeds=(0,), lora=0.9798)
+    [comparison] = judge(folder).comparisons
+    kept = read_figures(comparison, comparison.row("lora"))[0].kept
+    spread = item_spread(kept)
+    for margin in (100 * (1 - kept.value), 100 * (1 - kept.value) + 0.01):
+        [found] = verdicts(judge(folder, margin))
+        need = items_to_show(spread, margin / 100)
+        words = f"about {round_up(need):,} held-out examples show a loss as large"
+        assert found.decision.kind == "open"
+        assert (words in found.sentence) == (need > kept.clusters)
+
+
 @pytest.mark.parametrize(("full", "word"), [(0.0, "gained nothing"), (-0.5, "made it worse")])
 def test_nothing_is_judged_where_full_gained_nothing(study, full, word):
     [found] = verdicts(judge(study(full=full, lora=0.0)))
     assert found.decision is None and "cannot be judged" in found.sentence
     assert word in found.sentence
+    assert "held-out examples × 3 seeds" in found.sentence and "would have shown" in found.sentence
+    assert "train for more steps" in found.sentence
 
 
 def test_without_full_there_is_nothing_to_compare_with(study):

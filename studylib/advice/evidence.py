@@ -67,7 +67,8 @@ def read_roots(roots: Iterable[Path]) -> Read:
 
 
 def read_accuracy(name: str, folder: Path) -> list[AccuracyEvidence]:
-    """Gaps to full fine-tuning of every comparison that has one, in points lost."""
+    """Gaps to full fine-tuning of every comparison that has one, in points lost. What full itself
+    did not clearly move (a model that guesses) says nothing of what an adapter loses."""
     if not any(folder.glob("runs/*/record.json")):
         return []
     comparisons = summarise(read_study(folder, planned=())).comparisons
@@ -76,9 +77,17 @@ def read_accuracy(name: str, folder: Path) -> list[AccuracyEvidence]:
         for comparison in comparisons
         for row in (*comparison.rows, *comparison.also)
         if row.gap is not None
+        and moved(comparison)
         and (piece := describe_gap(name, comparison, row, row.gap)) is not None
     ]
     return found + compare_sizes(name, comparisons)
+
+
+def moved(comparison: Comparison) -> bool:
+    """Whether full fine-tuning changed the answers beyond chance; so too where no base tells."""
+    full = comparison.row(WHOLE)
+    gain = full.gain if full else None
+    return gain is None or gain.low > 0 or gain.high < 0
 
 
 def describe_gap(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def check_packing(device: torch.device, attention: str, dtype: torch.dtype) -> F
 
 
 def packed_errors(
-    model: nn.Module, single: nn.Module, rows: list[Row], device: torch.device
+    model: nn.Module, single: nn.Module, rows: Sequence[Row], device: torch.device
 ) -> tuple[float, float]:
     """The worst example's error when packed, and (control) when read on as one sequence.
 
@@ -145,7 +146,7 @@ def packed_errors(
     return apart, control
 
 
-def separate_loss(single: nn.Module, rows: list[Row], device: torch.device) -> float:
+def separate_loss(single: nn.Module, rows: Sequence[Row], device: torch.device) -> float:
     """The mean loss over all answer tokens, each example passed alone."""
     total, count = 0.0, 0
     with torch.no_grad():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Annotated
 import typer
 
 from studylib.commands.cli_advise import advise, diff
-from studylib.commands.cli_card import card
+from studylib.commands.cli_card import TERMINATED, card, end
 from studylib.commands.cli_check_model import check_model
 from studylib.commands.cli_data import data as data_command
 from studylib.commands.cli_evaluate import evaluate
@@ -102,6 +103,7 @@ def reproduce(
     from studylib.running.runner import reproduce as run_study
 
     check_executor(executor)
+    signal.signal(signal.SIGTERM, end)  # the runs are ended in order, as at Ctrl-C
     name, why = study.name()
     chosen = study.open()
     folder = study.folder(chosen)
@@ -192,7 +194,7 @@ def main() -> None:
         print(f"study: {disk_full(Path(error.filename or DEFAULT_RESULTS))}", file=sys.stderr)
         sys.exit(StudyError.exit_code)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code in (INTERRUPTED, TERMINATED):
             print("study: stopped; what is finished is kept, the rest goes on next time.",
                   file=sys.stderr)  # fmt: skip
         raise

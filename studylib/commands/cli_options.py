@@ -237,11 +237,16 @@ def parse_value(text: str, change: str) -> Any:
     """A value as YAML reads it, numbers such as 1e-4 included."""
     import yaml
 
+    from studylib.core.files import parse_yaml
+
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "it cannot be read"
         raise StudyError(change, f"the value is not YAML ({problem})", "Correct it.") from None
+    except ValueError as error:
+        rule = f"the value cannot be read ({error})"
+        raise StudyError(change[:80], rule, "Correct it.") from None
     if isinstance(value, str):
         try:
             return float(value)

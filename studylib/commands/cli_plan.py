@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def plan(
     made, estimate = look_ahead(chosen, folder)
     left = [chosen.run(run.run_id) for run in made.left]
     prospects, extents = foresee(left), tell_extents(left)
-    sweeps = tell_sweeps(*sweeps_first(chosen, folder), made)
+    on_cpu = expect_cpu_time(chosen, made, estimate)
+    sweeps = tell_sweeps(*sweeps_first(chosen, folder), made, on_cpu)
     if as_json:
         disk = foresee_disk(left)
         also: dict[str, Any] = {"data": told, "extents": extents, "sweeps": sweeps}
@@ -50,9 +52,9 @@ def plan(
     if why:
         print(f"profile {name}: {why}")
     print("\n".join(told), end="\n" if told else "")
-    show_plan(made, estimate, prospects)
+    show_plan(made, estimate, prospects, on_cpu)
     lines = (
-        *tell_cpu_time(chosen, made, estimate),
+        *tell_cpu_time(made, on_cpu),
         *extents,
         tell_disk(left, study.results),
         tell_unkept(chosen, folder),
@@ -121,7 +123,8 @@ def to_json(made: Any, estimate: Any, prospects: dict[str, Any]) -> dict[str, An
     return content
 
 
-def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
+def show_plan(made: Any, estimate: Any, prospects: dict[str, Any], on_cpu: Any) -> None:
+    """A line a run and one of all. on_cpu: what the forecast for this processor says, or None."""
     from studylib.running.progress import spell_about, spell_seconds
 
     width = max(len(run.run_id) for run in made.runs)
@@ -130,6 +133,8 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
         if hours is None:
             usd = "" if run.usd is None else f"  ${run.usd:.4f}"
             figures = f"{spell_seconds(run.seconds):>15}{usd}"
+            if run.seconds is None and on_cpu and run.run_id in on_cpu.runs:
+                figures = f"{spell_about(on_cpu.runs[run.run_id].mid):>15} (forecast)"
         else:
             figures = spell_run(hours, estimate.gpu)
         print(f"{run.run_id:{width}}  {run.state:9}  {figures}{spell_prospect(prospects, run)}")
@@ -142,35 +147,53 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any]) -> None:
         print(f"How this is known: {estimate.assumptions}.")
         return
     usd = "cost unknown" if made.left_usd is None else f"${made.left_usd:.2f}"
-    print(
-        f"{left}, {made.jobs} at a time: "
-        f"{spell_about(made.left_seconds)}, {usd}. Results: {made.results}"
-    )
+    seconds = f"{spell_about(made.left_seconds)}, "
+    if made.left_seconds is None and on_cpu:
+        seconds = ""  # the forecast stands below
+    print(f"{left}, {made.jobs} at a time: {seconds}{usd}. Results: {made.results}")
 
 
-def tell_cpu_time(profile: Any, made: Any, estimate: Any) -> list[str]:
-    """By forecast, where no record tells it and there is no card: hours of runs and of sweeps."""
+@dataclass(frozen=True)
+class CpuTime:
+    """Seconds on this processor by forecast: of runs that were never measured, and of sweeps."""
+
+    runs: dict[str, Any]
+    trainings: int
+    sweeps: Any
+
+
+def expect_cpu_time(profile: Any, made: Any, estimate: Any) -> CpuTime | None:
+    """None where records tell all of it, or a card's estimate does."""
     waiting = [profile.run(run.run_id) for run in made.left if run.seconds is None]
-    if estimate is not None or not waiting or all(w.model_ref.kind == "ladder" for w in waiting):
-        return []
+    if estimate is not None or not waiting:
+        return None
     from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps
     from studylib.forecasting.prospects import size_models, this_machine
+
+    params = size_models(waiting, {}, this_machine())
+    return CpuTime(expect_runs(waiting, params), *expect_sweeps(profile, params))
+
+
+def tell_cpu_time(made: Any, on_cpu: CpuTime | None) -> list[str]:
+    """The sum of it, with what records tell of the rest."""
+    if on_cpu is None:
+        return []
     from studylib.planning.estimate import add, exactly
     from studylib.running.progress import spell_seconds
 
-    params = size_models(waiting, {}, this_machine())
-    runs, (trainings, sweeps) = expect_runs(waiting, params), expect_sweeps(profile, params)
     known = [exactly(run.seconds) for run in made.left if run.seconds is not None]
-    total = add(*known, *runs.values(), sweeps)
+    total = add(*known, *on_cpu.runs.values(), on_cpu.sweeps)
     spelled = " to ".join(spell_seconds(value) for value in (total.low, total.high))
-    words = f"{len(runs)} runs that were never measured"
-    if trainings:
-        words += f" and {trainings} trainings of sweeps ({spell_seconds(sweeps.mid)})"
+    words = f"{len(on_cpu.runs)} runs that were never measured"
+    if on_cpu.trainings:
+        words += f" and {on_cpu.trainings} trainings of sweeps"
     return [f"By forecast on this processor: about {spell_seconds(total.mid)} ({spelled}) with "
             f"{words}, one after the other"]  # fmt: skip
 
 
-def tell_sweeps(sweeps: Any, others: list[str], made: Any) -> list[str]:
+def tell_sweeps(
+    sweeps: Any, others: list[str], made: Any, on_cpu: CpuTime | None = None
+) -> list[str]:
     """What is searched for before the runs, and how long that takes by what like runs took."""
     from studylib.running.progress import spell_about
 
@@ -181,8 +204,11 @@ def tell_sweeps(sweeps: Any, others: list[str], made: Any) -> list[str]:
     known = [one * len(rates) for spec, rates in sweeps
              if (one := seconds.get(spec.run_id.rpartition("--s")[0])) is not None]  # fmt: skip
     whole = sum(known) / made.jobs if len(known) == len(sweeps) else None
+    time = spell_about(whole)
+    if whole is None and on_cpu and on_cpu.trainings == sum(trainings):
+        time = f"{spell_about(on_cpu.sweeps.mid)} (forecast)"
     words = f"before them {len(sweeps)} searches for a learning rate, {sum(trainings)} trainings "
-    words += f"as long as a run: {spell_about(whole)} (SWEEP=0 leaves them out)"
+    words += f"as long as a run: {time} (SWEEP=0 leaves them out)"
     return [words, *others]
 
 

@@ -14,6 +14,7 @@ import typer
 
 from studylib.commands.cli_options import DEFAULT_RESULTS, JsonOption, ResultsOption
 from studylib.core.errors import StudyError
+from studylib.core.plain import show_plainly
 
 MOST_TOKENS = 100_000
 
@@ -64,10 +65,10 @@ def try_run(
     template = record.fingerprint.get("data.template", run.data.template)
     print(f"{record.run_id}: {label} on {run.model}, template {template}\n")
     for one in tried:
-        print(f"> {one.prompt}")
+        print(f"> {show_plainly(one.prompt)}")
         for name, answer in (("base", one.base), (label, one.trained)):
             end = "" if answer.finished else f" … (broken off after {max_tokens} tokens)"
-            print(f"{name}: {answer.text.strip()}{end}")
+            print(f"{name}: {show_plainly(answer.text.strip())}{end}")
         print()
 
 

@@ -3,15 +3,20 @@
 Not covered: bugs. A bug raises whatever it raises and is never turned into one of these.
 """
 
+from studylib.core.plain import show_plainly
+
 
 class StudyError(Exception):
-    """Bad input or a missing resource: the command line prints one message and exits with 2."""
+    """Bad input or a missing resource: the command line prints one message and exits with 2.
+
+    What it quotes is a stranger's: a terminal obeys none of it.
+    """
 
     exit_code = 2
 
     def __init__(self, value: object, rule: str, remedy: str):
-        self.value, self.rule, self.remedy = str(value), rule, remedy
-        super().__init__(f"{self.value}: {rule}. {remedy}")
+        self.value, self.rule, self.remedy = map(show_plainly, (str(value), rule, remedy))
+        super().__init__(f"{self.value}: {self.rule}. {self.remedy}")
 
 
 class Unfit(StudyError):

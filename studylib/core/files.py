@@ -37,19 +37,36 @@ def read_text(path: Path, what: str, remedy: str) -> str:
     return decode_text(content, path)
 
 
-def decode_text(content: bytes, path: Path | str) -> str:
-    """A file's bytes as UTF-8 text without a byte-order mark; a fault names its line."""
+def decode_text(content: bytes, path: Path | str, first_line: int = 1) -> str:
+    """A file's bytes, from a line on, as UTF-8 text without a byte-order mark; a fault names its
+    line."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start) + first_line
         raise StudyError(
             f"{path}, line {line}", "this is not UTF-8 text", "Save the file as UTF-8."
         ) from None
 
 
+MOST_YAML_CHARACTERS, MOST_YAML_NODES = 1_000_000, 100_000
+
+
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error and not a silent change."""
+    """Safe YAML in which a key that stands twice is an error and not a silent change.
+
+    Names for what stands elsewhere (*name) count as what they stand for: a few lines of them could
+    mean more than any memory holds.
+    """
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        if node is not None and count_nodes(node, {}) > MOST_YAML_NODES:
+            raise yaml.MarkedYAMLError(
+                problem=f"it means more than {MOST_YAML_NODES:,} values",
+                problem_mark=node.start_mark,
+            )
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -66,17 +83,42 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     """The YAML mapping in a file; a fault names its line. `what` names the file in messages."""
     text = read_text(path, what, "Check the path.")
     try:
-        content = yaml.load(text, StrictLoader)
+        content = parse_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}" if mark else path
         problem = getattr(error, "problem", None) or "this is not YAML"
         raise StudyError(place, problem, "Correct the line.") from None
-    except RecursionError:
-        raise StudyError(path, f"{what} is nested too deep", "Write key: value lines.") from None
+    except ValueError as error:
+        raise StudyError(path, f"{what} cannot be read ({error})", "Correct it.") from None
     if not isinstance(content, dict):
         raise StudyError(path, f"{what} is a mapping of keys to values", "Write key: value lines.")
     return content
+
+
+def count_nodes(node: Any, known: dict[int, int | None]) -> int:
+    """The values that a node stands for. known: what was counted, None while that is under way."""
+    if id(node) in known:
+        count = known[id(node)]
+        if count is None:
+            raise yaml.MarkedYAMLError(problem="it holds itself", problem_mark=node.start_mark)
+        return count
+    known[id(node)] = None
+    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = [part for each in inner for part in (each if isinstance(each, tuple) else (each,))]
+    known[id(node)] = count = 1 + sum(count_nodes(part, known) for part in parts)
+    return count
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text says. yaml.YAMLError, or ValueError with the reason: too long, too deep, a
+    date or number that is none."""
+    if len(text) > MOST_YAML_CHARACTERS:
+        raise ValueError(f"it has more than {MOST_YAML_CHARACTERS:,} characters")
+    try:
+        return yaml.load(text, StrictLoader)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def file_sha256(path: Path) -> str:

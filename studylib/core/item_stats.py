@@ -13,6 +13,7 @@ Not covered: how an item is measured, and what a figure is called (studylib.sche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -150,6 +151,30 @@ def detectable(estimate: Estimate) -> float | None:
     if not estimate.se > 0:
         return None
     return stats.detectable_difference(estimate.se, estimate.df)
+
+
+def shown_by(spread: float, items: int) -> float:
+    """The same of a study to come. spread: standard deviation of one item's paired difference."""
+    return stats.detectable_difference(spread / math.sqrt(items), max(items - 1, 1))
+
+
+def items_to_show(spread: float, difference: float) -> int:
+    """The fewest items that show a true difference 8 times in 10."""
+    if not (spread > 0 and difference > 0):
+        raise StudyError(f"{spread}, {difference}", "both are above zero", "Give a planned one.")
+    high = 2
+    while shown_by(spread, high) > difference:
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if shown_by(spread, middle) > difference else (low, middle)
+    return high
+
+
+def item_spread(estimate: Estimate) -> float:
+    """Standard deviation of one item's part, as a finished study shows it."""
+    return estimate.item_se * math.sqrt(estimate.clusters)
 
 
 def draws(totals: stats.Totals) -> int:

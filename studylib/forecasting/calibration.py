@@ -19,6 +19,7 @@ from studylib.planning.cuda_terms import CudaTerms, Measured, fit_cuda_terms
 from studylib.planning.roofline import Efficiency, calibrate
 from studylib.schema.records import RECORD, Record, read_record
 from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
+from studylib.schema.shared_card import runs_on_card
 
 
 @lru_cache(maxsize=64)
@@ -31,7 +32,8 @@ def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, Cuda
         train = record.train
         if card is None or train is None or record.run.gpus > 1:
             continue
-        if card.name == gpu and train.clean_step_seconds and made.roofline_seconds:
+        alone = runs_on_card(record) == 1  # a crowd's clock says nothing of a card's efficiency
+        if alone and card.name == gpu and train.clean_step_seconds and made.roofline_seconds:
             pairs.append((card.name, made.roofline_seconds, train.clean_step_seconds))
         measure = train.measure
         seen = (

@@ -27,6 +27,7 @@ from studylib.forecasting.moves import (
 from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import Trace, trace_step
 from studylib.modelling.skeleton import text_config, with_depth
+from studylib.schema.methods import LastLayers
 
 Run = tuple[Segment, np.ndarray]  # consecutive events of one segment, [events, parts]
 
@@ -35,10 +36,13 @@ def trace_depth(config: Any, settings: StepSettings) -> Trace:
     """The trace of a step at the configuration's own depth, from two short ones where possible."""
     layers = text_config(config).num_hidden_layers
     alike = len(set(getattr(text_config(config), "layer_types", None) or [""])) == 1
+    alike = alike and not isinstance(settings.method.kind.trained, LastLayers)
     if layers <= LONG or not alike:
         return trace_step(config, settings)
     short = trace_step(with_depth(config, SHORT), settings)
     long = trace_step(with_depth(config, LONG), settings)
+    if long.shared:
+        return trace_step(config, settings)
     try:
         return continue_trace(short, long, layers)
     except LayersDiffer:

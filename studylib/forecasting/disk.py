@@ -15,6 +15,7 @@ from pathlib import Path
 
 from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.job_forecast import find_config
+from studylib.modelling.added import named_state
 from studylib.schema.kept import why_not
 from studylib.schema.settings import Frozen, MethodSettings
 from studylib.schema.spec import RunSpec
@@ -55,7 +56,7 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
     if counted is None:
         return None
     recipe, (params, trained, size) = spec.train, counted
-    state = 1 if recipe.optimizer.endswith("8bit") else trained // params
+    state = 1 if spec.optimizer.endswith("8bit") else trained // params
     checkpoint = size + 2 * state * params
     if not spec.method.kind.adapter:
         size = params * BYTES_OF[recipe.dtype]  # as it is scored and served
@@ -85,11 +86,10 @@ def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, 
     held = sum(p.numel() * p.element_size() for p in trained)
     if not method.kind.adapter:
         return params, held, held
-    # Named one by one: a 4-bit model without data has no state of its own to give.
-    named = {**dict(skeleton.named_parameters(remove_duplicate=False)),
-             **dict(skeleton.named_buffers(remove_duplicate=False))}  # fmt: skip
+    named = named_state(skeleton)
     state = get_peft_model_state_dict(skeleton, state_dict=named, save_embedding_layers=False)
-    return params, held, sum(t.numel() * t.element_size() for t in state.values())
+    doubled = 2 if method.kind.converted else 1  # it is kept beside what it began with
+    return params, held, doubled * sum(t.numel() * t.element_size() for t in state.values())
 
 
 def tell_disk(specs: Sequence[RunSpec], results: Path) -> str | None:

@@ -53,8 +53,9 @@ class ForecastSettings(Frozen):
     packed examples apart, as studylib.training.train has it with sdpa, or hides padding.
     autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
     fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
-    fp32 copies in the optimizer. loss: shifted is transformers' own before 4.46. kernels: those of
-    a CUDA card, or of a CPU (then without context and allocator).
+    fp32 copies in the optimizer. optimizer: left at adamw, a method's own where it has one. loss:
+    shifted is transformers' own before 4.46. kernels: those of a CUDA card, or of a CPU (then
+    without context and allocator).
     """
 
     model: str
@@ -95,6 +96,8 @@ class ForecastSettings(Frozen):
     def step(self) -> StepSettings:
         shared = set(StepSettings.model_fields) & set(ForecastSettings.model_fields) - {"method"}
         numbers: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        if self.optimizer == type(self).model_fields["optimizer"].default:  # not asked for
+            numbers["optimizer"] = METHODS[self.method].optimizer or self.optimizer
         if self.fp32_shards:
             numbers |= {"weights": "bf16", "master_weights": False, "autocast": True}
         return StepSettings(method=self.method_settings, **numbers)

@@ -73,7 +73,9 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
     recipe, method, gpus = spec.train, spec.method, max(spec.gpus, 1)
     masters = recipe.master_weights and not method.kind.adapter
     half = recipe.dtype == "bf16"
-    loop = recipe.optimizer == "adamw" and not machine.cards  # what PyTorch chooses on a CPU
+    optimizer = spec.optimizer
+    if not machine.cards:  # what PyTorch chooses on a CPU; there, nothing is paged
+        optimizer = "adamw-loop" if optimizer == "adamw" else optimizer.removeprefix("paged-")
     return ForecastSettings(
         model=spec.model,
         method=method.name,
@@ -89,7 +91,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,
         autocast=half,
-        optimizer="adamw-loop" if loop else recipe.optimizer,
+        optimizer=optimizer,
         checkpointing=recipe.checkpointing,
         loss="full" if recipe.loss == "full" else "chunked",
         gpus=gpus,

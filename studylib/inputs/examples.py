@@ -11,7 +11,8 @@ what becomes of examples (studylib.inputs.data).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from studylib.inputs.forms import (
     messages_of,
 )
 from studylib.inputs.rows import KINDS, OTHERS, TAKEN, kind_of, read_rows
+from studylib.inputs.spool import Spool
 from studylib.schema.columns import parse_columns
 from studylib.schema.profile import DataSettings, nearest
 
@@ -41,12 +43,15 @@ PART_NAMES = {
 MOST_SHOWN = 60  # characters of each message of a sample
 
 
-class Examples(list[Example]):
+class Examples(Spool[Example]):
     """The examples of a source in their order, and what was not taken as it stood.
 
     skipped: rows left out, by reason. converted: examples with a number that was taken as text.
     form: what the rows were recognised as; None for the almanac. notes: what else is to be said.
+    as_answers: of plain texts with other columns beside them, the option that takes one as answers.
     """
+
+    as_answers = ""
 
     def __init__(
         self,
@@ -65,18 +70,29 @@ class Examples(list[Example]):
         return sum(self.skipped.values())
 
     def part(
-        self, examples: Iterable[Example], skipped: Mapping[str, int] | None = None
+        self,
+        numbers: Iterable[int],
+        skipped: Mapping[str, int] | None = None,
+        note: str | None = None,
     ) -> Examples:
-        """Some of these examples; skipped: of the rest, those that are left out, by reason."""
+        """The examples of these numbers; skipped: of the rest, those left out, by reason."""
         left_out = Counter(self.skipped) + Counter(skipped or {})
-        return Examples(examples, left_out, self.converted, self.form, self.notes)
+        notes = (*self.notes, *([note] if note else []))
+        made = Examples((), left_out, self.converted, self.form, notes)
+        made.share(self, numbers)
+        made.as_answers = self.as_answers
+        return made
+
+    @property
+    def noun(self) -> str:
+        return self.form.noun if self.form else "examples"
 
     def tell(self) -> str:
         """`chat messages, 7,473 conversations, 2.1 turns each, 3 rows left out (2 with …)`."""
-        words = f"{len(self):,} {self.form.noun if self.form else 'examples'}"
+        words = f"{len(self):,} {self.noun}"
         if self.form:
             words = f"{self.form.name}, {words}"
-        if self.form and self.form.noun == "conversations" and self:
+        if self.noun == "conversations" and self:
             turns = sum(is_learned(m) for example in self for m in messages_of(example))
             words += f", {turns / len(self):.1f} turns each"
         if self.skipped:
@@ -172,11 +188,12 @@ def check_examples(
     Rows without one are left out and counted. StudyError: a row is no object or of another form
     than the first, no form is known, there are no rows, or more than half would be left out.
     """
-    rows = list(rows)
-    form, keys = find_form(rows, origin, columns)
-    examples, skipped, converted = [], Counter[str](), 0
+    keys = dict[str, None]()
+    looked = look_at(rows, origin, keys)
+    form, first_rows = find_form(looked, origin, keys, columns)
+    found, skipped = Examples(form=form), Counter[str]()
     first = ""
-    for place, row in rows:
+    for place, row in chain(first_rows, looked):
         if columns is None and not form.fits(row):
             refuse_mixture(form, row, f"{origin}, {place}")
         try:
@@ -185,27 +202,24 @@ def check_examples(
             first = first or place
             skipped[str(fault)] += 1
         else:
-            examples.append(example)
-            converted += as_text
-    if skipped.total() > MOST_SKIPPED * len(rows):
-        why, often = skipped.most_common(1)[0]
-        raise StudyError(
-            f"{origin}, from {first}",
-            f"{skipped.total():,} of {len(rows):,} rows are no examples ({often:,} with {why}); "
-            f"the rows have the keys {name_keys(keys)}",
-            f"Read as {form.name}, each row needs {' and '.join(form.keys)}. {map_keys(keys)}",
-        )
+            found.append(example)
+            found.converted += as_text
+    check_taken(found, skipped, first, origin, keys, columns)
     unused = [key for key in keys if key not in (*form.keys, *form.used, "id")]
-    notes = [*notes, f"not read: {name_keys(unused)}"] if unused else notes
-    return Examples(examples, skipped, converted, form, notes)
+    found.skipped = dict(skipped)
+    if unused:
+        if form.noun == "documents":
+            found.as_answers = f"COLUMNS='prompt={form.keys[0]} answer={unused[-1]}'"
+        way = f" ({found.as_answers} learns the last as the answer)" if found.as_answers else ""
+        notes = (*notes, f"not read: {name_keys(unused)}{way}")
+    found.notes = tuple(notes)
+    return found
 
 
-def find_form(
-    rows: list[tuple[str, Any]], origin: object, columns: str | None
-) -> tuple[Form, list[str]]:
-    """(the form of the first row that has one, all keys with something in them)."""
-    keys = dict[str, None]()
-    form: Form | None = form_of_columns(parse_columns(columns)) if columns else None
+def look_at(
+    rows: Iterable[tuple[str, Any]], origin: object, keys: dict[str, None]
+) -> Iterator[tuple[str, Any]]:
+    """The rows as they come, each an object; gathers the keys with something in them."""
     for place, row in rows:
         if not isinstance(row, dict):
             raise StudyError(
@@ -215,19 +229,53 @@ def find_form(
             )
         # A column that only some rows of a hub's file have is null in the others.
         keys |= {str(key): None for key, value in row.items() if value is not None}
-        form = form or form_of_row(row)
-    if not rows:
-        raise StudyError(origin, "there are no examples in it", "Add at least one.")
-    if columns and form and not form.fits(keys):
+        yield place, row
+
+
+def find_form(
+    rows: Iterator[tuple[str, Any]], origin: object, keys: Mapping[str, None], columns: str | None
+) -> tuple[Form, list[tuple[str, Any]]]:
+    """(the form of the first row that has one, the rows up to it)."""
+    seen: list[tuple[str, Any]] = []
+    if columns:
+        return form_of_columns(parse_columns(columns)), seen
+    for place, row in rows:
+        seen.append((place, row))
+        if form := form_of_row(row):
+            return form, seen
+    if not seen:
+        raise no_rows(origin)
+    rule = f"no form is known with the keys {name_keys([*keys])}"
+    raise StudyError(
+        f"{origin}, from {seen[0][0]}", rule, f"Known are {KNOWN}. {map_keys([*keys])}"
+    )
+
+
+def check_taken(
+    found: Examples, skipped: Counter[str], first: str, origin: object,
+    keys: dict[str, None], columns: str | None,
+) -> None:  # fmt: skip
+    """Raise where rows were none, lack a column that was named, or are mostly no examples."""
+    form, total = found.form, len(found) + skipped.total()
+    assert form is not None
+    if not total:
+        raise no_rows(origin)
+    if columns and not form.fits(keys):
         missing = ", ".join(key for key in form.keys if key not in keys)
         rule = f"no row has the column {missing}; the rows have the keys {name_keys([*keys])}"
         raise StudyError(f"{origin}: columns {columns}", rule, "Name columns that are there.")
-    if form is None:
-        rule = f"no form is known with the keys {name_keys([*keys])}"
+    if skipped.total() > MOST_SKIPPED * total:
+        why, often = skipped.most_common(1)[0]
         raise StudyError(
-            f"{origin}, from {rows[0][0]}", rule, f"Known are {KNOWN}. {map_keys([*keys])}"
+            f"{origin}, from {first}",
+            f"{skipped.total():,} of {total:,} rows are no examples ({often:,} with {why}); "
+            f"the rows have the keys {name_keys([*keys])}",
+            f"Read as {form.name}, each row needs {' and '.join(form.keys)}. {map_keys([*keys])}",
         )
-    return form, [*keys]
+
+
+def no_rows(origin: object) -> StudyError:
+    return StudyError(origin, "there are no examples in it", "Add at least one.")
 
 
 def refuse_mixture(form: Form, row: Mapping[str, Any], place: str) -> None:

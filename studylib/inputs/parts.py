@@ -27,8 +27,33 @@ LARGEST_SHARE = 0.5  # of the training source, that both parts together may take
 
 
 def read_part(data: DataSettings, part: Part) -> Examples:
-    """The examples of one part, in their source's order; the training part is the source as it is
-    where nothing is held out.
+    """The examples of one part, in their source's order; of the training part at most as many as
+    data.examples says.
+
+    StudyError: the training part has fewer.
+    """
+    examples = read_whole_part(data, part)
+    if part != "train" or data.examples is None:
+        return examples
+    if data.examples > len(examples):
+        raise StudyError(
+            f"data.examples = {data.examples}",
+            f"the training part of {data.source} has {len(examples):,} examples",
+            "Write at most as many, or leave it out for all.",
+        )
+    hashes = [hash_of(example) for example in examples]
+    order = sorted(range(len(examples)), key=hashes.__getitem__)
+    chosen = sorted(order[: data.examples])
+    note = f"chosen by their hash among {len(examples):,}"
+    return examples.part(chosen, note=note)
+
+
+def hash_of(example: Example) -> bytes:
+    return hashlib.sha256(canonical(example)).digest()
+
+
+def read_whole_part(data: DataSettings, part: Part) -> Examples:
+    """The examples of one part; the training part is the source as it is where nothing is held out.
 
     What the training part leaves out because another part asks it is in `skipped`. StudyError: a
     part that is asked for is neither named, nor in the folder, nor to be split off.
@@ -51,12 +76,12 @@ def read_part(data: DataSettings, part: Part) -> Examples:
 def divide(examples: Examples, data: DataSettings) -> dict[str, Examples]:
     """The training source as the training part and the parts that are split off it."""
     asked = {
-        part: {prompt_key(example) for example in read_source(source, data, part)}
+        part: {key_of(example) for example in read_source(source, data, part)}
         for part in HELD_OUT
         if (source := source_of(data, part)) is not None
     }
-    keys = [prompt_key(example) for example in examples]
-    twice, free = Counter[str](), Counter[str]()
+    keys = [key_of(example) for example in examples]
+    twice, free = Counter[str](), Counter[bytes]()
     for key in keys:
         other = next((part for part, found in asked.items() if key in found), None)
         if other is None:
@@ -65,10 +90,10 @@ def divide(examples: Examples, data: DataSettings) -> dict[str, Examples]:
             twice[f"a prompt that the {other} part asks too"] += 1
     held = split_off(free, data)
     part_of = {key: part for part, found in held.items() for key in found}
-    found: dict[str, list[Example]] = {"train": [], **{part: [] for part in held}}
-    for key, example in zip(keys, examples, strict=True):
+    found: dict[str, list[int]] = {"train": [], **{part: [] for part in held}}
+    for number, key in enumerate(keys):
         if key in free:
-            found[part_of.get(key, "train")].append(example)
+            found[part_of.get(key, "train")].append(number)
     if not found["train"]:
         raise StudyError(
             data.source,
@@ -94,14 +119,19 @@ def source_of(data: DataSettings, part: Part) -> str | None:
     return None
 
 
-def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[str]]:
+def key_of(example: Example) -> bytes:
+    """The hash of what an example asks."""
+    return hashlib.sha256(prompt_key(example).encode()).digest()
+
+
+def split_off(counts: Mapping[bytes, int], data: DataSettings) -> dict[Part, set[bytes]]:
     """Part -> the prompts that are split off for it; none for a part with a source of its own.
 
-    counts: prompt -> examples that ask it. Prompts in the order of their hashes, until they are
-    held_out examples: the last prompt may bring a few more.
+    counts: a prompt's hash -> examples that ask it. Prompts in the order of their hashes, until
+    they are held_out examples: the last prompt may bring a few more.
     """
     parts = [part for part in HELD_OUT if source_of(data, part) is None]
-    held: dict[Part, set[str]] = {part: set() for part in parts}
+    held: dict[Part, set[bytes]] = {part: set() for part in parts}
     if data.held_out is None or not parts:
         return {}
     total = sum(counts.values())
@@ -113,7 +143,7 @@ def split_off(counts: Mapping[str, int], data: DataSettings) -> dict[Part, set[s
             f"other part asks, and at most half of them are held out ({' and '.join(parts)} part)",
             f"Hold out at most {most}, or name a source: data.test=FILE.",
         )
-    waiting = iter(sorted(counts, key=lambda key: hashlib.sha256(key.encode()).digest()))
+    waiting = iter(sorted(counts))
     for part in parts:
         taken = 0
         for key in waiting:
@@ -129,9 +159,14 @@ def most_held_out(examples: int, parts: int = len(HELD_OUT)) -> int:
     return int(LARGEST_SHARE * examples) // parts
 
 
+def name_part(source: str, part: Part) -> str:
+    folder = Path(source).expanduser()
+    return folder_parts(folder)[part].name if folder.is_dir() else folder.name
+
+
 def count_twice(examples: Examples) -> int:
     """Examples that are the same as an earlier one."""
-    return len(examples) - len({canonical(example) for example in examples})
+    return len(examples) - len({hash_of(example) for example in examples})
 
 
 def tell_parts(data: DataSettings) -> list[str]:
@@ -142,15 +177,18 @@ def tell_parts(data: DataSettings) -> list[str]:
         lines.append(
             f"  {twice:,} of them stand there before, word for word: they are learned again"
         )
-    keys: list[set[str]] = []
+    keys: list[set[bytes]] = []
     for part in HELD_OUT:
         source = source_of(data, part)
         if source is None and data.held_out is None:
             continue
-        name = "split off by a hash of the prompt" if source is None else Path(source).name
         examples = read_part(data, part)
-        lines.append(f"  {part} part ({name}): {examples.tell()}")
-        keys.append({prompt_key(example) for example in examples})
+        if source is None:  # what is left out of the source stands in the first line
+            count = f"{len(examples):,} {examples.noun}"
+            lines.append(f"  {part} part (split off by a hash of the prompt): {count}")
+        else:
+            lines.append(f"  {part} part ({name_part(source, part)}): {examples.tell()}")
+        keys.append({key_of(example) for example in examples})
     if len(keys) == len(HELD_OUT) and (both := keys[0] & keys[1]):
         lines.append(f"  {len(both):,} prompts are in both of them")
     return lines

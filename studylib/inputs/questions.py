@@ -113,7 +113,7 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a jsonl file; a malformed one is named by its line."""
     found = []
     text = read_text(path, "the file of questions", QUESTIONS_REMEDY)
-    for number, doc in parse_lines(text, path):
+    for number, doc in parse_lines(text.encode().split(b"\n"), path):
         fault = find_fault(doc)
         if fault:
             raise StudyError(f"{path}, line {number}", fault, "Correct or remove the line.")

@@ -11,15 +11,18 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import decode_text
+from studylib.inputs.bounds import CHUNK_BYTES, Unpacked, open_parquet
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TAKEN = ".jsonl, .json, .csv, .tsv or .parquet, each also .gz"
@@ -44,23 +47,26 @@ def kind_of(path: Path) -> str:
     return Path(name).suffix
 
 
-def read_rows(path: Path) -> tuple[Places, list[str]]:
+def read_rows(path: Path) -> tuple[Iterable[tuple[str, Any]], list[str]]:
     """((place, row) of every row, what is to be said of the file); StudyError names the line.
 
+    Lines of a .jsonl file are read as they are asked for, the rest at once.
     A .json file that is no list, and rows that are no objects, are left to the caller to refuse.
     """
     kind = kind_of(path)
     if path.is_file() and kind in OTHERS:
         rule = f"this is {OTHERS[kind]}; DATA takes {TAKEN}"
         raise StudyError(path, rule, "Save it as one of them.")
+    if kind == ".jsonl":
+        return read_lines(path), []
     content = read_content(path)
     if kind == ".parquet":
         return read_parquet(content, path), []
     text = decode_text(content, path)
     if kind in (".csv", ".tsv"):
         return read_table(text, path, kind)
-    if kind == ".jsonl" or not text.strip():
-        return [(f"line {i}", row) for i, row in parse_lines(text, path)], []
+    if not text.strip():
+        return [], []
     rows = parse_json(text, path, 1)
     if not isinstance(rows, list):
         raise StudyError(
@@ -71,10 +77,11 @@ def read_rows(path: Path) -> tuple[Places, list[str]]:
     return [(f"entry {i}", row) for i, row in enumerate(rows, 1)], []
 
 
-def read_content(path: Path) -> bytes:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A file that cannot be read or unpacked, in one message."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         rule = f"this is not a whole gzip file ({error})"
         raise StudyError(path, rule, "Compress it again.") from None
@@ -84,11 +91,28 @@ def read_content(path: Path) -> bytes:
         raise StudyError(path, rule, remedy) from None
 
 
-def parse_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+def open_content(path: Path) -> IO[bytes]:
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return io.BufferedReader(Unpacked(path), CHUNK_BYTES)
+
+
+def read_content(path: Path) -> bytes:
+    with reading(path), open_content(path) as file:
+        return file.read()
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with reading(path), open_content(path) as file:
+        yield from ((f"line {i}", row) for i, row in parse_lines(file, path))
+
+
+def parse_lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, Any]]:
     """(line number, content) of every line that is not blank."""
-    for i, line in enumerate(text.split("\n"), 1):  # not at U+2028, as splitlines does
+    for number, content in enumerate(lines, 1):  # not at U+2028, as splitlines does
+        line = decode_text(content, path, number).removesuffix("\n")
         if line.strip():
-            yield i, parse_json(line, path, i)
+            yield number, parse_json(line, path, number)
 
 
 def parse_json(text: str, path: Path, first_line: int) -> Any:
@@ -160,7 +184,7 @@ def read_table(text: str, path: Path, kind: str) -> tuple[Places, list[str]]:
 
 def find_separator(text: str) -> str:
     """What stands between the names of a CSV file's header most often; a comma where none does."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first = next((line for line in re.split(r"[\r\n]", text) if line.strip()), "")
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
@@ -174,10 +198,9 @@ def check_header(header: list[str], path: Path, place: str) -> list[str]:
 
 def read_parquet(content: bytes, path: Path) -> Places:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+        rows = open_parquet(content, path).read().to_pylist()
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:160]
         rule = f"this is not a whole Parquet file ({why})"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, name_error
 from studylib.core.files import read_text
 from studylib.core.sealed import canonical
 from studylib.inputs.almanac import ladder_folder
@@ -33,6 +33,7 @@ from studylib.schema.records import file_sha256
 
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 ADAPTER = "adapter_config.json"
+LARGEST_HEADER_BYTES = 100_000_000  # safetensors' own
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 # The same weights for other programs: other folders, and Mistral's own file beside the shards.
 OTHER_FORMS = ["*/*", "consolidated*.safetensors"]
@@ -163,6 +164,8 @@ def read_object(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}"
         raise StudyError(place, f"this is not JSON ({error.msg})", remedy) from None
+    except (RecursionError, ValueError) as error:
+        raise StudyError(path, f"this JSON cannot be read ({name_error(error)})", remedy) from None
     if not isinstance(content, dict):
         raise StudyError(path, "this is not a JSON object", remedy)
     return content
@@ -184,14 +187,14 @@ def read_header(path: Path) -> dict[str, dict[str, Any]] | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_bytes > size - 8:
+        if size < 8 or header_bytes > min(size - 8, LARGEST_HEADER_BYTES):
             return None
         try:
             header = json.loads(file.read(header_bytes))
             header.pop("__metadata__", None)
             for tensor in header.values():
                 (tensor["dtype"] + "", int(tensor["data_offsets"][1]), list(tensor["shape"]))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return None
     return header
 
@@ -202,7 +205,14 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file() or not index.is_file():
         return [single]
     shards = read_object(index).get("weight_map")
-    names = set(shards.values()) if isinstance(shards, dict) else set()
+    names = {str(name) for name in shards.values()} if isinstance(shards, dict) else set()
+    for name in names:
+        if Path(name).name != name:
+            raise StudyError(
+                index,
+                f"it names weights outside of its folder ({name!r})",
+                "Do not use this model.",
+            )
     return [folder / name for name in sorted(names)]
 
 

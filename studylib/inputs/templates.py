@@ -17,11 +17,13 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from studylib.core.errors import StudyError, first_line
 from studylib.inputs.forms import Example, Message, is_learned, messages_of
+from studylib.inputs.spool import Spool
+from studylib.inputs.template_trial import try_template
 
 # The prompt of Stanford Alpaca (2023), with and without an input.
 ALPACA_INPUT = (
@@ -66,19 +68,15 @@ class Unfolded:
     answer. refused: conversations that the chat template does not take, by its own words.
     """
 
-    pieces: list[Any] = field(default_factory=list)
-    of: list[int] = field(default_factory=list)
+    pieces: Sequence[Any] = field(default_factory=Spool)
+    of: Sequence[int] = field(default_factory=list)
     divided: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-
-    def add(self, number: int, pieces: Sequence[Any]) -> None:
-        self.pieces += pieces
-        self.of += [number] * len(pieces)
 
     @classmethod
     def whole(cls, examples: Sequence[Any]) -> Unfolded:
         """Each example as it is."""
-        return cls(list(examples), list(range(len(examples))))
+        return cls(examples, range(len(examples)))
 
 
 class TemplateRefuses(Exception):
@@ -217,15 +215,18 @@ def render(messages: Sequence[Message], tokenizer: Any, tools: Any, asks: bool =
     template = tokenizer.get_chat_template(tools=tools)
     if "strftime_now" in template:
         template = FIXED_DATE + template
+    write = partial(
+        tokenizer.apply_chat_template,
+        plain,
+        tools=tools,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=asks,
+        date_string="26 Jul 2024",
+    )
+    try_template(template, write)
     try:
-        return tokenizer.apply_chat_template(
-            plain,
-            tools=tools,
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=asks,
-            date_string="26 Jul 2024",
-        )
+        return write()
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         raise TemplateRefuses(first_line(error)) from error
 

@@ -9,10 +9,11 @@ Not covered: the text of an example (studylib.inputs.templates), rows (studylib.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from studylib.inputs.forms import Example
+from studylib.inputs.spool import Spool
 from studylib.inputs.templates import (
     MOST_REFUSED,
     Spelled,
@@ -31,9 +32,20 @@ IGNORED = -100  # the label that transformers' loss leaves out
 
 
 class Tokenised(dict[str, list[int]]):
-    """input_ids and labels of one example. cut: its end did not fit into seq_len."""
+    """input_ids and labels of one example. learned: the tokens [first, end) that are labels of
+    their own. cut: its end did not fit into seq_len."""
 
+    learned: tuple[tuple[int, int], ...] = ()
     cut = False
+
+    @classmethod
+    def of(cls, ids: list[int], learned: Iterable[tuple[int, int]], cut: bool = False) -> Tokenised:
+        labels = [IGNORED] * len(ids)
+        for first, end in learned:
+            labels[first:end] = ids[first:end]
+        made = cls(input_ids=ids, labels=labels)
+        made.learned, made.cut = tuple(learned), cut
+        return made
 
 
 def unfold(examples: Sequence[Example], template: str, tokenizer: Any, seq_len: int) -> Unfolded:
@@ -47,17 +59,20 @@ def unfold(examples: Sequence[Example], template: str, tokenizer: Any, seq_len: 
     template = resolve_template(template, examples, tokenizer)
     if template != "chat" and not any("text" in example for example in examples):
         return Unfolded.whole(examples)
-    unfolded = Unfolded()
+    pieces, of = Spool[Any](), list[int]()
+    unfolded = Unfolded(pieces, of)
     for number, example in enumerate(examples):
         if "text" in example:
-            unfolded.add(number, cut_windows(example["text"], tokenizer, seq_len))
+            pieces.extend(windows := cut_windows(example["text"], tokenizer, seq_len))
+            of += [number] * len(windows)
             continue
         try:
             spelled = spell_chat(example, tokenizer)
         except TemplateRefuses as error:
             unfolded.refused[str(error)] += 1
         else:
-            unfolded.add(number, spelled)
+            pieces.extend(spelled)
+            of += [number] * len(spelled)
             unfolded.divided += len(spelled) > 1
     if unfolded.refused.total() > MOST_REFUSED * len(examples):
         [(words, _)] = unfolded.refused.most_common(1)
@@ -95,7 +110,7 @@ def cut_windows(text: str, tokenizer: Any, seq_len: int) -> list[Tokenised]:
     ids = close(ids, tokenizer.eos_token_id)
     starts = range(0, max(1, len(ids) - 1), seq_len - 1)
     windows = [ids[start : start + seq_len] for start in starts]
-    return [Tokenised(input_ids=ids, labels=[IGNORED, *ids[1:]]) for ids in windows if len(ids) > 1]
+    return [Tokenised.of(ids, [(1, len(ids))]) for ids in windows if len(ids) > 1]
 
 
 def close(ids: list[int], eos: int) -> list[int]:
@@ -168,7 +183,9 @@ def tokenise_spelled(
     """Of texts with their learned characters: every token that holds one of them is learned."""
     texts = [piece.text for piece in pieces]
     marked = pieces[0].marked
-    encoded = tokenizer(texts, add_special_tokens=not marked, verbose=False)
+    encoded = tokenizer(
+        texts, add_special_tokens=not marked, return_attention_mask=False, verbose=False
+    )
     find = find_by_place if getattr(tokenizer, "is_fast", False) else find_by_count
     return [
         cut_to(
@@ -217,12 +234,9 @@ def cut_to(ids: list[int], learned: list[tuple[int, int]], seq_len: int) -> Toke
 
     The first token of all is never learned: nothing stands before it.
     """
-    labels = [IGNORED] * len(ids)
-    for first, end in learned:
-        labels[first:end] = ids[first:end]
-    labels = labels[:seq_len]
-    if all(label == IGNORED for label in labels):
+    room = min(len(ids), seq_len)
+    inside = [(first, min(end, room)) for first, end in learned if first < min(end, room)]
+    if not inside:
         return None
-    tokenised = Tokenised(input_ids=ids[:seq_len], labels=labels)
-    tokenised.cut = any(end > seq_len for _, end in learned) and len(ids) > seq_len
-    return tokenised
+    cut = len(ids) > seq_len and any(end > seq_len for _, end in learned)
+    return Tokenised.of(ids[:seq_len], inside, cut)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from studylib.core.errors import StudyError
 from studylib.core.measure import StageMeasure
 from studylib.schema.records import write_atomically
 
@@ -25,7 +26,7 @@ class Session:
         self.folder, self.meter = folder, meter
         self.path = folder / "session.json"
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(self.path.read_bytes()) if self.path.is_file() else {}
+        earlier = read_session(self.path)
         self.number: int = earlier.get("number", 0) + 1
         self.started_at: str | None = earlier.get("started_at")
         self.steps: list[dict[str, Any]] = earlier.get("steps", [])
@@ -54,7 +55,8 @@ class Session:
             "notes": self.notes,
             "stages": {name: m.model_dump(mode="json") for name, m in self.stages().items()},
         }
-        self.meter.samples().to_parquet(self.folder / f"samples-{self.number}.parquet")
+        samples = self.meter.samples().to_parquet()
+        write_atomically(self.folder / f"samples-{self.number}.parquet", samples)
         write_atomically(self.path, json.dumps(content, allow_nan=False).encode())
 
     def samples(self) -> pd.DataFrame:
@@ -66,3 +68,21 @@ class Session:
                 frames.append(pd.read_parquet(path).assign(session=number))
         frames.append(self.meter.samples().assign(session=self.number))
         return pd.concat(frames, ignore_index=True)
+
+
+def read_session(path: Path) -> dict[str, Any]:
+    """What earlier processes left of a run; empty where there were none. StudyError where it is not
+    as it was written: the run's figures would be made of something else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError
+    except (OSError, ValueError):
+        raise StudyError(
+            path,
+            "what the run has done so far cannot be read",
+            f"Remove {path.parent} and start again: this run begins anew.",
+        ) from None
+    return content

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 OWN = ("base_layer", "original_module")  # where peft keeps what it wraps
@@ -48,3 +49,15 @@ def added_tensors(model: nn.Module) -> set[int]:
 def added_modules(model: nn.Module) -> set[int]:
     """The ids of the modules that were not in the base, those that hold others included."""
     return {id(module) for part in every_added_part(model) for module in part.modules()}
+
+
+def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a model's state_dict would hold, by name, without asking for it: a 4-bit layer without
+    data has no state of its own to give."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for path, module in model.named_modules(remove_duplicate=False):
+        passing = module._non_persistent_buffers_set
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in passing:
+                found[f"{path}.{name}" if path else name] = buffer
+    return found

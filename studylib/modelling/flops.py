@@ -130,7 +130,8 @@ def run_on_meta(layer: Any, base: Any, tokens: int) -> tuple[float, float]:
     plain = nn.Linear(inputs, outputs, bias=base.bias is not None, device="meta")
     copied: dict[int, Any] = {id(base): plain.requires_grad_(False)}
     for tensor in [*layer.parameters(), *layer.buffers()]:
-        empty = torch.empty(tensor.shape, device="meta")
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype  # indices stay such
+        empty = torch.empty(tensor.shape, dtype=dtype, device="meta")
         is_weight = isinstance(tensor, nn.Parameter)
         copied[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
     twin = copy.deepcopy(layer, copied).train()

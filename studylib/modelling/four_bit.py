@@ -29,8 +29,11 @@ from studylib.schema.methods import ADAPTER, METHODS
 
 NF4_BLOCK = 64  # weights that share one constant (Dettmers et al., 2023, section 3)
 ABSMAX_BLOCK = 256  # constants that share one second-level constant
-# NF4 loses 0.092 of normal weights' norm at every shape; reading another block's constant, 0.2.
+# NF4 loses 0.092 of normal weights' norm at every shape and FP4 0.12; reading another block's
+# constant, 0.2.
 LARGEST_ERROR = 0.1
+LARGEST_ERRORS = {"nf4": LARGEST_ERROR, "fp4": 0.13}
+LOST_PERCENT = {"nf4": 9, "fp4": 12}
 TRIED_WEIGHTS = 1 << 12  # at least so many, as small matrices spread around that loss
 MOST_TRIED_WEIGHTS = 1 << 17
 MOST_DRAWS = 64
@@ -39,14 +42,14 @@ ON_FOUR_BITS = ", ".join(name for name, row in METHODS.items() if row.quantized)
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def quantization_config(compute_dtype: torch.dtype) -> Any:
-    """QLoRA's storage: NF4 with double quantization (Dettmers et al., 2023, section 3)."""
+def quantization_config(compute_dtype: torch.dtype, kind: str = "nf4") -> Any:
+    """QLoRA's storage: NF4 with double quantization (Dettmers et al., 2023, section 3), or FP4."""
     from transformers import BitsAndBytesConfig
 
     guard_reading()
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=kind,
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
@@ -84,21 +87,24 @@ def guard_reading() -> Any:
     return library  # it ends with the last reference to it
 
 
-def quantize_linears(model: Any, compute_dtype: torch.dtype) -> None:
-    """Put every layer that transformers would quantize into its NF4 form, in place.
+def quantize_linears(model: Any, compute_dtype: torch.dtype, kind: str = "nf4") -> None:
+    """Put every layer that transformers would quantize into its 4-bit form, in place.
 
     On the meta device the layers' weights have no data. Unfit where there is no such layer.
     """
     from transformers.quantizers.base import HfQuantizer
 
     kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
-    quantize_part(model, compute_dtype, kept)
+    quantize_part(model, compute_dtype, kept, kind)
     model.is_loaded_in_4bit = True  # so that peft knows its layers
     refuse_none(model)
 
 
 def quantize_part(
-    part: nn.Module, compute_dtype: torch.dtype, kept: list[str] | None = None
+    part: nn.Module,
+    compute_dtype: torch.dtype,
+    kept: list[str] | None = None,
+    kind: str = "nf4",
 ) -> None:
     """The same for a part of a model. kept: names that stay as they are."""
     from bitsandbytes.nn import Linear4bit, Params4bit
@@ -114,17 +120,17 @@ def quantize_part(
             device="meta",
             compute_dtype=compute_dtype,
             compress_statistics=True,
-            quant_type="nf4",
+            quant_type=kind,
         )
         if weight.device.type == "meta":
             with weight.device:
-                layer.weight = fake_4bit(layer, weight.shape)  # type: ignore[misc]
+                layer.weight = fake_4bit(layer, weight.shape, kind)  # type: ignore[misc]
         else:
             packed = Params4bit(
                 weight,  # where it lies: 13B by way of the host are 52 GB over the bus
                 requires_grad=False,
                 compress_statistics=True,
-                quant_type="nf4",
+                quant_type=kind,
                 module=layer,
             )
             layer.weight = packed.to(weight.device)  # type: ignore[misc]
@@ -231,28 +237,31 @@ def check_four_bit(model: nn.Module) -> float:
     """The largest error with which a matrix of one of the model's shapes comes back from 4 bits.
 
     Of random normal matrices, relative to what was quantized. StudyError where it is more than
-    NF4 loses.
+    NF4 or FP4 loses.
     """
     found = {}
     for _, layer in four_bit_layers(model):
         state = layer.weight.quant_state
         if layer.weight.device.type == "meta":  # there is nothing to read
             continue
-        found[tuple(state.shape), state.dtype, layer.weight.device] = 0.0
-    for (rows, width), dtype, device in found:
-        error = round_trip_error(rows, width, dtype, device)
-        found[(rows, width), dtype, device] = error
-        if not error < LARGEST_ERROR:
+        found[tuple(state.shape), state.dtype, layer.weight.device, state.quant_type] = 0.0
+    for (rows, width), dtype, device, kind in found:
+        error = round_trip_error(rows, width, dtype, device, kind)
+        found[(rows, width), dtype, device, kind] = error
+        if not error < LARGEST_ERRORS[kind]:
             raise StudyError(
                 f"4-bit weights of shape {rows} × {width} on {device}",
-                f"bitsandbytes reads them back {100 * error:.0f} % off, where NF4 loses 9 %",
+                f"bitsandbytes reads them back {100 * error:.0f} % off, where {kind.upper()} "
+                f"loses {LOST_PERCENT[kind]} %",
                 "Use the versions of the constraints file, or another device.",
             )
     return max(found.values(), default=0.0)
 
 
-def round_trip_error(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Norm of what NF4 and its reading lose, over that of the original, for normal weights.
+def round_trip_error(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, kind: str = "nf4"
+) -> float:
+    """Norm of what 4 bits and their reading lose, over that of the original, for normal weights.
 
     Tall matrices are tried by their first rows, small ones several times.
     """
@@ -264,7 +273,7 @@ def round_trip_error(rows: int, width: int, dtype: torch.dtype, device: torch.de
     lost = whole = 0.0
     for _ in range(min(MOST_DRAWS, math.ceil(TRIED_WEIGHTS / (rows * width)))):
         original = torch.randn(rows, width, generator=generator).to(device, dtype)
-        packed, state = quantize_4bit(original, quant_type="nf4", compress_statistics=True)
+        packed, state = quantize_4bit(original, quant_type=kind, compress_statistics=True)
         lost += float((dequantize_4bit(packed, state).double() - original.double()).square().sum())
         whole += float(original.double().square().sum())
     error = math.sqrt(lost / whole)
@@ -294,7 +303,7 @@ def quantization_constants(model: nn.Module) -> list[torch.Tensor]:
     return [part for state in states for part in constants(state)]
 
 
-def fake_4bit(layer: Any, shape: torch.Size) -> nn.Parameter:
+def fake_4bit(layer: Any, shape: torch.Size, kind: str) -> nn.Parameter:
     """A quantized weight as bitsandbytes would leave it: two weights a byte, and its constants.
 
     Quantizing itself depends on data and cannot be traced; its result's layout does not.
@@ -315,7 +324,7 @@ def fake_4bit(layer: Any, shape: torch.Size) -> nn.Parameter:
         shape=shape,
         code=torch.empty(16, dtype=torch.float32),
         blocksize=NF4_BLOCK,
-        quant_type="nf4",
+        quant_type=kind,
         dtype=layer.compute_dtype,
         offset=torch.empty((), dtype=torch.float32),
         state2=second,
@@ -325,7 +334,7 @@ def fake_4bit(layer: Any, shape: torch.Size) -> nn.Parameter:
     if data.device.type == "meta":
         return Params4bit(
             data, requires_grad=False, quant_state=state, compress_statistics=True,
-            quant_type="nf4", module=layer, bnb_quantized=True,
+            quant_type=kind, module=layer, bnb_quantized=True,
         )  # fmt: skip
     packed = nn.Parameter(data, False)  # a fake tensor has no class of its own
     packed.quant_state = state  # type: ignore[attr-defined]

@@ -69,11 +69,7 @@ def check_merge(merged: nn.Module, quantized: nn.Module) -> None:
 
     merged: not rounded yet; the check is sharp where it is float32.
     """
-    rounded = next(merged.parameters()).dtype != torch.float32
-    if next(merged.parameters()).is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        rounded = True
-    limit = ROUNDED_LIMIT if rounded else FLOAT32_LIMIT
-    found = compare_logits(merged, quantized)
+    limit, found = rounding_limit(merged), compare_logits(merged, quantized)
     if not found.typical <= limit:
         raise MergeFailed(
             "the merged model",
@@ -82,16 +78,44 @@ def check_merge(merged: nn.Module, quantized: nn.Module) -> None:
         )
 
 
+def check_converted(kept: nn.Module, trained: torch.Tensor) -> None:
+    """StudyError where an adapter that was converted for the original base answers differently, by
+    more than rounding explains, from what was trained (its logits by `answer_probe`)."""
+    limit, found = rounding_limit(kept), compare_answers(answer_probe(kept), trained)
+    if not found.typical <= limit:
+        raise StudyError(
+            "the converted adapter",
+            f"on the original base its logits are {found.typical:.2g} standard deviations off "
+            f"those of what was trained (up to {limit:g} is rounding)",
+            "This kind of adapter cannot be converted: take its row out, or train in fp32.",
+        )
+
+
+def rounding_limit(model: nn.Module) -> float:
+    """What rounding explains, in the typical standard deviations of a Difference."""
+    first = next(model.parameters())
+    tf32 = first.is_cuda and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return ROUNDED_LIMIT if first.dtype != torch.float32 or tf32 else FLOAT32_LIMIT
+
+
 def compare_logits(model: Any, reference: Any) -> Difference:
-    """The difference on a few seeded rows of random tokens; both models go into evaluation mode."""
-    config = reference.config.get_text_config(decoder=True)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(config.vocab_size, (PROBE_ROWS, PROBE_TOKENS), generator=generator)
-    ours, theirs = (probe(each, rows) for each in (model, reference))
+    """The difference on the probe's rows; both models go into evaluation mode."""
+    return compare_answers(answer_probe(model), answer_probe(reference))
+
+
+def compare_answers(ours: torch.Tensor, theirs: torch.Tensor) -> Difference:
     spread = theirs.std()
     apart = (ours - theirs) / spread
     typical = apart.square().mean(-1).sqrt().median()
     return Difference(largest=float(apart.abs().max()), typical=float(typical))
+
+
+def answer_probe(model: Any) -> torch.Tensor:
+    """Logits [rows, tokens, vocabulary] on a few seeded rows of random tokens."""
+    config = model.config.get_text_config(decoder=True)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(config.vocab_size, (PROBE_ROWS, PROBE_TOKENS), generator=generator)
+    return probe(model, rows)
 
 
 def probe(model: Any, rows: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ Not covered: loading weights (studylib.modelling.models), the training loop
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,19 +19,36 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit, first_line
+from studylib.modelling.added import adapter_layers
 from studylib.modelling.four_bit import count_weights, keep_unpacked
 from studylib.modelling.reach import linear_names, reach
-from studylib.schema.methods import METHODS, METHODS_TABLE, WHOLE, fill_holes, holes_in
+from studylib.schema.methods import (
+    ADAPTER,
+    METHODS,
+    METHODS_TABLE,
+    WHOLE,
+    LastLayers,
+    fill_holes,
+    holes_in,
+)
 from studylib.schema.settings import MethodSettings, nearest
 
 __all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
+
+# peft tells of GPT-2's transposed layers, which it then takes rightly, and of norms of a model's
+# own class, which it trains as they are.
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", module="peft")
+warnings.filterwarnings("ignore", message="Unsupported layer type.*Norm'", module="peft")
 
 SAMPLED = 64  # numbers of a weight that tell whether it was changed
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def adapter_config(method: MethodSettings, model: Any) -> Any:
-    """peft's configuration of a method with an adapter; StudyError where peft does not know it."""
+def adapter_config(method: MethodSettings, model: Any, as_kept: bool = False) -> Any:
+    """peft's configuration of a method with an adapter; StudyError where peft does not know it.
+
+    as_kept: of the adapter that stays, where that is not the one that is trained (`converted`).
+    """
     from peft import PeftType, get_peft_config
 
     row = method.kind
@@ -48,7 +67,12 @@ def adapter_config(method: MethodSettings, model: Any) -> Any:
         raise StudyError(f"{where}.peft_type = {keys['peft_type']}", rule,
                          nearest(str(keys["peft_type"]), known))  # fmt: skip
     try:
-        return get_peft_config({"task_type": "CAUSAL_LM", **fill_holes(keys, numbers)})
+        config: Any = get_peft_config({"task_type": "CAUSAL_LM", **fill_holes(keys, numbers)})
+        if as_kept and row.converted:  # what was trained beside what it began with
+            config.init_lora_weights, config.r, config.lora_alpha = (
+                True, 2 * config.r, 2 * config.lora_alpha
+            )  # fmt: skip
+        return config
     except (TypeError, ValueError) as error:
         rule = f"peft does not take these keys ({first_line(error)})"
         raise StudyError(where, rule, "They are those of peft's configuration class.") from error
@@ -60,12 +84,14 @@ def embedding_name(model: Any) -> str:
     return next(name for name, m in model.named_modules() if m is embedding).rsplit(".", 1)[-1]
 
 
-def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module:
+def attach(
+    model: nn.Module, method: MethodSettings, seed: int = 0, as_kept: bool = False
+) -> nn.Module:
     """Make a loaded model ready for a method: freeze, unfreeze, or wrap in a seeded adapter.
 
     A quantized method expects a model whose linear layers are 4-bit already
-    (studylib.modelling.models). Unfit where the model lacks a module that the method names, or
-    where peft refuses it.
+    (studylib.modelling.models). as_kept: as adapter_config has it. Unfit where the model lacks a
+    module that the method names, or where peft refuses it.
     """
     if not method.kind.adapter:
         return free_own(model, method)
@@ -74,7 +100,7 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
     torch.manual_seed(seed)
     model.requires_grad_(False)
     names, layers = [name for name, _ in model.named_modules() if name], linear_names(model)
-    config = adapter_config(method, model)
+    config = adapter_config(method, model, as_kept)
     by_targets = "targets" in method.kind.takes
     if config.is_prompt_learning:
         raise Unfit(
@@ -89,7 +115,7 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
             config,
             autocast_adapter_dtype=method.adapter_dtype == "fp32",
         )
-    except (ValueError, NotImplementedError) as error:
+    except (KeyError, NotImplementedError, TypeError, ValueError) as error:
         if not raised_by_peft(error):
             raise
         if by_targets:
@@ -107,7 +133,10 @@ def attach(model: nn.Module, method: MethodSettings, seed: int = 0) -> nn.Module
         kept = wrapped.peft_config["default"].target_modules
         refuse_unknown(method, [name for name in method.targets if name in kept], names, layers)
     refuse_routers(method, wrapped, layers)
-    refuse_changed(method, wrapped, samples)
+    if not (as_kept and method.kind.converted):
+        refuse_changed(method, wrapped, samples)
+        refuse_turned(method, wrapped)
+    freeze_parts(wrapped, method)
     if method.kind.quantized:
         keep_unpacked(wrapped)
     return wrapped
@@ -121,11 +150,37 @@ def prepare(model: nn.Module, method: MethodSettings) -> None:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
+def freeze_parts(model: nn.Module, method: MethodSettings) -> None:
+    """Keep the named parts of an adapter as they began, in place; Unfit where it has none such."""
+    for part in method.kind.frozen:
+        found = [p for name, p in model.named_parameters() if part in name.split(".")]
+        if not found:
+            raise Unfit(
+                method.label,
+                f"its adapter has no part named {part}",
+                f"Change `frozen` of its row in {METHODS_TABLE.name}.",
+            )
+        for parameter in found:
+            parameter.requires_grad = False
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a model: its longest list of modules."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
 def free_own(model: nn.Module, method: MethodSettings) -> nn.Module:
-    """Let all, none or the named ones of a model's own weights be trained."""
+    """Let all, none, the last layers' or the named ones of a model's own weights be trained."""
     wanted = method.kind.trained
     if isinstance(wanted, str):
         return model.requires_grad_(wanted == "all")
+    if isinstance(wanted, LastLayers):
+        model.requires_grad_(False)
+        layers = decoder_layers(model)
+        for layer in layers[-math.ceil(wanted.last_layers * len(layers)) :]:
+            layer.requires_grad_(True)
+        return model
     for name, parameter in model.named_parameters():
         places = (name, name.rpartition(".")[0])
         parameter.requires_grad = any(f".{place}".endswith(f".{end}")
@@ -188,19 +243,50 @@ def sample_weights(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
 def refuse_changed(
     method: MethodSettings, model: nn.Module, samples: list[tuple[nn.Parameter, torch.Tensor]]
 ) -> None:
-    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA): what is saved of it would
-    be laid on the original base, and answer as another model."""
+    """Unfit where an adapter begins by changing the base (PiSSA, OLoRA) and its row says nothing of
+    it, or the other way round: what is saved of it would not fit the original base."""
+    where = f"{method.label} on {model.config.model_type}"  # type: ignore[union-attr]
+    changed = is_changed(model, samples)
+    if changed and not method.kind.converted:
+        raise Unfit(
+            where,
+            "it begins by changing the model's own weights, so that the adapter alone, as it "
+            "is saved, does not fit the original model",
+            f"Give its row in {METHODS_TABLE.name} another initialization or, where peft can "
+            "convert such an adapter to one on the original, write converted: true.",
+        )
+    if changed is False and method.kind.converted:
+        raise Unfit(
+            where,
+            "its row says converted, but it leaves the model's own weights as they are",
+            f"Leave converted out of its row in {METHODS_TABLE.name}.",
+        )
+
+
+def is_changed(model: nn.Module, samples: list[tuple[nn.Parameter, torch.Tensor]]) -> bool | None:
+    """Whether any of the sampled weights is another now; None where they have no data."""
     there = {id(parameter) for parameter in model.parameters()}
-    for parameter, sample in samples:
-        if parameter.is_meta:
-            continue
-        now = parameter.detach().flatten()[:SAMPLED]
-        if id(parameter) not in there or not torch.equal(now, sample):
+    known = [(p, sample) for p, sample in samples if not p.is_meta]
+    if not known:
+        return None
+    return any(
+        id(p) not in there or not torch.equal(p.detach().flatten()[:SAMPLED], sample)
+        for p, sample in known
+    )
+
+
+def refuse_turned(method: MethodSettings, model: Any) -> None:
+    """Unfit where peft began an adapter from weights that lie the other way round (OLoRA on GPT-2's
+    layers, whose weights are [in, out]): its first step would fail."""
+    for path, layer in adapter_layers(model) if method.kind.converted else ():
+        down = layer.lora_A["default"].weight
+        if down.shape[1] != layer.in_features:
+            leaf = path.rpartition(".")[2]
             raise Unfit(
-                f"{method.label} on {model.config.model_type}",  # type: ignore[union-attr]
-                "it begins by changing the model's own weights, so that the adapter alone, as it "
-                "is saved, does not fit the original model",
-                f"Give its row in {METHODS_TABLE.name} another initialization.",
+                f"{method.label} on {model.config.model_type}",
+                f"peft takes the transposed weights of {leaf} as they lie, and its adapter does "
+                "not fit them",
+                f"Use {ADAPTER}, or {WHOLE}.",
             )
 
 
@@ -210,6 +296,16 @@ def raised_by_peft(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("peft.")
+
+
+def raised_below_peft(error: BaseException) -> bool:
+    """Whether an error came up in what peft called, or in peft."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").startswith("peft."):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def spell_others(layers: Sequence[str], refused: str) -> str:

@@ -35,7 +35,7 @@ from studylib.modelling.four_bit import (
     refuse_unreadable,
 )
 from studylib.modelling.merging import MergeFailed, check_merge, lay_over
-from studylib.modelling.methods import DTYPES, prepare
+from studylib.modelling.methods import DTYPES, freeze_parts, prepare
 from studylib.modelling.packing import keep_examples_apart
 from studylib.modelling.skeleton import load_config
 from studylib.schema.profile import MethodSettings, ModelRef
@@ -43,8 +43,6 @@ from studylib.schema.records import canonical
 
 # transformers 5 warns of names that it will change in 6; the ranges of this study end before.
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-# peft tells of GPT-2's transposed layers, which it then takes rightly.
-warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", module="peft")
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 
@@ -141,7 +139,7 @@ def open_weights(
     torch_dtype = DTYPES[dtype]
     extra: dict[str, Any] = {}
     if method.kind.quantized:
-        extra["quantization_config"] = quantization_config(torch_dtype)
+        extra["quantization_config"] = quantization_config(torch_dtype, method.kind.base)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -180,6 +178,7 @@ def load_trained(base: nn.Module, method: MethodSettings, folder: Path) -> nn.Mo
         model = PeftModel.from_pretrained(
             base, folder, is_trainable=True, autocast_adapter_dtype=method.adapter_dtype == "fp32"
         )
+        freeze_parts(model, method)
         keep_unpacked(model)
         refuse_half_loaded(model, folder)
         return model
@@ -275,7 +274,8 @@ def load_shape(
     sha256 = hashlib.sha256(canonical([config.to_dict(), seed])).hexdigest()
     torch.manual_seed(seed)
     used, reason = choose_attention(config, attention)
-    model = build_random(config, method.kind.quantized, DTYPES[dtype], used, device)
+    bits = method.kind.base if method.kind.quantized else None
+    model = build_random(config, bits, DTYPES[dtype], used, device)
     tokenizer = load_tokenizer(ladder_folder(ladder_names()[0]))
     return Loaded(
         model, tokenizer, sha256, None, random_weights=True, attention=used,
@@ -284,9 +284,11 @@ def load_shape(
 
 
 def build_random(
-    config: Any, quantized: bool, dtype: torch.dtype, attention: str, device: torch.device
+    config: Any, bits: str | None, dtype: torch.dtype, attention: str, device: torch.device
 ) -> nn.Module:
     """A model with fresh weights, made layer by layer, each quantized before the next one comes.
+
+    bits: nf4 or fp4; None for weights as they are.
 
     So a 4-bit model never stands on its card in 16 bits: neither the load stage's peak nor the
     holes that it would leave in the allocator's memory belong to a checkpoint's loading.
@@ -308,13 +310,13 @@ def build_random(
     torch.set_default_dtype(dtype)
     try:
         for index in range(1, whole.num_hidden_layers):
-            if quantized:
-                quantize_part(layers[index - 1], dtype)
+            if bits:
+                quantize_part(layers[index - 1], dtype, kind=bits)
             with torch.device(device):
                 layers.append(kind(own, index))
             layers[index].apply(model._init_weights)
     finally:
         torch.set_default_dtype(usual)
-    if quantized:
-        quantize_linears(model, dtype)
+    if bits:
+        quantize_linears(model, dtype, bits)
     return model

@@ -6,6 +6,7 @@ model shows (its values, whether packed examples stay apart in it).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def is_tight(model: Any, tokenizer: Any, seq_len: int) -> bool:
     return long or len(tokenizer) > model.get_input_embeddings().weight.shape[0]
 
 
-def refuse_outside(model: Any, rows: list[Row], ref: ModelRef) -> None:
+def refuse_outside(model: Any, rows: Sequence[Row], ref: ModelRef) -> None:
     """Raise where an example has a token without an embedding or more tokens than positions.
 
     Positions begin anew at every example, so that a row may be longer.

@@ -24,7 +24,7 @@ from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import converted_folder
 from studylib.inputs.sources import hub_errors
 from studylib.modelling.four_bit import fake_4bit, quantize_linears
-from studylib.modelling.methods import DTYPES, attach, prepare
+from studylib.modelling.methods import DTYPES, attach, prepare, raised_below_peft
 from studylib.planning.catalog import Shape, find_shape
 from studylib.schema.settings import MethodSettings, ModelRef
 
@@ -128,10 +128,19 @@ def build_meta(config: Any, method: MethodSettings, dtype: str, attention: str) 
             "Forecasts need a causal language model of transformers.",
         ) from error
     if method.kind.quantized:
-        quantize_linears(model, DTYPES[dtype])
+        quantize_linears(model, DTYPES[dtype], method.kind.base)
         prepare(model, method)
-    with torch.device("meta"):
-        return attach(model, method)
+    try:
+        with torch.device("meta"):
+            return attach(model, method)
+    except RuntimeError as error:
+        if not raised_below_peft(error):
+            raise
+        raise StudyError(
+            method.label,
+            f"peft cannot lay this adapter on a model without weights ({name_error(error)})",
+            "Its runs are started without a forecast.",
+        ) from error
 
 
 @contextmanager
@@ -171,7 +180,8 @@ def materialise_fakes(model: nn.Module) -> None:
                 continue
             if id(parameter) not in made:
                 if four_bit and name == "weight":
-                    made[id(parameter)] = fake_4bit(module, module.quant_state.shape)
+                    state = module.quant_state
+                    made[id(parameter)] = fake_4bit(module, state.shape, state.quant_type)
                 else:
                     fake = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
                     made[id(parameter)] = nn.Parameter(fake, requires_grad=parameter.requires_grad)

@@ -18,20 +18,25 @@ import torch
 from torch import nn
 
 from studylib.core.files import full_disk_said
+from studylib.inputs.sources import is_whole
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
 from studylib.schema.kept import Place
 from studylib.schema.records import write_atomically
+from studylib.schema.settings import MethodSettings
 from studylib.schema.spec import RunSpec
 
 TRAINED, WHOLE, MOVED = "trained", "whole", "moved"
+BEGINNING = "beginning"  # what a converted adapter was before its training
 
 
 def find_trained(work: Path) -> Path | None:
     """Where the trained weights lie, whole, or None: in the work folder, or already where they stay
     if the run's end was broken off."""
-    if (work / TRAINED / WHOLE).is_file():
+    if (work / TRAINED / WHOLE).is_file() and all(
+        map(is_whole, (work / TRAINED).glob("*.safetensors"))
+    ):
         return work / TRAINED
     places = [work.parent / name for name in get_args(Place) if (work / MOVED).is_file()]
     return next((folder for folder in places if folder.is_dir()), None)
@@ -79,16 +84,29 @@ def settle(spec: RunSpec, base: nn.Module, model: nn.Module) -> None:
         scored.set_attn_implementation(choose_attention(scored.config, "sdpa")[0])
 
 
+def keep_beginning(work: Path, method: MethodSettings, model: nn.Module) -> None:
+    """Keep an adapter as it begins, where that is needed to fit what is trained to the original
+    base: that of the first process, if several trained it."""
+    if method.kind.converted and not (work / BEGINNING / WHOLE).is_file():
+        with full_disk_said(work):
+            model.save_pretrained(work / BEGINNING)  # type: ignore[operator]
+        write_atomically(work / BEGINNING / WHOLE, b"")
+
+
 def keep(work: Path, model: nn.Module | None) -> None:
     """Keep trained weights (None: they lie in `trained` already) and let checkpoints go.
 
-    The marker comes last, so that half a folder never counts.
+    An adapter that began by changing the base is written as one on the original, of twice its rank:
+    what was trained less what it began with. The marker comes last, so that half a folder never
+    counts.
     """
     folder = work / TRAINED
     if model is not None:
         shutil.rmtree(folder, ignore_errors=True)
+        converted = (work / BEGINNING / WHOLE).is_file()
+        how = {"path_initial_model_for_weight_conversion": str(work / BEGINNING)}
         with full_disk_said(work):
-            model.save_pretrained(folder)  # type: ignore[operator]
+            model.save_pretrained(folder, **(how if converted else {}))  # type: ignore[operator]
     write_atomically(folder / WHOLE, b"")
     for checkpoint in work.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -20,6 +20,7 @@ from studylib.modelling.preflight import folder_here
 from studylib.notebook_views.views import quote, show_tokens
 from studylib.planning.estimate import Estimate, price
 from studylib.planning.plan import Plan
+from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile
 from studylib.schema.records import read_records
 
@@ -45,13 +46,21 @@ def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
 
 
 def tabulate_takes(
-    made: Plan, estimate: Estimate | None, prospects: Mapping[str, Prospect]
+    made: Plan,
+    estimate: Estimate | None,
+    prospects: Mapping[str, Prospect],
+    on_cpu: Mapping[str, Range] | None = None,
 ) -> pd.DataFrame:
-    """A row a run: its state, the time and dollars that it should take, its peak of memory."""
+    """A row a run: its state, the time and dollars that it should take, its peak of memory.
+
+    on_cpu: seconds by forecast, of runs that were never measured.
+    """
     rows = []
     for run in made.runs:
         hours = estimate.runs.get(run.run_id) if estimate else None
         seconds = hours.total.mid * 3600 if hours else run.seconds
+        if seconds is None and on_cpu and run.run_id in on_cpu:
+            seconds = on_cpu[run.run_id].mid
         cost = price(hours.total, estimate.gpu, hours.gpus) if estimate and hours else None
         usd, found = cost.mid if cost else run.usd, prospects.get(run.run_id)
         rows.append({

@@ -69,7 +69,9 @@ def summarise_run(run: Run) -> str:
     if run.train_block and run.train_block.tokens_per_second:
         share = run.train_block.model_flops_utilisation
         of_card = f", {share:.0%} of the cards' arithmetic" if share is not None else ""
-        lines.append(f"training: {run.train_block.tokens_per_second:,.0f} tokens/s{of_card}")
+        shared = run.spec.hardware.runs_per_card > 1 and run.concurrent_runs > 1
+        crowd = " while other runs shared the card" if shared else ""
+        lines.append(f"training: {run.train_block.tokens_per_second:,.0f} tokens/s{of_card}{crowd}")
     if run.serve_block and run.serve_block.variant_bytes:
         lines.append(f"one more variant: {run.serve_block.variant_bytes / 1e6:.2f} MB on disk")
     lines.append(f"record: {run.folder / RECORD}")

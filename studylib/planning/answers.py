@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from studylib.core.errors import StudyError
-from studylib.inputs.examples import shorten
+from studylib.inputs.examples import Examples, shorten
 from studylib.inputs.forms import Example, messages_of
 from studylib.inputs.parts import read_part
 from studylib.schema.settings import DataSettings
@@ -28,10 +28,13 @@ def answer_of(example: Example) -> str:
 def check_prompts(examples: Iterable[Example], track: str) -> None:
     """Raise where an example is plain text."""
     if any("text" in example for example in examples):
+        remedy = "Measure loss alone."
+        if isinstance(examples, Examples) and examples.as_answers:
+            remedy = f"Write {examples.as_answers} if that column is the answer, or m" + remedy[1:]
         raise StudyError(
             f"evaluate.measures of track {track}",
             "plain text has no prompt that could be answered",
-            "Measure loss alone.",
+            remedy,
         )
 
 

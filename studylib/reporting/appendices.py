@@ -16,16 +16,20 @@ from studylib.reporting import (
     figures,
     forecast_errors,
     forecast_tables,
+    measure_tables,
     method_notes,
     notes,
+    ranking_section,
     serve_section,
     tables,
 )
 from studylib.reporting.appendix_files import title_of
 from studylib.reporting.article_table import claim_rows
-from studylib.reporting.capacity import is_capacity
+from studylib.reporting.capacity import capacity_lines, is_capacity
 from studylib.reporting.card_section import card_details, is_card
 from studylib.reporting.claims import Finding
+from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.kept import is_toy
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.forecast_book import ForecastBook
@@ -41,7 +45,9 @@ def make_appendices(
     parts = {
         "claims": claims_lines(findings) if findings else [],
         "details": details_lines(studies, pictures),
-        "serving": serve_section.serve_details(serving_studies(studies), pictures),
+        "serving": serve_section.serve_details(
+            serving_studies(studies), pictures, are_brief(studies)
+        ),
         "forecasts": forecast_lines(studies, book),
         "runs": runs_lines(studies),
     }
@@ -57,6 +63,12 @@ def serving_studies(studies: list[Summary]) -> list[Summary]:
     """The studies whose serving stands in the part on serving: a card's stands in its own part,
     unless there is no other."""
     return [summary for summary in studies if not is_card(summary)] or studies
+
+
+def are_brief(studies: list[Summary]) -> bool:
+    """Whether what was served takes less room: toys' beside other studies."""
+    served = [record.spec.model for s in serving_studies(studies) for record in s.study.serves]
+    return len(studies) > 1 and all(kind_of(model) == "toy" for model in served)
 
 
 # Claims -------------------------------------------------------------------------------------------
@@ -76,13 +88,15 @@ def claims_lines(findings: Sequence[Finding]) -> list[str]:
     lines = [VERDICTS, ""]
     for row in claim_rows(findings):
         own = [f for f in findings if f.claim == row.claim]
-        reason = f": on {row.reason}" if row.reason else ""
-        verdict = f"The article: {row.says}. Verdict: **{row.verdict}**{reason}."
+        verdict = f"The article: {row.says}. Verdict: **{row.verdict}**{row.because}."
         lines += [f"### {row.title}", "", verdict]
         lines += ["", tables.claims_table(own).markdown(), ""]
         lines += [f"- {article}: {rule}." for article, rule in tables.rules_of(own)]
         lines += [""]
     return lines
+
+
+DETAIL_PICTURES = ("gap-to-full", "accuracy-memory", "kept-and-gained", "subjects")
 
 
 # Trainings ----------------------------------------------------------------------------------------
@@ -95,12 +109,22 @@ def details_lines(studies: list[Summary], pictures: list[str]) -> list[str]:
             lines += card_details(summary)
         elif is_capacity(summary):
             lines += [f"### {name_of(summary, studies)}new facts", ""]
+            lines += capacity_lines(summary) if len(studies) > 1 else []
             lines += rate_lines(summary.comparisons)
         elif not is_grid(summary):
             for track in summary.tracks:
                 lines += track_details(summary, track, name_of(summary, studies), pictures)
+                if len(studies) > 1 and is_toy(summary):
+                    lines += ranked_lines(summary, track)
     words = appendix.words_table()
     return [*lines, "### What the columns mean", "", words.markdown(), ""]
+
+
+def ranked_lines(summary: Summary, track: str) -> list[str]:
+    """A ranking's tables, which the report leaves out where it is brief; empty without one."""
+    comparisons = [c for c in summary.comparisons if c.track == track]
+    ranked = ranking_section.section(comparisons, [])
+    return [*ranked, tables.headline_table(comparisons).markdown(), ""] if ranked else []
 
 
 def name_of(summary: Summary, studies: Sequence[Summary]) -> str:
@@ -121,11 +145,12 @@ def track_details(summary: Summary, track: str, name: str, pictures: list[str]) 
         *method_notes.method_notes(comparisons),
     ]
     lines += [" ".join(text for text in reading if text), ""]
+    lines += measure_tables.section(comparisons)
     lines += accuracy_lines(comparisons)
-    lines += figures.picture_lines(own, ("accuracy-memory", "kept-and-gained", "subjects"))
+    lines += figures.picture_lines(own, DETAIL_PICTURES)
     lines += ["**Memory by stage**", "", tables.memory_table(comparisons).markdown(), ""]
     lines += ["**Time and cost**", "", tables.time_table(comparisons).markdown(), ""]
-    lines += rate_lines(comparisons)
+    lines += [notes.price_note(comparisons), "", *rate_lines(comparisons)]
     return lines + figures.picture_lines(own, ("tuning", "loss"))
 
 

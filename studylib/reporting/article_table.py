@@ -9,12 +9,14 @@ Not covered: the findings' own verdicts, the evidence in full (studylib.reportin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from studylib.core.metrics import plain_number
+from studylib.core.verdicts import Measured
 from studylib.reporting.appendix_files import link_to
+from studylib.reporting.article import few_seeds
 from studylib.reporting.cells import Table
 from studylib.reporting.claim_sources import KEPT, with_unit
 from studylib.reporting.claims import Finding, Place, read_claims
@@ -25,17 +27,19 @@ from studylib.reporting.evidence_kinds import (
     optimizer_words,
     rank_learning,
 )
+from studylib.reporting.notes import edge_words
 
 HOLDS, FAILS, DEPENDS, UNKNOWN = "holds", "does not hold", "depends", "not known yet"
 LEARNING = ("behind_full", "share_of_gain")
 UNITS = {"pp": "points behind"}
-SAMPLED = ("pp", "%", KEPT)  # figures whose interval comes from sampling
+SAMPLED = ("pp", "%")  # figures whose interval comes from sampling
 Part = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One claim. verdict: one of the four words; reason: on what it depends, else empty."""
+    """One claim. verdict: one of the four words; reason: on what it depends, or what keeps it from
+    being known, else empty."""
 
     claim: str
     topic: str
@@ -44,6 +48,11 @@ class ClaimRow:
     how: str
     verdict: str
     reason: str
+
+    @property
+    def because(self) -> str:
+        """The reason as it follows the verdict."""
+        return f": {'on ' if self.verdict == DEPENDS else ''}{self.reason}" if self.reason else ""
 
     @property
     def title(self) -> str:
@@ -61,7 +70,7 @@ def claim_rows(findings: Sequence[Finding]) -> list[ClaimRow]:
         verdict = join_verdicts([settle(part, found) for part, found in shown])
         rows.append(ClaimRow(
             claim, content["topic"], content["says"], tell_found(shown), tell_how(shown), verdict,
-            content["depends_on"] if verdict == DEPENDS else "",
+            give_reason(content, verdict, [f for _, found in shown for f in found]),
         ))  # fmt: skip
     return rows
 
@@ -71,8 +80,7 @@ def article_table(findings: Sequence[Finding]) -> Table:
     header = ("Claim", "The article says", "We found", "How", "Verdict")
     rows = []
     for row in claim_rows(findings):
-        reason = f": on {row.reason}" if row.reason else ""
-        verdict = f"[**{row.verdict}**]({link_to('claims', row.title)}){reason}"
+        verdict = f"[**{row.verdict}**]({link_to('claims', row.title)}){row.because}"
         rows.append((f"**{row.claim}** {row.topic}", row.says, row.found, row.how, verdict))
     return Table(header, tuple(rows))
 
@@ -116,6 +124,19 @@ def join_verdicts(verdicts: Iterable[str]) -> str:
     return UNKNOWN if found <= {HOLDS, UNKNOWN} else DEPENDS
 
 
+def give_reason(content: Mapping[str, Any], verdict: str, shown: Sequence[Finding]) -> str:
+    """On what a verdict depends; what keeps one from being known: few seeds, rates at an edge."""
+    if verdict == DEPENDS:
+        return content["depends_on"]
+    open_ = [f for f in shown if f.verdict == "inconclusive" and not f.is_toy]
+    if verdict != UNKNOWN or not any(f.cautions for f in open_):
+        return ""
+    words = ["too few seeds"] if any(f.is_few for f in open_) else []
+    edges = dict.fromkeys(label for f in open_ if f.at for label in f.at.at_edge)
+    words += [edge_words([*edges])] if edges else []
+    return ", and ".join(words)
+
+
 # Words --------------------------------------------------------------------------------------------
 
 
@@ -128,6 +149,8 @@ def tell_found(parts: Sequence[tuple[Part, Sequence[Finding]]]) -> str:
         if (figures := tell_figures(found))
     ]
     told = ", ".join(dict.fromkeys(words)) or UNKNOWN
+    beside = dict.fromkeys(f.beside for f in shown if f.beside and not f.is_toy)
+    told = "; ".join([told, *beside])
     if not shown or not all(f.is_toy for f in shown):
         return told
     sizes = {f.at.params for f in shown if f.at is not None}
@@ -144,15 +167,27 @@ def tell_figures(findings: Sequence[Finding]) -> str:
         return span
     first = known[0].measured
     assert first is not None
+    if unit == KEPT:
+        kept = dict.fromkeys(tell_kept(f.measured) for f in known if f.measured)
+        return f"{' and '.join(kept)} of full's gain"
     text = figure(first.value, unit)
     if known[0].rule and first.low is not None and unit in SAMPLED:
         ends = [plain_number(end, 2) for end in first.interval]
-        text = f"{plain_number(first.value, 2)}{text[text.index(' ') :]} ({ends[0]} to {ends[1]})"
+        few = f", {words}" if (words := few_seeds(first.seeds)) else ""
+        text = f"{plain_number(first.value, 2)}{text[text.index(' ') :]}"
+        text += f" ({ends[0]} to {ends[1]}{few})"
     if known[0].at is not None and known[0].at.optimizer:
         text += f" with {optimizer_words(known[0].at.optimizer)}"
     if known[0].got == "counted" and first.low is not None and first.low != first.high:
         text = f"{plain_number(first.low, 3)} to {figure(first.interval[1], unit)}"
     return f"{text} ({span} by forecast)" if span else text
+
+
+def tell_kept(kept: Measured) -> str:
+    """A share of full's gain with its interval, and its seeds where they are few."""
+    value, low, high = (plain_number(end, 2) for end in (kept.value, *kept.interval))
+    few = f", {words}" if (words := few_seeds(kept.seeds)) else ""
+    return f"{value} % ({low} to {high}{few})"
 
 
 def place_words(at: Place) -> str:

@@ -231,6 +231,12 @@ def detectable_sentence(summary: Summary) -> str:
     )
 
 
+def capacity_lines(summary: Summary) -> list[str]:
+    """The table, and how to read it."""
+    reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
+    return [capacity_table(summary).markdown(), "", reading.strip(), ""]
+
+
 def capacity_table(summary: Summary) -> Table:
     """One row a method: accuracy at each number of facts, with the gap to full beneath it."""
     curves = read_curves(summary)

@@ -22,7 +22,7 @@ NOT_FORECAST = "not forecast"
 
 def method_words(record: Record) -> str:
     """Method, and its optimizer where it is not the usual one."""
-    optimizer = record.run.train.optimizer
+    optimizer = record.run.optimizer
     other = "" if optimizer == "adamw" else f", {optimizer}"
     status = "" if record.complete else f" — {record.status}"
     return f"{record.run.method.label}{other}{status}"
@@ -85,7 +85,7 @@ def speed_table(study: Study, records: Iterable[Record]) -> Table:
         every = None if flops is None or again is None else flops + again
         sheet = train.model_flops_utilisation
         rows.append((
-            *name_cells(study, record),
+            record.run.model, method_words(record), rows_of(record),
             METRICS["clean_step_seconds"].number(train.clean_step_seconds),
             METRICS["tokens_per_second"].number(rate),
             MISSING if sheet is None else percent(sheet),

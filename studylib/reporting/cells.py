@@ -1,7 +1,7 @@
 """One cell of a table: a figure with its interval, or a word where there is none.
 
 Words are the same everywhere: not measured, not known, not trained, not run, out of memory, not a
-number, no price stated.
+number, no price stated, shared (the card, so that no clock speaks of the run).
 
 Not covered: which cells make a table (studylib.reporting.tables).
 """
@@ -15,7 +15,7 @@ from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, points
 from studylib.reporting.costs import dollars
 from studylib.reporting.method_notes import name_method
-from studylib.reporting.resources import Spread
+from studylib.reporting.resources import TIMED, Spread
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
@@ -24,6 +24,7 @@ GLUE = "\u00a0"  # a space at which no line breaks
 NOT_KNOWN = "not known"
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def cost_cell(row: Row, brief: bool = False) -> str:
         return NOT_TRAINED
     spread, price = row.figures.get("cost_usd"), row.price
     if spread is None or price is None:
-        return "no price stated"
+        return SHARED if row.shares_card else "no price stated"
     if brief:
         return METRICS["cost_usd"].number(spread.value)
     if price.single:
@@ -132,6 +133,8 @@ def cost_cell(row: Row, brief: bool = False) -> str:
 def trained_cell(row: Row, key: str) -> str:
     if not row.method.kind.trains:
         return NOT_TRAINED
+    if key in TIMED and row.shares_card:
+        return SHARED
     return spread_cell(key, row.figures.get(key)) if row.complete else absent(row)
 
 

@@ -22,7 +22,7 @@ from studylib.reporting.kept import share_of_gain
 from studylib.reporting.measure_tables import first_measure, gap_sentence
 from studylib.reporting.passes import Job, commit_words
 from studylib.reporting.summary import Comparison, Row
-from studylib.schema.methods import WHOLE
+from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
 
@@ -31,7 +31,8 @@ from studylib.schema.serving import LatencyRow, PairedRatio
 class Figure:
     """Our figure for a part: in words, how it was got, for the rule, and what hinders comparing.
 
-    settled: verdict and reason where the rule is in words and no figure alone decides.
+    settled: verdict and reason where the rule is in words and no figure alone decides. beside: what
+    a reader of the figure alone has to know, in words.
     """
 
     ours: str
@@ -39,6 +40,7 @@ class Figure:
     measured: Measured | None
     obstacle: str | None = None
     settled: tuple[str, str] | None = None
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,13 @@ def counted(shape: str) -> str:
 def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
     """How far a method's accuracy lies behind full fine-tuning's, in points.
 
-    held_out: where no questions were asked, whether held-out examples show it clearly behind.
+    held_out: by the measure that judges the track, where it has one, instead of its questions:
+    whether held-out examples show the method clearly behind.
     """
+    if held_out and first_measure(comparison):
+        return judge_held_out(comparison, row)
     if row.gap is None:
-        return judge_held_out(comparison, row) if held_out else None
+        return None
     gap = row.gap
     measured = Measured(-100 * gap.value, "pp", -100 * gap.high, -100 * gap.low, seeds(row))
     ours = f"{row.label}: {interval(gap)} against full"
@@ -128,7 +133,21 @@ def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Fig
         ours += f", p {p_value(row.gap_p_holm)} by Holm for {judged} rows"
     if row.detectable is not None:
         ours += f"; a gap of {percent(row.detectable)} pp would have shown"
-    return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
+    beside = tell_unmoved(comparison)
+    ours += f"; {beside}" if beside else ""
+    obstacle = find_obstacle(comparison, row)
+    return Figure(ours, measured_on(comparison), measured, obstacle, beside=beside)
+
+
+def tell_unmoved(comparison: Comparison) -> str:
+    """That full fine-tuning itself moved no accuracy that shows, from what to what; else empty."""
+    full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
+    if not (full and base and full.gain and full.accuracy and base.accuracy):
+        return ""
+    if not full.gain.low <= 0 <= full.gain.high:
+        return ""
+    ends = [f"{percent(row.accuracy.value)} %" for row in (base, full) if row.accuracy]
+    return f"full fine-tuning itself did not clearly move it ({' to '.join(ends)})"
 
 
 def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
@@ -142,7 +161,10 @@ def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
     if found.estimate.seeds < HELD_OUT_SEEDS:
         verdict, words = "inconclusive", f"{words} Too few seeds."
     shown = share_of_gain(comparison, row)
-    measured = Measured(100 * shown[0], KEPT, 100 * shown[1], 100 * shown[2]) if shown else None
+    measured = None
+    if shown:
+        value, low, high = (100 * end for end in shown[:3])
+        measured = Measured(value, KEPT, low, high, shown[3])
     ours = f"{found.measure.label}: {words}"
     return Figure(ours, measured_on(comparison), measured, settled=(verdict, words))
 
@@ -150,26 +172,24 @@ def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
 def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
     """A method's share of full fine-tuning's gain over the base, in per cent."""
     full = comparison.row(WHOLE)
-    asked = row.gap is not None and full is not None and full.gain is not None
-    if not asked and not held_out:
-        return None
     share = share_of_gain(comparison, row)
-    if asked:
-        assert row.gap is not None and full is not None and full.gain is not None
-        gained = points(full.gain.value + row.gap.value)
-        ours = f"{row.label} {gained} pp, full {interval(full.gain)}"
-        count = seeds(row)
-    else:
-        found = next((f for f in first_measure(comparison) if f.label == row.label), None)
+    if measured_first := first_measure(comparison) if held_out else []:
+        found = next((f for f in measured_first if f.label == row.label), None)
         if found is None or found.gap is None:
             return None
-        ours, count = f"{found.measure.label}: {gap_sentence(found)}", found.estimate.seeds
+        ours, obstacle = f"{found.measure.label}: {gap_sentence(found)}", None
+    elif row.gap is not None and full is not None and full.gain is not None:
+        gained = points(full.gain.value + row.gap.value)
+        ours = f"{row.label} {gained} pp, full {interval(full.gain)}"
+        obstacle = find_obstacle(comparison, row)
+    else:
+        return None
     if share is None:
         obstacle = "full fine-tuning's own gain is not clear of zero"
         return Figure(ours, measured_on(comparison), None, obstacle)
-    value, low, high = (100 * end for end in share)
-    measured = Measured(value, KEPT, low, high, count)
-    return Figure(ours, measured_on(comparison), measured, find_obstacle(comparison, row))
+    value, low, high = (100 * end for end in share[:3])
+    measured = Measured(value, KEPT, low, high, share[3])
+    return Figure(ours, measured_on(comparison), measured, obstacle)
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:

@@ -18,6 +18,7 @@ import yaml
 
 from studylib.core.places import PACKAGE
 from studylib.core.verdicts import Measured, Rule, judge_claim, parse_rule
+from studylib.reporting.article import few_seeds
 from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import (
     COUNTS,
@@ -30,9 +31,11 @@ from studylib.reporting.claim_sources import (
     with_unit,
 )
 from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.notes import at_edge, edge_words
 from studylib.reporting.pass_figures import BY_PASS, measure_passes
 from studylib.reporting.passes import Cell, gather_passes, job_of
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.methods import WHOLE
 from studylib.schema.serve_records import ServeRecord
 
 CLAIMS = PACKAGE / "claims.yaml"
@@ -45,7 +48,8 @@ class Finding:
 
     how: "counted ...", "measured on ...", "forecast ...", or what it still needs. decided_by: the
     figure that the verdict rests on. measured: the figure itself, None where there is none or it is
-    in words. at: the model and the device of a measured one.
+    in words. at: the model and the device of a measured one. beside: what a reader of the figure
+    alone has to know.
     """
 
     claim: str
@@ -59,11 +63,25 @@ class Finding:
     rule: str
     measured: Measured | None = None
     at: Place | None = None
+    beside: str = ""
 
     @property
     def is_toy(self) -> bool:
         """Whether a toy model gave the figure: it settles nothing of what large ones learn."""
         return self.at is not None and kind_of(self.at.model) == "toy"
+
+    @property
+    def is_few(self) -> bool:
+        """Whether it rests on fewer seeds than the rule of what is enough asks."""
+        return self.measured is not None and bool(few_seeds(self.measured.seeds))
+
+    @property
+    def cautions(self) -> list[str]:
+        """Why a figure of what is learned may not last: few seeds, a rate at its grid's edge."""
+        seeds = few_seeds(self.measured.seeds) if self.measured else ""
+        labels = self.at.at_edge if self.at and self.measured else ()
+        edge = edge_words(labels) if labels else ""
+        return [words for words in (seeds, edge) if words]
 
     @property
     def got(self) -> str:
@@ -74,13 +92,15 @@ class Finding:
 @dataclass(frozen=True)
 class Place:
     """Where a figure was measured: model, parameters (None where not known), device; of a training
-    also its rows × tokens and an optimizer other than the usual one, else empty."""
+    also its rows × tokens, an optimizer other than the usual one, else empty, and whose learning
+    rate, of the method's and full fine-tuning's, was the last one tried."""
 
     model: str
     params: int | None
     device: str
     rows: str = ""
     optimizer: str = ""
+    at_edge: tuple[str, ...] = ()
 
 
 def first_word(how: str) -> str:
@@ -150,9 +170,11 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[Figure, Place
 
 def place_of(comparison: Comparison, row: Row) -> Place:
     first = row.records[0]
-    optimizer = first.run.train.optimizer
+    optimizer = first.run.optimizer
+    both = {r.method.label: r for r in (comparison.row(WHOLE), row) if r is not None}
     return Place(comparison.model, comparison.total_params, first.environment.device,
-                 rows_of(first), "" if optimizer == "adamw" else optimizer)  # fmt: skip
+                 rows_of(first), "" if optimizer == "adamw" else optimizer,
+                 tuple(label for label, one in both.items() if at_edge(one)))  # fmt: skip
 
 
 def place_served(record: ServeRecord) -> Place:
@@ -204,7 +226,8 @@ def judge(claim: str, topic: str, part: Part, figure: Figure, at: Place | None) 
     if not sampled:  # counts, forecasts, peaks and prices have a range, not a sampling interval
         reason = reason.replace("measured", got).replace("95 % interval", "range")
     return Finding(claim, part["key"], topic, part["article"], figure.ours, figure.how,
-                   verdict, reason, describe_rule(part), figure.measured, at)  # fmt: skip
+                   verdict, reason, describe_rule(part), figure.measured, at,
+                   figure.beside)  # fmt: skip
 
 
 def describe_rule(part: Part) -> str:

@@ -23,13 +23,13 @@ from studylib.reporting import (
     notes,
     panels,
     prose,
+    ranking_section,
     tables,
 )
-from studylib.reporting.appendices import make_appendices, serving_studies
+from studylib.reporting.appendices import are_brief, make_appendices, serving_studies
 from studylib.reporting.appendix_files import link_to, path_of, to_file
 from studylib.reporting.capacity import (
-    capacity_table,
-    detectable_sentence,
+    capacity_lines,
     is_capacity,
     tell_capacity,
 )
@@ -39,7 +39,7 @@ from studylib.reporting.evidence_kinds import kind_of, short_name
 from studylib.reporting.first_screen import first_screen
 from studylib.reporting.forecast_errors import compare_runs, sentence
 from studylib.reporting.glossary import glossary
-from studylib.reporting.kept import best_evidence
+from studylib.reporting.kept import best_evidence, is_toy
 from studylib.reporting.limits import limits
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
@@ -87,7 +87,7 @@ def compose(
     parts = {
         "answer": first_screen(studies, findings, next(iter(deciding), None)),
         "results": results,
-        "serving": serve_section(serving_studies(studies), [*files]),
+        "serving": serve_section(serving_studies(studies), [*files], are_brief(studies)),
         "forecast": forecast_section(studies, book),
         "beside": reference_section(studies[0], reference) if reference is not None else [],
         "words": words_section(studies, own_folder is None),
@@ -156,53 +156,55 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         return capacity_section(summary, pictures, several)
     if is_grid(summary):
         return grid_section(summary, several)
-    lines = []
+    brief = several and is_toy(summary)
+    lines = [f"## {title_study(summary, several)}", "", f"{notes.machine_line(summary)}.", ""]
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
-        names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
-        lines += [
-            f"## {title_track(summary, track, several)}",
-            "",
-            f"{notes.machine_line(summary)}.",
-            "",
-        ]
+        if len(summary.tracks) > 1:
+            lines += [f"### {title_track(comparisons)} (track {track})", ""]
         lines += notes.refusal_lines(summary, track)
+        names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
+        drawn = figures.picture_lines(names, ("ranking",))
+        ranked = ranking_section.section(comparisons, drawn, brief)
         words = prose.answer_track(summary, track)
-        lines += track_section(comparisons, names, words)
-    not_run = notes.not_run_note(summary)
-    return lines + ([not_run, ""] if not_run else [])
-
-
-def title_track(summary: Summary, track: str, several: bool) -> str:
-    """What a track is about, and its name."""
-    if not several and len(summary.tracks) == 1:
-        return "Results"
-    comparisons = [c for c in summary.comparisons if c.track == track]
-    change = "A new language" if any(map(is_deep, comparisons)) else "A small change"
-    names = {short_name(c.model) for c in comparisons if kind_of(c.model) != "toy"}
-    on = f" on {names.pop() if len(names) == 1 else 'several models' if names else 'toy models'}"
-    profile = f"profile {summary.study.name}, " if several else ""
-    return f"{change}{on} ({profile}track {track})"
-
-
-def track_section(
-    comparisons: list[Comparison], pictures: list[str], words: list[str]
-) -> list[str]:
-    lines = [line for paragraph in words for line in (paragraph, "")]
-    lines += [tables.headline_table(comparisons).markdown(), ""]
+        lines += ranked or track_section(comparisons, words, brief)
     reading = [
-        notes.spread_note(comparisons),
-        notes.price_note(comparisons),
-        *notes.chance_notes(comparisons),
+        "" if brief else notes.price_note(summary.comparisons),
+        notes.not_run_note(summary),
         f"More: [every figure]({link_to('details')}), [every run]({link_to('runs')}).",
     ]
-    lines += [" ".join(text for text in reading if text), ""]
-    lines += measure_tables.section(comparisons)
-    return lines + figures.picture_lines(pictures, ("gap-to-full",))
+    return [*lines, " ".join(text for text in reading if text), ""]
+
+
+def title_study(summary: Summary, several: bool) -> str:
+    if not several:
+        return "Results"
+    names = {short_name(c.model) for c in summary.comparisons if kind_of(c.model) != "toy"}
+    several_models = "Several models" if names else "Toy models"
+    on = f"A real model, {names.pop()}" if len(names) == 1 else several_models
+    return f"{on} (profile {summary.study.name})"
+
+
+def title_track(comparisons: list[Comparison]) -> str:
+    """What a track is about."""
+    return "A new language" if any(map(is_deep, comparisons)) else "A small change"
+
+
+def track_section(comparisons: list[Comparison], words: list[str], brief: bool) -> list[str]:
+    """brief: without what it took, which the appendix has."""
+    lines = [line for paragraph in words[: 1 if brief else None] for line in (paragraph, "")]
+    lines += [tables.headline_table(comparisons, brief).markdown(), ""]
+    judged = any(measure_tables.first_measure(c) for c in comparisons)
+    reading = [
+        notes.spread_note(comparisons),
+        notes.seeds_not_run(comparisons),
+        *([] if judged else notes.chance_notes(comparisons)),
+    ]
+    return [*lines, " ".join(text for text in reading if text), ""]
 
 
 def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
-    """One curve and one table for all tracks of a capacity study."""
+    """One curve for all tracks of a capacity study; its table stands here where it is alone."""
     title = "How many new facts a rank holds"
     title += f" (profile {summary.study.name})" if several else ""
     lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
@@ -210,8 +212,8 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
         lines += notes.refusal_lines(summary, track)
     lines += [tell_capacity(summary), ""]
     lines += figures.picture_lines(pictures, ("capacity",))
-    reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
-    return [*lines, capacity_table(summary).markdown(), "", reading.strip(), ""]
+    more = [f"More: [every figure]({link_to('details')}).", ""]
+    return lines + (more if several else capacity_lines(summary))
 
 
 def grid_section(summary: Summary, several: bool) -> list[str]:

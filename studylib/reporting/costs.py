@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from studylib.planning.catalog import Offer, load_prices, match_gpu, price_range
 from studylib.schema.records import Record
+from studylib.schema.shared_card import runs_on_card
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ def shipped_offers() -> tuple[Offer, ...]:
 def price_of(record: Record, offers: tuple[Offer, ...] | None = None) -> Price | None:
     """What an hour of this run cost, or None where nothing states a price."""
     hardware = record.run.hardware
+    if runs_on_card(record) > 1:
+        return None  # a share of a card has no price
     gpu = match_gpu(record.environment.device)
     prices = price_range(gpu.name, shipped_offers() if offers is None else offers) if gpu else None
     if gpu and prices:
         cards = max(record.run.gpus, 1)
-        if hardware.runs_per_card > 1:
-            return None  # a share of a card has no price
         dated = sorted({offer.as_of for offer in prices.offers})
         return Price(
             prices.cheapest * cards,

@@ -22,8 +22,9 @@ from studylib.reporting.panels import (
     note,
 )
 from studylib.reporting.summary import Comparison, Summary
-from studylib.reporting.team_advice import is_deep
+from studylib.reporting.team_advice import is_deep, tell_seeds
 
+MOST = 50.0  # per cent of the gain
 NAME = "kept-and-memory"
 CAPTION = (
     "What each method keeps of full fine-tuning's gain, against the memory that its training "
@@ -40,8 +41,10 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
         figure, panels = new_panels(len(shown))
         lows = [100 * k.low for _, kept in shown for k in kept]
         highs = [100 * k.high for _, kept in shown for k in kept]
+        # Where every method keeps most of it, the differences get the room.
+        floor = 10 * (min(lows) // 10) - 5 if min(lows) > MOST else min(-12.0, *lows) - 4
         for panel, (comparison, kept) in zip(panels, shown, strict=True):
-            panel.set_title(panel_title(comparison))
+            panel.set_title(panel_title(comparison, kept))
             labels = []
             for one in kept:
                 assert one.memory is not None
@@ -53,10 +56,11 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
                 )  # fmt: skip
                 labels.append((x, y, one.method.label, colour(one.method)))
             panel.axhline(100, color=INK, linewidth=0.8, linestyle=":")
-            panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
-            note(panel, 0, "nothing learned", below=True)
+            if floor < 0:
+                panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+                note(panel, 0, "nothing learned", below=True)
             panel.set_xlim(0, 118)
-            panel.set_ylim(min(-12.0, *lows) - 4, max(*highs) + 8)
+            panel.set_ylim(floor, max(*highs) + (8 if floor < 0 else 3))
             label_right(panel, labels)
             panel.set_xlabel("← memory of training (% of full fine-tuning's)")
         panels[0].set_ylabel("gain kept (% of full fine-tuning's) ↑")
@@ -68,6 +72,8 @@ def with_memory(comparison: Comparison) -> list[Kept]:
     return found if all(one.memory is not None for one in found) else []
 
 
-def panel_title(comparison: Comparison) -> str:
+def panel_title(comparison: Comparison, kept: Sequence[Kept]) -> str:
+    """The kind of change, the track, the model, and the seeds where they are few."""
     change = "a new language" if is_deep(comparison) else f"a small change ({comparison.track})"
-    return f"{change}\n{model_words(comparison.model, comparison.total_params)}"
+    seeds = tell_seeds([one.seeds for one in kept])
+    return f"{change}{seeds}\n{model_words(comparison.model, comparison.total_params)}"

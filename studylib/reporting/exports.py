@@ -14,6 +14,7 @@ from studylib.reporting.forecast_errors import compare_runs
 from studylib.reporting.resources import MEMORY, STEP_FIGURES, wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.serve_records import ServeRecord
+from studylib.schema.shared_card import runs_on_card
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
@@ -91,8 +92,9 @@ def forecasts_csv(summary: Summary) -> bytes:
             rows.append((*name, part, None, "bytes", pair.measured, pair.forecast, None, None))
         span, train = one.forecast.step_seconds, one.record.train
         if span and train:
-            rows.append((*name, "step", None, "seconds", train.clean_step_seconds, span.mid,
-                         span.low, span.high))  # fmt: skip
+            own = train.clean_step_seconds if runs_on_card(one.record) == 1 else None
+            rows.append((*name, "step", None, "seconds", own, span.mid, span.low,
+                         span.high))  # fmt: skip
     header = ("run_id", "status", "part", "counter", "unit", "measured", "forecast",
               "forecast_low", "forecast_high")  # fmt: skip
     return write_csv(header, rows)
@@ -116,7 +118,8 @@ def subjects_csv(summary: Summary) -> bytes:
 
 def runs_csv(summary: Summary) -> bytes:
     header = ("run_id", "track", "model", "method", "seed", "status", "reason", "learning_rate",
-              "questions", "correct", *STEP_FIGURES, "wall_seconds", "digest")  # fmt: skip
+              "questions", "correct", *STEP_FIGURES, "wall_seconds", "runs_on_card",
+              "digest")  # fmt: skip
     rows = []
     for r in summary.study.records:
         score = r.evaluate.score("questions") if r.evaluate else None
@@ -125,7 +128,7 @@ def runs_csv(summary: Summary) -> bytes:
             r.run.learning_rate, score.questions if score else None,
             score.correct if score else None,
             *(getattr(r.train, key) if r.train else None for key in STEP_FIGURES),
-            wall_seconds(r), r.digest,
+            wall_seconds(r), runs_on_card(r), r.digest,
         ))  # fmt: skip
     return write_csv(header, rows)
 

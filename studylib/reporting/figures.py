@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from studylib.reporting import serve_figures
+from studylib.reporting import ranking_section, serve_figures
 from studylib.reporting.capacity import CAPTION, draw_capacity, is_capacity
 from studylib.reporting.cells import interval_cell
 from studylib.reporting.claims import article_rule
@@ -263,6 +263,7 @@ def subject_shares(row: Row) -> dict[str, float]:
 
 PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
     "accuracy-memory": draw_accuracy_memory,
+    "ranking": ranking_section.draw_ranking,
     "gap-to-full": draw_forest,
     "kept-and-gained": draw_forgetting,
     "subjects": draw_subjects,
@@ -271,10 +272,11 @@ PICTURES: dict[str, Callable[[Sequence[Comparison]], Figure | None]] = {
 }
 CAPTIONS = {
     "accuracy-memory": "Accuracy against the peak memory of training, 95 % intervals",
+    "ranking": ranking_section.CAPTION,
     "gap-to-full": "Accuracy less full fine-tuning's, on the same questions",
     "kept-and-gained": "What was kept of old knowledge against what was gained of new",
     "subjects": "Differences to full fine-tuning by subject, sorted by the first method",
-    "tuning": "Validation accuracy by learning rate; the ring is the rate that was chosen",
+    "tuning": "On the validation part, by learning rate; the ring is the rate that was chosen",
     "loss": "Training loss, mean over seeds; the band is their range",
     "capacity": CAPTION,
     **serve_figures.CAPTIONS,

@@ -10,26 +10,19 @@ Not covered: the sentences (studylib.reporting.team_advice), the table (article_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
-import yaml
-
-from studylib.core.places import PACKAGE
 from studylib.reporting import decision
 from studylib.reporting.appendix_files import link_to
+from studylib.reporting.article import read_article
 from studylib.reporting.article_table import article_table
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of, parameter_count
+from studylib.reporting.glossary import WORDS_LINK
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Summary
-from studylib.reporting.team_advice import WORDS_LINK, advise
+from studylib.reporting.team_advice import advise
 
 TITLE = "PEFT or full fine-tuning?"
-
-
-@lru_cache(maxsize=1)
-def read_article() -> dict[str, str]:
-    return yaml.safe_load((PACKAGE / "article.yaml").read_text(encoding="utf-8"))
 
 
 def first_screen(

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, points
-from studylib.reporting.cells import Table, rows_of
+from studylib.reporting.cells import SHARED, Table, rows_of
 from studylib.reporting.study import Study
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import RunForecast
+from studylib.schema.shared_card import runs_on_card
 
 PARTS = ("Weights", "Optimizer states", "Rest of the step", "Allocator's reserve", "CUDA context")
 
@@ -153,9 +154,10 @@ def peak_row(like: Sequence[Compared]) -> tuple[str, ...]:
 
 
 def step_cells(like: Sequence[Compared]) -> tuple[str, str]:
-    seconds = [s for one in like if (s := one.record.train and one.record.train.clean_step_seconds)]
+    own = [one for one in like if runs_on_card(one.record) == 1]
+    seconds = [s for one in own if (s := one.record.train and one.record.train.clean_step_seconds)]
     show = METRICS["clean_step_seconds"].number
-    measured = show(statistics.median(seconds)) if seconds else MISSING
+    measured = show(statistics.median(seconds)) if seconds else MISSING if own else SHARED
     span = like[0].forecast.step_seconds
     if span is None:
         return measured, "none"
@@ -207,8 +209,10 @@ def section(studies: Sequence[Study]) -> list[str]:
     found = compare_runs(studies)
     if not found:
         return []
+    crowd = any(runs_on_card(one.record) > 1 for one in found)
     lines = ["### Forecast against measured", "",
-             f"{sentence(found)} Nothing of a run goes into its own forecast.", "",
+             f"{sentence(found)} Nothing of a run goes into its own forecast."
+             + (f" {SHARED.capitalize()}: other runs were on the card." if crowd else ""), "",
              peak_table(found).markdown(), ""]  # fmt: skip
     table = part_table(found)
     if table.rows:

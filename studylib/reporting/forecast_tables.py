@@ -280,14 +280,15 @@ def section(book: ForecastBook | None, errors: list[str]) -> list[str]:
     lines += [
         f"All of this is **forecast**: one training step of {book.model} traced without a card. "
         "Nothing was measured.", "", memory_table(book).markdown(), "",
-        cost_table(book).markdown(), "",
     ]  # fmt: skip
     told = [sentence for sentence in (card_sentence(book), published_sentence(book)) if sentence]
     return [*lines, *(line for text in told for line in (text, "")), *errors]
 
 
 def details(book: ForecastBook) -> list[str]:
-    """The appendix: which 13B job fits the card, published peaks, what is not covered."""
-    lines = ["### A 13B model and a 24 GB card", "", card_table(book).markdown(), ""]
+    """The appendix: hours and dollars, which 13B job fits the card, published peaks, what is not
+    covered."""
+    lines = ["### Hours and dollars of the article's run", "", cost_table(book).markdown(), ""]
+    lines += ["### A 13B model and a 24 GB card", "", card_table(book).markdown(), ""]
     lines += ["### Forecast against published peaks", "", published_table(book).markdown(), ""]
     return [*lines, limits(book), ""]

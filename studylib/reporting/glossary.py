@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studylib.reporting.cells import Table
+from studylib.reporting.appendix_files import slug
+from studylib.reporting.article import enough_words
+from studylib.reporting.made_from import REPORT
 
+TITLE = "Words"
+WORDS_LINK = f"{REPORT}#{slug(TITLE)}"
 TERMS = {
     "full fine-tuning": "all weights of a model are trained",
     "PEFT, adapter": "the model stays as it is; a small set of added weights, the adapter, is "
@@ -25,12 +29,13 @@ TERMS = {
     "cost are real, what it answers is not",
     "counted, measured, forecast": "exact arithmetic on a model's shape; taken from a run on "
     "record; one training step traced without a card",
-    "pp, points": "percentage points: from 70 % to 68 % is −2 pp",
-    "gain, gap": "accuracy less the base's; accuracy less full fine-tuning's",
+    "points, pp": "percentage points: from 70 % to 68 % is −2 pp",
+    "gain, gap": "what a method reached less the base's; less full fine-tuning's",
     "kept knowledge": "change on what the base knew before; below zero it has forgotten",
-    "±, [ ]": "95 % interval: over subjects and seeds, or over subjects alone with one seed",
+    "±, [ ]": "95 % interval: over subjects or examples, and over seeds where there are several",
     "no clear difference": "the gap may be chance, all methods of the table considered (p by Holm "
     "above 0.05)",
+    "enough": enough_words(),
     "seed": "one of several trainings that differ in chance alone, as the order of the data",
     "track": "one of a study's tasks: its data and its questions",
     "rows × tokens": "what one step reads at once: examples, and tokens in each",
@@ -45,6 +50,16 @@ TERMS = {
 
 
 def glossary(measured: Sequence[tuple[str, str]] = ()) -> list[str]:
-    """The part on words. measured: name and meaning of measures on held-out examples."""
-    table = Table(("Word", "Meaning"), (*TERMS.items(), *measured))
-    return ["## Words", "", table.markdown(), ""]
+    """The part on words, each below a heading of its own, which links lead to. measured: name and
+    meaning of measures on held-out examples."""
+    lines = [f"## {TITLE}", ""]
+    for word, meaning in (*TERMS.items(), *measured):
+        lines += [f"#### {word}", "", meaning, ""]
+    return lines
+
+
+def word_link(word: str) -> str:
+    """A link's target: one term of the words. KeyError: there is no such term."""
+    if word not in TERMS:
+        raise KeyError(word)
+    return f"{REPORT}#{slug(word)}"

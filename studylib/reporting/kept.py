@@ -1,7 +1,7 @@
 """What each method keeps of full fine-tuning's gain over the base, and at what memory.
 
-The gain is in right answers where questions were asked, else in the first measure on held-out
-examples. Nothing is kept of a gain that is not clear of zero.
+The gain is in the first measure on held-out examples, by which the learning rates were chosen; in
+right answers where there is none. Nothing is kept of a gain that is not clear of zero.
 
 Not covered: words (studylib.reporting.team_advice), the picture (studylib.reporting.decision).
 """
@@ -22,13 +22,15 @@ from studylib.schema.settings import MethodSettings
 
 @dataclass(frozen=True)
 class Kept:
-    """One method of a comparison: the share of full's gain (1 is all) with its 95 % interval, and
-    its peak memory of training as a share of full's, None where either was not measured."""
+    """One method of a comparison: the share of full's gain (1 is all) with its 95 % interval, over
+    how many seeds, and its peak memory of training as a share of full's, None where either was not
+    measured."""
 
     method: MethodSettings
     share: float
     low: float
     high: float
+    seeds: int
     memory: float | None
 
     @property
@@ -36,23 +38,25 @@ class Kept:
         return self.method.name == WHOLE
 
 
-def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float] | None:
-    """A method's share of full fine-tuning's gain, with its ends; None where full has no clear one.
+def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float, int] | None:
+    """A method's share of full fine-tuning's gain, with its ends and the seeds that it rests on;
+    None where full has no clear gain.
 
     Of right answers the interval is the paired gap's, over full's gain taken as known: a gain that
     is clear of zero by far makes its own error small beside it.
     """
-    full = comparison.row(WHOLE)
-    if row.gap is not None and full is not None and full.gain is not None:
-        gain = full.gain.value
-        if full.gain.low <= 0:
+    if measured := first_measure(comparison):
+        found = next((f for f in measured if f.label == row.label), None)
+        if found is None or found.share is None or not measured_gain(comparison):
             return None
-        value, low, high = (1 + end / gain for end in (row.gap.value, row.gap.low, row.gap.high))
-        return value, low, high
-    found = next((f for f in first_measure(comparison) if f.label == row.label), None)
-    if found is None or found.share is None or not measured_gain(comparison):
+        share = found.share
+        return share.value, share.low, share.high, share.seeds
+    full = comparison.row(WHOLE)
+    if row.gap is None or full is None or full.gain is None or full.gain.low <= 0:
         return None
-    return found.share.value, found.share.low, found.share.high
+    ends = (row.gap.value, row.gap.low, row.gap.high)
+    value, low, high = (1 + end / full.gain.value for end in ends)
+    return value, low, high, row.gap.seeds
 
 
 def measured_gain(comparison: Comparison) -> bool:
@@ -75,7 +79,8 @@ def read_kept(comparison: Comparison) -> list[Kept]:
         if row.method.kind.trains and row.method.name != WHOLE
         if (share := share_of_gain(comparison, row)) is not None
     ]
-    return [Kept(full.method, 1.0, 1.0, 1.0, 1.0), *found] if found else []
+    seeds = min((one.seeds for one in found), default=0)
+    return [Kept(full.method, 1.0, 1.0, 1.0, seeds, 1.0), *found] if found else []
 
 
 def memory_share(comparison: Comparison, row: Row, full: Row) -> float | None:
@@ -87,6 +92,11 @@ def memory_share(comparison: Comparison, row: Row, full: Row) -> float | None:
 def is_pretrained(summary: Summary) -> bool:
     """Whether a study trained a pretrained model: it then comes before the toys'."""
     return any(kind_of(c.model) == "pretrained" for c in summary.comparisons)
+
+
+def is_toy(summary: Summary) -> bool:
+    """Whether toy models alone were trained: beside others they take less room."""
+    return all(kind_of(c.model) == "toy" for c in summary.comparisons)
 
 
 def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:

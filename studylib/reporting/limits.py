@@ -151,7 +151,7 @@ def limit_shared(summaries: Studies) -> str:
         return ""
     return (
         "Some runs shared the machine with others at the time: their seconds are not those of a "
-        "machine of their own."
+        "machine of their own, and of a shared card none are told."
     )
 
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from studylib.core.plain import UNSEEN
+
 MARKS = re.compile(r"([\\`*_\[\]<>!~$&#{}@:]|(?<=www)\.)")
 LINE_END = " ⏎ "
-UNSEEN = ("Cc", "Cf", "Cs", "Co")  # controls, marks that turn the direction of writing, halves
 
 
 def show_literally(text: str, most: int, keep_end: bool = False) -> str:

@@ -20,7 +20,10 @@ from studylib.schema.measures import Measure
 from studylib.schema.methods import WHOLE
 
 DECIMALS = 3  # of nats and bits
+JUDGED = ("judged", "judged_gap", "judged_share")  # of the measure that a track is judged by
+SHARE_HEADER = "Share of full's gain (%) ↑"
 COUNTS = {
+    "too_long": "left out: their prompt alone fills the row or the model's context",
     "left_out": "left out: nothing in them that this measure needs",
     "unknown_labels": "with a label that never occurs in training, counted as wrong",
     "unfinished": "answers that reached the longest length allowed",
@@ -29,13 +32,13 @@ COUNTS = {
 
 
 def section(comparisons: Sequence[Comparison]) -> list[str]:
-    """A track's part on held-out examples; empty where nothing was measured so."""
+    """A track's figures on held-out examples by every measure; empty where there are none."""
     lines = []
     if any(c.measured for c in comparisons):
-        lines += ["### On held-out examples", "", held_out_table(comparisons).markdown(), ""]
+        lines += ["**On held-out examples**", "", held_out_table(comparisons).markdown(), ""]
         lines += [reading(comparisons), ""]
     if any(found.of == RETENTION for c in comparisons for found in c.measured):
-        lines += ["### What the base knew before, by held-out loss", ""]
+        lines += ["**What the base knew before, by held-out loss**", ""]
         lines += [retention_table(comparisons).markdown(), ""]
     return lines
 
@@ -44,7 +47,7 @@ def held_out_table(comparisons: Sequence[Comparison]) -> Table:
     """A row a measure and method: the figure, its difference from full, the share of full's gain,
     and the smallest gap that these data can show."""
     header = ("Model", "Measure", "Method", "Figure", "Gain over base", "Less full's",
-              "Share of full's gain (%) ↑", "Smallest gap these data show")  # fmt: skip
+              SHARE_HEADER, "Smallest gap these data show")  # fmt: skip
     rows = []
     for comparison in comparisons:
         for found in comparison.measured:
@@ -137,26 +140,27 @@ def words(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
 
 
 def first_measure(comparison: Comparison) -> list[Measured]:
-    """Each method's figure of the measure that was asked first, on its own weights."""
+    """Each method's figure of the measure that was asked first, on its own weights: the one that
+    chose the learning rates, and so the one that a track is judged by. Empty where questions do."""
     rows = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
     return [found for found in rows if found.measure is rows[0].measure]
 
 
 def headline_heads(comparisons: Sequence[Comparison]) -> dict[str, str]:
-    """What the first table shows of the first measure in place of accuracy and gap, where a track
-    asks no questions."""
+    """The first table's columns of the measure that judges; none where questions do."""
     measures = [found.measure for c in comparisons for found in first_measure(c)[:1]]
-    if not measures or any(row.accuracy for c in comparisons for row in c.rows):
+    if not measures:
         return {}
-    return {"accuracy": measures[0].header, "gap": "Less full's"}
+    return dict(zip(JUDGED, (measures[0].header, "Less full's", SHARE_HEADER), strict=True))
 
 
 def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
-    """A method's figure of the first measure, or its difference to full."""
+    """A method's figure of the first measure, its difference to full, or its share of the gain."""
     found = next((f for f in first_measure(comparison) if f.label == row.label), None)
     if found is None:
         return MISSING
-    return figure_cell(found) if key == "accuracy" else difference_cells(found)[1]
+    _, gap, share, _ = difference_cells(found)
+    return {JUDGED[0]: figure_cell(found), JUDGED[1]: gap, JUDGED[2]: share}[key]
 
 
 def tell(comparison: Comparison) -> str:

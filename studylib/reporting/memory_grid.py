@@ -17,7 +17,7 @@ from studylib.reporting.cells import (
     rows_of,
     trained_cell,
 )
-from studylib.reporting.notes import join_words
+from studylib.reporting.notes import join_words, shown_keys
 from studylib.reporting.summary import Comparison, Row, Summary
 
 VARIED = {"micro_batch", "seq_len"}
@@ -59,7 +59,7 @@ def cells_of(summary: Summary) -> Iterator[tuple[Comparison, Row]]:
 
 def grid_table(summary: Summary) -> Table:
     """One row a method and shape of a pass: its peak, its speed, its cost."""
-    keys = ("train_peak_bytes", *FIGURES, "cost_usd")
+    keys = shown_keys(summary.comparisons, ("train_peak_bytes", *FIGURES, "cost_usd"))
     header = ("Model", "Method", "Rows × tokens", *(METRICS[key].header for key in keys),
               "Records")  # fmt: skip
     rows = []
@@ -67,8 +67,9 @@ def grid_table(summary: Summary) -> Table:
         rows.append((
             comparison.name, method_cell(row), rows_of(row.records[0]),
             peak_cell(row, comparison.memory_kind, "train"),
-            *(trained_cell(row, key) for key in FIGURES),
-            cost_cell(row, brief=True), record_links(comparison, row),
+            *(trained_cell(row, key) for key in keys if key in FIGURES),
+            *(cost_cell(row, brief=True) for key in keys if key == "cost_usd"),
+            record_links(comparison, row),
         ))  # fmt: skip
     return Table(header, tuple(rows))
 

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from studylib.core.metrics import percent, plain_number
 from studylib.reporting.appendix import run_command
-from studylib.reporting.resources import MEMORY
-from studylib.reporting.summary import Comparison, Summary
+from studylib.reporting.resources import MEMORY, TIMED
+from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.shared_card import runs_on_card
 
 
 def count_of(number: int, word: str) -> str:
@@ -61,12 +62,38 @@ def stages_note(comparisons: Sequence[Comparison]) -> str:
     return "The process's own memory, Python included, stands in the table of memory by stage."
 
 
+def all_share(comparisons: Sequence[Comparison]) -> bool:
+    """Whether every trained run of these tables shared a card: they then have no times at all."""
+    rows = [row for c in comparisons for row in c.rows if row.method.kind.trains and row.complete]
+    return bool(rows) and all(row.shares_card for row in rows)
+
+
+def shown_keys(comparisons: Sequence[Comparison], keys: Sequence[str]) -> list[str]:
+    """The figures of a table, those of a clock left out where nothing had a card of its own."""
+    shared = all_share(comparisons)
+    return [key for key in keys if not (shared and key in TIMED)]
+
+
+def sharing_note(comparisons: Sequence[Comparison]) -> str:
+    """Why times are missing, where runs shared a card; empty where none did."""
+    rows = [row for c in comparisons for row in c.rows if row.shares_card]
+    if not rows:
+        return ""
+    most = max(runs_on_card(record) for row in rows for record in row.complete)
+    return (
+        f"{most} runs shared the card: no time, speed or cost is told, since a crowd's clock says "
+        "nothing of one method, and a share of a card has no price."
+    )
+
+
 def price_note(comparisons: Sequence[Comparison]) -> str:
+    """Which price the dollars rest on, or why there are none."""
     notes = sorted({row.price.note for c in comparisons for row in c.rows if row.price})
     if notes:
         text = "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
-        return f"{text} Searching for a learning rate and asking questions are not in it."
-    return (
+        text += " Searching for a learning rate and asking questions are not in it."
+        return f"{text} {sharing_note(comparisons)}".strip()
+    return sharing_note(comparisons) or (
         "No price is stated for this device and no offer in the catalog names it: set "
         "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
     )
@@ -75,7 +102,7 @@ def price_note(comparisons: Sequence[Comparison]) -> str:
 def end_to_end_note(comparisons: Sequence[Comparison]) -> str:
     """What end to end holds beyond training, where methods differ in how often they are asked."""
     twice = dict.fromkeys(row.method.label for c in comparisons for row in c.also)
-    if not twice:
+    if not twice or all_share(comparisons):
         return ""
     return (
         "End to end also holds the asking of questions, which "
@@ -89,15 +116,68 @@ def spread_note(comparisons: Sequence[Comparison]) -> str:
     rows = [row for c in comparisons for row in c.rows]
     seeds = max((len(row.complete) for row in rows), default=0)
     asked = sorted({row.accuracy.items for row in rows if row.accuracy})
-    over = "subjects" if asked or not any(c.measured for c in comparisons) else "examples"
-    text = f"Intervals of 95 % over {over}"
-    text += " and seeds" if seeds > 1 else ", for these runs alone: one seed says nothing of others"
+    over = [*(["examples"] if any(c.measured for c in comparisons) else []),
+            *(["subjects"] if asked else [])] or ["subjects"]  # fmt: skip
+    text = f"Intervals of 95 % over {join_words([*over, *(['seeds'] if seeds > 1 else [])])}"
+    text += "" if seeds > 1 else ", for these runs alone: one seed says nothing of others"
     counts = [f"{' to '.join(f'{n:,}' for n in dict.fromkeys((asked[0], asked[-1])))} questions"
               ] if asked else []  # fmt: skip
-    counts += [count_of(seeds, "seed")] if seeds > 1 else []
+    counts += [seed_words(rows)] if seeds > 1 else []
     text += f" ({', '.join(counts)})" if counts else ""
     peak = f"train peak is {MEMORY[comparisons[0].memory_kind]}, the largest of the seeds"
-    return f"{text}; time and cost are medians, {peak}."
+    clock = "" if all_share(comparisons) else "time and cost are medians, "
+    return f"{text}; {clock}{peak}."
+
+
+def seed_words(rows: Sequence[Row]) -> str:
+    """`one seed`, `3 seeds`, `2 to 3 seeds`: complete runs of each trained method."""
+    counts = [len(row.complete) for row in rows if row.method.kind.trains and row.complete] or [0]
+    if max(counts) == 1:
+        return "one seed"
+    return f"{' to '.join(str(n) for n in dict.fromkeys((min(counts), max(counts))))} seeds"
+
+
+def seeds_not_run(comparisons: Sequence[Comparison]) -> str:
+    """Planned seeds without a record of methods that have one, in a sentence; empty without."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for comparison in comparisons:
+        for label, seeds in not_run(comparison).items():
+            name = f"{label} at {comparison.name}" if len(comparisons) > 1 else label
+            found.setdefault(tuple(seeds), []).append(name)  # type: ignore[arg-type]
+    parts = [f"{'seed' if len(seeds) == 1 else 'seeds'} {join_words(seeds)} of {join_words(names)}"
+             for seeds, names in found.items()]  # fmt: skip
+    return f"Not run: {'; '.join(parts)}." if parts else ""
+
+
+def not_run(comparison: Comparison) -> dict[str, list[str]]:
+    """Method -> its planned seeds that have no record, where it has one of another seed."""
+    have = {row.method.label for row in comparison.rows}
+    found: dict[str, list[str]] = {}
+    for spec in comparison.missing:
+        if spec.method.label in have and spec.run_id not in comparison.study.failed:
+            found.setdefault(spec.method.label, []).append(str(spec.seed))
+    return found
+
+
+def at_edge(row: Row) -> bool:
+    """Whether a row's learning rate was its search's lowest or highest."""
+    return any("at the grid's edge" in record.run.learning_rate_source for record in row.records)
+
+
+def edge_sentence(comparison: Comparison) -> str:
+    """Which methods' rates were the last ones tried; empty where none was."""
+    names = [f"{row.method.label} ({row.records[0].run.learning_rate:g})"
+             for row in comparison.rows if at_edge(row)]  # fmt: skip
+    if not names:
+        return ""
+    words = edge_words(names)
+    return f"{words[0].upper()}{words[1:]}: better ones may lie beyond."
+
+
+def edge_words(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"the best learning rate of {names[0]} lies at its grid's edge"
+    return f"the best learning rates of {join_words(names)} lie at their grids' edges"
 
 
 def not_run_note(summary: Summary) -> str:
@@ -157,6 +237,8 @@ def tuning_note(comparisons: Sequence[Comparison]) -> str:
         )
     if any(row.forgetting for comparison in comparisons for row in comparison.rows):
         text += ", and what it keeps of old knowledge is that of this rate, which no search minds"
+    if any(sweep.at_edge for sweep in sweeps if not all(p.is_out for p in sweep.points)):
+        text += ". Where the best rate lies at the edge, a better one may lie beyond"
     commits = {sweep.environment.git_commit for sweep in sweeps}
     runs = {r.environment.git_commit for c in comparisons for row in c.rows for r in row.records}
     if commits - runs:

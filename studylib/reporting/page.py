@@ -23,7 +23,7 @@ from studylib.reporting.notebook_text import DOLLAR, dollar_signs
 from studylib.reporting.page_pictures import inline_picture, palette_css
 
 MAKERS = ("nbconvert", "mistune", "matplotlib")  # on whose versions the bytes depend
-HEADING = re.compile(r"<h([1-3])>(.*?)</h\1>")
+HEADING = re.compile(r"<h([1-4])>(.*?)</h\1>")
 TABLE = re.compile(r"<table>.*?</table>", re.S)
 ROW = re.compile(r"<tr>(.*?)</tr>", re.S)
 CELL = re.compile(r"<t([hd])>(.*?)</t\1>", re.S)
@@ -106,7 +106,8 @@ def make_section(html: str) -> Section:
         parts.append(TABLE.sub(partial(format_table, label), text))
         if found:
             level, last, start = found[1], found[2], found.end()
-            own = {"1": "top", "2": name}.get(level, f"{name}--{slug(plain(last))}")
+            term = slug(plain(last))  # a word is led to by its own name, as in REPORT.md
+            own = {"1": "top", "2": name, "4": term}.get(level, f"{name}--{term}")
             parts.append(f'<h{level} id="{own}">{last}</h{level}>')
     return Section(name, title, "".join(parts))
 

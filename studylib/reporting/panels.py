@@ -140,14 +140,17 @@ def sign_ticks(panel: Axes) -> None:
     panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
 
 
-def label_right(panel: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names beside their points, moved apart where they would lie on each other.
+def label_right(
+    panel: Axes, labels: Sequence[tuple[float, float, str, str]], step: float = 0.07
+) -> None:
+    """Names beside their points, moved apart where they would lie on each other (step: a name's
+    height as a share of the panel's).
 
     The line from name to point is dotted: a drawn one would look like an interval.
     """
     panel.get_xlim(), panel.get_ylim()  # asking settles limits that are still open
     place = panel.transData + panel.transAxes.inverted()  # a logarithmic axis included
-    heights = spread_apart([place.transform((x, y))[1] for x, y, _, _ in labels], 0.07)
+    heights = spread_apart([place.transform((x, y))[1] for x, y, _, _ in labels], step)
     for (x, y, text, shade), share in zip(labels, heights, strict=True):
         height = place.inverted().transform((0.5, share))[1]
         panel.annotate(

@@ -44,7 +44,7 @@ def job_of(record: Record) -> Job:
     run, card = record.run, match_gpu(record.environment.device)
     return Job(
         run.method.name, run.train.micro_batch, run.train.seq_len, run.weights_dtype,
-        run.train.optimizer, run.train.checkpointing, max(run.gpus, 1), card.name if card else None,
+        run.optimizer, run.train.checkpointing, max(run.gpus, 1), card.name if card else None,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from studylib.core.metrics import percent, plain_number
 from studylib.reporting import measure_tables
 from studylib.reporting.cells import p_value, why_unasked
 from studylib.reporting.evidence_kinds import parameter_count
-from studylib.reporting.notes import count_of, join_words
+from studylib.reporting.notes import edge_sentence, join_words, seed_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
@@ -32,18 +32,17 @@ def answer_track(summary: Summary, track: str) -> list[str]:
     main = main_comparison(summary, track)
     if main is None:
         return ["No full fine-tuning run is complete: there is nothing to compare with."]
-    if main.above_chance:
-        found = [learned(main)]
+    if measure_tables.first_measure(main):
+        found = [measure_tables.tell(main), tell_questions(main)]
     else:
-        found = [at_chance(main)] if asked(main) or not main.measured else []
-    first = [f"**{headline(main)}**", opening(main), *found, tell_borderline(main),
-             measure_tables.tell(main)]  # fmt: skip
+        found = [learned(main) if main.above_chance else at_chance(main), tell_borderline(main)]
+    first = [f"**{headline(main)}**", opening(main), *found, edge_sentence(main)]
     return [p for p in (" ".join(s for s in first if s), resources(main)) if p]
 
 
 def headline(comparison: Comparison) -> str:
     """The finding in one sentence, without figures."""
-    if not asked(comparison) and (found := measure_tables.headline(comparison)):
+    if found := measure_tables.headline(comparison):
         return found
     if not comparison.above_chance:
         return "These runs cannot say which method learns more."
@@ -66,9 +65,20 @@ def headline(comparison: Comparison) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def asked(comparison: Comparison) -> bool:
-    """Whether any row answered questions."""
-    return any(row.accuracy for row in comparison.rows)
+def tell_questions(comparison: Comparison) -> str:
+    """What questions show beside the measure that judges; a model near guessing is told as one."""
+    rows = [row for row in comparison.rows if row.accuracy and row.chance]
+    if not rows:
+        return ""
+    chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
+    items = max(row.accuracy.items for row in rows if row.accuracy)
+    guessing = [row for row in rows if not row.above_chance]
+    moved = learned(comparison)
+    parts = [f"On {items:,} questions {moved}"] if moved else []
+    if guessing:
+        names = join_words([row.method.label for row in guessing])
+        parts.append(f"Guessing gives {chance} %: there {names} cannot be told from it.")
+    return " ".join([*parts, tell_borderline(comparison)]).strip()
 
 
 def settled(row: Row) -> bool:
@@ -80,8 +90,8 @@ def opening(comparison: Comparison) -> str:
     device = comparison.rows[0].records[0].environment.device
     size = comparison.total_params
     size_text = f" ({parameter_count(size)} parameters)" if size else ""
-    seeds = max(len(row.complete) for row in comparison.rows)
-    return f"Measured on {device}, {comparison.name}{size_text}, {count_of(seeds, 'seed')}:"
+    seeds = seed_words(comparison.rows)
+    return f"Measured on {device}, {comparison.name}{size_text}, {seeds}:"
 
 
 def at_chance(comparison: Comparison) -> str:

@@ -123,7 +123,7 @@ def is_readers(profile: Profile) -> bool:
 
 def reference_sources(root: Path, instead_of: Path | None = None) -> Sources:
     """All profiles below results/reference, cpu first: a reader can make it on any machine.
-    Studies of pretrained models come before it."""
+    Studies of pretrained models and a card's come before it."""
     folders = [f for f in (root / REFERENCE).glob("*") if has_runs(f)]
     if not folders:
         raise StudyError(root / REFERENCE, "there are no reference records",
@@ -153,7 +153,7 @@ def compose_report(sources: Sources) -> Report:
         links = [relative(folder, sources.out) for folder in sources.folders]
         pairs = zip(sources.folders, links, strict=True)
         studies = [summarise(read_study(folder, link)) for folder, link in pairs]
-        studies.sort(key=lambda summary: not is_pretrained(summary))
+        studies.sort(key=lambda s: (not is_pretrained(s), s.study.card is None))
         made = compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
         return replace(made, folder=sources.out)
     (results,) = sources.folders

@@ -1,7 +1,7 @@
 """What runs took, over seeds: memory by stage, time, energy, cost, bytes on disk.
 
 A figure is the median over seeds with its range; a peak is the largest. What was not measured is
-left out, so that whoever shows it has to say so.
+left out, so that whoever shows it has to say so; so are the seconds of runs that shared a card.
 
 Not covered: accuracy (studylib.reporting.summary) and the price of an hour
 (studylib.reporting.costs).
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from studylib.core.measure import StageMeasure
 from studylib.reporting.costs import dollars, price_of
 from studylib.schema.records import Record
+from studylib.schema.shared_card import runs_on_card
 
 STAGES = ("load", "train", "evaluate", "serve")
 
@@ -33,6 +34,10 @@ MEMORY = {
 STEP_FIGURES = ("clean_step_seconds", "tokens_per_second", "model_flops_per_token",
                 "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
                 "data_share")  # fmt: skip
+COUNTED_FIGURES = ("model_flops_per_token", "recomputed_flops_per_token")
+# What a clock says, or what follows from it: of a shared card nothing is told.
+TIMED = {*STEP_FIGURES, "train_seconds", "end_to_end_seconds", "energy_watt_hours", "cost_usd"}
+TIMED -= {*COUNTED_FIGURES}
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,19 @@ def spread(values: Iterable[float | None], peak: bool = False) -> Spread | None:
 def spread_figures(records: list[Record], total_params: int | None) -> dict[str, Spread]:
     """Resources that are not memory, by metric key; what was not measured is left out."""
     found: dict[str, Spread | None] = {}
-    trained = [r for r in records if r.train]
+    own = [r for r in records if runs_on_card(r) == 1]
+    trained = [r for r in own if r.train]
     found["trainable_params"] = spread(r.load.trainable_params for r in records if r.load)
     if total_params:
         found["trainable_share"] = spread(
             r.load.trainable_params / total_params for r in records if r.load
         )
     for key in STEP_FIGURES:
-        found[key] = spread(getattr(r.train, key) for r in trained)
+        among = records if key in COUNTED_FIGURES else own
+        found[key] = spread(getattr(r.train, key) for r in among if r.train)
     found["train_seconds"] = spread(train_seconds(r) for r in trained)
     found["end_to_end_seconds"] = spread(
-        sum(m.wall_seconds for m in stage_measures(r).values()) for r in records
+        sum(m.wall_seconds for m in stage_measures(r).values()) for r in own
     )
     found["energy_watt_hours"] = spread(watt_hours(r) for r in trained)
     found["cost_usd"] = spread(

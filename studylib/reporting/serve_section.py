@@ -13,8 +13,9 @@ from studylib.reporting.summary import Summary
 from studylib.schema.serve_records import ServeRecord
 
 
-def serve_section(studies: list[Summary], pictures: list[str]) -> list[str]:
-    """What one more variant costs to serve: bytes and dollars counted for 13B, time measured."""
+def serve_section(studies: list[Summary], pictures: list[str], brief: bool = False) -> list[str]:
+    """What one more variant costs to serve: bytes and dollars counted for 13B, time measured.
+    brief: the times, toy models' beside others, stand in the appendix alone."""
     records = records_of(studies)
     lines = ["## What one more variant costs to serve", "", "Of a 13B model, counted:", ""]
     lines += [serve_tables.counted_table().markdown(), ""]
@@ -22,17 +23,25 @@ def serve_section(studies: list[Summary], pictures: list[str]) -> list[str]:
     lines += figures.picture_lines(pictures, ("serve-monthly",))
     if not records:
         return [*lines, "No serving run is on record yet: `study serve` makes them.", ""]
-    lines += [serve_tables.setting_sentence(records), ""]
-    lines += [serve_tables.overhead_table(records).markdown(), ""]
+    if brief:
+        return [*lines, f"Toy models were served: [in detail]({link_to('serving')}).", ""]
+    lines += overhead_lines(records)
     return [*lines, f"More: [serving in detail]({link_to('serving')}).", ""]
 
 
-def serve_details(studies: list[Summary], pictures: list[str]) -> list[str]:
-    """The appendix: bytes, speed, swaps, mixed batches, N variants; nothing without a record."""
+def overhead_lines(records: list[ServeRecord]) -> list[str]:
+    table = serve_tables.overhead_table(records).markdown()
+    return [serve_tables.setting_sentence(records), "", table, ""]
+
+
+def serve_details(studies: list[Summary], pictures: list[str], brief: bool = False) -> list[str]:
+    """The appendix: bytes, speed, swaps, mixed batches, N variants; nothing without a record.
+    brief: the times between tokens as well, which the report leaves out."""
     records = records_of(studies)
     if not records:
         return []
     lines = figures.picture_lines(pictures, ("serve-overhead",))
+    lines += ["### Time between tokens", "", *overhead_lines(records)] if brief else []
     parts = {
         "Footprint, measured": serve_tables.footprint_table,
         "Speed": serve_tables.speed_table,

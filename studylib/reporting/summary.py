@@ -26,6 +26,7 @@ from studylib.reporting.study import Answers, Study, gather_answers
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
 from studylib.schema.profile import MethodSettings, RunSpec
 from studylib.schema.records import Record, Score
+from studylib.schema.shared_card import runs_on_card
 from studylib.schema.tuning import TuneRecord
 
 
@@ -78,6 +79,11 @@ class Row:
             share = f" ({ends.count(end)} of {len(self.records)} runs)"
             words.append(end + (share if len(self.records) > 1 else ""))
         return "; ".join(words)
+
+    @property
+    def shares_card(self) -> bool:
+        """Whether all of its complete runs shared a card, so that no clock speaks of it."""
+        return bool(self.complete) and all(runs_on_card(r) > 1 for r in self.complete)
 
     @property
     def above_chance(self) -> bool:

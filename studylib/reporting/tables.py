@@ -14,6 +14,7 @@ from studylib.reporting import measure_tables
 from studylib.reporting.cells import (
     NOT_RUN,
     NOT_TRAINED,
+    SHARED,
     Table,
     absent,
     accuracy_cell,
@@ -28,8 +29,8 @@ from studylib.reporting.cells import (
     trained_cell,
 )
 from studylib.reporting.claims import Finding, article_rule
-from studylib.reporting.notes import judged_by_measure
-from studylib.reporting.resources import MEMORY, STAGES
+from studylib.reporting.notes import judged_by_measure, not_run, shown_keys
+from studylib.reporting.resources import MEMORY, STAGES, TIMED
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.measures import MEASURES
 from studylib.schema.methods import WHOLE
@@ -39,13 +40,19 @@ from studylib.schema.tuning import TuneRecord
 # Tables of one track ------------------------------------------------------------------------------
 
 
-def headline_table(comparisons: Sequence[Comparison]) -> Table:
-    """Base and methods of every size of a track: what each reaches and what it takes."""
-    kept = any(row.retention for c in comparisons for row in c.rows)
-    keys = ["accuracy", "gap", *(["forgetting"] if kept else []), "train_peak_bytes",
-            "clean_step_seconds", "cost_usd", "variant_bytes", "trainable_params"]  # fmt: skip
-    heads = {key: METRICS[key].header for key in keys}
-    heads |= measure_tables.headline_heads(comparisons)
+TAKEN = ("clean_step_seconds", "cost_usd", "variant_bytes")
+
+
+def headline_table(comparisons: Sequence[Comparison], brief: bool = False) -> Table:
+    """Base and methods of every size of a track: what each reaches and what it takes. brief: of
+    what it takes only memory and trained weights."""
+    rows_ = [row for c in comparisons for row in c.rows]
+    judged = measure_tables.headline_heads(comparisons)
+    keys = ["accuracy", "gap"] if not judged or any(row.accuracy for row in rows_) else []
+    keys += ["forgetting"] if any(row.retention for row in rows_) else []
+    keys += ["train_peak_bytes", *([] if brief else TAKEN), "trainable_params"]
+    heads = judged | {key: METRICS[key].header for key in shown_keys(comparisons, keys)}
+    keys = [*heads]
     header = ("Model", "Method", *heads.values())
     rows = []
     for comparison in comparisons:
@@ -59,8 +66,9 @@ def headline_table(comparisons: Sequence[Comparison]) -> Table:
 
 def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     trains = row.method.kind.trains
-    if key in measure_tables.headline_heads([comparison]) and row.complete:
-        return measure_tables.headline_cell(comparison, row, key)
+    if key in measure_tables.JUDGED:
+        shown = measure_tables.headline_cell(comparison, row, key)
+        return shown if row.complete else absent(row)
     if key == "train_peak_bytes":
         return peak_cell(row, comparison.memory_kind, "train")
     if key == "cost_usd":
@@ -81,14 +89,18 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     if key == "clean_step_seconds" and not trains:
         return NOT_TRAINED
     if spread is None:
-        return absent(row)
+        return SHARED if key in TIMED and row.shares_card else absent(row)
     return METRICS[key].number(spread.value)  # its range stands in the table of times
 
 
 def missing_methods(comparison: Comparison) -> list[tuple[str, str]]:
-    """Planned runs without a record, by method: label, and the words for them."""
+    """Planned runs without a record, by method: label, and the words for them. Seeds of a method
+    that has a row are told below the table, unless they failed."""
     groups: dict[str, list[RunSpec]] = {}
+    told = not_run(comparison)
     for spec in comparison.missing:
+        if str(spec.seed) in told.get(spec.method.label, ()):
+            continue
         groups.setdefault(spec.method.label, []).append(spec)
     failed = comparison.study.failed
     found = []
@@ -124,8 +136,9 @@ def time_table(comparisons: Sequence[Comparison]) -> Table:
             "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
             "data_share", "train_seconds", "end_to_end_seconds", "energy_watt_hours"]  # fmt: skip
     found = {key for c in comparisons for row in c.rows for key, v in row.figures.items() if v.high}
-    keys = [key for key in keys if key in found]
-    header = ("Model", "Method", *(METRICS[key].header for key in keys), METRICS["cost_usd"].header)
+    keys = [key for key in shown_keys(comparisons, keys) if key in found]
+    cost = shown_keys(comparisons, ["cost_usd"])
+    header = ("Model", "Method", *(METRICS[key].header for key in [*keys, *cost]))
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
@@ -133,11 +146,12 @@ def time_table(comparisons: Sequence[Comparison]) -> Table:
                 continue
             cells = [
                 spread_cell(key, row.figures.get(key))
-                if key == "end_to_end_seconds"
+                if key == "end_to_end_seconds" and not row.shares_card
                 else trained_cell(row, key)
                 for key in keys
             ]
-            rows.append((comparison.name, row.method.label, *cells, cost_cell(row)))
+            cells += [cost_cell(row) for _ in cost]
+            rows.append((comparison.name, row.method.label, *cells))
     return Table(header, tuple(rows))
 
 
@@ -217,7 +231,7 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
-            edge = "**yes: a better rate may lie beyond**" if sweep.at_edge else "no"
+            edge = "**yes**" if sweep.at_edge else "no"
             reached = percent(best.accuracy or 0) if best.measure is None else best.text()
             rows.append((*name, f"{best.learning_rate:g}", reached,
                          f"{best.questions:,}", lead_of(sweep),
@@ -249,7 +263,8 @@ def claims_table(findings: Iterable[Finding]) -> Table:
         last = found.article
         verdict = f"**{found.verdict}**" if found.decided_by else found.verdict
         verdict += " (a toy model)" if found.is_toy else ""
-        rows.append((article, found.ours, found.how, verdict, found.decided_by or "—"))
+        how = "; ".join((found.how, *found.cautions))
+        rows.append((article, found.ours, how, verdict, found.decided_by or "—"))
     return Table(header, tuple(rows))
 
 

@@ -1,8 +1,9 @@
 """Three sentences a team can act on, by rules over what was found; and what was not done.
 
 The first is on a small change, the second on a deep one (a new language), the third on memory. Each
-names the evidence that it rests on. The rule for what is learned: a method is enough where its
-interval lies above ENOUGH of full fine-tuning's gain, and falls short where it lies below.
+names the evidence that it rests on, its seeds where they are few. The rule for what is learned is
+article.yaml's: a method is enough where its interval lies above a share of full fine-tuning's gain
+in so many seeds, and falls short where it lies below.
 
 Not covered: the figures (studylib.reporting.kept, claims), advice for a reader's own case
 (`study advise`).
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from studylib.core.metrics import byte_size
+from studylib.reporting.article import enough_rule, few_seeds
 from studylib.reporting.article_table import HOLDS, best_findings, settle
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
@@ -22,15 +24,14 @@ from studylib.reporting.evidence_kinds import (
     model_words,
     optimizer_words,
 )
+from studylib.reporting.glossary import word_link
 from studylib.reporting.kept import Kept, best_evidence, read_kept
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import METHODS, WHOLE
 
-ENOUGH = 0.95  # of full fine-tuning's gain
-HALF = 0.5
 ADAPTERS = [row.label for row in METHODS.values() if row.article and row.adapter]
-WORDS_LINK = "REPORT.md#words"
+ENOUGH_LINK = f"[enough]({word_link('enough')})"
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,13 @@ def by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Kept]]:
 
 
 def judge(kept: Sequence[Kept]) -> str:
-    """enough, short (of it), poor (less than half), or open."""
-    if all(k.low >= ENOUGH for k in kept):
-        return "enough"
-    if all(k.high < HALF for k in kept):
+    """enough, once (enough, in too few seeds), short (of it), poor, or open."""
+    rule = enough_rule()
+    if all(k.low >= rule.share for k in kept):
+        return "once" if any(k.seeds < rule.seeds for k in kept) else "enough"
+    if all(k.high < rule.poor for k in kept):
         return "poor"
-    return "short" if any(k.high < ENOUGH for k in kept) else "open"
+    return "short" if any(k.high < rule.share for k in kept) else "open"
 
 
 def advise_small(comparisons: Sequence[Comparison]) -> str:
@@ -96,7 +98,7 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
             f"Start with {join_words(ADAPTERS, 'or')}, and test on your own data."
         )
     words = {label: judge(kept) for label, kept in methods.items()}
-    told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons)})"
+    told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons, methods)})"
     enough = [label for label, word in words.items() if word == "enough"]
     if enough:
         names = join_words(enough, "or")
@@ -108,7 +110,7 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
     able = [label for label, word in words.items() if word != "poor"]
     text = f"**Small change:** start with {join_words(able, 'or')}, and test on your own data."
     if any(word == "short" for word in words.values()):
-        return f"{text} Expect to lose some of the gain: {join_words(list(words))} kept {told}."
+        return f"{text} Expect to lose some gain: {join_words(list(words))} kept {told}."
     return f"{text} These runs are too few to tell: {join_words(list(words))} kept {told}."
 
 
@@ -121,14 +123,17 @@ def advise_deep(comparisons: Sequence[Comparison]) -> str:
             "article's rule, full fine-tuning, until you have tested it."
         )
     words = {label: judge(kept) for label, kept in methods.items()}
-    enough = [label for label, word in words.items() if word == "enough"]
-    where = f"({evidence(comparisons)})"
-    if enough:
-        shares = tell_shares({label: methods[label] for label in enough})
-        return (
-            f"**Deep change**, such as a new language: {join_words(enough, 'or')} was enough. It "
-            f"kept {shares} of full fine-tuning's gain {where}."
-        )
+    told = {"enough": "{} was {}.", "once": "try {} first, not yet shown to be {}."}
+    for asked, found in told.items():
+        able = {label: methods[label] for label, word in words.items() if word == asked}
+        if able:
+            names = join_words([*able], "or")
+            return (
+                f"**Deep change**, such as a new language: {found.format(names, ENOUGH_LINK)} It "
+                f"kept {tell_shares(able)} of full fine-tuning's gain "
+                f"({evidence(comparisons, able)})."
+            )
+    where = f"({evidence(comparisons, methods)})"
     behind = [label for label, word in words.items() if word in ("poor", "short")]
     unsure = [label for label, word in words.items() if word == "open"]
     text = "**Deep change**, such as a new language: plan for full fine-tuning."
@@ -149,12 +154,21 @@ def tell_shares(methods: dict[str, list[Kept]]) -> str:
     return f"{' to '.join(str(end) for end in ends)} %".replace("-", "−")
 
 
-def evidence(comparisons: Sequence[Comparison]) -> str:
-    """On which model it was seen, the largest of its kind; a toy leads to what it is."""
+def evidence(comparisons: Sequence[Comparison], methods: dict[str, list[Kept]]) -> str:
+    """On which model it was seen, the largest of its kind; a toy leads to what it is. How many
+    seeds, where some of these methods have few."""
     first = comparisons[0]
+    seeds = tell_seeds([k.seeds for kept in methods.values() for k in kept])
     if kind_of(first.model) == "toy":
-        return f"seen in one [toy model]({WORDS_LINK}) only"
-    return f"measured on {model_words(first.model, first.total_params)}"
+        return f"seen in one [toy model]({word_link('toy model')}) only{seeds}"
+    return f"measured on {model_words(first.model, first.total_params)}{seeds}"
+
+
+def tell_seeds(seeds: Sequence[int]) -> str:
+    """`, one seed` or `, 1 to 3 seeds` where the fewest are few; else nothing."""
+    least, most = min(seeds), max(seeds)
+    few = few_seeds(least)
+    return "" if not few else f", {few}" if least == most else f", {least} to {most} seeds"
 
 
 # Memory -------------------------------------------------------------------------------------------
@@ -212,12 +226,11 @@ def tell_not_done(studies: Sequence[Summary]) -> str:
     if any(is_article_size(p) for _, p in real):
         return ""
     text = "**Not done:** no 13B model was fine-tuned on real data"
-    text += ", it ran with random weights." if random else "."
+    weights = f"[random weights]({word_link('random weights')})"
+    text += f", it ran with {weights}." if random else "."
     if not real and trained:
         text += f" What is said of learning comes from {count_of(len(trained), 'toy model')} alone."
     elif real:
         largest = max(real, key=lambda found: found[1] or 0)
-        text += (
-            f" What is said of learning comes from {model_words(*largest)} and may differ there."
-        )
+        text += f" What was learned was seen on {model_words(*largest)} and may differ there."
     return text

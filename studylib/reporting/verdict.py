@@ -10,16 +10,16 @@ Not covered: the rule (studylib.core.enough), tables (studylib.reporting.own_stu
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from studylib.core import enough, item_stats
 from studylib.core.enough import Decision
 from studylib.core.metrics import percent
 from studylib.core.stats import Estimate
+from studylib.planning.sizing import round_up
 from studylib.reporting import measure_tables
 from studylib.reporting.measured import HELD_OUT, Measured
-from studylib.reporting.notes import join_words
+from studylib.reporting.notes import at_edge, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
@@ -141,12 +141,13 @@ def judge(judged: Judged, margin: float, full_ended: str = "") -> Verdict:
         return Verdict(judged.label, None, text)
     decision = decide(judged, margin)
     if decision is None:
-        text = f"{judged.label} cannot be judged: {no_gain(judged)} ({figures})."
+        text = f"{judged.label} cannot be judged: {no_gain(judged)} ({figures}{gain_words(judged)})"
+        text += f": {way_to_gain(judged)}."
         return Verdict(judged.label, None, text)
     allowed = f"{margin:g} {judged.lost_unit}"
     return Verdict(judged.label, decision,
                    f"{judged.label} {lost_words(judged)} ({figures}, {interval_words(judged)}): "
-                   f"{end_words(decision, judged, allowed)}.")  # fmt: skip
+                   f"{end_words(decision, judged, allowed, margin)}.")  # fmt: skip
 
 
 def decide(judged: Judged, margin: float) -> Decision | None:
@@ -246,31 +247,35 @@ def signed(share: float) -> str:
     return "0.0" if text == "-0.0" else text.replace("-", "−")
 
 
-def end_words(decision: Decision, judged: Judged, allowed: str) -> str:
+def end_words(decision: Decision, judged: Judged, allowed: str, margin: float) -> str:
     kept = judged.kept
     assert kept is not None
     if decision.kind != "open":
         also = "" if kept.seed_se is not None else ", for these runs of one seed alone"
         return f"{ENDS[decision.kind]} within the {allowed} asked for{also}"
     text = f"{OPEN} whether it suffices within the {allowed} asked for"
-    ways = []
-    if decision.times_items is not None:
-        more = rounded(judged.count * (decision.times_items - 1))
-        ways.append(f"{more} more {judged.noun}")
-    if decision.more_seeds is not None:
-        ways.append(f"{decision.more_seeds} more seed{'s' if decision.more_seeds > 1 else ''}")
-    if ways:
-        return f"{text}: about {' or '.join(ways)} would, if the loss stays what it is"
+    spread = item_stats.item_spread(kept)
+    if spread and not kept.seed_se:
+        need = item_stats.items_to_show(spread, margin / 100)
+        if need > kept.clusters:
+            text += f" (about {round_up(need):,} {judged.noun} show a loss as large as that)"
+    if ways := ways_to_decide(decision, judged):
+        return f"{text}: {' or '.join(ways)} would, if the loss stays what it is"
     if kept.seed_se:
         return f"{text}: it takes both more {judged.noun} and more seeds"
     return f"{text}: what was found lies at that margin itself"
 
 
-def rounded(count: float) -> str:
-    """At least one, to two significant figures, upward."""
-    count = max(1, math.ceil(count))
-    size = 10 ** max(0, len(str(count)) - 2)
-    return f"{-(-count // size) * size:,}"
+def ways_to_decide(decision: Decision, judged: Judged) -> list[str]:
+    """How many more items, or seeds, would decide by themselves."""
+    ways = []
+    if decision.times_items is not None:
+        more = round_up(judged.count * (decision.times_items - 1))
+        ways.append(f"about {more:,} more {judged.noun}")
+    if decision.more_seeds is not None:
+        many = "s" if decision.more_seeds > 1 else ""
+        ways.append(f"{'' if ways else 'about '}{decision.more_seeds} more seed{many}")
+    return ways
 
 
 def no_gain(judged: Judged) -> str:
@@ -279,6 +284,39 @@ def no_gain(judged: Judged) -> str:
     if judged.gain is not None and judged.gain.high < 0:
         return "full fine-tuning made it worse, so that there is no gain to lose"
     return "full fine-tuning itself gained nothing that shows"
+
+
+def gain_words(judged: Judged) -> str:
+    """On how much data full's gain was looked for, and the least that these data show."""
+    gain = judged.gain
+    if gain is None:
+        return ""
+    low, high = (show_gain(judged, end) for end in (gain.low, gain.high))
+    text = f", 95 % interval of full's gain {low} to {high}, {judged.count:,} {judged.noun}"
+    text += f" × {gain.seeds} seeds" if gain.seeds > 1 else ", one seed"
+    least = item_stats.detectable(gain)
+    return f"{text}, a gain of {show_gain(judged, least)} would have shown" if least else text
+
+
+def show_gain(judged: Judged, value: float) -> str:
+    if judged.is_share:
+        return f"{signed(value)} points"
+    return f"{value:.3f}".replace("-", "−")
+
+
+def way_to_gain(judged: Judged) -> str:
+    """What would tell whether there is a gain, or make one."""
+    train = "train for more steps (STEPS=), or at other rates (SWEEP=1)"
+    gain = judged.gain
+    if gain is None or gain.value <= 0:
+        return train
+    found = enough.decide(gain, 0.0)
+    ways = ways_to_decide(found, judged)
+    return (
+        f"{' or '.join(ways)} would tell, if the gain stays what it is; else {train}"
+        if (ways)
+        else train
+    )
 
 
 def untuned(summary: Summary) -> str:
@@ -294,9 +332,7 @@ def untuned(summary: Summary) -> str:
 def edges(summary: Summary) -> str:
     """That a rate in use is its sweep's lowest or highest."""
     names = dict.fromkeys(
-        record.run.method.label
-        for record in summary.study.records
-        if "at the grid's edge" in record.run.learning_rate_source
+        row.method.label for c in summary.comparisons for row in c.rows if at_edge(row)
     )
     if not names:
         return ""

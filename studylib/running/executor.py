@@ -23,6 +23,7 @@ from studylib.core.errors import StudyError
 from studylib.core.places import python_path
 from studylib.metering.devices import visible_cards
 from studylib.metering.host import host_description
+from studylib.running.heartbeat import Heartbeat, end_hanging, explain_hang
 
 if TYPE_CHECKING:
     from studylib.schema.settings import Hardware
@@ -55,10 +56,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run without a record: the log to read, and the message if it was bad input."""
+    """A run without a record: the log to read, and a message where one tells all. hung: it was
+    ended because it stood still, which is no bad input."""
 
     log: Path
     message: str | None
+    hung: bool = False
 
 
 @dataclass
@@ -74,15 +77,17 @@ class Outcome:
         """2 where every failure was bad input, 1 where one was not, else 0."""
         if not self.failed:
             return 0
-        return 2 if all(failure.message for failure in self.failed.values()) else 1
+        told = all(failure.message and not failure.hung for failure in self.failed.values())
+        return StudyError.exit_code if told else 1
 
-    def sort_in(self, task: Task, exit_code: int, progress: Any) -> None:
-        """Enter a task that has ended, by whether its result is there."""
+    def sort_in(self, task: Task, exit_code: int, progress: Any, hang: str | None = None) -> None:
+        """Enter a task that has ended, by whether its result is there. hang: why it was ended."""
         if task.result.is_file():
             self.finished.append(task.task_id)
             progress.finished(task.task_id, task.folder)
         else:
-            self.failed[task.task_id] = explain_failure(task.folder, exit_code)
+            failure = explain_failure(task.folder, exit_code)
+            self.failed[task.task_id] = Failure(failure.log, hang, True) if hang else failure
             progress.failed(task.task_id, self.failed[task.task_id].log)
 
 
@@ -100,13 +105,24 @@ Executor = Callable[[Sequence[Task], "Hardware", Any, Outcome], None]
 Start = Callable[[Sequence[str], Path, int, Mapping[str, str]], Process]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Running:
-    """A task's process, and the cards that are its own until it ends."""
+    """A task's process, the cards that are its own until it ends, and its signs of life.
+
+    hang: why it was ended, where it stood still.
+    """
 
     task: Task
     process: Process
     cards: tuple[str, ...]
+    heart: Heartbeat = field(default_factory=Heartbeat)
+    hang: str | None = None
+
+    def watch(self, said: dict[str, Any], minutes: float) -> None:
+        """End it where it has stood still for so long; its own process then tells the rest."""
+        if self.hang is None and self.heart.beat(said) > 60 * minutes:
+            self.hang = explain_hang(said, minutes)
+            end_hanging(said["pid"])
 
 
 def run_batch(
@@ -141,11 +157,13 @@ def run_batch(
             for one in list(running):
                 code = one.process.poll()
                 if code is None:
-                    progress.update(one.task.task_id, read_progress(one.task.folder))
+                    said = read_progress(one.task.folder)
+                    progress.update(one.task.task_id, said)
+                    one.watch(said, hardware.hang_minutes)
                     continue
                 running.remove(one)
                 free += one.cards
-                outcome.sort_in(one.task, code, progress)
+                outcome.sort_in(one.task, code, progress, one.hang)
     finally:
         for one in running:
             one.process.terminate()

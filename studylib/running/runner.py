@@ -26,6 +26,7 @@ import yaml
 from studylib.core.errors import StudyError
 from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
+from studylib.core.plain import without_colours
 from studylib.forecasting.disk import refuse_full_disk
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee, record_misfit
@@ -284,7 +285,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any], channel: Any
     except PapermillExecutionError as error:
         if error.ename == "StudyError":
             raise Refused(error.evalue) from None
-        trace = "\n".join(error.traceback)
+        trace = without_colours("\n".join(error.traceback))
         raise RunFailed(f"{error.ename}: {error.evalue}\n{trace}") from None
     except DeadKernelError:
         raise RunFailed("the notebook's process died (killed, or out of memory?)") from None

@@ -16,11 +16,11 @@ WHOLE_SHARE = 0.9  # below it a base is not called 4-bit without saying how much
 MOST_NAMED = 4
 
 
-def spell_base(share: float) -> str:
-    """A base's storage: `nf4`, or how much of the model that is."""
+def spell_base(share: float, kind: str) -> str:
+    """A base's storage, its kind (`nf4`) or how much of the model that is."""
     if share >= WHOLE_SHARE:
-        return "nf4"
-    return f"nf4 ({percent_below(share)} of the weights outside embeddings)"
+        return kind
+    return f"{kind} ({percent_below(share)} of the weights outside embeddings)"
 
 
 def tell_base(label: str, share: float | None) -> str:

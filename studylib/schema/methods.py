@@ -24,9 +24,21 @@ from studylib.schema.frozen import Frozen
 METHODS_TABLE = PACKAGE / "methods.yaml"
 NAME = r"[a-z][a-z0-9]*(?:-[a-z][a-z0-9]*)*?"
 NUMBERS = ("rank", "alpha", "dropout", "targets")  # of a profile's section `lora`
+FROM_DATA = ("corda", "eva", "lora_ga")  # LoRA's beginnings
 HOLES = (*NUMBERS, "embedding", "tied")
 
 Ability = Literal["merge", "switch", "mix", "vllm"]
+Base = Literal["16-bit", "nf4", "fp4"]
+Marker = Literal[
+    "o", "s", "^", "v", "<", ">", "D", "d", "p", "P", "*", "h", "H", "X", "8",
+    "x", "+", "1", "2", "3", "4", "|", "_",
+]  # fmt: skip
+
+
+class LastLayers(Frozen):
+    """The last layers of a model alone are trained: their share of all, rounded up."""
+
+    last_layers: float = Field(gt=0, lt=1)
 
 
 class Method(Frozen):
@@ -35,11 +47,15 @@ class Method(Frozen):
     label: str = Field(min_length=1)
     words: str = ""
     colour: str = Field(default="#222222", pattern=r"^#[0-9a-f]{6}$")
-    marker: Literal["o", "s", "^", "v", "<", ">", "D", "d", "p", "P", "*", "h", "X", "8"] = "o"
-    base: Literal["16-bit", "nf4"] = "16-bit"
+    marker: Marker = "o"
+    base: Base = "16-bit"
     prepared: bool = False
-    trained: Literal["all", "nothing"] | tuple[str, ...] = "nothing"
+    trained: Literal["all", "nothing"] | LastLayers | tuple[str, ...] = "nothing"
     peft: dict[str, Any] | None = None
+    converted: bool = False
+    frozen: tuple[str, ...] = ()
+    rate_ratio: float = Field(default=1.0, ge=1)
+    optimizer: Literal["adamw", "adamw-8bit", "paged-adamw-8bit"] | None = None
     serve: tuple[Ability, ...] = ("merge", "switch", "mix")
     default_learning_rate: float = Field(default=0.0, ge=0, le=1)
     article: bool = False
@@ -52,6 +68,10 @@ class Method(Frozen):
             return None
         if "peft_type" not in keys:
             raise ValueError("name peft's method: peft_type: LORA, for example")
+        begins = keys.get("init_lora_weights")
+        if begins in FROM_DATA:
+            rule = "begins from data that are gathered before the training, which no run here does"
+            raise ValueError(f"init_lora_weights: {begins} {rule}; peft might train plain LoRA")
         if unknown := sorted(set(holes_in(keys)) - set(HOLES)):
             known = ", ".join(f"${name}" for name in HOLES)
             raise ValueError(f"${unknown[0]} stands for nothing; known are {known}")
@@ -62,11 +82,19 @@ class Method(Frozen):
         if self.peft is not None and self.trained != "nothing":
             raise ValueError("peft: names an adapter, so `trained` is left out")
         if self.quantized and not self.adapter:
-            raise ValueError("4-bit weights cannot be trained: an nf4 base needs peft:")
+            raise ValueError(f"4-bit weights cannot be trained: an {self.base} base needs peft:")
         if self.prepared and not self.quantized:
             raise ValueError("prepared is of a 4-bit base: what is not in 4 bits goes to fp32")
         if not self.trained:
             raise ValueError("trained names no module: write all, or [norm], for example")
+        if (self.converted or self.frozen or self.rate_ratio != 1) and not self.adapter:
+            raise ValueError("converted, frozen and rate_ratio are of an adapter: name it in peft:")
+        if self.converted and (self.peft or {})["peft_type"] != "LORA":
+            raise ValueError("converted is of LoRA's adapters alone, as peft converts no others")
+        if self.converted and self.quantized:
+            raise ValueError("a 4-bit base cannot be changed by its adapter: leave converted out")
+        if self.optimizer and not self.trains:
+            raise ValueError("what trains nothing has no optimizer")
         if self.trains and not self.default_learning_rate:
             raise ValueError("a method that trains needs a default_learning_rate")
         return self
@@ -97,9 +125,11 @@ class Method(Frozen):
     @property
     def mark(self) -> str:
         """What a run of it takes from the table, for the run's record."""
-        return json.dumps(
-            self.model_dump(include={"base", "prepared", "trained", "peft"}), sort_keys=True
-        )
+        taken = self.model_dump(include={"base", "prepared", "trained", "peft"})
+        for key in ("converted", "frozen", "rate_ratio", "optimizer"):  # younger than some records
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                taken[key] = value
+        return json.dumps(taken, sort_keys=True)
 
     @property
     def in_words(self) -> str:

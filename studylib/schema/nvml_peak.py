@@ -16,6 +16,6 @@ def nvml_bytes(record: Record) -> int | None:
         return None
     measure = record.train.measure
     fullest = max(measure.nvml_peak_bytes_by_device.values(), default=measure.nvml_peak_bytes)
-    if record.run.gpus > 1 or record.run.train.optimizer.startswith("paged"):
+    if record.run.gpus > 1 or record.run.optimizer.startswith("paged"):
         return fullest or measure.nvml_process_peak_bytes
     return measure.nvml_process_peak_bytes or fullest

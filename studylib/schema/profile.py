@@ -220,6 +220,12 @@ def check_cards(run: RunSpec) -> None:
             "4-bit weights are not divided over cards",
             f"Write hardware.gpus_of: {{{run.method.name}: 1}}, or sharding: none.",
         )
+    if run.gpus > 1 and run.method.kind.converted:
+        raise StudyError(
+            f"{run.method.name} on {run.gpus} cards",
+            "an adapter that begins by changing its base is trained on one card",
+            f"Write hardware.gpus_of: {{{run.method.name}: 1}}.",
+        )
 
 
 def is_file_name(name: str) -> bool:

@@ -157,7 +157,9 @@ class DataSettings(Settings):
     template: how examples are spelled; chat is the model's own template; auto is chat for
     conversations where the model has one, else alpaca. columns: part=COLUMN words, where the keys
     do not say it. test, validation: sources of those parts. held_out: examples that are split off
-    for each of them that has neither a source nor a file in the folder.
+    for each of them that has neither a source nor a file in the folder. examples: train on so many
+    of the training part alone, those of the lowest hash: of two numbers the smaller one's are among
+    the larger one's.
     """
 
     source: str
@@ -165,6 +167,7 @@ class DataSettings(Settings):
     facts: int | None = Field(default=None, ge=1)
     columns: str | None = None
     held_out: int | None = Field(default=None, ge=1)
+    examples: int | None = Field(default=None, ge=1)
     test: str | None = None
     validation: str | None = None
 
@@ -283,6 +286,7 @@ class Hardware(Settings):
     sharding: how a training on several cards divides the model: fsdp (FSDP2), zero3 (DeepSpeed),
     or none (each card holds all of it).
     runs_per_card: where answers matter alone; its memory and energy are then not measured.
+    hang_minutes: a run that does nothing for so long is ended.
     """
 
     jobs: int = Field(default=1, ge=1, le=64)
@@ -291,6 +295,7 @@ class Hardware(Settings):
     gpus: int = Field(default=1, ge=0, le=64)
     gpus_of: dict[str, Annotated[int, Field(ge=1, le=64)]] = Field(default_factory=dict)
     sharding: Literal["none", "fsdp", "zero3"] = "fsdp"
+    hang_minutes: float = Field(default=30, gt=0)
     usd_per_hour: float | None = Field(default=None, ge=0)
     usd_note: str = ""
 

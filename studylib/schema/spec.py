@@ -99,6 +99,11 @@ class RunSpec(Frozen):
         return "fp32" if master and not self.method.kind.adapter else self.train.dtype
 
     @property
+    def optimizer(self) -> str:
+        """What updates the weights: the method's own optimizer, else the recipe's."""
+        return self.method.kind.optimizer or self.train.optimizer
+
+    @property
     def run_id(self) -> str:
         parts = [self.model_ref.slug, self.method.slug]
         if self.track != "main":

@@ -93,7 +93,8 @@ def measure_one(asked: Asked, name: str, of: Of, weights: str) -> HeldOut:
     """One measure: its values by item, and the figures with their intervals."""
     rows, counts = MEASURED[name](asked)
     known = {row["group"] for row in rows}  # of examples that stand twice, one for both
-    counts["left_out"] = sum(item_id(example) not in known for example in asked.examples)
+    unknown = sum(item_id(example) not in known for example in asked.examples)
+    counts["left_out"] = unknown - counts.get("too_long", 0)
     if len(rows) < 2:
         raise StudyError(
             f"{name} on {len(asked.examples)} examples of {asked.spec.data.source}",

@@ -95,6 +95,10 @@ class Asked:
                 found.append(Prompted(example, text, prompt, answer_of(example), answer))
         return found
 
+    def count_long(self, measured: int) -> Counts:
+        """Of the examples that the template takes, those of which nothing fits the context."""
+        return {"too_long": len(set(self.unfolded.of)) - measured}
+
     @cached_property
     def answers(self) -> tuple[list[Answer], Counts]:
         """The greedy answer to each prompt, made once for all measures that read it."""
@@ -109,6 +113,7 @@ class Asked:
             "max_new_tokens": most,
             "unfinished": sum(not answer.finished for answer in found),
             "prompts_cut": sum(len(prompt) > room for prompt in prompts),
+            **self.count_long(len(self.prompted)),
         }
 
     def tokenise(self, examples: Sequence[Any], length: int) -> list[Tokenised | None]:
@@ -130,7 +135,8 @@ def loss_rows(asked: Asked) -> tuple[Rows, Counts]:
         example = asked.examples[asked.unfolded.of[i]]
         if loss.bytes > 0:
             rows.append(row_of(example, loss.nats / loss.tokens) | found)
-    return number_windows(rows), {}
+    fit = {of for t, of in zip(made, asked.unfolded.of, strict=True) if t is not None}
+    return number_windows(rows), asked.count_long(len(fit))
 
 
 def number_windows(rows: Rows) -> Rows:
@@ -152,7 +158,8 @@ def label_rows(asked: Asked) -> tuple[Rows, Counts]:
         given = known[best] if best >= 0 else ""
         rows.append(one.row(float(given == one.answer), given))
     unknown = sum(one.answer not in known for one, _ in spelled)
-    return rows, {"labels": len(known), "unknown_labels": unknown}
+    counts = {"labels": len(known), "unknown_labels": unknown}
+    return rows, counts | asked.count_long(len(spelled))
 
 
 def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[tuple[Prompted, Choices]]:

@@ -6,6 +6,7 @@ Not covered: which examples share a row (studylib.inputs.data), whether a model 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class PackedCollator:
         self.one_row, self.multiple = one_row, multiple
         self.flatten = DataCollatorWithFlattening()
 
-    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         if self.one_row:
             rows = [[example for row in rows for example in row]]
         flat = [self.flatten(row) for row in rows]

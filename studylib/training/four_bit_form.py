@@ -31,7 +31,9 @@ def describe_weights(spec: RunSpec, loaded: Loaded, model: nn.Module) -> dict[st
     """A load block's fields on how the base is stored and read and what the adapter reaches."""
     share = loaded.four_bit_share
     return {
-        "weights_dtype": spec.weights_dtype if share is None else spell_base(share),
+        "weights_dtype": spec.weights_dtype
+        if share is None
+        else spell_base(share, spec.method.kind.base),
         "four_bit_share": share,
         "four_bit_error": loaded.four_bit_error,
         "reached": reach(model),

@@ -29,11 +29,12 @@ from studylib.metering.meter import Meter
 from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
 from studylib.modelling.kept import clear_weights, leave_weights
+from studylib.modelling.merging import answer_probe, check_converted
 from studylib.modelling.methods import count_parameters
 from studylib.modelling.preflight import is_tight, refuse_outside
 from studylib.modelling.reach import untrained
 from studylib.modelling.serve import measure_footprint
-from studylib.modelling.weights import bring_in, find_trained, keep, settle
+from studylib.modelling.weights import bring_in, find_trained, keep, keep_beginning, settle
 from studylib.planning.catalog import match_gpu
 from studylib.schema.profile import RunSpec
 from studylib.schema.records import (
@@ -49,6 +50,7 @@ from studylib.schema.records import (
 from studylib.schema.tuning import open_profile
 from studylib.scoring.evaluate import NotANumber
 from studylib.scoring.score import Scored, score_model
+from studylib.training.checkpoints import checkpoint_step, newest_checkpoint
 from studylib.training.distributed import take_cards, train_on_cards, try_model
 from studylib.training.fingerprint import fingerprint
 from studylib.training.four_bit_form import describe_weights, score_merged, spell_scored
@@ -56,9 +58,7 @@ from studylib.training.train import (
     OUT_OF_MEMORY,
     Diverged,
     StepLog,
-    checkpoint_step,
     is_out_of_memory,
-    newest_checkpoint,
     summarise,
     train_model,
 )
@@ -127,7 +127,8 @@ class Run:
         self.watch.show("loading")
         try:
             with self.meter.stage("load"):
-                self.loaded, self.model = bring_in(spec, self.trained_folder)
+                converted = spec.method.kind.converted  # counted as it is trained
+                self.loaded, self.model = bring_in(spec, None if converted else self.trained_folder)
                 if spec.method.kind.trains:
                     self.data = prepare_data(
                         spec.data, spec.train, self.loaded.tokenizer, spec.seed
@@ -161,7 +162,9 @@ class Run:
         """Train from the newest checkpoint, or take what an earlier process had trained."""
         if not self.ok or not self.spec.method.kind.trains:
             return
+        answers = None
         if self.trained_folder is None:
+            keep_beginning(self.work, self.spec.method, self.model)
             try:
                 with self.meter.stage("train"), full_disk_said(self.work):
                     self._train()
@@ -177,8 +180,15 @@ class Run:
                     self.loaded, self.model = bring_in(self.spec, self.trained_folder)
             elif self.ok and (self.spec.method.kind.adapter or not self.loaded.random_weights):
                 # A whole model of random weights is asked nothing, and counted without its file.
+                answers = answer_probe(self.model) if self.spec.method.kind.converted else None
                 keep(self.work, self.model)
             self.session.save()
+        if self.ok and self.spec.method.kind.converted:  # what stays is what is scored
+            del self.model, self.loaded.model
+            with self.meter.stage("load"):
+                self.loaded, self.model = bring_in(self.spec, self.trained_folder)
+            if answers is not None:
+                check_converted(self.model, answers)
         assert self.data is not None
         measure = self.session.stages().get("train")
         if measure is None:
@@ -264,6 +274,7 @@ class Run:
         """What one more variant needs on disk."""
         if not self.ok:
             return
+        self.watch.show("serving")
         with self.meter.stage("serve"):
             footprint = measure_footprint(self.loaded.model, self.spec.method, self.trained_folder)
         self.serve_block = ServeBlock(measure=self.session.stages()["serve"], **footprint)
@@ -308,7 +319,7 @@ class Run:
             tables["steps.parquet"] = pd.DataFrame(self.log.rows)
         tables |= self.scored.tables() if self.scored is not None else {}
         for name, table in tables.items():
-            table.to_parquet(self.folder / name, index=False)
+            table.to_parquet(self.folder / name, index=False, compression="zstd")
         return {name: file_sha256(self.folder / name) for name in sorted(tables)}
 
     def give_up(self, status: str, reason: str) -> None:

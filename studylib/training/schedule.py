@@ -11,6 +11,11 @@ from typing import Any
 from studylib.schema.settings import TrainSettings
 
 
+def name_schedule(recipe: TrainSettings) -> str:
+    """transformers' name of the recipe's schedule; every one of them warms up."""
+    return "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+
+
 def warmup_steps(recipe: TrainSettings) -> int:
     """The updates before the recipe's full rate, which the last one has at least."""
     return min(math.ceil(recipe.warmup_share * recipe.steps), recipe.steps - 1)

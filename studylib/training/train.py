@@ -25,8 +25,10 @@ from studylib.modelling.chunked_loss import install_chunked_loss, slices_head_al
 from studylib.modelling.token_loss import LossTrial, gives_token_mean, loss_of_outputs
 from studylib.modelling.weights import multiply_in
 from studylib.schema.profile import RunSpec
+from studylib.training.checkpoints import newest_checkpoint
 from studylib.training.collate import PackedCollator
-from studylib.training.schedule import rise_from_above_zero, warmup_steps
+from studylib.training.optimizer import make_own, name_optimizer
+from studylib.training.schedule import name_schedule, rise_from_above_zero, warmup_steps
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
@@ -37,12 +39,10 @@ NO_ROOM = re.compile(
     r"(CUDA|driver) error: out of memory|\[CUDA\]: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
     r"|can't allocate memory"
 )
-# transformers' names of the profile's optimizers; PyTorch's own AdamW has one by device.
 # Liger's fused loss alone: its other kernels would change more than the profile's key says.
 LIGER_LOSS = dict.fromkeys(
     ("rope", "rms_norm", "layer_norm", "swiglu", "geglu", "cross_entropy"), False
 ) | {"fused_linear_cross_entropy": True}
-OPTIMIZERS = {"adamw": None, "adamw-8bit": "adamw_bnb_8bit", "paged-adamw-8bit": "paged_adamw_8bit"}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -92,6 +92,10 @@ def build_trainer(
             self.lr_scheduler = rise_from_above_zero(schedule, warmup_steps(recipe))
             return self.lr_scheduler
 
+        def create_optimizer(self, model: Any = None) -> Any:
+            self.optimizer = self.optimizer or make_own(self, spec)
+            return super().create_optimizer(model)
+
         def get_batch_samples(self, *words: Any, **options: Any) -> Any:
             clock.start()
             fetched = super().get_batch_samples(*words, **options)
@@ -117,13 +121,11 @@ def build_trainer(
         per_device_train_batch_size=recipe.micro_batch,
         gradient_accumulation_steps=recipe.accumulation // processes(),
         learning_rate=spec.learning_rate,
-        lr_scheduler_type=recipe.schedule
-        if recipe.schedule != "constant"
-        else "constant_with_warmup",
+        lr_scheduler_type=name_schedule(recipe),
         warmup_steps=warmup_steps(recipe),
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.max_grad_norm,
-        optim=OPTIMIZERS[recipe.optimizer] or ("adamw_torch_fused" if on_card else "adamw_torch"),
+        optim=name_optimizer(spec),
         bf16=multiplies_mixed(spec, sharded()),
         torch_compile=recipe.compile,
         use_liger_kernel=recipe.loss == "liger",
@@ -310,21 +312,6 @@ def own_forwards(model: Any) -> list[tuple[Any, Any]]:
     """
     modules = [model, model.get_base_model()] if hasattr(model, "get_base_model") else [model]
     return [(module, module.__dict__.get("forward")) for module in modules]
-
-
-def checkpoint_step(checkpoint: Path | None) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
-
-
-def newest_checkpoint(folder: Path, logged_steps: int) -> Path | None:
-    """The newest whole checkpoint that is not ahead of the step log.
-
-    A kill can fall between the checkpoint and the log, or into the writing of the checkpoint,
-    whose last file is the trainer's state.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=checkpoint_step, reverse=True)
-    whole = (path for path in found if (path / "trainer_state.json").is_file())
-    return next((path for path in whole if checkpoint_step(path) <= logged_steps), None)
 
 
 def summarise(log: StepLog) -> dict[str, float | int | None]:

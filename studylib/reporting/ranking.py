@@ -1,0 +1,148 @@
+"""A ranking of many methods: each beside tuned LoRA, by intervals that hold for all pairs at once.
+
+For studies of six trained methods or more. What is judged is the first measure on held-out
+examples, which chose the rates, turned so that more is better; right answers where there is none.
+
+Not covered: words, tables and the picture (studylib.reporting.ranking_section), what the
+rates made of it (studylib.reporting.shared_rate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from studylib.core import stats
+from studylib.core.all_pairs import AllPairs, Pair, compare_all
+from studylib.core.stats import Estimate, Totals
+from studylib.reporting.measure_tables import first_measure
+from studylib.reporting.measured import HELD_OUT, read_arms
+from studylib.reporting.summary import Comparison, Row, read_answers
+from studylib.schema.measures import Measure
+from studylib.schema.methods import ADAPTER
+
+MANY = 6  # trained methods from which on a comparison is a ranking
+
+
+@dataclass(frozen=True)
+class Place:
+    """One method: what it scored (turned so that more is better), and less the reference's with
+    its interval, None of the reference itself. memory: peak of training in bytes."""
+
+    row: Row
+    score: float
+    gain: Estimate | None
+    lead: Pair | None
+    memory: float | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Methods from the best to the worst. measure: None for right answers. apart: how many pairs
+    are told apart, of `pairs`. tuned: whether every rate came from a search of its own."""
+
+    comparison: Comparison
+    places: tuple[Place, ...]
+    reference: Row
+    measure: Measure | None
+    pairs: int
+    apart: int
+    seeds_known: bool
+    tuned: bool
+
+    @property
+    def others(self) -> list[tuple[Place, Pair]]:
+        return [(place, place.lead) for place in self.places if place.lead is not None]
+
+    @property
+    def ahead(self) -> list[Place]:
+        """What is told apart from the reference, and better."""
+        return [place for place, lead in self.others if lead.low > 0]
+
+    @property
+    def behind(self) -> list[Place]:
+        return [place for place, lead in self.others if lead.high < 0]
+
+    @property
+    def most(self) -> tuple[Place, Pair]:
+        """Who could be furthest ahead of the reference, by the upper ends of the intervals."""
+        return max(self.others, key=lambda pair: pair[1].high)
+
+    @property
+    def frontier(self) -> list[Place]:
+        """Methods than which none scores as much with less memory, from the cheapest."""
+        known = [place for place in self.places if place.memory is not None]
+        kept: list[Place] = []
+        for place in sorted(known, key=lambda p: (p.memory, -p.score)):
+            if not kept or place.score > kept[-1].score:
+                kept.append(place)
+        return kept
+
+
+def rank_methods(comparison: Comparison) -> Ranking | None:
+    """The ranking of a comparison; None of few methods, or without LoRA as it comes."""
+    rows = [row for row in comparison.rows if row.method.kind.trains and row.complete]
+    reference = find_reference(rows)
+    if len(rows) < MANY or reference is None:
+        return None
+    found = first_measure(comparison)
+    asked = all(row.accuracy is not None for row in rows)
+    if not asked and not found:
+        return None
+    measure = found[0].measure if found else None
+    totals = [read_totals(comparison, row, measure) for row in rows]
+    pairs = compare_all(totals, shares=measure is None or measure.is_share)
+    gains = {f.label: f.gain for f in found}
+    kind = (comparison.memory_kind, "train")
+    at, places = rows.index(reference), []
+    for i, (row, own) in enumerate(zip(rows, totals, strict=True)):
+        spread = row.memory.get(kind)
+        places.append(Place(
+            row, float(own.scores.mean(0).sum() / own.sizes.sum()),
+            row.gain if measure is None else gains.get(row.label),
+            None if i == at else pairs.between(i, at), spread.value if spread else None,
+        ))  # fmt: skip
+    runs = [record.run for row in rows for record in row.complete]
+    return Ranking(
+        comparison=comparison,
+        places=tuple(sorted(places, key=lambda place: -place.score)),
+        reference=reference,
+        measure=measure,
+        pairs=len(pairs.pairs),
+        apart=count_apart(pairs),
+        seeds_known=pairs.seeds_known,
+        tuned=all(run.learning_rate_source.startswith("tuned") for run in runs),
+    )
+
+
+def find_reference(rows: list[Row]) -> Row | None:
+    """LoRA as it comes: of several ranks the one that most of the others have, else the highest."""
+    ranks = [row.method.rank or 0 for row in rows]
+    able = [row for row in rows if row.method.name == ADAPTER]
+    return max(
+        able, key=lambda r: (ranks.count(r.method.rank or 0), r.method.rank or 0), default=None
+    )
+
+
+def count_apart(pairs: AllPairs) -> int:
+    return sum(pair.low > 0 or pair.high < 0 for pair in pairs.pairs)
+
+
+def read_totals(comparison: Comparison, row: Row, measure: Measure | None) -> Totals:
+    """What a row's runs scored by subject, or by group of held-out examples."""
+    study = comparison.study
+    if measure is None:
+        answers = read_answers(study, list(row.records), str(row.weights))["questions"]
+        return stats.sum_subjects(answers.correct, answers.clusters)
+    arm = read_arms(study, row.label, list(row.records))[0]
+    items = arm.items(HELD_OUT, measure)
+    assert items is not None  # it has a figure in `measured`
+    totals = items.grouped()
+    return Totals(measure.sign * totals.scores, totals.sizes, totals.names, totals.items)
+
+
+def rankings(comparisons: Iterable[Comparison]) -> Iterator[Ranking]:
+    for comparison in comparisons:
+        ranking = rank_methods(comparison)
+        if ranking is not None:
+            yield ranking

@@ -1,0 +1,181 @@
+"""The part of a report on many methods: one table, one picture, and the sentence that follows.
+
+Not covered: what is ranked (studylib.reporting.ranking), the curves at one rate
+(studylib.reporting.shared_rate).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from studylib.core.all_pairs import Pair
+from studylib.core.metrics import METRICS, MISSING
+from studylib.reporting import shared_rate
+from studylib.reporting.cells import Table, spread_cell, trainable_cell
+from studylib.reporting.notes import join_words
+from studylib.reporting.panels import INK, colour, label_right, new_panels
+from studylib.reporting.ranking import Place, Ranking, rankings
+from studylib.reporting.resources import MEMORY
+from studylib.reporting.summary import Comparison
+from studylib.schema.measures import Measure
+
+CAPTION = (
+    "Each method less LoRA, against the peak memory of its training; the intervals hold for all "
+    "pairs at once"
+)
+INCHES_A_LABEL = 0.3
+MOST_NAMED = 5
+
+
+def section(
+    comparisons: Sequence[Comparison], pictures: list[str], brief: bool = False
+) -> list[str]:
+    """A part for every comparison of many methods, in place of a sentence and a row for each beside
+    full fine-tuning; empty without one. pictures: its Markdown. brief: what follows and the
+    pictures alone, the tables standing in the appendix."""
+    lines = []
+    for ranking in rankings(comparisons):
+        lines += [f"### {count(ranking)} methods ranked ({ranking.comparison.name})", ""]
+        if brief:
+            lines += [tell(ranking), "", *pictures]
+            continue
+        lines += [tell(ranking), "", ranking_table(ranking).markdown(), "", reading(ranking), ""]
+        lines += [*pictures, *shared_rate.section(ranking)]
+    return lines
+
+
+def count(ranking: Ranking) -> int:
+    return len(ranking.places)
+
+
+def tell(ranking: Ranking) -> str:
+    """Whether any method beats LoRA, in one sentence, and what else is told apart."""
+    label = reference_words(ranking)
+    if ranking.measure is None and not ranking.comparison.above_chance:
+        return "**No accuracy can be told from guessing:** the ranking says nothing of learning."
+    if ranking.ahead:
+        ends = [f"{place.row.label} by {span(ranking, place.lead)}" for place in ranking.ahead]
+        text = f"**Better than {label}: {join_words(ends)}.**"
+    else:
+        place, pair = ranking.most
+        most = f"{show(ranking, max(pair.high, 0.0), signed=False)} {unit(ranking)}"
+        text = (
+            f"**No method beats {label} by more than {most}** "
+            f"({place.row.label} could: {span(ranking, pair)})."
+        )
+    if ranking.behind:
+        text += f" Behind it: {join_words([place.row.label for place in ranking.behind])}."
+    open_ones = [
+        place.row.label for place, lead in ranking.others if lead.low <= 0 <= lead.high
+    ]  # fmt: skip
+    if len(open_ones) > MOST_NAMED:
+        text += f" {len(open_ones)} others are not told apart from it."
+    elif open_ones:
+        text += f" Not told apart from it: {join_words(open_ones)}."
+    best = [place.row.label for place in ranking.frontier]
+    return f"{text} Nothing scores as much with less memory than {join_words(best, 'or')}."
+
+
+def reference_words(ranking: Ranking) -> str:
+    return f"{'tuned ' if ranking.tuned else ''}{ranking.reference.label}"
+
+
+def reading(ranking: Ranking) -> str:
+    """What the intervals hold for."""
+    seeds = "for new seeds as well" if ranking.seeds_known else "for these runs alone (one seed)"
+    rates = "" if ranking.tuned else " Not every rate was searched for: a lead may be its rate's."
+    return (
+        f"Differences are on the same questions or examples. Their intervals of 95 % hold for all "
+        f"{ranking.pairs} pairs at once, {seeds}; {ranking.apart} pairs are told apart by them. "
+        f"Memory is {MEMORY[ranking.comparison.memory_kind]}.{rates}"
+    )
+
+
+def ranking_table(ranking: Ranking) -> Table:
+    score = "Accuracy (%) ↑" if ranking.measure is None else ranking.measure.header
+    header = ("Rank", "Method", score, f"Gain over base ({unit(ranking)})",
+              f"Less {reference_words(ranking)} ({unit(ranking)})", "p, all pairs",
+              METRICS["trainable_params"].header, METRICS["train_peak_bytes"].header,
+              METRICS["variant_bytes"].header, "Rate")  # fmt: skip
+    rows = []
+    for rank, place in enumerate(ranking.places, 1):
+        row, lead = place.row, place.lead
+        peak = MISSING if place.memory is None else METRICS["train_peak_bytes"].number(place.memory)
+        gain, disk = place.gain, row.figures.get("variant_bytes")
+        sign = sign_of(ranking.measure)
+        rows.append((
+            str(rank), row.label, show(ranking, sign * place.score, signed=False),
+            MISSING if gain is None else show(ranking, gain.value),
+            "reference" if lead is None else span(ranking, lead),
+            "—" if lead is None else p_words(lead),
+            trainable_cell(row), peak, spread_cell("variant_bytes", disk),
+            f"{row.complete[0].run.learning_rate:g}",
+        ))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def p_words(pair: Pair) -> str:
+    return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
+
+
+def unit(ranking: Ranking) -> str:
+    if ranking.measure is None or ranking.measure.is_share:
+        return "pp"
+    return ranking.measure.unit
+
+
+def sign_of(measure: Measure | None) -> int:
+    return 1 if measure is None else measure.sign
+
+
+def span(ranking: Ranking, pair: Pair | None) -> str:
+    """A difference with its interval, as the figure counts it (a loss: below 0 is better)."""
+    assert pair is not None
+    sign = sign_of(ranking.measure)
+    low, high = sorted((sign * pair.low, sign * pair.high))
+    value = show(ranking, sign * pair.value)
+    return f"{value} [{show(ranking, low)}, {show(ranking, high)}]"
+
+
+def show(ranking: Ranking, value: float, signed: bool = True) -> str:
+    """A share in points or per cent, any other figure with three decimals; with its sign."""
+    digits = 1 if ranking.measure is None or ranking.measure.is_share else 3
+    scale = 100 if digits == 1 else 1
+    text = f"{scale * value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    return text.lstrip("+−") if not any(c in text for c in "123456789") else text
+
+
+def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
+    """Every method's difference to LoRA against the memory of its training."""
+    shown = [ranking for ranking in rankings(comparisons) if all(map(has_memory, ranking.places))]
+    if not shown:
+        return None
+    tall = max(4.0, INCHES_A_LABEL * max(map(count, shown)))
+    figure, panels = new_panels(len(shown), height=tall)
+    for panel, ranking in zip(panels, shown, strict=True):
+        share = ranking.measure is None or ranking.measure.is_share
+        scale, labels = 100 if share else 1, []
+        small = all((place.memory or 0) < 1e8 for place in ranking.places)
+        name, size = ("MB", 1e6) if small else ("GB", 1e9)
+        for place in ranking.places:
+            lead, shade = place.lead, colour(place.row.method)
+            x, y = (place.memory or 0) / size, scale * (lead.value if lead else 0.0)
+            ends = [[y - scale * lead.low], [scale * lead.high - y]] if lead else None
+            panel.errorbar(x, y, yerr=ends, color=shade, marker=place.row.method.kind.marker,
+                           markersize=7, capsize=2, linewidth=1)  # fmt: skip
+            labels.append((x, y, place.row.label, shade))
+        panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+        panel.margins(x=0.12, y=0.05)
+        label_right(panel, labels, 0.9 / len(labels))
+        panel.set_title(ranking.comparison.name)
+        kind = MEMORY[ranking.comparison.memory_kind]
+        panel.set_xlabel(f"← peak memory of training, {kind} ({name})")
+        better = "" if sign_of(ranking.measure) > 0 else ", turned so that up is better"
+        panel.set_ylabel(f"less {reference_words(ranking)} ({unit(ranking)}{better}) ↑")
+    return figure
+
+
+def has_memory(place: Place) -> bool:
+    return place.memory is not None

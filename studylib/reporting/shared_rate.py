@@ -1,0 +1,132 @@
+"""How much of a lead was its learning rate: all methods at one rate, beside each at its own.
+
+From the searches' curves: one seed, validation questions. The shared rate is the one that LoRA's
+search chose, as a study without searches would have set it.
+
+Not covered: the ranking itself (studylib.reporting.ranking), the curves' picture
+(studylib.reporting.curves).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from studylib.core.metrics import plain_number
+from studylib.reporting.cells import Table
+from studylib.reporting.curves import height
+from studylib.reporting.notes import join_words
+from studylib.reporting.ranking import MANY, Ranking
+from studylib.reporting.summary import Row
+from studylib.schema.measures import MEASURES
+from studylib.schema.tuning import TunePoint
+
+DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One method's search: its own best rate, and the shared one, None where it was not tried."""
+
+    row: Row
+    own: TunePoint
+    shared: TunePoint | None
+
+    @property
+    def known(self) -> TunePoint | None:
+        """What came of the shared rate, where it came to anything."""
+        return None if self.shared is None or self.shared.is_out else self.shared
+
+
+def share_rate(ranking: Ranking) -> tuple[float, list[Shared]] | None:
+    """(LoRA's rate, every ranked method at its own rate and at that one); None where the methods
+    were not searched for."""
+    sweeps = {
+        sweep.method: sweep
+        for sweep in ranking.comparison.sweeps
+        if any(not point.is_out for point in sweep.points)
+    }
+    if ranking.reference.method.slug not in sweeps:
+        return None
+    rate = sweeps[ranking.reference.method.slug].best.learning_rate
+    found = [
+        Shared(place.row, sweep.best, at_rate(sweep.points, rate))
+        for place in ranking.places
+        if (sweep := sweeps.get(place.row.method.slug)) is not None
+    ]
+    return (rate, found) if len(found) >= MANY else None
+
+
+def at_rate(points: Iterable[TunePoint], rate: float) -> TunePoint | None:
+    return next((p for p in points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None)
+
+
+def section(ranking: Ranking) -> list[str]:
+    """The table at one rate beside the tuned one, with what follows; empty without searches."""
+    shared = share_rate(ranking)
+    if shared is None:
+        return []
+    return [*tell(ranking, *shared), "", table(ranking, *shared).markdown(), ""]
+
+
+def tell(ranking: Ranking, rate: float, found: list[Shared]) -> list[str]:
+    label, unit = ranking.reference.label, unit_of(found[0].own).replace("%", "points")
+    both = [(one, one.known) for one in found if one.known is not None]
+    own = [height(one.own) for one, _ in both]
+    same = [height(point) for _, point in both]
+    left = [one.row.label for one in found if one.shared is None]
+    lines = (
+        f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
+        f"were tried at {label}'s own rate ({rate:g}) lie {spread(same)} {unit} apart at that one "
+        f"rate, and {spread(own)} {unit} apart at the best that each was tried with."
+    )
+    if left:
+        lines += f" Not tried at it: {join_words(left)}."
+    return [lines]
+
+
+def table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
+    """Best first at each method's own rate."""
+    unit = unit_of(found[0].own)
+    sign = sign_of(found[0].own)
+    at = next(one for one in found if one.row is ranking.reference)
+    label = ranking.reference.label
+    header = ("Method", "Its own rate", f"Validation at it ({unit})",
+              f"Validation at {rate:g} ({unit})", f"Less {label}'s, each at its own",
+              f"Less {label}'s, all at {rate:g}", "Of the difference, the rate's")  # fmt: skip
+    rows = []
+    for one in sorted(found, key=lambda one: -sign * height(one.own)):
+        lead = height(one.own) - height(at.own)
+        name = (one.row.label, f"{one.own.learning_rate:g}", number(height(one.own)))
+        if one.known is None:
+            why = "not tried" if one.shared is None else one.shared.text()
+            rows.append((*name, why, signed(lead), why, "—"))
+            continue
+        other = height(one.known) - height(at.own)
+        rows.append((*name, number(height(one.known)), signed(lead), signed(other),
+                     signed(lead - other)))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def unit_of(point: TunePoint) -> str:
+    """The unit that a curve is shown in."""
+    return "%" if point.measure is None else MEASURES[point.measure].unit
+
+
+def sign_of(point: TunePoint) -> int:
+    return 1 if point.measure is None else MEASURES[point.measure].sign
+
+
+def spread(values: list[float]) -> str:
+    return number(max(values) - min(values)) if values else "0"
+
+
+def number(value: float) -> str:
+    return plain_number(value, DIGITS)
+
+
+def signed(value: float) -> str:
+    text = number(value)
+    return text if text == "0" or value < 0 else f"+{text}"
