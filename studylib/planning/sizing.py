@@ -44,7 +44,8 @@ def tell_sizing(track: Track) -> list[str]:
     if count < 2:
         return []
     shown = 100 * shown_by(spread, count)
-    words = f"  {count:,} held-out {noun} show a loss of {shown:.2g} {unit} ({case}; seeds add "
+    least = f"{shown:.2g}" if by_loss or shown < 100 else "no less than 100"
+    words = f"  {count:,} held-out {noun} show a loss of {least} {unit} ({case}; seeds add "
     words += "their part)"
     if shown <= asked.margin:
         return [f"{words}: enough for MARGIN={asked.margin:g}"]

@@ -236,7 +236,7 @@ def interval_words(judged: Judged) -> str:
     text += f", {judged.count:,} {judged.noun}"
     text += f" × {kept.seeds} seeds" if kept.seeds > 1 else ", one seed"
     least = item_stats.detectable(kept)
-    if least is None:
+    if least is None or (judged.is_share and least > 1):
         return text
     return f"{text}, a loss of {percent(least)} {judged.lost_unit} would have shown"
 
@@ -295,7 +295,9 @@ def gain_words(judged: Judged) -> str:
     text = f", 95 % interval of full's gain {low} to {high}, {judged.count:,} {judged.noun}"
     text += f" × {gain.seeds} seeds" if gain.seeds > 1 else ", one seed"
     least = item_stats.detectable(gain)
-    return f"{text}, a gain of {show_gain(judged, least)} would have shown" if least else text
+    if least is None or (judged.is_share and least > 1):
+        return text
+    return f"{text}, a gain of {show_gain(judged, least)} would have shown"
 
 
 def show_gain(judged: Judged, value: float) -> str:
