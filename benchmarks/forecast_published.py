@@ -96,7 +96,7 @@ def compare_file(file: Path) -> None:
             print(f"no forecast: {describe(row)}: {error}", flush=True)
             continue
         group = group_of(row)
-        fits = made.fits[made.settings.gpu].fits
+        fits = made.fit.may_run
         right[group].append(fits == (row["peak_mem"] != "OOM"))
         words = f"{'fits' if fits else 'does not fit'}, {'RIGHT' if right[group][-1] else 'WRONG'}"
         figures = (

@@ -35,9 +35,9 @@ from studylib.modelling.models import Loaded, load_model
 from studylib.modelling.weights import bring_in
 from studylib.planning.catalog import match_gpu
 from studylib.schema.spec import RunSpec
+from studylib.training.optimizer import name_optimizer
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 from studylib.training.train import (
-    OPTIMIZERS,
     WARMUP_STEPS,
     StepLog,
     multiplies_mixed,
@@ -272,7 +272,7 @@ def settings(job: Job, accumulation: int) -> dict[str, Any]:
         "warmup_steps": math.ceil(recipe.warmup_share * recipe.steps),
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
-        "optim": OPTIMIZERS[recipe.optimizer] or f"adamw_torch{'_fused' if on_card else ''}",
+        "optim": name_optimizer(spec),
         "bf16": multiplies_mixed(spec, divided=False),
         **({"tf32": recipe.tf32} if on_card else {}),  # without a card, transformers refuses it
         "gradient_checkpointing": recipe.checkpointing,

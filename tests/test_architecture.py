@@ -149,10 +149,8 @@ def test_modules_are_short_and_say_what_they_are_for():
 
 # Words that are methods' names and mean something else here: a loss in full, a norm of full width.
 OTHER_MEANINGS = {
-    "commands.cli_forecast": {"full"},
-    "forecasting.forecast": {"full"},
+    "forecasting.job": {"full"},
     "forecasting.job_forecast": {"full"},
-    "forecasting.step": {"full"},
     "planning.catalog": {"full"},
     "planning.counts": {"full"},
     "schema.settings": {"full"},

@@ -16,7 +16,7 @@ from transformers import (
 from studylib.core.errors import StudyError
 from studylib.forecasting import trace as tracing
 from studylib.forecasting.cuda_autocast import as_autocast, cuda_autocast
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.trace import trace_step
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.models import load_model, load_tokenizer

@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from studylib.core.places import REFERENCE
 from studylib.forecasting.caching_allocator import MIB, CachingAllocator, NoRoom
-from studylib.forecasting.moves import Held, LayersDiffer, Run, Trained, stretch
+from studylib.forecasting.job import StepSettings
+from studylib.forecasting.moves import Depths, Held, LayersDiffer, Run, Trained, stretch
 from studylib.forecasting.optimizers import make_optimizer
 from studylib.forecasting.replay import Demand, flatten, least_memory, replay
 from studylib.forecasting.run_forecasts import forecast_record
-from studylib.forecasting.step import StepSettings
 from studylib.forecasting.updates import UpdateLog, trace_updates
 from studylib.schema.records import RECORD, read_record
 from studylib.schema.settings import MethodSettings
@@ -148,11 +148,11 @@ def test_runs_become_moves_with_one_key_a_storage():
 
 def test_what_layers_hold_is_stretched_and_unlike_layers_are_refused():
     layers = [Held(-1, 9), *(Held(i, i % 3 and 5) for i in range(4)), Held(-1, 7)]
-    grown = stretch(layers, 6)
+    grown = stretch(layers, Depths(6))
     assert [item.layer for item in grown] == [-1, 0, 1, 2, 3, 4, 5, -1]
     assert [item.count_bytes for item in grown] == [9, 0, 5, 5, 5, 5, 0, 7]
     with pytest.raises(LayersDiffer):
-        stretch([*layers[:3], Held(2, 6), *layers[4:]], 6)
+        stretch([*layers[:3], Held(2, 6), *layers[4:]], Depths(6))
 
 
 TRAINED = [Trained(0, (300, 40), torch.float32, False), Trained(1, (7,), torch.bfloat16, False)]

@@ -129,7 +129,7 @@ def test_a_cpu_has_no_cuda_terms():
 def test_fits_compares_the_least_with_usable_memory(small):
     for name, fit in small.fits.items():
         assert fit.headroom_bytes == find_gpu(name).usable_bytes - small.least_bytes
-        assert fit.fits == (fit.headroom_bytes >= 0)
+        assert fit.word == "fits"
     assert small.smallest_gpu == next(iter(small.fits))
 
 
@@ -175,7 +175,7 @@ def test_efficiency_comes_from_measured_steps_of_the_same_card():
     pairs = [("a100-80gb", 1.0, 2.0), ("a100-80gb", 1.0, 1.25), ("l4-24gb", 1.0, 9.0)]
     found = calibrate(pairs, gpu)
     assert (found.low, found.mid, found.high) == (0.5, 0.65, 0.8)
-    assert "2 measured steps" in found.source
+    assert found.source == "by 2 runs on NVIDIA A100 80GB SXM"
     assert "assumption" in calibrate(pairs[2:], gpu).source
     slow = Efficiency(low=0.1, mid=0.1, high=0.1, source="test")
     made = forecast(ForecastSettings(model=SMALL, method="full", seq_len=256), efficiency=slow)

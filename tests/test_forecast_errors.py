@@ -266,8 +266,8 @@ def reference(tmp_path):
 def test_a_measured_card_replaces_the_assumptions(reference):
     efficiency, cuda = learn_terms("a100-80gb", reference)
     assert efficiency.mid == pytest.approx(0.4 / 0.5)
-    assert efficiency.source == "1 measured steps on a100-80gb"
-    assert cuda == CudaTerms(context_bytes=GB, source="1 measured trainings on a100-80gb")
+    assert efficiency.source == "by 1 run on NVIDIA A100 80GB SXM"
+    assert cuda == CudaTerms(context_bytes=GB, source="by 1 run on NVIDIA A100 80GB SXM")
 
 
 def test_a_card_that_was_never_measured_keeps_them_but_for_the_softwares(reference):

@@ -188,6 +188,16 @@ def test_added_methods_are_served_or_say_what_is_not_possible(profile, tmp_path,
     assert mixed.reason.startswith("not possible: ")
 
 
+def test_adapters_that_begin_as_copies_are_told_apart_when_served(tmp_path):
+    spec = find_spec(
+        read_profile("smoke", {"methods": ["full", "ln-tuning"]}), "ladder-0.4m--ln-tuning", FAST
+    )
+    run = ServeRun(spec, tmp_path / "serve")
+    for stage in (run.load, run.swap):
+        stage()
+    assert run.ok and run.found["swap"].proven and run.found["swap"].contrast > 0
+
+
 def test_a_converted_adapter_is_served_as_it_stays(profile, tmp_path):
     """Several of twice the rank on one original base, which none of them changes."""
     run = ServeRun(find_spec(profile, "ladder-0.4m--pissa-r16", FAST), tmp_path / "serve")

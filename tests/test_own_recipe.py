@@ -1,4 +1,4 @@
-"""How `custom` trains on a card: bf16, and checkpointing where it lets more methods fit."""
+"""How `custom` trains on a card: by the recipe that forecasts and advice take as well."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 
 from studylib.commands import cli_options
 from studylib.commands.own_recipe import suit_machine
-from studylib.forecasting.job_forecast import rented_machine
-from studylib.forecasting.prospects import foresee_run
+from studylib.forecasting.job_forecast import job_settings, rented_machine
+from studylib.forecasting.usual_recipe import usual_settings
 from studylib.running.runner import write_profile
 
 
@@ -37,18 +37,24 @@ def test_without_a_card_the_profiles_own_recipe_stands(make):
     assert recipe(make(None)) == ("fp32", False, "full", False, False)
 
 
-def test_checkpointing_is_taken_where_more_methods_fit_with_it(make):
-    """On a card that holds full fine-tuning only so, and not on one that needs none."""
-    words = ["train.micro_batch=8", "train.seq_len=1024"]
+def test_a_card_has_the_usual_recipe_with_as_many_tokens_an_update(make):
+    """Rows as long as the model has positions, 2,048 at most, and the forecast's own settings."""
     card = rented_machine("h100-80gb", 1)
-    ample = make(card, changes=words)
-    assert recipe(ample) == ("bf16", True, "chunked", True, False)
-    [full] = [run for run in ample.runs() if run.method.name == "full"]
-    lean = full.model_copy(update={"train": full.train.model_copy(update={"checkpointing": True})})
-    most, least = (foresee_run(spec, card).peak_bytes for spec in (full, lean))
-    assert least < most
-    tight = card.model_copy(update={"memory_bytes": (most + least) // 2})
-    assert recipe(make(tight, changes=words))[-1] is True
+    made = make(card)
+    assert recipe(made) == ("bf16", True, "chunked", True, True)
+    for model, rows in (("shape:Pythia-70M", (2048, 1)), ("ladder:0.4m", (512, 4))):
+        train = make(card, model=model).tracks[0].train
+        assert (train.seq_len, train.accumulation, train.micro_batch) == (*rows, 1)
+    [lora] = [run for run in made.runs() if run.method.name == "lora"]
+    usual = usual_settings("shape:Pythia-70M", "lora", "h100-80gb")
+    assert job_settings(lora, card) == usual
+
+
+def test_rows_that_the_reader_states_are_left_as_a_whole(make):
+    made = make(rented_machine("h100-80gb", 1), changes=["train.seq_len=1024"])
+    train = made.tracks[0].train
+    assert (train.seq_len, train.accumulation) == (1024, 4), "the profile's own accumulation"
+    assert recipe(made)[0] == "bf16"
 
 
 def test_what_the_reader_states_stands_and_the_name_is_the_same_everywhere(make):

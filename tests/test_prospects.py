@@ -73,7 +73,7 @@ def test_several_cards_share_a_sharded_model_and_a_step_s_passes():
 def test_run_that_asks_for_more_cards_than_there_are_says_so_and_the_others_go_on():
     runs = profile_with(hardware={"gpus_of": {"full": 8}}, train={"accumulation": 8}).runs()
     found = foresee(runs, H100)
-    assert {run_id: prospect.fits for run_id, prospect in found.items()} == {
+    assert {run_id: prospect.may_run for run_id, prospect in found.items()} == {
         "pythia-70m--full--s0": False,
         "pythia-70m--lora-r16--s0": True,
         "pythia-70m--qlora-r16--s0": True,
@@ -88,7 +88,8 @@ def test_run_that_asks_for_more_cards_than_there_are_says_so_and_the_others_go_o
 def test_run_that_needs_more_memory_names_the_smallest_card_that_would_do():
     small = Machine(gpu="h100-80gb", cards=1, memory_bytes=10**8)
     found = foresee_run(run_of("full"), small)
-    assert not found.fits and "0.1 GB; the smallest card that would do is" in found.reason
+    assert found.fit.word == "does not fit" and not found.may_run
+    assert "0.1 GB; the smallest card that would do is" in found.reason
     assert estimate_on(small, [run_of("full")], force=True).misfits == {}
 
 
@@ -201,5 +202,5 @@ def test_profile_gpu_has_three_seeds_at_1b_and_one_above_and_article_the_claimed
     assert (article["full"].gpus, article["lora"].gpus, article["qlora"].gpus) == (8, 1, 1)
     assert article["lora"].method.targets == ("q_proj", "k_proj", "v_proj", "o_proj")
     eight = rented_machine("a100-80gb", 8)
-    assert foresee_run(article["full"], eight).fits
-    assert not foresee_run(article["full"], rented_machine("a100-80gb", 4)).fits
+    assert foresee_run(article["full"], eight).may_run
+    assert not foresee_run(article["full"], rented_machine("a100-80gb", 4)).may_run

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
+from studylib.core.errors import StudyError
 from studylib.core.sealed import canonical
 from studylib.inputs import spool
 from studylib.inputs.data import hash_values, prepare_data
@@ -33,6 +35,13 @@ def test_values_come_out_as_they_went_in(monkeypatch, in_memory):
     assert some == [VALUES[7], VALUES[3]] and some.skipped == {"no answer": 3}
     some.append(VALUES[0])
     assert some == [VALUES[7], VALUES[3], VALUES[0]]
+
+
+def test_a_full_disk_is_one_message(monkeypatch):
+    monkeypatch.setattr(spool, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(spool, "TemporaryFile", lambda: Path("/dev/full").open("r+b", buffering=0))  # noqa: SIM115
+    with pytest.raises(StudyError, match="the disk is full"):
+        Spool(VALUES)
 
 
 def test_a_hash_made_value_by_value_is_that_of_the_list():

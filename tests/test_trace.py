@@ -8,13 +8,19 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Qwen3Config
 
 from studylib.core.errors import StudyError
-from studylib.forecasting.depth import LONG, SHORT, LayersDiffer, continue_trace, trace_depth
+from studylib.forecasting.depth import (
+    Depths,
+    LayersDiffer,
+    continue_trace,
+    find_period,
+    trace_depth,
+)
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import ordered
 from studylib.forecasting.replay import flatten
-from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import PARTS, StepTrace, Trace, trace_step
 from studylib.metering.live import LiveBytes
 from studylib.modelling.four_bit import quantize_linears
@@ -100,12 +106,19 @@ def test_traced_peak_is_within_2_percent_of_a_real_step(method, recipe):
         (CONFIG, "qlora", {"checkpointing": False}),
         (CONFIG, "full", {"optimizer": "adamw-8bit", "master_weights": True, "masked": True}),
         (Qwen3Config(head_dim=32, **SIZES), "full", {"optimizer": "adamw-foreach"}),
+        (Gemma2Config(head_dim=32, **SIZES), "lora", {"masked": True}),
     ],
 )
 def test_depth_is_continued_exactly_event_by_event(config, method, recipe):
     settings = StepSettings(method=METHOD[method], seq_len=64, **recipe)
-    short, long, whole = (trace_step(with_depth(config, n), settings) for n in (SHORT, LONG, 6))
-    continued = continue_trace(short, long, 6)
+    period = find_period(getattr(config, "layer_types", None))
+    depths = Depths(4 * period + 2, period)
+    config = with_depth(config, depths.layers)
+    short, long, whole = (
+        trace_step(with_depth(config, n), settings)
+        for n in (depths.short, depths.long, depths.layers)
+    )
+    continued = continue_trace(short, long, depths)
     assert continued.events == whole.events
     assert [(r.segment, r.earlier, ordered(r.moves)) for r in continued.runs] == [
         (r.segment, r.earlier, ordered(r.moves)) for r in whole.runs
@@ -126,8 +139,23 @@ def test_layers_that_differ_are_never_continued():
         continue_trace(
             trace_step(with_depth(CONFIG, 3), full),
             trace_step(with_depth(CONFIG, 4), full.model_copy(update={"checkpointing": False})),
-            9,
+            Depths(9),
         )
+
+
+def test_an_update_parameter_by_parameter_is_continued_to_the_same_peak():
+    settings = StepSettings(method=METHOD["full"], seq_len=64, optimizer="adamw-loop")
+    depths = Depths(7)
+    short, long, whole = (trace_step(with_depth(CONFIG, n), settings) for n in (3, 4, 7))
+    assert continue_trace(short, long, depths).peak() == whole.peak()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "period"),
+    [(None, 1), ("aaaa", 1), ("abab", 2), ("ababa", 2), ("aaab" * 3, 4), ("aabb", 4)],
+)
+def test_the_period_of_a_models_kinds_of_layers(kinds, period):
+    assert find_period(kinds) == period
 
 
 def peak_of(**changes) -> dict[str, int]:

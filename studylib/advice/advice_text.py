@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from studylib.advice.advice_words import times_a_year, why_not
 from studylib.advice.advise import Advice
-from studylib.advice.rank_methods import Sentence
+from studylib.advice.option import Sentence
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.planning.case import CHANGE_WORDS, Case
 
 
-def format_advice(case: Case, advice: Advice) -> str:
-    """Advice for people: answer, ranking with reasons, what is missing, what would change it."""
-    lines = [describe_case(case), "", advice.answer.text, "", "Ranking, dollars a year:"]
+def format_advice(case: Case, advice: Advice, why: bool = False) -> str:
+    """Advice for people: the answer and five reasons at most. why: also the case's assumptions, the
+    ranking with its evidence, what is missing, and what would change it."""
+    lines = [advice.answer.text, *(f"- {reason.text}" for reason in advice.reasons)]
+    if not why:
+        return "\n".join([*lines, "", "More, with the records behind it: --why"])
+    lines += ["", describe_case(case), "", f"Ranking, dollars a year ({what_of(case)}):"]
     for rank, option in enumerate(advice.ranking, 1):
         usd = "no price" if option.usd_per_year is None else f"{money(option.usd_per_year)}"
         state = "fits" if option.fits else "; ".join(why_not(case, option))
@@ -30,17 +34,28 @@ def format_advice(case: Case, advice: Advice) -> str:
     return "\n".join(lines)
 
 
+def what_of(case: Case) -> str:
+    """What the dollars are of."""
+    return "training, storage, serving" if case.serving_hours_per_year else "training, storage"
+
+
 def describe_case(case: Case) -> str:
     """The case and its assumptions in a sentence."""
     cards = f"{case.gpus} × {case.gpu}" if case.gpu else "any card on offer"
+    variants = "1 variant" if case.variants == 1 else f"{case.variants:,} variants"
+    hours = case.serving_hours_per_year
+    serving = (
+        f"all variants ready {hours:,.0f} h a year on a card at least, beyond it by share of "
+        "memory (a fifth kept free for requests)"
+        if hours
+        else "no card rented for serving"
+    )
     return (
         f"{case.model}, {CHANGE_WORDS[case.change]}, {case.tokens:,} tokens × {case.epochs:g} "
-        f"epochs, {case.variants:,} variants trained {times_a_year(case)}, on {cards}. Assumed: "
-        "bf16 weights with AdamW, one row of 2,048 tokens a card with checkpointing, adapters of "
-        "rank 16 on all linear layers; all variants ready "
-        f"{case.serving_hours_per_year:,.0f} h a year on a card at least, beyond it by share of "
-        "memory (a fifth kept free for requests); storage at "
-        f"${case.usd_per_gb_month:g} a GB and month."
+        f"epochs, {variants} trained {times_a_year(case)}, on {cards}. Assumed: the recipe of a "
+        "study on a card (bf16, AdamW, fp32 masters in full fine-tuning, loss in pieces, "
+        "checkpointing, packed rows of 2,048 tokens, adapters of rank 16 on all linear layers); "
+        f"{serving}; storage at ${case.usd_per_gb_month:g} a GB and month."
     )
 
 

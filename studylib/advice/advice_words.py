@@ -7,11 +7,14 @@ Not covered: the figures (studylib.advice.rank_methods), what is missing
 
 from __future__ import annotations
 
-from studylib.advice.rank_methods import Distance, Option, Sentence
+from studylib.advice.article_default import article_method
+from studylib.advice.option import Distance, Option, Sentence
+from studylib.advice.rank_methods import has_default
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.core.metrics import byte_size
-from studylib.planning.case import CHANGE_WORDS, Case, Evidence, Span
+from studylib.planning.case import CHANGE_WORDS, AccuracyEvidence, Case, Evidence, Span
 from studylib.planning.yearly_cost import allowed_jobs
+from studylib.reporting.evidence_kinds import model_words
 from studylib.schema.methods import WHOLE
 
 
@@ -35,52 +38,41 @@ def explain_options(
 
 
 def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
-    """The answer in a sentence or two."""
+    """The answer in a sentence or two: the method, where, for how much, and by what."""
     best = options[0]
     if not best.fits:
         every = tuple(dict.fromkeys(i for option in options for i in option.evidence))
         words = "; ".join(fail_words(case, options))
         return Sentence(text=f"Nothing fits: {words}.", evidence=every)
     assert best.cost is not None
-    text = (
-        f"{capital(name_option(best, case))} on {cards_words(best)}: about {money(best.usd)} a year"
-        f" ({money_range(best.cost.usd)})"
-    )
-    ids = list(best.evidence)
-    if len(options) > 1 and options[1].fits:
-        second = options[1]
-        ids += second.evidence
-        text += f", {money(second.usd - best.usd)} less than {name_option(second, case)}"
-        if too_close(best, second):
-            text += " (less than the forecast of their hours can tell apart)"
-    text += "."
-    if (best.model, best.method) != (case.model, WHOLE):
-        text += f" {capital(loss_words(best))}."
-    cheaper = [o for o in options if not o.fits and o.usd < best.usd]
-    for option in cheaper:
-        ids += option.evidence
-        text += (
-            f" {capital(name_option(option, case))} would cost {money(option.usd)}, but "
-            f"{' and '.join(why_not(case, option))}."
-        )
-    return Sentence(text=text, evidence=tuple(dict.fromkeys(ids)))
+    text = f"{capital(name_option(best, case))} on {cards_words(best)}"
+    if has_default(case, options):
+        _, why = article_method(case, options)
+        named = (best.model, best.method) == (case.model, article_method(case, options)[0])
+        text += f", by the article's rule ({why})" if named else ""
+        text += ": what methods lose is not known at this size"
+    elif (best.model, best.method) != (case.model, WHOLE):
+        text += f": {loss_words(best)}"
+    text += f". About {money(best.usd)} a year ({money_range(best.cost.usd)})."
+    return Sentence(text=text, evidence=best.evidence)
 
 
-def too_close(one: Option, other: Option) -> bool:
-    """Whether the dollars between two options are within what their hours are uncertain by."""
-    assert one.cost is not None and other.cost is not None
-    spans = (one.cost.training_usd, other.cost.training_usd)
-    unsure = max(((s.high or 0) - (s.low or 0)) / 2 for s in spans)
-    return abs(other.usd - one.usd) < unsure
+def share_words(option: Option) -> str:
+    """86 %, or 87 to 89 %: the middles of all its records."""
+    shares = sorted(round(100 * (p.kept.mid or 0)) for p in option.kept)
+    ends = dict.fromkeys((shares[0], shares[-1]))
+    return minus(f"{' to '.join(str(end) for end in ends)} %")
 
 
 def loss_words(option: Option) -> str:
-    """What the answer costs in points, or that nothing tells."""
-    if not option.accuracy_loss.known:
-        return "how many points it loses against full fine-tuning was never measured"
-    lost = span_words(option.accuracy_loss)
-    far = ", as measured" if option.distance.near else ", by a record from elsewhere"
-    return f"it loses {lost} pp against full fine-tuning{far}"
+    """What the answer costs in points, or in share of the gain, or that nothing tells."""
+    if option.accuracy_loss.known:
+        lost = span_words(option.accuracy_loss)
+        far = ", as measured" if option.distance.near else ", by a record from elsewhere"
+        return f"it loses {lost} pp against full fine-tuning{far}"
+    if option.kept and option.known:
+        return f"it kept {share_words(option)} of full fine-tuning's gain"
+    return "what it loses against full fine-tuning is not known at this size"
 
 
 def fail_words(case: Case, options: tuple[Option, ...]) -> list[str]:
@@ -107,6 +99,9 @@ def why_not(case: Case, option: Option) -> list[str]:
         )
     if not option.keeps_latency:
         words.append("it is not shown to be quick enough")
+    if not option.keeps_gain:
+        words.append(f"it kept {share_words(option)} of full fine-tuning's gain on "
+                     f"{model_words(option.kept[0].model, option.kept[0].params)}")  # fmt: skip
     return words
 
 
@@ -132,45 +127,49 @@ def explain_memory(case: Case, evidence: Evidence, option: Option) -> Sentence:
     if not jobs:
         ids = tuple(s.id for s in evidence.sizes if s.model == option.model)[:1]
         return Sentence(text="Nothing was forecast for the cards at hand.", evidence=ids)
-    job = option.cost.job if option.cost else min(jobs, key=lambda j: (not j.fits, j.peak_bytes))
-    verb = "fits" if job.fits else "does not fit"
+    job = option.cost.job if option.cost else min(jobs, key=lambda j: j.fit.least_bytes)
     cards = f"{job.gpus} cards {job.gpu}, each" if job.gpus > 1 else job.gpu
+    verb = {"fits": f"fits {cards}", "does not fit": f"does not fit {cards}"}
     text = (
-        f"Its training {verb} {cards}: a peak of {byte_size(job.peak_bytes)} (forecast) of "
-        f"{byte_size(job.usable_bytes)}."
+        f"Its training {verb.get(job.fit.word, f'is tight on {cards}')}: it needs "
+        f"{byte_size(job.fit.least_bytes)} (forecast) of {byte_size(job.fit.usable_bytes)}."
     )
     return Sentence(text=text, evidence=(job.id,))
 
 
 def explain_cost(case: Case, option: Option) -> list[Sentence]:
-    """Training, storage and serving, with their hours and bytes."""
+    """Training with its hours, and serving apart from it where it was asked for."""
     cost = option.cost
     if cost is None:
         return []
     hours = cost.hours
+    each = "1 variant" if case.variants == 1 else f"{case.variants:,} variants, each"
     training = (
-        f"Training: {case.variants:,} variants, each {times_a_year(case)}, "
-        f"{hours.mid or 0:,.2f} h ({hours.low or 0:,.2f} to {hours.high or 0:,.2f}, forecast) on "
+        f"Training: {each} {times_a_year(case)}, {hours.mid or 0:,.2f} h "
+        f"({hours.low or 0:,.2f} to {hours.high or 0:,.2f}, forecast; {cost.job.speed_source}) on "
         f"{cards_words(option)} = {money(cost.training_usd.mid or 0)} "
-        f"({money_range(cost.training_usd)})."
+        f"({money_range(cost.training_usd)}); storage {money(cost.storage_usd)}."
     )
+    said = [Sentence(text=training, evidence=(cost.job.id, f"price:{cost.job.gpu}"))]
+    return [*said, explain_serving(case, option)] if case.serving_hours_per_year else said
+
+
+def explain_serving(case: Case, option: Option) -> Sentence:
+    cost = option.cost
+    assert cost is not None
     ways = {
         "whole": "each variant a whole model",
         "merged": "each adapter merged into a whole model",
         "apart": "adapters kept apart on one base",
     }
-    where = f" on {cost.serving_gpu}" if cost.serving_gpu else ""
-    serving = (
-        f"Serving{where}, {ways[cost.way]}, all variants ready for "
-        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid or 0)} "
-        f"({money_range(cost.serving_usd)}); storage {money(cost.storage_usd)}."
+    text = (
+        f"Serving on {cost.serving_gpu}, {ways[cost.way]}, all variants ready for "
+        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid or 0)} a year "
+        f"({money_range(cost.serving_usd)})."
     )
     prices = [i for i in cost.ids if i.startswith("price:")]
     counts = [i for i in cost.ids if i.startswith("count:")]
-    return [
-        Sentence(text=training, evidence=(cost.job.id, f"price:{cost.job.gpu}")),
-        Sentence(text=serving, evidence=(*counts, *prices)),
-    ]
+    return Sentence(text=text, evidence=(*counts, *prices))
 
 
 def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
@@ -179,8 +178,14 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
     if (option.model, option.method) == (case.model, WHOLE):
         text = "Full fine-tuning of this model is what points are counted from."
         return [Sentence(text=text, evidence=option.evidence[:1])]
-    if piece is None:
-        text = f"How many points it loses on {CHANGE_WORDS[case.change]} was never measured."
+    if option.kept and not loss.known:
+        said = [tell_kept(case, option, kept) for kept in option.kept]
+        if option.known:
+            return said
+        text = "How many points it loses is not known at this size."
+        return [Sentence(text=text, evidence=option.evidence[:1]), *said]
+    if piece is None or not loss.known:
+        text = f"What it loses on {CHANGE_WORDS[case.change]} is not known at this size."
         return [Sentence(text=text, evidence=option.evidence[:1])]
     measured = piece.loss_pp
     text = (
@@ -196,11 +201,21 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
             "measurement."
         )
         said.append(Sentence(text=text, evidence=piece.ids))
-    kept = piece.kept_pp
-    if kept.mid is not None and kept.low is not None and kept.low > 0:
-        text = f"There it forgot {span_words(kept)} pp of what the base knew."
+    forgot = piece.forgot_pp
+    if forgot.mid is not None and forgot.low is not None and forgot.low > 0:
+        text = f"There it forgot {span_words(forgot)} pp of what the base knew."
         said.append(Sentence(text=text, evidence=piece.ids))
     return said
+
+
+def tell_kept(case: Case, option: Option, piece: AccuracyEvidence) -> Sentence:
+    share = Span(**{end: 100 * (value or 0) for end, value in piece.kept.model_dump().items()})
+    text = (
+        f"On {model_words(piece.model, piece.params)}, {CHANGE_WORDS[piece.change]}, "
+        f"{piece.tokens:,} tokens, it kept {span_words(share, 0)} % of full fine-tuning's gain "
+        f"({seeds_words(piece.seeds)})."
+    )
+    return Sentence(text=text, evidence=piece.ids)
 
 
 def seeds_words(seeds: int) -> str:
@@ -226,8 +241,8 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def span_words(span: Span) -> str:
-    return minus(f"{span.mid:.1f} ({span.low:.1f} to {span.high:.1f})")
+def span_words(span: Span, digits: int = 1) -> str:
+    return minus(f"{span.mid:.{digits}f} ({span.low:.{digits}f} to {span.high:.{digits}f})")
 
 
 def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sentence]:
@@ -235,13 +250,15 @@ def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sent
     cost = option.cost
     if cost is None:
         return []
+    if not case.serving_hours_per_year:
+        return []
     if cost.way != "apart":
         text = "Served as a whole model it has the model's own shape and speed: 0 % overhead."
         counts = tuple(i for i in cost.ids if i.startswith("count:"))
         return [Sentence(text=text, evidence=counts)]
     timed, overhead = option.timed, option.latency_overhead
     if timed is None:
-        text = "What adapters kept apart add to an answer's time was never measured here."
+        text = "What adapters kept apart add to an answer's time is not known at this size."
         return [Sentence(text=text, evidence=(cost.job.id,))]
     text = (
         f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time on "

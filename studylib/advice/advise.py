@@ -9,12 +9,12 @@ Not covered: gathering the evidence (studylib.commands.gather), the text for peo
 
 from __future__ import annotations
 
-from pydantic import Field
-
 from studylib.advice.advice_words import explain_options, say_answer
 from studylib.advice.article_rule import apply_article
+from studylib.advice.first_reasons import five_reasons
 from studylib.advice.missing_evidence import name_missing
-from studylib.advice.rank_methods import ArticleSays, Flip, Missing, Option, Sentence, rank_options
+from studylib.advice.option import ArticleSays, Flip, Missing, Option, Sentence
+from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import find_flips
 from studylib.planning.case import Case, Evidence
 from studylib.schema.settings import Frozen
@@ -27,7 +27,8 @@ class Advice(Frozen):
     missing_evidence: tuple[Missing, ...]
     changes_if: tuple[Flip, ...]
     article_says: ArticleSays
-    answer: Sentence = Field(exclude=True)
+    reasons: tuple[Sentence, ...]
+    answer: Sentence
 
     @property
     def best(self) -> Option | None:
@@ -37,7 +38,7 @@ class Advice(Frozen):
     @property
     def sentences(self) -> list[Sentence]:
         """Every sentence with what it rests on."""
-        said = [self.answer, *(r for option in self.ranking for r in option.reasons)]
+        said = [self.answer, *self.reasons, *(r for option in self.ranking for r in option.reasons)]
         said += [Sentence(text=m.what, evidence=m.evidence) for m in self.missing_evidence]
         said += [Sentence(text=f.sentence, evidence=f.evidence) for f in self.changes_if]
         article = self.article_says
@@ -46,12 +47,13 @@ class Advice(Frozen):
 
 def advise(case: Case, evidence: Evidence) -> Advice:
     """Rank, explain, say what is missing, what would change it, and what the article says."""
-
     options = explain_options(case, evidence, rank_options(case, evidence))
+    flips = find_flips(case, evidence, options)
     return Advice(
         ranking=options,
         missing_evidence=name_missing(case, evidence, options),
-        changes_if=find_flips(case, evidence, options),
+        changes_if=flips,
         article_says=apply_article(case, options),
+        reasons=five_reasons(case, evidence, options, flips),
         answer=say_answer(case, options),
     )

@@ -1,8 +1,8 @@
 """The article's rule on a case, and where it and the evidence part ways over a grid of cases.
 
-The rule: default to LoRA or QLoRA; full fine-tuning for a deep shift, for the last 1 to 2 points,
-or for a single model. Read here as: full for a new language, for a margin below 1 point, or for one
-variant; else the better of LoRA and QLoRA by this very evidence, for the rule leaves that open.
+The rule: default to LoRA or QLoRA; full fine-tuning for a deep shift or for the last 1 to 2 points.
+Read here as: full for a new language or for a margin below 1 point; else the better of LoRA and
+QLoRA by this very evidence, for the rule leaves that open (studylib.advice.article_default).
 
 Not covered: whether the rule's own figures hold (studylib.reporting.claims).
 """
@@ -14,32 +14,12 @@ from itertools import product
 
 import pandas as pd
 
-from studylib.advice.advice_words import too_close
-from studylib.advice.rank_methods import ArticleSays, Option, rank_options
+from studylib.advice.article_default import article_method
+from studylib.advice.option import ArticleSays, Option
+from studylib.advice.rank_methods import rank_options, too_close
 from studylib.advice.turning_points import money
 from studylib.planning.case import Case, Change, Evidence
-from studylib.schema.methods import ARTICLE, METHODS, WHOLE
-
-LAST_POINTS_PP = 1.0
-PEFT = tuple(name for name in ARTICLE if METHODS[name].adapter)
-
-
-def article_method(case: Case, options: Iterable[Option]) -> tuple[str, str]:
-    """(method, why) by the article's rule."""
-    if case.change == "language":
-        return WHOLE, "a new language is a deep shift"
-    margin = case.max_accuracy_loss_pp
-    if margin is not None and margin < LAST_POINTS_PP:
-        return WHOLE, f"a margin of {margin:g} pp asks for the last points"
-    if case.variants == 1:
-        return WHOLE, "there is a single model to serve"
-    peft = [o for o in options if o.model == case.model and o.method in PEFT]
-    held = [o for o in peft if o.fits_memory] or peft
-    chosen = min(held, key=lambda o: (not o.fits, o.usd, o.method))
-    return (
-        chosen.method,
-        f"PEFT is its default, and {METHODS[chosen.method].in_words} the better one",
-    )
+from studylib.schema.methods import METHODS
 
 
 def find_option(options: Iterable[Option], model: str, method: str) -> Option:

@@ -18,15 +18,16 @@ from studylib.core.errors import StudyError
 from studylib.inputs.almanac import USUAL_FACTS
 from studylib.planning.case import AccuracyEvidence, Change, LatencyEvidence, LeftOut, Quote, Span
 from studylib.planning.catalog import Offer, find_shape, price_range
+from studylib.reporting.kept import share_of_gain
 from studylib.reporting.study import Answers, gather_answers, read_study
 from studylib.reporting.summary import Comparison, Row, summarise
+from studylib.reporting.team_advice import is_deep
 from studylib.schema.methods import WHOLE
 from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.settings import ModelRef
 
 RANK = 16  # of the adapters that are forecast; other ranks are other methods
-LANGUAGE_TRACKS = ("language", "new-language", "deep-shift", "shift")
 REFERENCE_NAME = "reference"
 
 
@@ -67,7 +68,8 @@ def read_roots(roots: Iterable[Path]) -> Read:
 
 
 def read_accuracy(name: str, folder: Path) -> list[AccuracyEvidence]:
-    """Gaps to full fine-tuning of every comparison that has one, in points lost."""
+    """Gaps to full fine-tuning of every comparison that has one, in points lost. What full itself
+    did not clearly move (a model that guesses) says nothing of what an adapter loses."""
     if not any(folder.glob("runs/*/record.json")):
         return []
     comparisons = summarise(read_study(folder, planned=())).comparisons
@@ -75,21 +77,39 @@ def read_accuracy(name: str, folder: Path) -> list[AccuracyEvidence]:
         piece
         for comparison in comparisons
         for row in (*comparison.rows, *comparison.also)
-        if row.gap is not None
+        if row.method.name != WHOLE
+        and moved(comparison)
         and (piece := describe_gap(name, comparison, row, row.gap)) is not None
     ]
     return found + compare_sizes(name, comparisons)
 
 
+def moved(comparison: Comparison) -> bool:
+    """Whether full fine-tuning changed the answers beyond chance; so too where no base tells."""
+    full = comparison.row(WHOLE)
+    gain = full.gain if full else None
+    return gain is None or gain.low > 0 or gain.high < 0
+
+
 def describe_gap(
-    name: str, comparison: Comparison, row: Row, gap: stats.Estimate, against: str | None = None
+    name: str,
+    comparison: Comparison,
+    row: Row,
+    gap: stats.Estimate | None,
+    against: str | None = None,
 ) -> AccuracyEvidence | None:
-    """One row's gap as evidence; None for adapters of another rank than is forecast."""
+    """One row as evidence: points behind and share kept, those that are known.
+
+    None where neither is, and for adapters of another rank than is forecast.
+    """
     trained = [r for r in row.complete if r.train is not None]
     params = comparison.total_params
     if row.method.rank not in (None, RANK) or not trained or params is None:
         return None
-    kept = row.forgetting
+    share = share_of_gain(comparison, row) if against is None else None
+    if gap is None and share is None:
+        return None
+    forgot = row.forgetting
     full = comparison.row(WHOLE)
     records = [*row.complete, *(full.complete if full and against is None else [])]
     return AccuracyEvidence(
@@ -99,13 +119,14 @@ def describe_gap(
         params=params,
         method=row.method.name,
         merged="merged" in (row.weights or ""),
-        change=kind_of_change(trained[0]),
+        change="language" if is_deep(comparison) else kind_of_change(trained[0]),
         tokens=round(statistics.median(r.train.tokens_seen for r in trained if r.train)),
         facts=facts_of(trained[0]),
-        loss_pp=points_lost(gap),
-        kept_pp=Span() if kept is None else points_lost(kept),
-        questions=gap.items,
-        seeds=gap.seeds,
+        loss_pp=Span() if gap is None else points_lost(gap),
+        kept=Span() if share is None else Span(mid=share[0], low=share[1], high=share[2]),
+        forgot_pp=Span() if forgot is None else points_lost(forgot),
+        questions=gap.items if gap else 0,
+        seeds=gap.seeds if gap else len(trained),
     )
 
 
@@ -119,8 +140,9 @@ def record_id(name: str, run_id: str) -> str:
 
 
 def kind_of_change(record: Record) -> Change:
-    """By track and data: a new language, new facts of the almanac, or a task of the reader's."""
-    if record.run.track in LANGUAGE_TRACKS or record.run.data.source == "almanac:shifted":
+    """By track and data: new facts of the almanac, or a task of the reader's; a new language where
+    the almanac's is one. That a track is deep, studylib.reporting.team_advice says."""
+    if record.run.data.source == "almanac:shifted":
         return "language"
     return "knowledge" if record.run.data.source.startswith("almanac:") else "task"
 

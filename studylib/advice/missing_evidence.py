@@ -6,7 +6,7 @@ Not covered: what is known (studylib.advice.evidence).
 from __future__ import annotations
 
 from studylib.advice.advice_words import distance_words
-from studylib.advice.rank_methods import Missing, Option
+from studylib.advice.option import Missing, Option
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence
 from studylib.schema.methods import METHODS, WHOLE
@@ -42,13 +42,13 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
     for option in options:
         if (option.model, option.method) == (case.model, WHOLE):
             continue
-        if option.measured is not None and option.distance.near:
+        if option.accuracy_loss.known and option.distance.near:
             continue
         methods = WHOLE if option.method == WHOLE else f"{WHOLE},{option.method}"
         models = case.model if option.model == case.model else f"{case.model},{option.model}"
         away = (
             f"; the nearest record is elsewhere: {distance_words(option.distance)}"
-            if option.measured
+            if option.measured and not option.distance.near
             else ""
         )
         what = (

@@ -1,14 +1,19 @@
-"""Which method for this case: full, LoRA, QLoRA, or a smaller model in full, by a year's dollars.
+"""Which method for this case: full, adapters, or a smaller model in full.
 
 A pure function of the case and the evidence. A method fits if an allowed card holds its training,
-the year is within the budget, and the accuracy margin, where one is asked for, is shown to be kept
-(the whole interval lies within it). Another model than the reader's fits only where its loss
-was measured. Adapters can be merged, which leaves the model's own shape and
-so its own speed: a latency limit decides how an adapter is served, not whether.
+the year is within the budget, the accuracy margin, where one is asked for, is shown to be kept
+(the whole interval lies within it), and no record says that it loses most of the gain. Another
+model than the reader's fits only where its loss was measured. Adapters can be merged, which leaves
+the model's own shape and so its own speed: a latency limit decides how an adapter is served, not
+whether.
 
-Evidence from another size, amount of data or kind of change is not taken as it is: its interval is
-widened by its own half for every factor of ten between, and once more for another kind. A rule of
-caution, not a measurement, and said to be one.
+Those that fit are ranked by a year's dollars; where dollars cannot tell them apart, points decide.
+Where what methods lose was measured at no model of about this size, the article's rule is the
+default and comes first.
+
+Evidence of this size from another amount of data or kind of change is not taken as it is: its
+interval is widened by its own half for every factor of ten between, and once more for another kind.
+A rule of caution, not a measurement, and said to be one.
 
 Not covered: gathering the evidence (studylib.advice.evidence, studylib.forecasting.card_forecasts)
 and the sentences (studylib.advice.advise).
@@ -17,9 +22,10 @@ and the sentences (studylib.advice.advise).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from pydantic import Field
-
+from studylib.advice.article_default import article_method
+from studylib.advice.option import HERE, SAME, THIS_SIZE, Distance, Option
 from studylib.planning.case import (
     UNKNOWN,
     ZERO,
@@ -30,108 +36,69 @@ from studylib.planning.case import (
     Span,
     ratio,
 )
-from studylib.planning.yearly_cost import Way, YearlyCost, allowed_jobs, cost_year
-from studylib.schema.methods import ADVISED, WHOLE
-from studylib.schema.settings import Frozen
+from studylib.planning.yearly_cost import Way, allowed_jobs, cost_year
+from studylib.reporting.evidence_kinds import rank_learning
+from studylib.reporting.team_advice import judge as grade_kept
+from studylib.schema.methods import METHODS, WHOLE
 
-SAME = 0.05  # of a factor of ten: what counts as the case that was measured
 WAYS: tuple[Way, ...] = ("merged", "apart")
-OTHER_KIND = 1.0  # factors of ten that another kind of change counts for
-
-
-class Sentence(Frozen):
-    """What is said, and the ids of what it rests on."""
-
-    text: str
-    evidence: tuple[str, ...]
-
-
-class Distance(Frozen):
-    """How far the case is from where something was measured, as ratios of 1 or more."""
-
-    params_ratio: float = 1.0
-    tokens_ratio: float = 1.0
-    facts_ratio: float = 1.0
-    other_kind: bool = False
-
-    @property
-    def tenfolds(self) -> float:
-        """Factors of ten, another kind of change counted as one."""
-        ratios = (self.params_ratio, self.tokens_ratio, self.facts_ratio)
-        return sum(math.log10(ratio) for ratio in ratios) + OTHER_KIND * self.other_kind
-
-    @property
-    def near(self) -> bool:
-        return self.tenfolds <= SAME
-
-
-HERE = Distance()
-
-
-class Option(Frozen):
-    """One method on one model. usd_per_year: at the median price; null where no card takes it.
-
-    The JSON has the first seven keys; the others serve the sentences.
-    """
-
-    method: str
-    model: str
-    usd_per_year: float | None
-    fits: bool
-    accuracy_loss: Span
-    latency_overhead: Span
-    evidence: tuple[str, ...]
-    cost: YearlyCost | None = Field(default=None, exclude=True)
-    fits_memory: bool = Field(default=True, exclude=True)
-    fits_budget: bool = Field(default=True, exclude=True)
-    keeps_margin: bool = Field(default=True, exclude=True)
-    keeps_latency: bool = Field(default=True, exclude=True)
-    measured: AccuracyEvidence | None = Field(default=None, exclude=True)
-    distance: Distance = Field(default=HERE, exclude=True)
-    timed: LatencyEvidence | None = Field(default=None, exclude=True)
-    reasons: tuple[Sentence, ...] = Field(default=(), exclude=True)
-
-    @property
-    def usd(self) -> float:
-        return float("inf") if self.usd_per_year is None else self.usd_per_year
-
-
-class Missing(Frozen):
-    """What nothing tells, why it matters, and the command that would get it."""
-
-    what: str
-    command: str
-    evidence: tuple[str, ...]
-
-
-class Flip(Frozen):
-    """A value of one input from which on the answer is another one."""
-
-    what: str
-    value: float | None
-    sentence: str
-    evidence: tuple[str, ...]
-
-
-class ArticleSays(Frozen):
-    """The article's rule on this case. usd_difference: its year's dollars less our answer's."""
-
-    method: str
-    model: str
-    sentence: str
-    agrees: bool
-    usd_difference: float | None
-    evidence: tuple[str, ...]
+SMALL_USD = 50.0  # a year
+GRADES = ("enough", "once", "open", "short", None, "poor")  # best first; None: nothing tells
 
 
 def rank_options(case: Case, evidence: Evidence) -> tuple[Option, ...]:
-    """All options, those that fit first, each part by dollars; the unpriced last."""
-    pairs = [(case.model, method) for method in ADVISED]
+    """All options, those that fit first; the unpriced last."""
+    pairs = [(case.model, method) for method in case.weighed]
     pairs += sorted(key for key in evidence.sizes_of if key[0] != case.model and key[1] == WHOLE)
     options = [judge(case, evidence, model, method) for model, method in pairs]
-    return tuple(
-        sorted(options, key=lambda o: (not o.fits, o.usd, pairs.index((o.model, o.method))))
-    )
+    options.sort(key=lambda o: (o.usd, pairs.index((o.model, o.method))))
+    fitting = settle_close([o for o in options if o.fits])
+    ranked = (*fitting, *(o for o in options if not o.fits))
+    if not has_default(case, ranked):
+        return ranked
+    method, _ = article_method(case, ranked)
+    first = [o for o in fitting if (o.model, o.method) == (case.model, method)]
+    return (*first, *(o for o in ranked if o not in first))
+
+
+def has_default(case: Case, options: Sequence[Option]) -> bool:
+    """Whether the article's rule stands: no method's loss is known at this size, and none other
+    than full fine-tuning was asked to show it."""
+    own = [o for o in options if o.model == case.model and o.method != WHOLE]
+    return not any(o.known for o in own) and case.max_accuracy_loss_pp is None
+
+
+def settle_close(options: Sequence[Option]) -> list[Option]:
+    """Options by dollars; those whose dollars the cheapest of them cannot be told from, by points:
+    points lost where they are known of all, else shares kept and what their records' word is."""
+    left, settled = list(options), []
+    while left:
+        group = [o for o in left if o is left[0] or too_close(left[0], o)]
+        by_points = all(o.accuracy_loss.mid is not None for o in group)
+        settled += sorted(group, key=points_lost if by_points else share_lost)
+        left = [o for o in left if o not in group]
+    return settled
+
+
+def points_lost(option: Option) -> float:
+    return option.accuracy_loss.mid or 0.0
+
+
+def share_lost(option: Option) -> tuple[int, float]:
+    if option.method == WHOLE:
+        return GRADES.index("enough"), 0.0
+    share = option.kept_share
+    return GRADES.index(option.grade), 1.0 if share is None else 1 - share
+
+
+def too_close(one: Option, other: Option) -> bool:
+    """Whether the dollars between two options decide nothing: they are within what their hours are
+    uncertain by, or less than an hour of somebody's work costs."""
+    if one.cost is None or other.cost is None:
+        return False
+    spans = (one.cost.training_usd, other.cost.training_usd)
+    unsure = max(((s.high or 0) - (s.low or 0)) / 2 for s in spans)
+    return abs(other.usd - one.usd) < max(unsure, SMALL_USD)
 
 
 def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
@@ -140,17 +107,21 @@ def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
     dynamic = widen_latency(case, evidence, timed)
     pieces = {way: nearest_accuracy(case, evidence, model, method, way) for way in WAYS}
     losses = {way: widen(*piece) for way, piece in pieces.items()}
-    cost = cost_year(case, evidence, model, method, allowed_ways(case, losses, dynamic))
+    ways = allowed_ways(case, method, losses, dynamic)
+    cost = cost_year(case, evidence, model, method, ways)
     way = "merged" if cost is None or cost.way == "whole" else cost.way
     measured, distance = pieces[way]
     loss = ZERO if (model, method) == (case.model, WHOLE) else losses[way]
     latency = ZERO if cost is None or cost.way != "apart" else dynamic
     margin, limit = case.max_accuracy_loss_pp, case.max_latency_overhead_percent
     keeps = shown(loss, margin) and (model == case.model or loss.known)
+    kept = kept_elsewhere(case, evidence, model, method, measured, distance)
+    grade = grade_kept([Share(piece) for piece in kept]) if kept else None
     quick = shown(latency, limit)
     affordable = cost is not None and (case.budget_usd is None or cost.mid <= case.budget_usd)
-    holds = any(job.fits for job in allowed_jobs(case, evidence, model, method))
+    holds = any(job.fit.may_run for job in allowed_jobs(case, evidence, model, method))
     ids = [*(cost.ids if cost else ()), *(measured.ids if measured else ())]
+    ids += [i for piece in kept for i in piece.ids]
     if cost is not None and cost.way == "apart" and timed is not None:
         ids.append(timed.id)
     if cost is None:
@@ -159,7 +130,7 @@ def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
         method=method,
         model=model,
         usd_per_year=None if cost is None else cost.mid,
-        fits=holds and affordable and keeps and quick,
+        fits=holds and affordable and keeps and quick and grade != "poor",
         accuracy_loss=loss,
         latency_overhead=latency,
         evidence=tuple(dict.fromkeys(ids)),
@@ -168,21 +139,65 @@ def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
         fits_budget=affordable,
         keeps_margin=keeps,
         keeps_latency=quick,
+        keeps_gain=grade != "poor",
+        grade=grade,
+        kept=kept,
         measured=measured,
         distance=distance,
         timed=timed,
     )
 
 
-def allowed_ways(case: Case, losses: dict[Way, Span], dynamic: Span) -> tuple[Way, ...]:
+class Share:
+    """A share's interval and seeds as studylib.reporting.team_advice judges it."""
+
+    def __init__(self, piece: AccuracyEvidence) -> None:
+        self.low, self.high = piece.kept.low or 0.0, piece.kept.high or 0.0
+        self.seeds = piece.seeds
+
+
+def kept_elsewhere(
+    case: Case,
+    evidence: Evidence,
+    model: str,
+    method: str,
+    measured: AccuracyEvidence | None,
+    distance: Distance,
+) -> tuple[AccuracyEvidence, ...]:
+    """The shares of the gain that a method keeps: of this size's record, else of all records of the
+    best kind of model and the largest, as the report's first screen takes them."""
+    if model != case.model or method == WHOLE:
+        return ()
+    if measured is not None and distance.this_size:
+        return (measured,) if measured.kept.known else ()
+    found = [
+        piece
+        for piece in evidence.accuracy
+        if piece.method == method
+        and piece.against == piece.model
+        and piece.kept.known
+        and (piece.change == "language") == (case.change == "language")
+    ]
+    best = max((rank_learning(p.model, p.params) for p in found), default=None)
+    return tuple(p for p in found if rank_learning(p.model, p.params) == best)
+
+
+def allowed_ways(
+    case: Case, method: str, losses: dict[Way, Span], dynamic: Span
+) -> tuple[Way, ...]:
     """The ways to serve an adapter that keep the latency, and the accuracy where any does.
 
     Merged weights have the model's own shape and speed, so that this way is always quick enough.
     """
     apart_is_quick = shown(dynamic, case.max_latency_overhead_percent)
-    quick = tuple(way for way in WAYS if way == "merged" or apart_is_quick)
+    quick = tuple(way for way in ways_of(method) if way == "merged" or apart_is_quick)
     good = tuple(way for way in quick if shown(losses[way], case.max_accuracy_loss_pp))
     return good or quick
+
+
+def ways_of(method: str) -> tuple[Way, ...]:
+    """How an adapter can be served; what cannot be switched between requests is merged."""
+    return WAYS if "switch" in METHODS[method].serve else WAYS[:1]
 
 
 def shown(figure: Span, limit: float | None) -> bool:
@@ -193,7 +208,8 @@ def shown(figure: Span, limit: float | None) -> bool:
 def nearest_accuracy(
     case: Case, evidence: Evidence, model: str, method: str, way: Way
 ) -> tuple[AccuracyEvidence | None, Distance]:
-    """The measured gap nearest to the case, and how far away it is.
+    """The measured gap nearest to the case, and how far away it is: of this size before others, of
+    pretrained models before toys.
 
     A smaller model's loss counts for that very pair only; a new language is told by a new language
     only, and tells nothing about other changes.
@@ -210,10 +226,12 @@ def nearest_accuracy(
         if "language" in (piece.change, case.change) and piece.change != case.change:
             continue
         away = distance_of(case, evidence, model, piece)
-        found.append((piece.merged != (way == "merged"), away.tenfolds, piece, away))
+        kind = [-rank for rank in rank_learning(piece.model, 0)]
+        order = (not away.this_size, piece.merged != (way == "merged"), away.tenfolds)
+        found.append(((order[0], kind[:1], *order[1:], piece.ids), piece, away))
     if not found:
         return None, HERE
-    _, _, piece, away = min(found, key=lambda entry: (*entry[:2], entry[2].ids))
+    _, piece, away = min(found, key=lambda entry: entry[0])
     return piece, away
 
 
@@ -230,8 +248,9 @@ def distance_of(case: Case, evidence: Evidence, model: str, piece: AccuracyEvide
 
 
 def widen(piece: AccuracyEvidence | None, distance: Distance) -> Span:
-    """The measured points, the interval wider by its half for every factor of ten away."""
-    if piece is None:
+    """The measured points, the interval wider by its half for every factor of ten away; unknown
+    where they are of a model of another size."""
+    if piece is None or not distance.this_size:
         return UNKNOWN
     return widen_span(piece.loss_pp, distance.tenfolds, -100.0, 100.0)
 
@@ -248,21 +267,29 @@ def widen_span(span: Span, distance: float, least: float, most: float) -> Span:
 
 
 def nearest_latency(case: Case, evidence: Evidence, method: str) -> LatencyEvidence | None:
-    """The measured overhead of this method at the nearest size."""
-    rows = [row for row in evidence.latency if row.method == method]
+    """The measured overhead of this method at the nearest size; none where that is no like it, or
+    where it was timed on a processor and is of another model."""
+    rows = [
+        row
+        for row in evidence.latency
+        if row.method == method and (row.model == case.model or is_like(case, evidence, row))
+    ]
     return min(rows, key=lambda row: (latency_distance(case, evidence, row), row.id), default=None)
 
 
-def latency_distance(case: Case, evidence: Evidence, row: LatencyEvidence) -> float:
-    """Factors of ten in parameters, and one where it was timed on another kind of device."""
+def is_like(case: Case, evidence: Evidence, row: LatencyEvidence) -> bool:
     sizes = evidence.sizes_of.get((case.model, WHOLE))
-    if row.model == case.model:
-        away = 0.0
-    elif sizes is None or row.params is None:
-        away = OTHER_KIND
-    else:
-        away = math.log10(ratio(sizes.params, row.params))
-    return away + OTHER_KIND * row.device.upper().startswith("CPU")
+    if sizes is None or row.params is None or row.device.upper().startswith("CPU"):
+        return False
+    return ratio(sizes.params, row.params) <= THIS_SIZE
+
+
+def latency_distance(case: Case, evidence: Evidence, row: LatencyEvidence) -> float:
+    """Factors of ten in parameters; none of the reader's own model."""
+    sizes = evidence.sizes_of.get((case.model, WHOLE))
+    if row.model == case.model or sizes is None or row.params is None:
+        return 0.0
+    return math.log10(ratio(sizes.params, row.params))
 
 
 def widen_latency(case: Case, evidence: Evidence, row: LatencyEvidence | None) -> Span:

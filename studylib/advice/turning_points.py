@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from studylib.advice.rank_methods import Flip, Option, rank_options
+from studylib.advice.option import Flip, Option
+from studylib.advice.rank_methods import rank_options
 from studylib.planning.case import Case, Evidence
 from studylib.schema.methods import METHODS
 

@@ -12,6 +12,10 @@ from typing import Annotated
 
 import typer
 
+from studylib.commands.cli_options import split
+from studylib.commands.forecast_only import forecast_only
+from studylib.schema.methods import name_methods
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
@@ -36,7 +40,12 @@ def advise(
     serving_gpu: Annotated[
         str | None, typer.Option(help="The card that serves; default: --gpu, or the cheapest.")
     ] = None,
-    serving_hours_per_year: Annotated[float, typer.Option(help="8760 is always.")] = 8760.0,
+    serving_hours_per_year: Annotated[
+        float, typer.Option(help="Hours that a card is rented to serve; 8760 is always.")
+    ] = 0.0,
+    methods: Annotated[
+        str | None, typer.Option(help=f"To weigh, with commas: {name_methods()}.")
+    ] = None,
     usd_per_gpu_hour: Annotated[
         float | None, typer.Option(help="Your own price of an hour of --gpu.")
     ] = None,
@@ -45,9 +54,13 @@ def advise(
     results: Annotated[
         Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
     ] = Path("results"),
+    why: Annotated[
+        bool, typer.Option("--why", help="The ranking, every reason and its records.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Which method to choose for your case, why, and what would change the answer."""
+    forecast_only()
     from studylib.advice.advice_text import format_advice
     from studylib.commands.gather import advise_case
 
@@ -57,11 +70,12 @@ def advise(
         max_latency_overhead_percent=max_latency_overhead, max_accuracy_loss_pp=max_accuracy_loss,
         epochs=epochs, serving_gpu=serving_gpu, serving_hours_per_year=serving_hours_per_year,
         usd_per_gpu_hour=usd_per_gpu_hour, usd_per_gb_month=usd_per_gb_month,
+        methods=tuple(split(methods) or ()),
     )  # fmt: skip
     if as_json:
         print(json.dumps(advice.model_dump(mode="json"), indent=1))
     else:
-        print(format_advice(case, advice))
+        print(format_advice(case, advice, why))
 
 
 def diff(

@@ -7,6 +7,7 @@ Not covered: the forecast itself (studylib.forecasting.forecast), the other comm
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,75 +26,111 @@ PricesOption = Annotated[
 def forecast(
     model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
     method: Annotated[str, typer.Option(help=name_methods())] = ADAPTER,
-    rank: int = 16,
-    targets: Annotated[str, typer.Option(help="all-linear, or q_proj,v_proj,…")] = "all-linear",
-    micro_batch: Annotated[int, typer.Option(help="Rows a card holds at once.")] = 1,
-    seq_len: Annotated[int, typer.Option(help="Tokens a row.")] = 2048,
+    rank: int | None = None,
+    targets: Annotated[
+        str | None, typer.Option(help="all-linear (the usual), or q_proj,v_proj,…")
+    ] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Rows a card holds at once.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens a row.")] = None,
     masked: Annotated[
-        bool, typer.Option(help="A mask for every row, as packed or padded rows need with sdpa.")
-    ] = False,
-    accumulation: int = 1,
-    weights: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
-    master_weights: Annotated[bool, typer.Option(help="fp32 copies in the optimizer.")] = False,
-    autocast: Annotated[bool, typer.Option(help="Multiply in bf16 under autocast.")] = True,
-    adapter: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+        bool | None,
+        typer.Option(help="A mask for every row, as packed or padded rows need with sdpa."),
+    ] = None,
+    accumulation: int | None = None,
+    weights: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
+    master_weights: Annotated[
+        bool | None, typer.Option(help="fp32 copies of what is trained whole.")
+    ] = None,
+    autocast: Annotated[bool | None, typer.Option(help="Multiply in bf16 under autocast.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="fp32 or bf16.")] = None,
     optimizer: Annotated[
-        str, typer.Option(help="adamw, adamw-foreach, adamw-loop, adamw-8bit or paged-adamw-8bit.")
-    ] = "adamw",
-    checkpointing: Annotated[bool, typer.Option(help="Gradient checkpointing.")] = True,
-    loss: Annotated[str, typer.Option(help="full, chunked or shifted (of old versions).")] = "full",
+        str | None,
+        typer.Option(help="adamw, adamw-foreach, adamw-loop, adamw-8bit or paged-adamw-8bit."),
+    ] = None,
+    checkpointing: Annotated[bool | None, typer.Option(help="Gradient checkpointing.")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="chunked (the usual), full or shifted (of old versions).")
+    ] = None,
     gpus: int = 1,
-    sharding: Annotated[str, typer.Option(help="none or fsdp.")] = "none",
-    gpu: Annotated[str, typer.Option(help="The card for time and dollars.")] = "a100-80gb",
+    sharding: Annotated[str | None, typer.Option(help="none or fsdp.")] = None,
+    gpu: Annotated[str, typer.Option(help="The card to fit, and for time and dollars.")] = (
+        "a100-80gb"
+    ),
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of your data, in place of the Alpaca-style run.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Your data, whose tokens are reckoned from its characters.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(min=0.001, help="How often data is read.")] = 3.0,
     prices: PricesOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Memory, time and dollars of a training step on a card that you need not have."""
-    from studylib.forecasting.forecast import ForecastSettings, format_forecast
-    from studylib.forecasting.forecast import forecast as run_forecast
+    """Memory, time and dollars of a training on a card that you need not have.
+
+    What is not stated is as a study on a card has it: bf16, fp32 masters in full fine-tuning, the
+    loss in pieces, checkpointing, packed rows of 2,048 tokens.
+    """
+    from studylib.commands.forecast_only import forecast_only
+
+    forecast_only()
+    from studylib.forecasting.forecast_text import format_forecast
+    from studylib.forecasting.job_forecast import trace_once
+    from studylib.forecasting.usual_recipe import usual_settings
     from studylib.planning.catalog import load_prices
 
-    names = targets if targets == "all-linear" else tuple(t.strip() for t in targets.split(","))
-    options = {
-        "model": model,
-        "method": method,
-        "rank": rank,
-        "targets": names,
-        "micro_batch": micro_batch,
-        "seq_len": seq_len,
-        "masked": masked,
-        "accumulation": accumulation,
-        "weights": weights,
-        "master_weights": master_weights,
-        "autocast": autocast,
-        "adapter": adapter,
-        "optimizer": optimizer,
-        "checkpointing": checkpointing,
-        "loss": loss,
-        "gpus": gpus,
-        "sharding": sharding,
-        "gpu": gpu,
-    }
+    given: dict[str, Any] = {
+        "rank": rank, "micro_batch": micro_batch, "seq_len": seq_len, "masked": masked,
+        "accumulation": accumulation, "weights": weights, "master_weights": master_weights,
+        "autocast": autocast, "adapter": adapter, "optimizer": optimizer,
+        "checkpointing": checkpointing, "loss": loss, "sharding": sharding,
+    }  # fmt: skip
+    stated = {name: value for name, value in given.items() if value is not None}
+    if targets is not None:
+        all_linear = targets == "all-linear"
+        stated["targets"] = targets if all_linear else tuple(t.strip() for t in targets.split(","))
     try:
-        settings = ForecastSettings.model_validate(options)
+        settings = usual_settings(model, method, gpu, gpus, **stated)
     except ValidationError as error:
         raise explain_option(error) from None
-    made = run_forecast(settings, prices=load_prices(prices))
+    count = own_tokens(tokens, data, epochs)
+    made = trace_once(settings, True, tokens=count, prices=tuple(load_prices(prices)))
     if as_json:
-        print(json.dumps(to_json(made), indent=1))
+        print(json.dumps(made.model_dump(mode="json"), indent=1))
     else:
         print(format_forecast(made))
+
+
+def own_tokens(tokens: int | None, data: str | None, epochs: float) -> int | None:
+    """Tokens of the reader's training, all epochs together; None where nothing is said of it."""
+    from studylib.inputs.examples import read_source
+    from studylib.planning.estimate import CHARACTERS_PER_TOKEN
+    from studylib.schema.settings import DataSettings
+
+    if tokens is not None and data is not None:
+        raise StudyError("--tokens and --data", "both say how much data there is", "Give one.")
+    if data is not None:
+        examples = read_source(data, DataSettings(source=data))
+        letters = sum(count_letters(example) for example in examples)
+        tokens = max(1, round(letters / CHARACTERS_PER_TOKEN.mid))
+        print(f"{data}: {len(examples):,} examples, about {tokens:,} tokens "
+              f"({CHARACTERS_PER_TOKEN.mid:g} characters a token)", file=sys.stderr)  # fmt: skip
+    return None if tokens is None else max(1, round(tokens * epochs))
+
+
+def count_letters(value: Any) -> int:
+    """Characters of all texts in an example."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(count_letters(part) for part in value.values())
+    return sum(map(count_letters, value)) if isinstance(value, list | tuple) else 0
 
 
 def explain_option(error: ValidationError) -> StudyError:
     fault = error.errors()[0]
     option = "--" + str(fault["loc"][0]).replace("_", "-")
     return StudyError(f"{option} {fault['input']}", fault["msg"], "See `study forecast --help`.")
-
-
-def to_json(made: Any) -> dict[str, Any]:
-    """The forecast as scripts read it; `fits` maps each card to its answer and headroom."""
-    return made.model_dump(mode="json")
 
 
 def prices(prices: PricesOption = None, as_json: JsonOption = False) -> None:

@@ -13,11 +13,12 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from studylib.commands.cli_options import (
-    JsonOption,
-)
+import typer
+
+from studylib.commands.cli_options import JsonOption
+from studylib.commands.forecast_only import forecast_only
 from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 
@@ -25,23 +26,28 @@ from studylib.core.errors import StudyError
 @takes_study
 def plan(
     study: StudyOptions,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="As on this card, here or not: H100:1.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
+    forecast_only()
     from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
     from studylib.planning.plan import tell_unkept
     from studylib.planning.sweeps import sweeps_first
 
+    machine = named_machine(gpu)
     name, why = study.name()
-    chosen = study.open()
+    chosen = study.open(find_machine=None if machine is None else lambda: machine)
     folder = study.folder(chosen)
     told = check_all(chosen)
-    made, estimate = look_ahead(chosen, folder)
+    made, estimate = look_ahead(chosen, folder, machine=machine)
     left = [chosen.run(run.run_id) for run in made.left]
-    prospects, extents = foresee(left), tell_extents(left)
-    on_cpu = expect_cpu_time(chosen, made, estimate)
+    prospects, extents = foresee(left, machine), tell_extents(left)
+    on_cpu = None if machine else expect_cpu_time(chosen, made, estimate)
     sweeps = tell_sweeps(*sweeps_first(chosen, folder), made, on_cpu)
     if as_json:
         disk = foresee_disk(left)
@@ -65,6 +71,17 @@ def plan(
         print(f"{line}.")
 
 
+def named_machine(gpu: str | None) -> Any:
+    """The machine that --gpu names, as `study rent` takes it; None where it names none."""
+    if gpu is None:
+        return None
+    from studylib.forecasting.job_forecast import rented_machine
+    from studylib.running.rental import parse_gpus
+
+    card, count = parse_gpus(gpu)
+    return rented_machine(card.name, count)
+
+
 def check_all(profile: Any) -> list[str]:
     """Read what the runs will read, and look into the models that are on this machine.
 
@@ -80,8 +97,12 @@ def check_all(profile: Any) -> list[str]:
     return told
 
 
-def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, Any]:
-    """(plan, estimate of what is left; None without cards). force: misfits are started too."""
+def look_ahead(
+    profile: Any, folder: Path, force: bool = False, machine: Any = None
+) -> tuple[Any, Any]:
+    """(plan, estimate of what is left; None without cards). force: misfits are started too.
+
+    machine: in place of this one."""
     from studylib.planning.plan import plan_study
     from studylib.planning.sweeps import sweeps_first
     from studylib.running.doctor import cards_here
@@ -89,16 +110,18 @@ def look_ahead(profile: Any, folder: Path, force: bool = False) -> tuple[Any, An
     from studylib.schema.serving import serve_specs
 
     reference = reference_records(profile.name)
-    machine = None
-    if profile.hardware.gpus and cards_here():  # without a card nothing here needs torch
-        from studylib.forecasting.prospects import estimate_on, this_machine
+    elsewhere = machine is not None
+    if machine is None and profile.hardware.gpus and cards_here():
+        from studylib.forecasting.prospects import this_machine
 
         machine = this_machine()
-    if machine is None or not machine.cards:
+    if machine is None or not machine.cards:  # nothing here needs torch then
         return plan_study(profile, folder, reference), None
+    from studylib.forecasting.prospects import estimate_on
     from studylib.metering.environment import device_name
 
-    made = plan_study(profile, folder, reference, device_name())
+    device = machine.gpu if elsewhere else device_name()  # no record is of a catalog's name
+    made = plan_study(profile, folder, reference, device)
     waiting = set(serve_left(profile, folder))
     estimate = estimate_on(
         machine,
@@ -115,7 +138,11 @@ def to_json(made: Any, estimate: Any, prospects: dict[str, Any]) -> dict[str, An
     content = made.model_dump(mode="json")
     for row in content["runs"]:
         found = prospects.get(row["run_id"])
-        row["forecast"] = found and {**found.model_dump(mode="json"), "fits": found.fits}
+        row["forecast"] = found and {
+            **found.model_dump(mode="json"),
+            "fits": found.may_run,
+            "fit": found.fit.word,
+        }
     content["estimate"] = estimate and {
         **estimate.model_dump(mode="json"),
         "run_hours": {name: run.total.model_dump() for name, run in estimate.runs.items()},
@@ -226,11 +253,8 @@ def spell_prospect(prospects: dict[str, Any], run: Any) -> str:
     found = prospects.get(run.run_id)
     if found is None:
         return ""
-    words = "fits" if found.fits else f"DOES NOT FIT, needs {found.smallest_gpu or 'more'}"
-    if found.lacks_cards:
-        words = f"DOES NOT FIT, {found.reason}"
     each = " a card" if found.gpus > 1 else ""
-    return f"  peak {found.peak_bytes / 1e9:.2f} GB{each} (forecast), {words}"
+    return f"  peak {found.peak_bytes / 1e9:.2f} GB{each} (forecast), {found.in_words}"
 
 
 def spell_estimate(estimate: Any) -> str:

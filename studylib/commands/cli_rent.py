@@ -123,6 +123,7 @@ def describe(
         ),
         ("price", describe_price(rental, offers)),
         ("forecast", describe_forecast(made, bill)),
+        ("known by", made.assumptions),
     ]
     rows += [("misfit", f"{run_id}: {reason}") for run_id, reason in made.misfits.items()]
     if made.unknown:

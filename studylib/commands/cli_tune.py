@@ -79,7 +79,7 @@ def tune_first(profile: Any, folder: Path, force: bool) -> bool:
         print(line)
     prospects = foresee([spec for spec, _ in waiting]) if waiting and not force else {}
     fitting = [(spec, rates) for spec, rates in waiting
-               if (found := prospects.get(spec.run_id)) is None or found.fits]  # fmt: skip
+               if (found := prospects.get(spec.run_id)) is None or found.may_run]  # fmt: skip
     if not fitting:
         return False
     if code := sweep_all(profile, folder, None, fitting):

@@ -1,8 +1,7 @@
 """How the profile `custom` trains on the machine at hand, where the reader does not say it.
 
-On a card: bf16 with fp32 weights for what is trained whole, the loss in slices of tokens, TF32, and
-checkpointing where more methods fit with it, by forecast. The recipe is the same for all methods,
-and a study that has begun keeps its own. Without a card it is the profile's, in fp32.
+On a card: by the usual recipe (studylib.forecasting.usual_recipe), the same for all methods; a
+study that has begun keeps its own. Without a card it is the profile's, in fp32.
 
 Not covered: the recipe of shipped profiles, which state theirs.
 """
@@ -20,13 +19,7 @@ from studylib.schema.profile import Profile
 if TYPE_CHECKING:
     from studylib.forecasting.job_forecast import Machine
 
-ON_CARD: dict[str, Any] = {
-    "dtype": "bf16",
-    "master_weights": True,
-    "loss": "chunked",
-    "tf32": True,
-}
-KEYS = (*ON_CARD, "checkpointing")
+ROWS = {"seq_len", "micro_batch", "accumulation"}  # one stated: the reader has thought of rows
 
 
 def suit_machine(
@@ -39,19 +32,17 @@ def suit_machine(
 
     results: the folder of results folders. find_machine: the one that runs it; None without a card.
     """
+    from studylib.forecasting.usual_recipe import KEYS, usual_recipe
+
     kept = read_recipe(results / profile.name)
-    free = [key for key in KEYS if key not in stated]
+    free = [key for key in KEYS if key not in stated and not (key in ROWS and ROWS & set(stated))]
     if kept is not None:
         return with_recipe(profile, {key: kept[key] for key in free if key in kept})
-    machine = find_machine()
-    if machine is None:
+    if find_machine() is None:
         return profile
-    made = with_recipe(profile, {key: ON_CARD[key] for key in free if key in ON_CARD})
-    if "checkpointing" not in free or made.hardware.gpus < 1:
-        return made
-    saving = with_recipe(made, {"checkpointing": True})
-    plain, lean = (count_fitting(one, machine) for one in (made, saving))
-    return saving if lean > plain else made
+    found = [usual_recipe(model) for track in profile.tracks for model in track.models]
+    shortest = min(found, key=lambda recipe: recipe["seq_len"])
+    return with_recipe(profile, {key: shortest[key] for key in free})
 
 
 def read_recipe(folder: Path) -> dict[str, Any] | None:
@@ -67,12 +58,3 @@ def with_recipe(profile: Profile, recipe: Mapping[str, Any]) -> Profile:
         for track in profile.tracks
     )
     return profile.model_copy(update={"tracks": tracks})
-
-
-def count_fitting(profile: Profile, machine: Machine) -> int:
-    """How many of the runs fit by forecast; one that cannot be traced counts as one that does."""
-    from studylib.forecasting.prospects import foresee
-
-    runs = profile.runs()
-    found = foresee(runs, machine, bundled=True, say=lambda line: None)
-    return len(runs) - sum(not prospect.fits for prospect in found.values())

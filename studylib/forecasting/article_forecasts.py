@@ -71,15 +71,21 @@ def make_article_forecasts(
 
 
 def describe_job(case: Case, made: Forecast) -> JobForecast:
-    settings = made.settings
+    """Hours and dollars are those of the smallest card that takes the job where the usual one does
+    not; of none where none does."""
+    settings, priced = made.settings, made
+    if not made.jobs and made.smallest_gpu:
+        priced = forecast_case(case, made.smallest_gpu)
     jobs = [
         JobRow(
             form=form,  # type: ignore[arg-type]
-            tokens=made.jobs[form].tokens,
-            hours=rounded(made.jobs[form].hours),
-            usd=None if (usd := made.jobs[form].usd) is None else rounded(usd),
+            tokens=job.tokens,
+            hours=rounded(job.hours),
+            usd=None if job.usd is None else rounded(job.usd),
+            gpu=priced.settings.gpu,
         )
         for form in TOKENS
+        if (job := priced.jobs.get(form)) is not None
     ]
     return JobForecast(
         words=case.words,

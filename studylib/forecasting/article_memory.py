@@ -53,7 +53,11 @@ CASES = (
 )  # fmt: skip
 
 
-def forecast_case(case: Case) -> Forecast:
-    """The forecast of one case; its peak times the number of cards is the article's kind of sum."""
-    settings = ForecastSettings(model=MODEL, **case.changes)
+def forecast_case(case: Case, gpu: str | None = None) -> Forecast:
+    """The forecast of one case; its peak times the number of cards is the article's kind of sum.
+
+    gpu: on another card than the usual one.
+    """
+    changes = case.changes if gpu is None else {**case.changes, "gpu": gpu}
+    settings = ForecastSettings(model=MODEL, **changes)
     return forecast(settings, efficiency=ASSUMED, cuda=CudaTerms())

@@ -1,4 +1,6 @@
-"""What the reference's own runs on a card teach a forecast: its efficiency, and the context.
+"""What measured runs on a card teach the next forecast: its efficiency, and the context.
+
+The runs are those of the reference and of the reader's own results.
 
 The context is above all the software's, so that runs on another card teach it where a card has
 none. Without such runs the assumptions stand, and say so. A run's own forecast, which the report
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
+from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE
 from studylib.planning.catalog import find_gpu, match_gpu
 from studylib.planning.cuda_terms import CudaTerms, Measured, fit_cuda_terms
@@ -21,13 +24,17 @@ from studylib.schema.records import RECORD, Record, read_record
 from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
 from studylib.schema.shared_card import runs_on_card
 
+RESULTS = Path("results")  # the reader's own, where commands leave them
+
 
 @lru_cache(maxsize=64)
-def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, CudaTerms]:
-    """The terms of a card of the catalog."""
+def learn_terms(
+    gpu: str, reference: Path = REFERENCE, own: Path = RESULTS
+) -> tuple[Efficiency, CudaTerms]:
+    """The terms of a card of the catalog. reference, own: folders of results folders."""
     pairs = []
     peaks: dict[str, list[Measured]] = {}  # by card
-    for record, made in card_runs(reference):
+    for record, made in all_runs(reference, own):
         card = match_gpu(record.environment.device)
         train = record.train
         if card is None or train is None or record.run.gpus > 1:
@@ -45,8 +52,8 @@ def learn_terms(gpu: str, reference: Path = REFERENCE) -> tuple[Efficiency, Cuda
             reserved, process = (int(b or 0) for b in seen)
             measured = Measured(reserved_bytes=reserved, process_bytes=process)
             peaks.setdefault(card.name, []).append(measured)
-    own = {gpu: peaks[gpu]} if gpu in peaks else peaks
-    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(own)
+    like = {gpu: peaks[gpu]} if gpu in peaks else peaks
+    return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(like)
 
 
 def less_paged(card_bytes: int | None, made: RunForecast) -> int | None:
@@ -54,13 +61,29 @@ def less_paged(card_bytes: int | None, made: RunForecast) -> int | None:
     return None if card_bytes is None else card_bytes - made.paged_bytes
 
 
+def all_runs(*folders: Path) -> Iterator[tuple[Record, RunForecast]]:
+    """Those of several folders, each record once: what was published lies in two of them."""
+    seen = set()
+    for folder in folders:
+        for record, made in card_runs(folder):
+            if record.digest not in seen:
+                seen.add(record.digest)
+                yield record, made
+
+
 def card_runs(reference: Path) -> Iterator[tuple[Record, RunForecast]]:
     """Complete runs on cards that the catalog knows, each with its forecast."""
     for folder in sorted(path.parent for path in reference.glob("*/runs")):
-        made = read_run_forecasts(folder)
+        try:
+            made = read_run_forecasts(folder)
+        except StudyError:  # its own report says what is wrong with it
+            continue
         for run in made.runs if made else ():
             if run.roofline_seconds is None:
                 continue
-            record = read_record(folder / "runs" / run.run_id / RECORD)
+            path = folder / "runs" / run.run_id / RECORD
+            if not path.is_file():
+                continue
+            record = read_record(path)
             if record.complete and record.digest == run.record_digest:
                 yield record, run

@@ -1,43 +1,59 @@
 """One traced step a model and method, read for every card and number of cards: what advice needs.
 
 The trace does not depend on the card, so that all cards together take hardly longer than one
-forecast. Every figure equals studylib.forecasting.forecast's for the same settings.
+forecast. Every figure equals studylib.forecasting.forecast's for the same settings. They are kept
+on disk.
 
 Not covered: prices and records.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.calibration import learn_terms
-from studylib.forecasting.depth import trace_depth
-from studylib.forecasting.forecast import ForecastSettings, bytes_on_disk
-from studylib.forecasting.peaks import Peak, find_peak, shown_bytes
-from studylib.forecasting.trace import Trace
-from studylib.modelling.skeleton import read_config, text_config
+from studylib.forecasting.job import ForecastSettings, StepSettings
+from studylib.forecasting.job_forecast import find_config
+from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
+from studylib.forecasting.usual_recipe import usual_settings
 from studylib.planning.case import Case, JobForecast, LeftOut, Sizes, Span
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
-from studylib.planning.roofline import forecast_seconds, ideal_seconds
-from studylib.schema.methods import ADVISED, WHOLE
-from studylib.schema.settings import ModelRef
+from studylib.planning.fit import judge_fit
+from studylib.planning.roofline import forecast_seconds, ideal_seconds, repeat_passes
+from studylib.schema.methods import ADVISED, METHODS, WHOLE
+from studylib.schema.settings import Frozen, ModelRef
+
+if TYPE_CHECKING:
+    from studylib.forecasting.trace import Trace
 
 Forecasts = tuple[list[JobForecast], list[Sizes], list[LeftOut]]
 COUNTS = (1, 2, 4, 8)
-SEQ_LEN = 2048
+
+
+class MethodForecast(Frozen):
+    """One model and method on some cards, and its bytes."""
+
+    jobs: tuple[JobForecast, ...]
+    sizes: Sizes
+
+
+def trace_model(settings: ForecastSettings) -> Trace:
+    """The step of a job; that of another card, or of more of them, is mostly the same one."""
+    return trace_once_each(settings.model, settings.step)
 
 
 @lru_cache(maxsize=64)
-def trace_model(model: str, method: str) -> tuple[ForecastSettings, Trace]:
-    """The usual recipe's step of a model and method: one full row of 2,048 tokens, or as many
-    as the model has positions."""
-    config = read_config(ModelRef.parse(model))
-    positions = getattr(text_config(config), "max_position_embeddings", None) or SEQ_LEN
-    settings = ForecastSettings(model=model, method=method, seq_len=min(SEQ_LEN, positions))
-    return settings, trace_depth(config, settings.step)
+def trace_once_each(model: str, step: StepSettings) -> Trace:
+    from studylib.forecasting.depth import trace_depth
+
+    label = METHODS[step.method.name].in_words
+    logging.getLogger(__name__).info("tracing a step: %s, %s", model, label)
+    return trace_depth(find_config(model, True), step)
 
 
 def foresee_jobs(
@@ -46,39 +62,67 @@ def foresee_jobs(
     cards: Iterable[Gpu] | None = None,
     most_cards: int = 8,
 ) -> Forecasts:
-    """Forecasts, sizes, and what could not be forecast.
+    """Forecasts by the usual recipe, sizes, and what could not be forecast.
 
     Of each card 1, 2, 4, 8 and the most allowed, up to the first number that holds the job.
     """
     jobs: list[JobForecast] = []
     sizes: list[Sizes] = []
     failed: list[LeftOut] = []
-    chosen = list(load_gpus().values() if cards is None else cards)
+    chosen = tuple(load_gpus().values() if cards is None else cards)
+    counts = tuple(sorted({n for n in COUNTS if n <= most_cards} | {most_cards}))
     for model in models:
         for method in methods:
             try:
-                settings, trace = trace_model(model, method)
+                found = foresee_method(model, method, chosen, counts)
             except StudyError as error:
                 command = f"study forecast --model {model} --method {method}"
                 failed.append(LeftOut(what=f"{method} of {model}", why=str(error), command=command))
                 continue
-            counts = sorted({n for n in COUNTS if n <= most_cards} | {most_cards})
-            jobs += [j for card in chosen for j in foresee_card(settings, trace, card, counts)]
-            sizes.append(count_sizes(settings, trace))
+            jobs += found.jobs
+            sizes.append(found.sizes)
     return jobs, sizes, failed
 
 
-def foresee_card(
-    settings: ForecastSettings, trace: Trace, card: Gpu, counts: Sequence[int]
-) -> list[JobForecast]:
-    """One forecast for each number of cards, up to the first that holds the job."""
+def foresee_method(
+    model: str, method: str, cards: Sequence[Gpu], counts: Sequence[int]
+) -> MethodForecast:
+    """One model and method on all cards, kept on disk."""
+    usual = {card.name: usual_settings(model, method, card.name) for card in cards}
+    learned = {card.name: learn_terms(card.name) for card in cards}
+
+    def make() -> MethodForecast:
+        jobs = [j for card in cards for j in foresee_card(usual[card.name], card, counts)]
+        first = next(iter(usual.values()))
+        return MethodForecast(jobs=tuple(jobs), sizes=count_sizes(first, trace_model(first)))
+
+    question = {
+        "settings": [settings.model_dump(mode="json") for settings in usual.values()],
+        "terms": [[term.model_dump() for term in terms] for terms in learned.values()],
+        "counts": list(counts),
+        "config": config_mark(model, True),
+    }
+    return keep_forecast(question, MethodForecast, make)
+
+
+def foresee_card(settings: ForecastSettings, card: Gpu, counts: Sequence[int]) -> list[JobForecast]:
+    """One forecast for each number of cards, up to the first that holds the job for sure."""
+    from studylib.forecasting.forecast import TRACED_PASSES
+    from studylib.forecasting.peaks import find_peak
+
+    trace = trace_model(settings)
     dtype = "bf16" if settings.step.half else "fp32"
     efficiency, cuda = learn_terms(card.name)
-    step = forecast_seconds(ideal_seconds(trace.operators, card, dtype), efficiency)  # type: ignore
+    passes = settings.accumulation / min(settings.accumulation, TRACED_PASSES)
+    operators = repeat_passes(trace.operators, passes)
+    step = forecast_seconds(ideal_seconds(operators, card, dtype), efficiency)  # type: ignore
     found = []
     for gpus in counts:
-        peak = peak_on(settings.model, settings.method, gpus, card.name, cuda)
-        tokens = settings.micro_batch * settings.seq_len * gpus
+        sharding = "fsdp" if gpus > 1 else "none"
+        sharded = settings.model_copy(update={"gpus": gpus, "sharding": sharding})
+        peak = find_peak(trace_model(sharded), sharded, cuda)
+        fit = judge_fit(peak.peak_bytes, peak.least_bytes, card.usable_bytes, gpus)
+        tokens = settings.micro_batch * settings.seq_len * settings.accumulation * gpus
         found.append(
             JobForecast(
                 id=f"forecast:{settings.model}/{settings.method}/{gpus}x{card.name}",
@@ -86,29 +130,23 @@ def foresee_card(
                 method=settings.method,
                 gpu=card.name,
                 gpus=gpus,
-                peak_bytes=shown_bytes(peak.peak_bytes, peak.least_bytes, card.usable_bytes),
-                usable_bytes=card.usable_bytes,
+                fit=fit,
+                speed_source=efficiency.source,
                 seconds_per_token=Span(
                     low=step.low / tokens, mid=step.mid / tokens, high=step.high / tokens
                 ),
             )
         )
-        if found[-1].fits:
+        if fit.word == "fits":
             break
     return found
 
 
-@lru_cache(maxsize=256)
-def peak_on(model: str, method: str, gpus: int, gpu: str, cuda: CudaTerms) -> Peak:
-    """The fullest moment of one of `gpus` cards; more than one means FSDP."""
-    settings, trace = trace_model(model, method)
-    sharding = "fsdp" if gpus > 1 else "none"
-    sharded = settings.model_copy(update={"gpus": gpus, "gpu": gpu, "sharding": sharding})
-    return find_peak(trace, sharded, cuda)
-
-
 def count_sizes(settings: ForecastSettings, trace: Trace) -> Sizes:
     """A whole variant and an adapter in bf16, as they are served; the base as it is kept."""
+    from studylib.forecasting.forecast import bytes_on_disk
+    from studylib.forecasting.peaks import find_peak
+
     disk = bytes_on_disk(trace, settings)
     adapter = disk["adapter"]["bf16"] if "adapter" in disk else None
     params = trace.total_params  # without the adapter's
@@ -161,14 +199,20 @@ def foresee_case(case: Case) -> Forecasts:
 
     StudyError: the model's configuration cannot be read.
     """
-    read_config(ModelRef.parse(case.model))
+    if config_mark(case.model, True) is None:
+        from studylib.modelling.skeleton import read_config
+
+        read_config(ModelRef.parse(case.model))
     cards = list(load_gpus().values()) if case.gpu is None else [find_gpu(case.gpu)]
-    return foresee_with_sibling(case.model, cards, 8 if case.gpu is None else case.gpus)
+    most = 8 if case.gpu is None else case.gpus
+    return foresee_with_sibling(case.model, cards, most, case.weighed)
 
 
-def foresee_with_sibling(model: str, cards: Sequence[Gpu], most_cards: int = 8) -> Forecasts:
-    """A model's advised methods, and full fine-tuning of the next smaller one of its series."""
-    jobs, sizes, failed = foresee_jobs([model], ADVISED, cards, most_cards)
+def foresee_with_sibling(
+    model: str, cards: Sequence[Gpu], most_cards: int = 8, methods: Sequence[str] = ADVISED
+) -> Forecasts:
+    """A model's methods, and full fine-tuning of the next smaller one of its series."""
+    jobs, sizes, failed = foresee_jobs([model], methods, cards, most_cards)
     sibling = smaller_sibling(model)
     if sibling:
         more = foresee_jobs([sibling], [WHOLE], cards, most_cards)

@@ -1,30 +1,31 @@
 """Continue a trace of few layers to any depth, exactly.
 
-A transformer's layers are alike, so what lives at the same event of layer i in a model of L layers
-is a + b·i + c·L bytes: b from one layer to the next, c from one depth to the next. Traces of three
-and four layers fix a, b and c for the first, the inner and the last layers. Where two layers are
-not alike (their events differ), the whole depth is traced instead.
+A transformer's layers are alike, or begin anew after a period of several kinds, so what lives at
+the same event of layer i in a model of L layers is a + b·i + c·L bytes: b from one period to the
+next, c from one depth to the next. Traces of two depths a period apart (three and four layers,
+where all are alike) fix a, b and c for the first, the inner and the last layers. Where they are not
+alike (their events differ), the whole depth is traced instead.
 
-Not covered: architectures whose layers alternate; they take the slow way.
+Not covered: kinds of layers that a configuration does not list; they take the slow way.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import (
-    LONG,
-    SHORT,
+    Depths,
     LayersDiffer,
     Segment,
     continue_runs,
     stretch,
 )  # fmt: skip
-from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import Trace, trace_step
 from studylib.modelling.skeleton import text_config, with_depth
 from studylib.schema.methods import LastLayers
@@ -34,27 +35,38 @@ Run = tuple[Segment, np.ndarray]  # consecutive events of one segment, [events, 
 
 def trace_depth(config: Any, settings: StepSettings) -> Trace:
     """The trace of a step at the configuration's own depth, from two short ones where possible."""
-    layers = text_config(config).num_hidden_layers
-    alike = len(set(getattr(text_config(config), "layer_types", None) or [""])) == 1
-    alike = alike and not isinstance(settings.method.kind.trained, LastLayers)
-    if layers <= LONG or not alike:
+    text = text_config(config)
+    depths = Depths(text.num_hidden_layers, find_period(getattr(text, "layer_types", None)))
+    few = depths.short + depths.long > depths.layers + depths.period
+    if few or isinstance(settings.method.kind.trained, LastLayers):
         return trace_step(config, settings)
-    short = trace_step(with_depth(config, SHORT), settings)
-    long = trace_step(with_depth(config, LONG), settings)
+    short = trace_step(with_depth(config, depths.short), settings)
+    long = trace_step(with_depth(config, depths.long), settings)
     if long.shared:
         return trace_step(config, settings)
     try:
-        return continue_trace(short, long, layers)
+        return continue_trace(short, long, depths)
     except LayersDiffer:
         return trace_step(config, settings)
 
 
-def continue_trace(short: Trace, long: Trace, layers: int) -> Trace:
-    """The trace of `layers` layers that traces of three and of four fix."""
-    if (short.layers, long.layers) != (SHORT, LONG):
+def find_period(kinds: Sequence[str] | None) -> int:
+    """After how many layers their kinds begin anew: 6 where five slide and one does not."""
+    kinds = kinds or [""]
+    return next(
+        period
+        for period in range(1, len(kinds) + 1)
+        if all(kind == kinds[i % period] for i, kind in enumerate(kinds))
+    )
+
+
+def continue_trace(short: Trace, long: Trace, depths: Depths) -> Trace:
+    """The trace of the whole depth that those of two depths fix."""
+    if (short.layers, long.layers) != (depths.short, depths.long):
         raise LayersDiffer(f"traced {short.layers} and {long.layers} layers")
     before, after = split_runs(short), split_runs(long)
-    more = layers - LONG
+    before, after = alike_updates(before, after)
+    layers, more = depths.layers, depths.more
     whole = Trace(
         layers=layers,
         trainable_params=linear(short.trainable_params, long.trainable_params, more),
@@ -62,30 +74,62 @@ def continue_trace(short: Trace, long: Trace, layers: int) -> Trace:
         saved_params=linear(short.saved_params, long.saved_params, more),
         layer=long.layer,
         rest=long.rest,
-        held=stretch(long.held, layers),
-        runs=continue_runs(short.runs, long.runs, layers),
-        trained=stretch(long.trained, layers),
+        held=stretch(long.held, depths),
+        runs=continue_runs(short.runs, long.runs, depths),
+        trained=stretch(long.trained, depths),
     )
     for i, (segment, parts) in enumerate(after):
         stage, layer = segment
+        earlier = count_earlier(after, i)
         if layer < 0:
-            grown = extend(before, segment, count_earlier(after, i), parts, more)
+            grown = extend(before, segment, earlier, parts, more)
             add_events(whole, segment, grown)
-        elif layer in (0, LONG - 1):
-            twin = (stage, SHORT - 1 if layer else 0)
-            grown = extend(before, twin, count_earlier(after, i), parts, more)
-            add_events(whole, (stage, layers - 1 if layer else 0), grown)
-        elif layer == (1 if stage == "forward" else LONG - 2):
-            inner = find_run(after, (stage, 1), count_earlier(after, i))
-            step = same_shape(find_run(after, (stage, 2), count_earlier(after, i)), inner) - inner
-            base = extend(before, (stage, 1), count_earlier(after, i), inner, more)
-            order = range(1, layers - 1)
-            for index in order if stage == "forward" else reversed(order):
-                add_events(whole, (stage, index), base + (index - 1) * step)
+        elif layer < depths.period or layer == depths.long - 1:
+            first = layer < depths.period
+            twin, target = (layer, layer) if first else (depths.short - 1, layers - 1)
+            grown = extend(before, (stage, twin), earlier, parts, more)
+            add_events(whole, (stage, target), grown)
+        elif layer == (depths.period if stage == "forward" else depths.long - 2):
+            add_inner(whole, before, after, stage, earlier, depths)
     whole.operators = continue_counts(short.operators, long.operators, more)
     whole.dequantized_bytes = linear(short.dequantized_bytes, long.dequantized_bytes, more)
     whole.paged_bytes = linear(short.paged_bytes, long.paged_bytes, more)
     return whole
+
+
+def add_inner(
+    whole: Trace, before: list[Run], after: list[Run], stage: str, earlier: int, depths: Depths
+) -> None:
+    """The events of all layers between the first period and the last layer."""
+    bases, steps = {}, {}
+    for inner in depths.twins:
+        parts = find_run(after, (stage, inner), earlier)
+        later = find_run(after, (stage, inner + depths.period), earlier)
+        steps[inner] = same_shape(later, parts) - parts
+        bases[inner] = extend(before, (stage, inner), earlier, parts, depths.more)
+    for index in depths.inner if stage == "forward" else reversed(depths.inner):
+        inner = depths.twin(index)
+        periods = (index - inner) // depths.period
+        add_events(whole, (stage, index), bases[inner] + periods * steps[inner])
+
+
+def alike_updates(before: list[Run], after: list[Run]) -> tuple[list[Run], list[Run]]:
+    """The same, of an update that goes parameter by parameter its fullest moment alone: the others
+    are as many as there are layers, and none of them is fuller."""
+
+    def fullest(run: Run) -> Run:
+        segment, parts = run
+        return segment, parts[[int(np.argmax(parts.sum(axis=1)))]]
+
+    updates = [[len(parts) for (stage, _), parts in runs if stage == "optimizer"]
+               for runs in (before, after)]  # fmt: skip
+    if updates[0] == updates[1]:
+        return before, after
+    short, long = (
+        [fullest(run) if run[0][0] == "optimizer" else run for run in runs]
+        for runs in (before, after)
+    )
+    return short, long
 
 
 def split_runs(trace: Trace) -> list[Run]:
@@ -114,7 +158,7 @@ def same_shape(parts: np.ndarray, like: np.ndarray) -> np.ndarray:
 def extend(
     before: list[Run], twin: Segment, earlier: int, parts: np.ndarray, more: int
 ) -> np.ndarray:
-    """The same events in a model that is `more` layers deeper."""
+    """The same events in a model that is `more` periods deeper."""
     return parts + more * (parts - same_shape(find_run(before, twin, earlier), parts))
 
 

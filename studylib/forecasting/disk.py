@@ -15,6 +15,7 @@ from pathlib import Path
 
 from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.job_forecast import find_config
+from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
 from studylib.modelling.added import named_state
 from studylib.schema.kept import why_not
 from studylib.schema.settings import Frozen, MethodSettings
@@ -67,8 +68,28 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
     return (size if stays else 0), working
 
 
+class Counted(Frozen):
+    """Those of one model and method; None where no skeleton is built."""
+
+    counts: tuple[int, int, int] | None
+
+
 @lru_cache(maxsize=64)
 def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, int, int] | None:
+    """What build_trained counts, kept on disk."""
+    question = {
+        "model": model,
+        "method": method.model_dump(mode="json"),
+        "dtype": dtype,
+        "config": config_mark(model, True),
+    }
+    made = keep_forecast(
+        question, Counted, lambda: Counted(counts=build_trained(model, method, dtype))
+    )
+    return made.counts
+
+
+def build_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, int, int] | None:
     """(trained parameters, their bytes while they are trained, bytes of the tensors of their file);
     None where no skeleton is built. A file may hold more: tied weights twice, for example."""
     from peft import get_peft_model_state_dict

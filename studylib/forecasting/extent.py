@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.job_forecast import find_config
+from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
 from studylib.schema.extent_words import tell_base, tell_reach
+from studylib.schema.frozen import Frozen
 from studylib.schema.profile import RunSpec
 
 
@@ -28,8 +30,24 @@ def tell_extents(specs: Sequence[RunSpec]) -> list[str]:
     return lines
 
 
+class Told(Frozen):
+    """Lines on one model and method."""
+
+    lines: tuple[str, ...]
+
+
 def tell_extent(spec: RunSpec) -> list[str]:
-    """The same for one run; empty where no skeleton of the model can be built."""
+    """The same for one run, kept on disk; empty where no skeleton of the model can be built."""
+    question = {
+        "model": spec.model,
+        "method": spec.method.model_dump(mode="json"),
+        "dtype": spec.train.dtype,
+        "config": config_mark(spec.model, True),
+    }
+    return list(keep_forecast(question, Told, lambda: Told(lines=tuple(find_extent(spec)))).lines)
+
+
+def find_extent(spec: RunSpec) -> list[str]:
     from studylib.modelling.four_bit import four_bit_share
     from studylib.modelling.reach import reach
     from studylib.modelling.skeleton import build_meta

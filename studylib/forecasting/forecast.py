@@ -12,20 +12,19 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-from pydantic import Field
-
 from studylib.core.errors import StudyError
 from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.depth import trace_depth
 from studylib.forecasting.forecast_text import format_forecast
+from studylib.forecasting.job import Forecast, ForecastSettings, Job
 from studylib.forecasting.optimizers import OPTIMIZERS
-from studylib.forecasting.peaks import find_peak, shown_bytes
-from studylib.forecasting.step import StepSettings
+from studylib.forecasting.peaks import find_peak
 from studylib.forecasting.trace import Trace
 from studylib.modelling.skeleton import read_config, shape_config, text_config
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.cuda_terms import NO_CUDA, CudaTerms, Measured, fit_cuda_terms
+from studylib.planning.fit import judge_fit
 from studylib.planning.roofline import (
     Efficiency,
     Range,
@@ -34,133 +33,16 @@ from studylib.planning.roofline import (
     ideal_seconds,
     repeat_passes,
 )  # fmt: skip
-from studylib.schema.methods import ADAPTER, METHODS, trained_names
-from studylib.schema.settings import Frozen, MethodSettings, ModelRef, nearest
+from studylib.schema.settings import ModelRef, nearest
 
 __all__ = [
-    "CudaTerms", "Efficiency", "Fit", "Forecast", "ForecastSettings", "Job", "Measured", "Range",
+    "CudaTerms", "Efficiency", "Forecast", "ForecastSettings", "Job", "Measured", "Range",
     "calibrate", "fit_cuda_terms", "forecast", "format_forecast", "shape_config",
 ]  # fmt: skip
 
+OWN_JOB = "yours"
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 TRACED_PASSES = 2  # forward and backward passes that a trace of an accumulated step holds at most
-
-
-class ForecastSettings(Frozen):
-    """A training job: model, method, recipe and cards. `micro_batch` is per card.
-
-    Rows are full and need no mask (flash attention), unless masked: a mask for every row keeps
-    packed examples apart, as studylib.training.train has it with sdpa, or hides padding.
-    autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
-    fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
-    fp32 copies in the optimizer. optimizer: left at adamw, a method's own where it has one. loss:
-    shifted is transformers' own before 4.46. kernels: those of a CUDA card, or of a CPU (then
-    without context and allocator).
-    """
-
-    model: str
-    method: str = ADAPTER
-    rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=32, gt=0)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    adapter: Literal["fp32", "bf16"] = "fp32"
-    micro_batch: int = Field(default=1, ge=1)
-    seq_len: int = Field(default=2048, ge=2)
-    masked: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
-    accumulation: int = Field(default=1, ge=1)
-    weights: Literal["bf16", "fp32"] = "bf16"
-    master_weights: bool = False
-    autocast: bool = True
-    optimizer: str = "adamw"
-    checkpointing: bool = True
-    loss: Literal["full", "shifted", "chunked"] = "full"
-    gpus: int = Field(default=1, ge=1)
-    sharding: Literal["none", "fsdp"] = "none"
-    gpu: str = "a100-80gb"
-    kernels: Literal["cuda", "cpu"] = "cuda"
-
-    @property
-    def method_settings(self) -> MethodSettings:
-        if self.method not in trained_names():
-            raise StudyError(
-                self.method, "this method cannot be trained", nearest(self.method, trained_names())
-            )
-        row, numbers = METHODS[self.method], self.model_dump(include={"rank", "alpha", "targets"})
-        taken = {name: value for name, value in numbers.items() if name in row.takes}
-        if row.adapter:
-            taken["adapter_dtype"] = self.adapter
-        return MethodSettings(name=self.method, **taken)
-
-    @property
-    def step(self) -> StepSettings:
-        shared = set(StepSettings.model_fields) & set(ForecastSettings.model_fields) - {"method"}
-        numbers: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        if self.optimizer == type(self).model_fields["optimizer"].default:  # not asked for
-            numbers["optimizer"] = METHODS[self.method].optimizer or self.optimizer
-        if self.fp32_shards:
-            numbers |= {"weights": "bf16", "master_weights": False, "autocast": True}
-        return StepSettings(method=self.method_settings, **numbers)
-
-    @property
-    def fp32_shards(self) -> bool:
-        """Whether FSDP keeps fp32 shards and gathers bf16 layers (its mixed precision)."""
-        return self.sharding == "fsdp" and self.weights == "fp32" and self.master_weights
-
-
-class Fit(Frozen):
-    """Whether a job fits a card, and the bytes that are left (negative: missing)."""
-
-    fits: bool
-    headroom_bytes: int
-
-
-class Job(Frozen):
-    """The standard Alpaca-style run on the chosen cards; usd is null where nobody offers them."""
-
-    tokens: int
-    steps: int
-    hours: Range
-    usd: Range | None
-
-
-class Forecast(Frozen):
-    """What a job needs on each card, and what it costs. Bytes are one card's at its peak.
-
-    peak_bytes is what the driver shows, on a card with room where settings.gpu has none;
-    peak_allocated_bytes is what torch.cuda.max_memory_allocated shows; least_bytes is the least
-    with which the steps still run, the allocator giving cached memory back, and what must fit.
-    bytes_on_disk: adapter and checkpoint by dtype.
-    usd is that of the packed standard job: (low) fastest at the cheapest offer, (mid) expected at
-    the median one, (high) slowest at the dearest.
-    """
-
-    settings: ForecastSettings
-    peak_bytes: int
-    peak_allocated_bytes: int
-    least_bytes: int
-    peak_stage: str
-    parts: dict[str, int]
-    paged_bytes: int
-    trainable_params: int
-    total_params: int
-    adapter_bytes: int | None
-    checkpoint_bytes: int
-    bytes_on_disk: dict[str, dict[str, int]]
-    flops_per_step: float
-    moved_bytes_per_step: int
-    dequantized_bytes_per_step: int
-    seconds_per_step: Range
-    efficiency: Efficiency
-    usd: Range | None
-    jobs: dict[str, Job]
-    fits: dict[str, Fit]
-    smallest_gpu: str | None
-    trace_seconds: float
-
-    def shown_bytes(self, usable_bytes: int) -> int:
-        """What the driver would show where so much is usable; the least needed if that is more."""
-        return shown_bytes(self.peak_bytes, self.least_bytes, usable_bytes)
 
 
 def forecast(
@@ -169,10 +51,12 @@ def forecast(
     efficiency: Efficiency | None = None,
     cuda: CudaTerms | None = None,
     config: Any = None,
+    tokens: int | None = None,
 ) -> Forecast:
     """Trace the job's step and say what it needs; StudyError for a job that cannot be.
 
-    efficiency, cuda: None takes what the reference's runs on this card teach, if it has any.
+    efficiency, cuda: None takes what runs on this card teach, if there are any. tokens: of the
+    reader's own training, all epochs together, in place of the Alpaca-style run.
     config: a transformers configuration to use in place of the one that settings.model names.
     """
     started = time.perf_counter()
@@ -184,14 +68,24 @@ def forecast(
     check_job(settings, config)
     trace = trace_depth(config, settings.step)
     trace_seconds = time.perf_counter() - started
-    peak = find_peak(trace, settings, cuda).on_card(gpu.usable_bytes)
+    whole = find_peak(trace, settings, cuda)
+    peak = whole.on_card(gpu.usable_bytes)
     dtype: Literal["bf16", "fp32"] = "bf16" if settings.step.half else "fp32"
     passes = settings.accumulation / min(settings.accumulation, TRACED_PASSES)
     operators = repeat_passes(trace.operators, passes)
     seconds = forecast_seconds(ideal_seconds(operators, gpu, dtype), efficiency)
     offers = load_prices() if prices is None else prices
-    jobs = {form: standard_job(form, settings, seconds, offers, gpu) for form in TOKENS}
-    fits = {card.name: fit(peak.least_bytes, card) for card in load_gpus().values()}
+    fits = {
+        card.name: judge_fit(whole.peak_bytes, whole.least_bytes, card.usable_bytes, settings.gpus)
+        for card in load_gpus().values()
+    }
+    asked = TOKENS if tokens is None else {OWN_JOB: tokens}
+    runs = fits[gpu.name].may_run
+    jobs = {
+        form: price_job(count, settings, seconds, offers, gpu)
+        for form, count in asked.items()
+        if runs
+    }
     disk = bytes_on_disk(trace, settings)
     return Forecast(
         settings=settings,
@@ -211,10 +105,11 @@ def forecast(
         dequantized_bytes_per_step=round(trace.dequantized_bytes * passes),
         seconds_per_step=seconds,
         efficiency=efficiency,
-        usd=jobs["packed"].usd,
+        context_source=cuda.source,
+        usd=next((job.usd for job in jobs.values()), None),
         jobs=jobs,
         fits=fits,
-        smallest_gpu=next((name for name, f in fits.items() if f.fits), None),
+        smallest_gpu=next((name for name, f in fits.items() if f.word == "fits"), None),
         trace_seconds=trace_seconds,
     )
 
@@ -237,11 +132,6 @@ def check_job(settings: ForecastSettings, config: Any) -> None:
         raise StudyError(settings.optimizer, "paged states cannot be sharded", "Use adamw-8bit.")
 
 
-def fit(least_bytes: int, card: Gpu) -> Fit:
-    headroom = card.usable_bytes - least_bytes
-    return Fit(fits=headroom >= 0, headroom_bytes=headroom)
-
-
 def bytes_on_disk(trace: Trace, settings: ForecastSettings) -> dict[str, dict[str, int]]:
     """Bytes of the tensors of a checkpoint and, with an adapter, of its file, in each dtype."""
     counts = {"checkpoint": trace.total_params}
@@ -253,11 +143,10 @@ def bytes_on_disk(trace: Trace, settings: ForecastSettings) -> dict[str, dict[st
     }
 
 
-def standard_job(
-    form: str, settings: ForecastSettings, step: Range, offers: list[Offer], gpu: Gpu
+def price_job(
+    tokens: int, settings: ForecastSettings, step: Range, offers: list[Offer], gpu: Gpu
 ) -> Job:
-    """Steps, hours and dollars of the standard run, its examples packed or padded to 512."""
-    tokens = TOKENS[form]
+    """Steps, hours and dollars of training on so many tokens, in full rows."""
     rows_a_step = settings.micro_batch * settings.accumulation * settings.gpus
     steps = -(-tokens // (rows_a_step * settings.seq_len))
     hours = {name: steps * seconds / 3600 for name, seconds in step.model_dump().items()}

@@ -1,18 +1,18 @@
-"""A forecast as text for people: the parts of the peak, the cards, time and dollars.
+"""A forecast as text for people: the asked card first, then parts, other cards, time and dollars.
 
 Not covered: the notebook's and the report's pictures.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from studylib.forecasting.forecast import Forecast, Job
-    from studylib.planning.roofline import Range
+from studylib.forecasting.job import Forecast, Job
+from studylib.planning.fit import Fit
+from studylib.planning.roofline import Range
 
 STAGES = {"forward": "the forward pass", "loss": "the loss", "backward": "the backward pass",
           "optimizer": "the optimizer's update"}  # fmt: skip
+FORMS = {"packed": "Alpaca-style run, packed", "padded": "Alpaca-style run, padded",
+         "yours": "Your training"}  # fmt: skip
 
 
 def gb(count_bytes: float) -> str:
@@ -24,11 +24,14 @@ def spread(values: Range, form: str) -> str:
 
 
 def format_forecast(f: Forecast) -> str:
-    """Some thirty lines: memory with its parts, sizes, cards that fit, time and dollars."""
+    """Some thirty lines: the asked card's word, hours and dollars; memory by part; other cards."""
     s = f.settings
-    cards = f"{s.gpus} cards, {s.sharding} sharding, bytes of one card" if s.gpus > 1 else "1 card"
+    cards = f", {s.gpus} cards, {s.sharding} sharding, bytes of one card" if s.gpus > 1 else ""
     lines = [
-        f"Forecast: {s.model}, {s.method}, micro-batch {s.micro_batch} × {s.seq_len}, {cards}",
+        f"Forecast: {s.in_words}{cards}",
+        "",
+        describe_card(s.gpu, f.fit),
+        *describe_time(f),
         "",
         f"Peak memory  {gb(f.peak_bytes)} as the driver shows it, in {STAGES[f.peak_stage]}",
     ]
@@ -36,6 +39,7 @@ def format_forecast(f: Forecast) -> str:
     lines += [
         f"  torch would count {gb(f.peak_allocated_bytes)} as allocated",
         f"  {gb(f.least_bytes)} is the least with which it runs: what must fit",
+        f"  context: {f.context_source}",
     ]
     if f.paged_bytes:
         lines.append(f"  {gb(f.paged_bytes)} of paged optimizer states may leave the card")
@@ -48,18 +52,28 @@ def format_forecast(f: Forecast) -> str:
         "",
         f"Smallest card that fits: {f.smallest_gpu or 'none in the catalog'}",
     ]
-    lines += [
-        f"  {name:<16} {'fits' if fit.fits else 'does not fit'}, {gb(abs(fit.headroom_bytes))} "
-        + ("left" if fit.fits else "missing")
-        for name, fit in f.fits.items()
-    ]
-    lines += ["", f"Time on {s.gpu}   {spread(f.seconds_per_step, '.3g')} s a step, "
-              f"{f.flops_per_step / 1e12:,.1f} TFLOP a step and card",
-              f"  share of the roofline's speed: {f.efficiency.source}"]  # fmt: skip
-    lines += [f"Alpaca-style run, {form}: {describe_job(job)}" for form, job in f.jobs.items()]
+    lines += [f"  {describe_card(name, fit)}" for name, fit in f.fits.items() if name != s.gpu]
     return "\n".join([*lines, f"Traced in {f.trace_seconds:.1f} s"])
 
 
+def describe_card(gpu: str, fit: Fit) -> str:
+    """rtx4090-24gb  fits, 3.71 GB left."""
+    state = "left" if fit.headroom_bytes >= 0 else "missing"
+    return f"{gpu:<16} {fit.in_words}, {gb(abs(fit.headroom_bytes))} {state}"
+
+
+def describe_time(f: Forecast) -> list[str]:
+    """Hours and dollars on the asked card, and how its speed is known; where it may run."""
+    if not f.fit.may_run:
+        return ["  no hours and no dollars: it does not run there"]
+    return [
+        f"  {spread(f.seconds_per_step, '.3g')} s a step, {f.flops_per_step / 1e12:,.1f} TFLOP a "
+        "step and card",
+        f"  share of the roofline's speed: {f.efficiency.source}",
+        *(f"  {FORMS[form]}: {describe_job(job)}" for form, job in f.jobs.items()),
+    ]
+
+
 def describe_job(job: Job) -> str:
-    hours = f"{job.tokens / 1e6:.1f}M tokens, {spread(job.hours, '.3g')} h"
+    hours = f"{job.tokens / 1e6:,.1f}M tokens, {spread(job.hours, '.3g')} h"
     return hours + (f", ${spread(job.usd, '.3g')}" if job.usd else ", no offer of this card")

@@ -8,22 +8,23 @@ Not covered: the forecast itself (studylib.forecasting.forecast), what follows f
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.calibration import learn_terms
+from studylib.forecasting.job import Forecast, ForecastSettings
+from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
 from studylib.inputs.data import row_multiple
 from studylib.metering.devices import describe_devices
 from studylib.metering.environment import device_name
 from studylib.modelling.attention import MASKED
-from studylib.planning.catalog import find_gpu, match_gpu, shape_of_hub
+from studylib.planning.catalog import Offer, find_gpu, load_prices, match_gpu, shape_of_hub
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import Efficiency
 from studylib.schema.profile import RunSpec
-from studylib.schema.settings import FULL, Frozen, ModelRef
-
-if TYPE_CHECKING:
-    from studylib.forecasting.forecast import Forecast, ForecastSettings
+from studylib.schema.settings import FULL, Frozen, MethodSettings, ModelRef, TrainSettings
 
 
 class Machine(Frozen):
@@ -68,16 +69,29 @@ def rented_machine(gpu: str, cards: int) -> Machine:
 
 def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
     """The forecast's settings of a run: what studylib.training.train does with its recipe there."""
-    from studylib.forecasting.forecast import ForecastSettings
+    gpus = max(spec.gpus, 1)
+    sharding: Literal["none", "fsdp"] = (
+        "none" if gpus == 1 or spec.hardware.sharding == "none" else "fsdp"
+    )
+    return recipe_settings(spec.model, spec.method, spec.train, gpus, sharding, machine)
 
-    recipe, method, gpus = spec.train, spec.method, max(spec.gpus, 1)
+
+def recipe_settings(
+    model: str,
+    method: MethodSettings,
+    recipe: TrainSettings,
+    gpus: int,
+    sharding: Literal["none", "fsdp"],
+    machine: Machine,
+) -> ForecastSettings:
+    """The same of a model, a method and a recipe. gpus: cards that share the training."""
     masters = recipe.master_weights and not method.kind.adapter
     half = recipe.dtype == "bf16"
-    optimizer = spec.optimizer
+    optimizer: str = method.kind.optimizer or recipe.optimizer
     if not machine.cards:  # what PyTorch chooses on a CPU; there, nothing is paged
         optimizer = "adamw-loop" if optimizer == "adamw" else optimizer.removeprefix("paged-")
     return ForecastSettings(
-        model=spec.model,
+        model=model,
         method=method.name,
         rank=method.rank or 1,
         alpha=method.alpha or 1,
@@ -95,7 +109,7 @@ def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
         checkpointing=recipe.checkpointing,
         loss="full" if recipe.loss == "full" else "chunked",
         gpus=gpus,
-        sharding="none" if gpus == 1 or spec.hardware.sharding == "none" else "fsdp",
+        sharding=sharding,
         gpu=machine.gpu or "a100-80gb",
         kernels="cuda" if machine.cards else "cpu",
     )
@@ -107,12 +121,37 @@ def trace_once(
     here: bool,
     efficiency: Efficiency | None = None,
     cuda: CudaTerms | None = None,
+    tokens: int | None = None,
+    prices: tuple[Offer, ...] | None = None,
 ) -> Forecast:
-    """The forecast of a job; for a machine elsewhere a hub's model is not asked for if known."""
-    from studylib.forecasting.forecast import forecast
+    """The forecast of a job, kept on disk; a model that is elsewhere is not asked for if known.
 
-    config = find_config(settings.model, here)
-    return forecast(settings, efficiency=efficiency, cuda=cuda, config=config)
+    here: whether the model's own configuration is read, for a published shape's hub model too.
+    The others: as studylib.forecasting.forecast.forecast has them.
+    """
+    learned, terms = learn_terms(settings.gpu)
+    efficiency, cuda = efficiency or learned, cuda or terms
+
+    def make() -> Forecast:
+        logging.getLogger(__name__).info("tracing a step: %s", settings.in_words)
+        from studylib.forecasting.forecast import forecast
+
+        config = find_config(settings.model, here)
+        offers = None if prices is None else list(prices)
+        return forecast(settings, offers, efficiency, cuda, config, tokens)
+
+    offered = [o.model_dump(mode="json") for o in load_prices() if o.gpu == settings.gpu]
+    if prices is not None:
+        offered = [o.model_dump(mode="json") for o in prices if o.gpu == settings.gpu]
+    question = {
+        "settings": settings.model_dump(mode="json"),
+        "config": config_mark(settings.model, here),
+        "efficiency": efficiency.model_dump(),
+        "cuda": cuda.model_dump(),
+        "tokens": tokens,
+        "offers": offered,
+    }
+    return keep_forecast(question, Forecast, make)
 
 
 def find_config(model: str, here: bool) -> Any:

@@ -3,8 +3,8 @@
 A run is what happens while one layer's forward or backward is at work (or what comes before and
 after all layers). A freed storage is named by its birth: the run that made it, and the how manieth
 it was there. So layers that are alike have the same runs but for their number, and the runs of
-three and of four layers give those of any depth. Frees between two makings have no order here:
-whatever it is, an allocator is left the same.
+two depths, a period of layers apart (Depths), give those of any. Frees between two makings have no
+order here: whatever it is, an allocator is left the same.
 
 Not covered: what exists before the step (Held), the optimizer's update
 (studylib.forecasting.updates), which are known parameter by parameter.
@@ -20,7 +20,41 @@ from typing import Any, NamedTuple, TypeVar
 Segment = tuple[str, int]  # (stage, layer; -1 before the first and after the last)
 Birth = tuple[str, int, int, int]  # stage, layer, how often that segment came before, which making
 Move = tuple[int, Birth | None]  # (bytes, None): a making; (0, birth): the free of a storage
-SHORT, LONG = 3, 4  # layers of the two models that stand for all depths
+
+
+class Depths(NamedTuple):
+    """The models that stand for one of `layers` layers of which every `period`th is alike: both end
+    as it does, and have a first period, a last layer, and once or twice a period between them. The
+    first of a kind may free what all of it share."""
+
+    layers: int
+    period: int = 1
+
+    @property
+    def short(self) -> int:
+        least = 2 * self.period + 1
+        return least + (self.layers - least) % self.period
+
+    @property
+    def long(self) -> int:
+        return self.short + self.period
+
+    @property
+    def more(self) -> int:
+        """Periods beyond the long one's."""
+        return (self.layers - self.long) // self.period
+
+    def twin(self, layer: int) -> int:
+        """The layer of the second period that an inner layer is like."""
+        return layer % self.period + self.period
+
+    @property
+    def twins(self) -> range:
+        return range(self.period, 2 * self.period)
+
+    @property
+    def inner(self) -> range:
+        return range(self.period, self.layers - 1)
 
 
 class LayersDiffer(Exception):
@@ -104,28 +138,32 @@ def shifted(run: Run, by: int) -> list[Move]:
     ]
 
 
-def continue_runs(short: Sequence[Run], long: Sequence[Run], layers: int) -> list[Run]:
-    """The runs of a model of `layers` layers; LayersDiffer where three and four do not fix them."""
+def continue_runs(short: Sequence[Run], long: Sequence[Run], depths: Depths) -> list[Run]:
+    """The runs of the whole model; LayersDiffer where the short and the long do not fix them."""
+    layers, period = depths.layers, depths.period
     before, after = by_name(short), by_name(long)
     whole: list[Run] = []
     for run in long:
         (stage, layer), earlier = run.segment, run.earlier
         if layer < 0:
-            moves = of_no_layer(before.get((stage, layer, earlier)), run, layers)
+            moves = of_no_layer(before.get((stage, layer, earlier)), run, depths)
             whole.append(Run(run.segment, earlier, moves))
-        elif layer in (0, LONG - 1):
-            twin = SHORT - 1 if layer else 0
+        elif layer < period or layer == depths.long - 1:
+            twin, target = (layer, layer) if layer < period else (depths.short - 1, layers - 1)
             match(before.get((stage, twin, earlier)), layer - twin, run)
-            target = layers - 1 if layer else 0
             whole.append(Run((stage, target), earlier, shifted(run, target - layer)))
-        elif layer == (1 if stage == "forward" else LONG - 2):
-            first = after.get((stage, 1, earlier))
-            match(before.get((stage, 1, earlier)), 0, first)
-            match(first, 1, after.get((stage, 2, earlier)))
-            assert first is not None
-            order = range(1, layers - 1)
-            for index in order if stage == "forward" else reversed(order):
-                whole.append(Run((stage, index), earlier, shifted(first, index - 1)))
+        elif layer == (period if stage == "forward" else depths.long - 2):
+            first: dict[int, Run] = {}
+            for inner in depths.twins:
+                found = after.get((stage, inner, earlier))
+                match(before.get((stage, inner, earlier)), 0, found)
+                match(found, period, after.get((stage, inner + period, earlier)))
+                assert found is not None
+                first[inner] = found
+            for index in depths.inner if stage == "forward" else reversed(depths.inner):
+                inner = depths.twin(index)
+                moves = shifted(first[inner], index - inner)
+                whole.append(Run((stage, index), earlier, moves))
     return whole
 
 
@@ -139,7 +177,7 @@ def match(run: Run | None, by: int, twin: Run | None) -> None:
         raise LayersDiffer(f"{name[0]} of layer {name[1]} makes or frees other storages")
 
 
-def of_no_layer(short: Run | None, long: Run, layers: int) -> list[Move]:
+def of_no_layer(short: Run | None, long: Run, depths: Depths) -> list[Move]:
     """The moves outside the layers, which may free what the first and the last two made."""
 
     def named(moves: list[Move], depth: int, last: int) -> Iterator[Move]:
@@ -150,25 +188,43 @@ def of_no_layer(short: Run | None, long: Run, layers: int) -> list[Move]:
                 birth = (birth[0], birth[1] - depth + 1 + last, *birth[2:])
             yield size, birth
 
-    moves = [] if short is None else ordered(list(named(short.moves, SHORT, layers - 1)))
-    grown = ordered(list(named(long.moves, LONG, layers - 1)))
+    last = depths.layers - 1
+    moves = [] if short is None else ordered(list(named(short.moves, depths.short, last)))
+    grown = ordered(list(named(long.moves, depths.long, last)))
     if moves != grown:
         raise LayersDiffer(f"{long.segment[0]} outside the layers depends on the depth")
     return grown
 
 
-def stretch(items: Sequence[Item], layers: int) -> list[Item]:
-    """What layers hold, in a model of `layers` layers, by that of four."""
-    laps = [(layer, list(group)) for layer, group in groupby(items, key=lambda item: item.layer)]
+def stretch(items: Sequence[Item], depths: Depths) -> list[Item]:
+    """What layers hold, in the whole model, by that of the long one."""
     found: list[Item] = []
-    for place, (layer, group) in enumerate(laps):
-        if layer == 1:
-            twin = laps[place + 1] if place + 1 < len(laps) else (-1, [])
-            if [item._replace(layer=2) for item in group] != twin[1]:
+    for block in split_blocks(items):
+        if -1 in block:
+            found += block[-1]
+            continue
+        for inner in depths.twins:
+            later = inner + depths.period
+            moved = [item._replace(layer=later) for item in block.get(inner, [])]
+            if moved != block.get(later, []):
                 raise LayersDiffer("layers hold other storages than their neighbours")
-            found += [item._replace(layer=i) for i in range(1, layers - 1) for item in group]
-        elif layer != LONG - 2:
-            found += [
-                item._replace(layer=layers - 1 if layer == LONG - 1 else layer) for item in group
-            ]
+        for index in range(depths.period):
+            found += block.get(index, [])
+        for index in depths.inner:
+            found += [item._replace(layer=index) for item in block.get(depths.twin(index), [])]
+        last = depths.layers - 1
+        found += [item._replace(layer=last) for item in block.get(depths.long - 1, [])]
     return found
+
+
+def split_blocks(items: Sequence[Item]) -> Iterator[dict[int, list[Item]]]:
+    """Items by layer, a block for each time that the layers are gone through; those of no layer in
+    blocks of their own."""
+    block: dict[int, list[Item]] = {}
+    for layer, group in groupby(items, key=lambda item: item.layer):
+        if block and (layer < 0 or -1 in block or layer <= max(block)):
+            yield block
+            block = {}
+        block[layer] = list(group)
+    if block:
+        yield block

@@ -15,10 +15,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.replay import Replayed, least_memory, replay
 from studylib.forecasting.sharded_moves import card_demand
 from studylib.forecasting.sharding import GATHERED, card_events
-from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import PARTS, Trace
 from studylib.planning.cuda_terms import CudaTerms, workspace_bytes
 
@@ -63,11 +63,6 @@ class Peak:
         if over <= 0 or self.least_bytes > usable_bytes:
             return self
         return replace(self, parts=self.parts | {"allocator": self.parts["allocator"] - over})
-
-
-def shown_bytes(peak_bytes: int, least_bytes: int, usable_bytes: int) -> int:
-    """What the driver shows at most where so much is usable; the least needed where it is more."""
-    return min(peak_bytes, usable_bytes) if least_bytes <= usable_bytes else least_bytes
 
 
 def find_peak(trace: Trace, settings: Card, cuda: CudaTerms) -> Peak:

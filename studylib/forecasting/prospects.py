@@ -42,6 +42,7 @@ from studylib.planning.estimate import (
     start_hours,
     times,
 )
+from studylib.planning.fit import Fit, judge_fit
 from studylib.planning.roofline import ASSUMED, Range
 from studylib.planning.sweeps import Sweep, sweep_id_of
 from studylib.schema.profile import RunSpec
@@ -54,11 +55,13 @@ class Prospect(Frozen):
     """A training run's forecast peak against a machine's memory, and where it would fit.
 
     peak_bytes: what the driver would show of one card of `gpus`, or the least that it would take
-    where they do not fit; train_hours: of all steps, None on a CPU or unknown card,
-    where nothing is assumed about speed. total_params: the model's without an adapter.
+    where they do not fit; least_bytes: with which it still runs; train_hours: of all steps, None
+    on a CPU or unknown card, where nothing is assumed about speed, and where it does not fit.
+    total_params: the model's without an adapter.
     """
 
     peak_bytes: int
+    least_bytes: int
     available_bytes: int
     gpus: int
     cards: int
@@ -73,11 +76,28 @@ class Prospect(Frozen):
     @property
     def needed_bytes(self) -> int:
         """On one card; a host without cards holds what all of them would."""
-        return self.peak_bytes if self.cards else self.peak_bytes * max(self.gpus, 1)
+        return self.fit.least_bytes
 
     @property
-    def fits(self) -> bool:
-        return not self.lacks_cards and self.needed_bytes <= self.available_bytes
+    def fit(self) -> Fit:
+        """On one card, or on the host for all."""
+        count = 1 if self.cards else max(self.gpus, 1)
+        return judge_fit(
+            count * self.peak_bytes, count * self.least_bytes, self.available_bytes, self.gpus
+        )
+
+    @property
+    def may_run(self) -> bool:
+        return not self.lacks_cards and self.fit.may_run
+
+    @property
+    def in_words(self) -> str:
+        """fits, tight or does not fit, the last with what would do."""
+        if self.may_run:
+            return self.fit.in_words
+        if self.lacks_cards:
+            return f"does not fit: {self.reason}"
+        return f"does not fit, needs {self.smallest_gpu or 'more than any card of the catalog'}"
 
     @property
     def reason(self) -> str:
@@ -90,7 +110,7 @@ class Prospect(Frozen):
             else "no card of the catalog would do"
         )
         return (
-            f"the forecast peak of {self.needed_bytes / 1e9:.1f} GB is more than this machine's "
+            f"by forecast it needs {self.needed_bytes / 1e9:.1f} GB, more than this machine's "
             f"{self.available_bytes / 1e9:.1f} GB; {where}"
         )
 
@@ -131,8 +151,10 @@ def foresee_run(spec: RunSpec, machine: Machine | None = None) -> Prospect:
     machine = machine or this_machine()
     made = trace_once(job_settings(spec, machine), machine.here)
     seconds = times(made.seconds_per_step, spec.train.steps)
+    fit = made.fit_on(machine.memory_bytes)
     return Prospect(
-        peak_bytes=made.shown_bytes(machine.memory_bytes),
+        peak_bytes=fit.shown_bytes,
+        least_bytes=fit.least_bytes,
         available_bytes=machine.memory_bytes,
         gpus=spec.gpus,
         cards=machine.cards,
@@ -178,7 +200,7 @@ def estimate_on(
     misfits = {
         run_id: found.reason
         for run_id, found in prospects.items()
-        if not (found.fits or force or run_id in swept)
+        if not (found.may_run or force or run_id in swept)
     }
     left = [spec for spec in specs if spec.run_id not in misfits]
     params = size_models([*left, *searched, *serving], prospects, machine)
@@ -196,7 +218,7 @@ def estimate_on(
             runs[spec.run_id] = made
     for spec, rates in sweeps:
         prospect, name = prospects.get(spec.run_id), f"{sweep_id_of(spec)} (sweep)"
-        if prospect is not None and not (prospect.fits or force):
+        if prospect is not None and not (prospect.may_run or force):
             continue
         made = estimate_run(spec, prospects, machine, params)
         if made is None:

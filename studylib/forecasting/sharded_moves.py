@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import Birth, Run
 from studylib.forecasting.replay import Demand, flatten
-from studylib.forecasting.step import StepSettings
 from studylib.forecasting.trace import Trace
 from studylib.forecasting.updates import FlatMove, trace_updates
 

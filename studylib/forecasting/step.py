@@ -10,45 +10,16 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from studylib.forecasting.cuda_autocast import checkpoint_contexts, cuda_autocast
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
 from studylib.forecasting.shifted_loss import install_shifted_loss
 from studylib.modelling.chunked_loss import install_chunked_loss
-from studylib.schema.settings import Frozen, MethodSettings
-
-
-class StepSettings(Frozen):
-    """One training step, as far as its memory depends on it."""
-
-    method: MethodSettings
-    micro_batch: int = 1
-    seq_len: int = 2048
-    masked: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
-    weights: Literal["bf16", "fp32"] = "bf16"
-    master_weights: bool = False
-    autocast: bool = True
-    optimizer: str = "adamw"
-    checkpointing: bool = True
-    loss: Literal["full", "shifted", "chunked"] = "full"
-    accumulation: int = 1
-    kernels: Literal["cuda", "cpu"] = "cuda"
-    trains: bool = True
-
-    @property
-    def mixed(self) -> bool:
-        """Whether matrices multiply under autocast: Trainer's bf16=True."""
-        return self.autocast if self.weights == "bf16" else self.master_weights
-
-    @property
-    def half(self) -> bool:
-        """Whether most of the arithmetic is in bf16."""
-        return self.weights == "bf16" or self.mixed
 
 
 class Watcher(Protocol):

@@ -24,6 +24,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from studylib.core.errors import StudyError, name_error
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.kernels import (
     bytes_of,
     flops_of,
@@ -32,7 +33,7 @@ from studylib.forecasting.kernels import (
     scratch_buffers,
 )  # fmt: skip
 from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
-from studylib.forecasting.step import StepSettings, evaluate_once, make_batch, train_once
+from studylib.forecasting.step import evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
 from studylib.modelling.added import added_tensors, named_state
 from studylib.modelling.attention import choose_attention

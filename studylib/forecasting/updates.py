@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import Trained
 from studylib.forecasting.optimizers import make_optimizer
-from studylib.forecasting.step import StepSettings
 from studylib.metering.live import LiveBytes
 
 FlatMove = tuple[int, int]  # (key, bytes): a making; (key, -1): the free of a storage

@@ -166,7 +166,7 @@ def name_part(source: str, part: Part) -> str:
 
 def count_twice(examples: Examples) -> int:
     """Examples that are the same as an earlier one."""
-    return len(examples) - len({hashlib.sha256(canonical(e)).digest() for e in examples})
+    return len(examples) - len({hash_of(example) for example in examples})
 
 
 def tell_parts(data: DataSettings) -> list[str]:

@@ -13,8 +13,11 @@ import os
 import pickle
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from tempfile import TemporaryFile
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Any, TypeVar, overload
+
+from studylib.core.files import full_disk_said
 
 Value = TypeVar("Value")
 
@@ -34,9 +37,10 @@ class Store:
         offset = self._written + len(self._waiting)
         self._waiting += content
         if len(self._waiting) > IN_MEMORY_BYTES:
-            self._file = self._file or TemporaryFile()  # noqa: SIM115 -- as long as this is
-            self._file.write(self._waiting)
-            self._file.flush()
+            with full_disk_said(Path(gettempdir())):
+                self._file = self._file or TemporaryFile()  # noqa: SIM115 -- as long as this is
+                self._file.write(self._waiting)
+                self._file.flush()
             self._written += len(self._waiting)
             self._waiting.clear()
         return offset

@@ -183,7 +183,9 @@ def tokenise_spelled(
     """Of texts with their learned characters: every token that holds one of them is learned."""
     texts = [piece.text for piece in pieces]
     marked = pieces[0].marked
-    encoded = tokenizer(texts, add_special_tokens=not marked, verbose=False)
+    encoded = tokenizer(
+        texts, add_special_tokens=not marked, return_attention_mask=False, verbose=False
+    )
     find = find_by_place if getattr(tokenizer, "is_fast", False) else find_by_count
     return [
         cut_to(

@@ -61,18 +61,20 @@ def add_adapters(
 
 def seed_adapter(model: nn.Module, name: str, seed: int, dtype: torch.dtype) -> None:
     """Move what one adapter begins with as one number (LoRA's B, IA3's ones), and cast all of it to
-    `dtype`."""
+    `dtype`. An adapter that begins as a copy of the base's own (norms) is moved whole."""
     generator, added = torch.Generator().manual_seed(seed), added_tensors(model)
-    for path, parameter in model.named_parameters():
-        if id(parameter) in added and name in path.split("."):
-            if is_even(parameter.detach()):
-                flat = parameter.numel() == max(parameter.shape, default=1)
-                std = VECTOR_STD if flat else MATRIX_STD
-                drawn = torch.randn(parameter.shape, generator=generator) * std
-                moved = parameter.detach().cpu() + drawn
-                parameter.data = moved.to(parameter.device, dtype)
-            else:
-                parameter.data = parameter.data.to(dtype)
+    own = [p for path, p in model.named_parameters()
+           if id(p) in added and name in path.split(".")]  # fmt: skip
+    still = {id(p) for p in own if is_even(p.detach())} or {id(p) for p in own}
+    for parameter in own:
+        if id(parameter) in still:
+            flat = parameter.numel() == max(parameter.shape, default=1)
+            std = VECTOR_STD if flat else MATRIX_STD
+            drawn = torch.randn(parameter.shape, generator=generator) * std
+            moved = parameter.detach().cpu() + drawn
+            parameter.data = moved.to(parameter.device, dtype)
+        else:
+            parameter.data = parameter.data.to(dtype)
 
 
 def ready(model: Any, name: str) -> Any:

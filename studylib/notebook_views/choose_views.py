@@ -22,10 +22,11 @@ from studylib.advice.advice_text import describe_case
 from studylib.advice.advice_words import why_not
 from studylib.advice.advise import Advice, advise
 from studylib.advice.article_rule import compare_with_article, grid_cases, tabulate_disagreement
-from studylib.advice.rank_methods import Option, rank_options
+from studylib.advice.option import Option
+from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING
-from studylib.planning.case import CHANGE_WORDS, Case, Evidence, Span, parse_cards
+from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, Span, parse_cards
 from studylib.reporting.cells import GLUE, Table
 from studylib.reporting.notebook_text import dollar_signs
 from studylib.schema.methods import METHODS
@@ -88,14 +89,18 @@ def tabulate_ranking(case: Case, advice: Advice) -> Table:
             "no price" if option.cost is None else usd_words(option.cost.usd),
             span_cell(option.accuracy_loss, 1),
             span_cell(option.latency_overhead, 0),
-            "—"
-            if option.cost is None
-            else f"{option.cost.job.gpus} × {option.cost.job.gpu} (forecast)",
+            "—" if option.cost is None else fit_words(option.cost.job),
             "yes" if option.fits else "no: " + "; ".join(why_not(case, option)),
         )
         for option in advice.ranking
     ]
     return Table(header, tuple(rows))
+
+
+def fit_words(job: JobForecast) -> str:
+    """fits 2 × a100-80gb, 60.5 GB of 85.0 GB (forecast)."""
+    size = f"{job.fit.least_bytes / 1e9:.1f} GB of {job.fit.usable_bytes / 1e9:.1f} GB"
+    return f"{job.fit.word} {job.gpus} × {job.gpu}, {size} (forecast)"
 
 
 def usd_words(usd: Span) -> str:

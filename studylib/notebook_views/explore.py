@@ -19,7 +19,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
+from studylib.forecasting.job import LOSS_WORDS, Forecast
+from studylib.forecasting.job_forecast import trace_once
+from studylib.forecasting.usual_recipe import usual_settings
 from studylib.planning.catalog import find_gpu
 from studylib.planning.plan import Plan, PlannedRun
 from studylib.schema.methods import METHODS
@@ -58,18 +60,11 @@ def foresee(
     gpus: int = 1,
 ) -> Forecast:
     """A forecast with the study's usual recipe; more than one card means sharding by FSDP."""
-    return forecast(
-        ForecastSettings(
-            model=model,
-            method=method,
-            gpu=gpu,
-            micro_batch=micro_batch,
-            seq_len=seq_len,
-            checkpointing=checkpointing,
-            gpus=gpus,
-            sharding="fsdp" if gpus > 1 else "none",
-        )
-    )
+    settings = usual_settings(
+        model, method, gpu, gpus,
+        micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing, accumulation=1,
+    )  # fmt: skip
+    return trace_once(settings, True)
 
 
 def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
@@ -125,7 +120,7 @@ def describe_job(made: Forecast) -> str:
     job = made.settings
     return (
         f"{label_method(job.method)}\n{job.model.partition(':')[2]}, "
-        f"{job.micro_batch} × {job.seq_len:,} tokens"
+        f"{job.micro_batch} × {job.seq_len:,} tokens, {LOSS_WORDS[job.loss]}"
     )
 
 
@@ -140,14 +135,15 @@ def tabulate_fits(
     micro_batch: int,
     seq_len: int,
 ) -> pd.DataFrame:
-    """Peak in GB, and for each card the GB that are left, or "no"."""
+    """Peak in GB, and for each card the word: fits or tight with the GB left, does not fit."""
     rows = []
     for model in models:
         for method in methods:
             made = foresee(model, method, gpus[0], micro_batch, seq_len)
             fits = {
-                gpu: f"{made.fits[gpu].headroom_bytes / 1e9:.1f}" if made.fits[gpu].fits else "no"
+                gpu: f"{fit.word}, {fit.headroom_bytes / 1e9:.1f}" if fit.may_run else fit.word
                 for gpu in gpus
+                for fit in [made.fits[gpu]]
             }
             rows.append(
                 {
@@ -164,29 +160,36 @@ def tabulate_fits(
 def tabulate_costs(
     models: Sequence[str], methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
 ) -> pd.DataFrame:
-    """Hours and dollars of the standard Alpaca-style run, packed: low, mid and high."""
+    """Hours and dollars of the standard Alpaca-style run, packed: low, mid and high; a word where
+    it does not fit. How the hours are known stands beside them."""
     rows = []
     for model in models:
         for method in methods:
-            job = foresee(model, method, gpu, micro_batch, seq_len).jobs["packed"]
-            usd = job.usd
-            rows.append(
-                {
-                    "model": model,
-                    "method": label_method(method),
-                    "hours": f"{job.hours.mid:.1f} ({job.hours.low:.1f} to {job.hours.high:.1f})",
-                    "dollars": f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
-                    if usd
-                    else "no offer",
-                }
-            )
+            made = foresee(model, method, gpu, micro_batch, seq_len)
+            row = {"model": model, "method": label_method(method), "hours": made.fit.word,
+                   "dollars": made.fit.word, "speed": "—"}  # fmt: skip
+            if job := made.jobs.get("packed"):
+                usd, hours = job.usd, job.hours
+                row["hours"] = f"{hours.mid:.1f} ({hours.low:.1f} to {hours.high:.1f})"
+                row["dollars"] = "no offer"
+                if usd:
+                    row["dollars"] = f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
+                row["speed"] = made.efficiency.source
+            rows.append(row)
     return pd.DataFrame(rows).set_index(["model", "method"])
 
 
 def break_even(small: Forecast, big: Forecast) -> str:
     """At which ratio of hourly prices the job on the small card costs what the big one does."""
-    ratio = small.jobs["packed"].hours.mid / big.jobs["packed"].hours.mid
     s, b = small.settings, big.settings
+    misfits = [
+        f"It does not fit {f.settings.gpu}: {label_method(f.settings.method)}."
+        for f in (small, big)
+        if not f.fit.may_run
+    ]
+    if misfits:
+        return " ".join(misfits)
+    ratio = small.jobs["packed"].hours.mid / big.jobs["packed"].hours.mid
     names = label_method(s.method), label_method(b.method)
     lines = [
         f"{names[0]} on {s.gpu} takes {ratio:.2f} times the hours of {names[1]} on {b.gpu}: it is "
@@ -200,11 +203,6 @@ def break_even(small: Forecast, big: Forecast) -> str:
             f"At the median offers: {costs[0].mid:.0f} against {costs[1].mid:.0f} dollars, so "
             f"{cheaper} is cheaper there."
         )
-    lines += [
-        f"It does not fit {f.settings.gpu}: {label_method(f.settings.method)}."
-        for f in (small, big)
-        if not f.fits[f.settings.gpu].fits
-    ]
     return " ".join(lines)
 
 

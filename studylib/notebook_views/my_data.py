@@ -69,7 +69,7 @@ def tabulate_takes(
             "minutes": UNKNOWN if seconds is None else f"{seconds / 60:,.1f}",
             "dollars": UNKNOWN if usd is None else f"{usd:,.4f}",
             "peak (GB, forecast)": f"{found.peak_bytes / 1e9:.2f}" if found else "—",
-            "fits": ("yes" if found.fits else f"no: {found.reason}") if found else "—",
+            "fits": found.in_words if found else "—",
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("run")
 

@@ -13,10 +13,12 @@ import re
 from functools import cached_property
 from typing import Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from studylib.core.errors import StudyError
 from studylib.planning.catalog import find_gpu
+from studylib.planning.fit import Fit
+from studylib.schema.methods import ADVISED, WHOLE, name_methods, trained_names
 from studylib.schema.settings import Frozen, ModelRef, Settings, nearest
 
 CHANGES = ("task", "knowledge", "language")
@@ -50,6 +52,8 @@ class Case(Settings):
     tokens: of the data, read `epochs` times in each training. gpu: the card at hand (with `gpus` of
     them), or None for any that somebody offers. max_accuracy_loss_pp: points behind full
     fine-tuning of the same model that may be lost; None asks for no proof. budget_usd: a year's.
+    serving_hours_per_year: for which a card is rented to serve all variants; none unless asked.
+    methods: those to weigh; the advised ones if left out.
     """
 
     model: str
@@ -66,8 +70,17 @@ class Case(Settings):
     epochs: float = Field(default=3, gt=0, le=10**4)
     usd_per_gpu_hour: float | None = Field(default=None, ge=0)
     serving_gpu: str | None = None
-    serving_hours_per_year: float = Field(default=8760, ge=0, le=8760)
+    serving_hours_per_year: float = Field(default=0, ge=0, le=8760)
     usd_per_gb_month: float = Field(default=0.023, ge=0)
+    methods: tuple[str, ...] = ()
+
+    @field_validator("methods")
+    @classmethod
+    def methods_train(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in trained_names():
+                raise ValueError(f"{name} is no method that trains: {name_methods()}")
+        return names
 
     @model_validator(mode="after")
     def facts_need_knowledge(self) -> Case:
@@ -79,6 +92,11 @@ class Case(Settings):
     def trainings_per_year(self) -> float:
         """Of each variant: what is never retrained is still trained once."""
         return max(self.retrains_per_year, 1.0)
+
+    @property
+    def weighed(self) -> tuple[str, ...]:
+        """The methods that are weighed; full fine-tuning, against which others lose, among them."""
+        return tuple(dict.fromkeys((WHOLE, *(self.methods or ADVISED))))
 
     @property
     def trained_tokens(self) -> float:
@@ -135,13 +153,9 @@ class JobForecast(Frozen):
     method: str
     gpu: str
     gpus: int
-    peak_bytes: int
-    usable_bytes: int
+    fit: Fit
     seconds_per_token: Span
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_bytes <= self.usable_bytes
+    speed_source: str = ""
 
 
 class Sizes(Frozen):
@@ -167,6 +181,7 @@ class Quote(Frozen):
 class AccuracyEvidence(Frozen):
     """Points behind full fine-tuning of `against` on the same questions, where it was measured.
 
+    kept: the share of full's gain over the base that it keeps; 1 is all. Either may be unknown.
     merged: the adapter was merged into 16-bit weights before the questions were asked.
     """
 
@@ -179,8 +194,9 @@ class AccuracyEvidence(Frozen):
     change: Change
     tokens: int
     facts: int | None = None
-    loss_pp: Span
-    kept_pp: Span = UNKNOWN
+    loss_pp: Span = UNKNOWN
+    kept: Span = UNKNOWN
+    forgot_pp: Span = UNKNOWN
     questions: int
     seeds: int
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from studylib.planning.catalog import GIB
+from studylib.planning.catalog import GIB, find_gpu
+from studylib.planning.roofline import count_runs
 from studylib.schema.settings import Frozen
 
 
@@ -37,6 +38,10 @@ def workspace_bytes(gpu: str) -> int:
     return 32 * 1024**2 if gpu.startswith(LARGE_WORKSPACES) else (2 * 4096 + 8 * 16) * 1024
 
 
+def card_label(gpu: str) -> str:
+    return find_gpu(gpu).label
+
+
 class Measured(Frozen):
     """A device's peaks of one measured training, in bytes."""
 
@@ -51,5 +56,5 @@ def fit_cuda_terms(peaks: Mapping[str, Sequence[Measured]]) -> CudaTerms:
         return CudaTerms()
     return CudaTerms(
         context_bytes=max(0, int(statistics.median(context))),
-        source=f"{len(context)} measured trainings on {', '.join(sorted(peaks))}",
+        source=f"by {count_runs(len(context))} on {', '.join(sorted(map(card_label, peaks)))}",
     )

@@ -70,6 +70,10 @@ def forecast_seconds(ideal: float, efficiency: Efficiency) -> Range:
     )
 
 
+def count_runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
 def calibrate(pairs: Iterable[tuple[str, float, float]], gpu: Gpu) -> Efficiency:
     """Efficiency from measured steps. pairs: (card's name, ideal seconds, measured seconds).
 
@@ -80,5 +84,5 @@ def calibrate(pairs: Iterable[tuple[str, float, float]], gpu: Gpu) -> Efficiency
         return ASSUMED
     return Efficiency(
         low=min(shares), mid=statistics.median(shares), high=max(shares),
-        source=f"{len(shares)} measured steps on {gpu.name}",
+        source=f"by {count_runs(len(shares))} on {gpu.label}",
     )  # fmt: skip

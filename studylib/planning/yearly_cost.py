@@ -58,10 +58,12 @@ def training_hours(case: Case, job: JobForecast) -> Span:
 def choose_job(
     case: Case, evidence: Evidence, model: str, method: str
 ) -> tuple[JobForecast, Quote] | None:
-    """The allowed cards on which this training is cheapest at the median price; None if none."""
+    """The allowed cards on which this training is cheapest at the median price, those that it fits
+    for sure before those that are tight; None if none."""
     best: tuple[float, JobForecast, Quote] | None = None
-    for job in allowed_jobs(case, evidence, model, method):
-        quote = quote_for(case, evidence, job.gpu) if job.fits else None
+    jobs = [job for job in allowed_jobs(case, evidence, model, method) if job.fit.may_run]
+    for job in [job for job in jobs if job.fit.word == "fits"] or jobs:
+        quote = quote_for(case, evidence, job.gpu)
         if quote is None:
             continue
         usd = (job.seconds_per_token.mid or 0) * job.gpus * (quote.usd_per_hour.mid or 0)

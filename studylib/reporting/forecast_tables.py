@@ -92,7 +92,7 @@ def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
             row.usd.mid, row.usd.low, row.usd.high,
             f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
             f"{span(row.hours)} h on {cards}",
-            job_of_forecast(job)._replace(gpu=book.gpu) if row.form == "packed" else None,
+            job_of_forecast(job)._replace(gpu=row.gpu) if row.form == "packed" else None,
         )
         for row in job.jobs
         if row.usd
@@ -138,12 +138,12 @@ def near_text(share: float) -> str:
 
 def cost_table(book: ForecastBook) -> Table:
     """Hours and dollars of the Alpaca-style run for the jobs that one would try first."""
-    header = ("Job (forecast)", "Examples", "Tokens", "Hours ↓", "Dollars ↓", "Article")
+    header = ("Job (forecast)", "Cards", "Examples", "Tokens", "Hours ↓", "Dollars ↓", "Article")
     rows = []
     for job in (job for job in book.jobs if job.plain):
         for row in job.jobs:
             usd = "no offer" if row.usd is None else span(row.usd, "$")
-            rows.append((describe(job), row.form,
+            rows.append((describe(job), f"{job.cards} × {row.gpu}", row.form,
                          f"{row.tokens / 1e6:.1f}M", span(row.hours), usd,
                          article_cost(job.method)))  # fmt: skip
     return Table(header, tuple(rows))

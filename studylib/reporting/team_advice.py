@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from studylib.core.metrics import byte_size
 from studylib.reporting.article import enough_rule, few_seeds
@@ -79,7 +80,18 @@ def by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Kept]]:
     return found
 
 
-def judge(kept: Sequence[Kept]) -> str:
+class Share(Protocol):
+    """A share of full fine-tuning's gain, by the ends of its interval, and its number of seeds."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def seeds(self) -> int: ...
+
+
+def judge(kept: Sequence[Share]) -> str:
     """enough, once (enough, in too few seeds), short (of it), poor, or open."""
     rule = enough_rule()
     if all(k.low >= rule.share for k in kept):
@@ -110,7 +122,7 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
     able = [label for label, word in words.items() if word != "poor"]
     text = f"**Small change:** start with {join_words(able, 'or')}, and test on your own data."
     if any(word == "short" for word in words.values()):
-        return f"{text} Expect to lose some of the gain: {join_words(list(words))} kept {told}."
+        return f"{text} Expect to lose some gain: {join_words(list(words))} kept {told}."
     return f"{text} These runs are too few to tell: {join_words(list(words))} kept {told}."
 
 

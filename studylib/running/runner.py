@@ -158,7 +158,7 @@ def skip_misfits(
     """Record the runs that cannot fit, by forecast, instead of starting them."""
     specs = [profile.run(run.run_id) for run in plan.left]
     for run_id, prospect in foresee(specs).items():
-        if not prospect.fits:
+        if not prospect.may_run:
             record_misfit(profile.run(run_id), prospect, results / "runs" / run_id)
             outcome.finished.append(run_id)
             progress.say(f"  {run_id}: not started, {prospect.reason} (--force starts it)")

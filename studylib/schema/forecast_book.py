@@ -28,13 +28,14 @@ class Span(Frozen):
 
 
 class JobRow(Frozen):
-    """The Alpaca-style run. usd: fastest at the cheapest offer, expected at the median, slowest at
-    the dearest."""
+    """The Alpaca-style run on a card that takes it. usd: fastest at the cheapest offer, expected at
+    the median, slowest at the dearest."""
 
     form: Literal["packed", "padded"]
     tokens: int
     hours: Span
     usd: Span | None
+    gpu: str
 
 
 class JobForecast(Frozen):

@@ -265,7 +265,8 @@ class PrefixLM(HFLM):
         if self.config.get_text_config()._attn_implementation == "sdpa":
             on_cpu = self.device.type == "cpu"
             size = CPU_TOKENS_PER_BLOCK if on_cpu else ACCELERATOR_TOKENS_PER_BLOCK
-            mask.blocks = lay_out_blocks(tree, keys, query_count, size, self.device)
+            layout = lay_out_blocks(tree, keys, query_count, size, self.device)
+            mask.blocks = layout  # type: ignore[attr-defined]
         asked = torch.as_tensor(positions, device=self.device)
         base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         picks = "logits_to_keep" in inspect.signature(base.forward).parameters
