@@ -131,7 +131,8 @@ FAULTS = (
           "diverged, with the weight's name", ("tests/test_train.py::test_weights_that_the_last_"
                                                "update_broke_are_a_result_too",)),
     Fault("a look for open ports", "at the kernel, its run and what forks them, in mid-run",
-          "none is open", (f"{RUNS}::test_no_port_is_open_while_a_run_goes_on",)),
+          "none that others reach, and none afterwards",
+          (f"{RUNS}::test_no_port_is_open_to_others_and_none_stays",)),
     Fault("a planted secret", "HF_TOKEN in the environment of every run here", "it stands in no "
           "record, table, notebook, traceback or log",
           (f"{RUNS}::test_planted_secret_is_in_no_file",)),

@@ -258,18 +258,23 @@ def test_unreadable_session_is_one_message(scene, work, tmp_path, record_propert
     record_property("seen", "exit 2: what the run has done so far cannot be read")
 
 
-def test_no_port_is_open_while_a_run_goes_on(scene, tmp_path, record_property):
-    """Its notebook's channels are files that this user alone can open."""
+def test_no_port_is_open_to_others_and_none_stays(scene, tmp_path, record_property):
+    """A notebook's channels are files that this user alone can open; ipykernel's way for what a
+    process of its own prints is a port of 127.0.0.1, which takes words with its key alone."""
     strike = Strike(tmp_path / "mark", signal.SIGSTOP, does="evaluating")
     process = scene.start(
         scene.task(tmp_path).command(1), scene.folder(tmp_path), 1, strike.environ
     )
     kernel = psutil.Process(wait_for(strike.stands))
     family = [kernel, *kernel.parents()[:2]]
-    assert [one.net_connections("inet") for one in family] == [[], [], []]
+    ports = [socket.laddr for one in family for socket in one.net_connections("inet")]
+    assert {address.ip for address in ports} <= {"127.0.0.1"}
     strike.go_on(signal.SIGCONT)
     assert process.wait() == 0
-    record_property("seen", "no socket of the network in the kernel, its run and what forks them")
+    wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
+    left = {socket.laddr for socket in psutil.net_connections("inet") if socket.status == "LISTEN"}
+    assert not left & set(ports)
+    record_property("seen", f"{len(ports)} on 127.0.0.1 in mid-run, none afterwards")
 
 
 def test_planted_secret_is_in_no_file(scene, record_property):

@@ -1,6 +1,6 @@
 """Run the tests of every kind of fault and write what was seen: `make faults` makes docs/faults.md.
 
-    tools/python tests/faults/write_table.py [--to FILE]
+    tools/python tests/faults/write_table.py [--to FILE] [--only WORD …]
 
 A kind whose test fails or is skipped makes the command end with 1, and stands so in the table.
 """
@@ -24,7 +24,7 @@ HEAD = """# Faults
 
 What happens to a study when something around it breaks. Each fault is injected for real, as the
 second column says, and the last but one says what was seen when this page was made, by
-`make faults`, in {minutes:.0f} minutes. `make soak MINUTES=60` goes on
+`make faults`; the last tests took {minutes:.0f} minutes. `make soak MINUTES=60` goes on
 with kills at random moments.
 
 """
@@ -57,13 +57,22 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def compose(seen: Seen, minutes: float) -> str:
+def read_seen(page: Path) -> dict[str, str]:
+    """What a page says was seen, by kind."""
+    lines = page.read_text(encoding="utf-8").splitlines() if page.is_file() else []
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {row[0]: row[3] for row in rows[2:]}
+
+
+def compose(seen: Seen, minutes: float, before: dict[str, str]) -> str:
+    """before: what was seen of the kinds that were not tried now."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for fault in FAULTS:
-        shown = "; ".join(dict.fromkeys(seen.spell(test) for test in fault.tests))
+        now = cell("; ".join(dict.fromkeys(seen.spell(test) for test in fault.tests)))
+        shown = before.get(fault.kind, now)
         files = dict.fromkeys(test.partition("::")[0] for test in fault.tests)
         where = ", ".join(f"[{Path(file).name}](../{file})" for file in files)
-        rows.append((fault.kind, cell(fault.how), cell(fault.promise), cell(shown), where))
+        rows.append((fault.kind, cell(fault.how), cell(fault.promise), shown, where))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return HEAD.format(minutes=minutes) + "\n".join(lines) + "\n"
 
@@ -72,12 +81,17 @@ def main() -> int:
     words = argparse.ArgumentParser(description="Run the faults, write the table.")
     words.add_argument("--to", type=Path, default=PAGE)
     words.add_argument("--at-once", default="auto", help="how many files of tests at a time")
+    words.add_argument("--only", nargs="*", help="kinds with these words; other rows stay")
     asked = words.parse_args()
+    tried = [f for f in FAULTS if not asked.only or any(word in f.kind for word in asked.only)]
+    before = read_seen(asked.to) if asked.only else {}
+    for fault in tried:
+        before.pop(fault.kind, None)
     seen, began = Seen(), time.monotonic()
-    tests = list(dict.fromkeys(test for fault in FAULTS for test in fault.tests))
+    tests = list(dict.fromkeys(test for fault in tried for test in fault.tests))
     options = ["-m", "", "-q", "--rootdir", str(ROOT), "-n", asked.at_once, "--dist", "loadfile"]
     code = pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[seen])
-    asked.to.write_text(compose(seen, (time.monotonic() - began) / 60))
+    asked.to.write_text(compose(seen, (time.monotonic() - began) / 60, before))
     print(f"{asked.to}: {len(FAULTS)} kinds")
     return int(code)
 
