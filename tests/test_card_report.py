@@ -238,8 +238,8 @@ def test_forecasts_for_that_card_learn_from_its_records(folder):
     refresh_forecasts(folder, read_records(folder / "runs"), lambda line: None)
     learn_terms.cache_clear()
     efficiency, cuda = learn_terms("h200-141gb", folder.parent)
-    assert efficiency.source == "8 measured steps on h200-141gb"
-    assert cuda.context_bytes == GB and cuda.source == "8 measured trainings on h200-141gb"
+    assert efficiency.source == cuda.source == "by 8 runs on NVIDIA H200 141GB SXM"
+    assert cuda.context_bytes == GB
     learn_terms.cache_clear()
 
 

@@ -35,7 +35,7 @@ def make_job(method: str, words: str, peak: int, article: int, **settings: int) 
     rows = {"micro_batch": 1, "seq_len": 2048} | settings
     span = Span(low=1.0, mid=2.0, high=4.0)
     jobs = [JobRow(form=form, tokens=20_000_000, hours=span,  # type: ignore[arg-type]
-                   usd=Span(low=20.0, mid=28.0, high=40.0))
+                   usd=Span(low=20.0, mid=28.0, high=40.0), gpu="a100-80gb")
             for form in ("packed", "padded")]  # fmt: skip
     return JobForecast(
         words=words, method=method, article_bytes=article * GB, settings=rows,  # type: ignore

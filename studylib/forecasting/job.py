@@ -100,13 +100,14 @@ class ForecastSettings(Frozen):
 
     @property
     def step(self) -> StepSettings:
+        method = self.method_settings
         shared = set(StepSettings.model_fields) & set(ForecastSettings.model_fields) - {"method"}
         numbers: dict[str, Any] = {name: getattr(self, name) for name in shared}
         if self.optimizer == type(self).model_fields["optimizer"].default:  # not asked for
-            numbers["optimizer"] = METHODS[self.method].optimizer or self.optimizer
+            numbers["optimizer"] = method.kind.optimizer or self.optimizer
         if self.fp32_shards:
             numbers |= {"weights": "bf16", "master_weights": False, "autocast": True}
-        return StepSettings(method=self.method_settings, **numbers)
+        return StepSettings(method=method, **numbers)
 
     @property
     def in_words(self) -> str:

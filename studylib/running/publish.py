@@ -39,7 +39,7 @@ def publish_results(results: Path, reference: Path) -> Path:
     profile = read_profile(str(file))
     planned = {spec.run_id for spec in profile.runs()}
     records = [r for r in read_records(results / "runs") if r.run_id in planned]
-    on_card = is_card_study(results) or is_of_cards(records)
+    on_card = is_card_study(results) or is_of_cards(results, records)
     missing = plan_study(profile, results).left
     if missing and not on_card:
         raise StudyError(
@@ -110,9 +110,10 @@ def is_card_study(results: Path) -> bool:
     return (results / CARD_STUDY).is_file() and not read_card_study(results).rehearsal
 
 
-def is_of_cards(records: Sequence[Record]) -> bool:
-    """Whether there are runs, and a CUDA card made all of them."""
-    return bool(records) and all(record.environment.devices for record in records)
+def is_of_cards(results: Path, records: Sequence[Record]) -> bool:
+    """Whether there are runs, a CUDA card made all of them, and this is no rehearsal of one."""
+    rehearsed = (results / CARD_STUDY).is_file()
+    return bool(records) and not rehearsed and all(r.environment.devices for r in records)
 
 
 def keep_earlier(target: Path, fresh: Path) -> None:
