@@ -25,6 +25,13 @@ Parts by themselves (`tools/python -m studylib VERB --help` tells all of one):
   merge      a base and its adapter as one checkpoint: merge RUN_ID
   prices     the offers behind every dollar: prices
 
+For those who change the study, also targets of make
+  bench      has anything become slower than benchmarks/bench.json says: QUICK=1
+  faults     break what surrounds a study, each way for real, and write docs/faults.md
+  soak, fuzz kill studies at random moments; feed the readers with what hypothesis makes up: MINUTES=60
+  audit      known holes in the packages; asks the package index
+  sbom       what is installed, as CycloneDX JSON: built/sbom.json
+
 Options
   which study   PROFILE=cpu|smoke|real|systems|gpu|article|custom|FILE.yaml|... RESULTS=FOLDER
   your own      MODEL= DATA= COLUMNS= MMLU= TASKS= METHODS= SEEDS= STEPS= LIMIT= KEEP=adapters|all|none
@@ -45,7 +52,7 @@ data: ## bring in what PROFILE=real reads and the study does not ship; FROM=FOLD
 	@$(PY) -m studylib data $(call opt,PROFILE,profile) $(call opt,FROM,from)
 
 plan: ## what would run, how long, at what cost: make plan PROFILE=gpu
-	@$(PY) -m studylib plan $(ASK)
+	@$(PY) -m studylib plan $(ASK) $(call opt,GPU,gpu)
 
 reproduce: ## run all that is not done yet, then write the report: make reproduce PROFILE=smoke
 	@$(PY) -m studylib reproduce $(ASK) $(call opt,BUDGET,budget) $(if $(YES),--yes) $(if $(FORCE),--force) $(call opt,EXECUTOR,executor) $(call opt,RAY_ADDRESS,ray-address)
@@ -95,22 +102,22 @@ check: ## style, types, notebooks kept clean
 test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
 	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
-bench: ## has anything become slower than benchmarks/bench.json says; the short part: make bench QUICK=1
+bench: # has anything become slower than benchmarks/bench.json says; the short part: make bench QUICK=1
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick) $(call opt,DATA,data) $(call opt,ROWS,rows)
 
-faults: ## break what surrounds a study, each way for real, and write docs/faults.md, 6 minutes
+faults: # break what surrounds a study, each way for real, and write docs/faults.md, 6 minutes
 	@$(PY) tests/faults/write_table.py
 
-soak: ## kill studies at random moments, up to an hour: make soak MINUTES=60
+soak: # kill studies at random moments, up to an hour: make soak MINUTES=60
 	@$(PY) tests/faults/soak.py $(call opt,MINUTES,minutes)
 
-fuzz: ## feed the readers with what hypothesis makes up: make fuzz MINUTES=2
+fuzz: # feed the readers with what hypothesis makes up: make fuzz MINUTES=2
 	@$(PY) tests/fuzz/fuzz.py $(call opt,MINUTES,minutes)
 
-audit: ## known holes in the packages; asks the package index
+audit: # known holes in the packages; asks the package index
 	@tools/supply audit
 
-sbom: ## what is installed, as CycloneDX JSON: built/sbom.json
+sbom: # what is installed, as CycloneDX JSON: built/sbom.json
 	@tools/supply sbom
 
 clean: ## remove the virtual environment and caches, never records

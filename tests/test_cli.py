@@ -320,4 +320,4 @@ def test_the_four_commands_of_a_study_take_the_same_options():
     shared = set.intersection(*taken.values())
     assert {"--profile", "--results", "--model", "--data", "--columns", "--mmlu", "--methods",
             "--seeds", "--steps", "--limit", "--set", "--keep"} <= shared  # fmt: skip
-    assert "--budget" in taken["tune"] and "--gpu" in taken["rent"] - taken["plan"]
+    assert "--budget" in taken["tune"] and "--gpu" in taken["rent"] - taken["reproduce"]
