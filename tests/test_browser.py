@@ -218,7 +218,7 @@ def test_a_slider_dragged_and_a_button_clicked_change_the_answer(page, lab):
     keep_tall_picture(page, "30_choose-before")
     widgets = page.locator(f"{OPEN} .jp-OutputArea-output:has(.noUi-handle)").last
     answer = page.locator(f"{OPEN} .jupyter-widgets .jp-RenderedMarkdown strong").first
-    api.expect(answer).to_have_text(re.compile(r"about \$[\d,]+ a year"))
+    api.expect(answer).to_have_text(re.compile(r"About \$[\d,]+ a year"))
     first = answer.inner_text()
     handle, track = widgets.locator(".noUi-handle"), widgets.locator(".noUi-target")
     handle.scroll_into_view_if_needed()

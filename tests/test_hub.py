@@ -320,7 +320,7 @@ from studylib.schema.profile import DataSettings
 found = {}
 for source in sys.argv[1:]:
     try:
-        found[source] = read_examples(DataSettings(source=source))
+        found[source] = list(read_examples(DataSettings(source=source)))
     except StudyError as error:
         found[source] = str(error)
 print(json.dumps(found))

@@ -106,6 +106,6 @@ def test_a_study_without_questions_from_its_runs_to_its_report(data, tmp_path):
     held = items["full"][items["full"]["measure"] == "labels"]
     assert set(held["answer"]) <= set(COLOURS) and set(held["given"]) <= set(COLOURS)
     report = compose_report(own_sources(tmp_path / "t", planned=()))
-    text = report.files["REPORT.md"].decode()
+    text = "\n".join(c.decode() for n, c in report.files.items() if n.endswith(".md"))
     assert "On held-out examples" in text and "What the base knew before" in text
     assert "QLoRA r=16, merged" in text and "Right label (%) ↑" in text
