@@ -121,10 +121,11 @@ def test_depth_is_continued_exactly_event_by_event(config, method, recipe):
     continued = continue_trace(short, long, depths)
     if period == 1:
         assert continued.events == whole.events
-    else:  # a round block of the optimizer's own may be counted in one of them alone
+    else:  # the gradients' norms, 4 bytes a parameter, begin a block of 512 at some depths alone
         for ours, theirs in zip(continued.events, whole.events, strict=True):
+            room = 512 if ours[0][0] == "optimizer" else 0
             assert ours[0] == theirs[0]
-            assert max(abs(a - b) for a, b in zip(ours[1], theirs[1], strict=True)) <= 512
+            assert max(abs(a - b) for a, b in zip(ours[1], theirs[1], strict=True)) <= room
     assert [(r.segment, r.earlier, ordered(r.moves)) for r in continued.runs] == [
         (r.segment, r.earlier, ordered(r.moves)) for r in whole.runs
     ]
