@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -41,11 +41,15 @@ def read_part(data: DataSettings, part: Part) -> Examples:
             f"the training part of {data.source} has {len(examples):,} examples",
             "Write at most as many, or leave it out for all.",
         )
-    hashes = [hash_of(example) for example in examples]
-    order = sorted(range(len(examples)), key=hashes.__getitem__)
-    chosen = sorted(order[: data.examples])
     note = f"chosen by their hash among {len(examples):,}"
-    return examples.part(chosen, note=note)
+    return examples.part(of_lowest_hash(examples, data.examples), note=note)
+
+
+def of_lowest_hash(examples: Sequence[Example], count: int) -> list[int]:
+    """The numbers of so many examples, in their order: files are often sorted, and the first of
+    them would be of one kind."""
+    hashes = [hash_of(example) for example in examples]
+    return sorted(sorted(range(len(hashes)), key=hashes.__getitem__)[:count])
 
 
 def hash_of(example: Example) -> bytes:

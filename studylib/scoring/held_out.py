@@ -18,7 +18,7 @@ from studylib.core import item_stats
 from studylib.core.errors import StudyError
 from studylib.core.item_stats import Items
 from studylib.inputs.forms import Example
-from studylib.inputs.parts import read_part, source_of
+from studylib.inputs.parts import of_lowest_hash, read_part, source_of
 from studylib.schema.measures import MEASURES, MeasureFigure, Of, figures_of, held_out_part
 from studylib.schema.settings import DataSettings
 from studylib.schema.spec import RunSpec
@@ -81,12 +81,10 @@ def read_held_out(spec: RunSpec) -> list[Example]:
 
 
 def take(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """At most `limit` examples, those of the lowest hash, in their order: files are often sorted,
-    and the first of them would be of one kind."""
+    """At most `limit` examples, those of the lowest hash, in their order."""
     if limit is None or len(examples) <= limit:
         return list(examples)
-    order = sorted(range(len(examples)), key=lambda i: item_id(examples[i]))
-    return [examples[i] for i in sorted(order[:limit])]
+    return [examples[i] for i in of_lowest_hash(examples, limit)]
 
 
 def measure_one(asked: Asked, name: str, of: Of, weights: str) -> HeldOut:

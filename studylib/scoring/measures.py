@@ -8,7 +8,6 @@ Not covered: which examples, and figures with intervals (studylib.scoring.held_o
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import unicodedata
@@ -23,10 +22,10 @@ import numpy as np
 
 from studylib.inputs.data import Tokenised, prompt_and_answer, tokenise
 from studylib.inputs.forms import Example
+from studylib.inputs.parts import hash_of
 from studylib.inputs.templates import Unfolded
 from studylib.inputs.tokens import unfold
 from studylib.planning.answers import answer_of, check_prompts, read_labels
-from studylib.schema.records import canonical
 from studylib.schema.spec import RunSpec
 from studylib.scoring.answer_loss import learned_spans, measure_losses, score_labels
 from studylib.scoring.evaluate import NotANumber, choose_all
@@ -261,4 +260,4 @@ def row_of(example: Example, value: float) -> dict[str, Any]:
 
 def item_id(example: Example) -> str:
     """A short id of an example by its content, the same wherever it is measured."""
-    return hashlib.sha256(canonical(example)).hexdigest()[:16]
+    return hash_of(example).hex()[:16]
