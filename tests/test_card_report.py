@@ -4,6 +4,7 @@ of another commit stand by themselves, and without a card nothing changes."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.planning.alpaca_run import TOKENS
+from studylib.reporting import serve_tables
 from studylib.reporting.appendix import runs_table
+from studylib.reporting.blocks import Block, Heading, Table, to_markdown
 from studylib.reporting.card_section import card_details, card_section, is_card
 from studylib.reporting.card_tables import energy_cell
 from studylib.reporting.claims import Finding, evaluate_claims
@@ -153,47 +156,49 @@ def find(findings: list[Finding], claim: str, part: str) -> list[Finding]:
     return [f for f in findings if (f.claim, f.part) == (claim, part)]
 
 
-def told(folder: Path) -> str:
+def blocks_of(folder: Path) -> list[Block]:
     """The card's part of the report, then its part of the appendix."""
     summary = summary_of(folder)
-    lines = [*card_section(summary, several=True), *card_details(summary)]
-    return "\n".join(lines).replace("\u00a0", " ")
+    return [*card_section(summary, several=True), *card_details(summary)]
 
 
-def rows_below(text: str, title: str) -> list[list[str]]:
-    """The cells of a title's first table, its header left out."""
-    part = text.partition(f"### {title}")[2].partition("\n### ")[0]
-    lines = [line for line in part.split("\n") if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+def told(blocks: Iterable[Block]) -> str:
+    return to_markdown(blocks).replace("\u00a0", " ")
+
+
+def rows_below(blocks: list[Block], title: str, nth: int = 0) -> list[tuple[str, ...]]:
+    """The rows of the first table below the nth heading that begins so."""
+    at = [i for i, b in enumerate(blocks) if isinstance(b, Heading) and b.text.startswith(title)]
+    return next(block.rows for block in blocks[at[nth] :] if isinstance(block, Table))
 
 
 # The section -------------------------------------------------------------------------------------
 
 
 def test_every_figure_of_the_section_is_its_records_own(folder):
-    text = told(folder)
+    blocks = blocks_of(folder)
     records = {r.run_id: r for r in read_records(folder / "runs")}
-    memory = rows_below(text, "Peak memory of training")
+    memory = rows_below(blocks, "Peak memory of training")
     assert len(memory) == len(records)
     for row in memory:
         run_id = row[2].partition("(runs/")[2].partition("/record.json")[0]
         measure = records.pop(run_id).train.measure
         seen = (measure.torch_peak_allocated_bytes, measure.torch_peak_reserved_bytes,
                 measure.nvml_process_peak_bytes)  # fmt: skip
-        assert row[3:] == [f"{byte_size(count)}; not forecast" for count in seen]
-    speed = rows_below(text, "Speed")
+        assert row[3:] == tuple(f"{byte_size(count)}; not forecast" for count in seen)
+    speed = rows_below(blocks, "Speed")
     assert [row[1] for row in speed[:7]] == ["full, paged-adamw-8bit", *["LoRA r=16"] * 3,
                                              *["QLoRA r=16"] * 3]  # fmt: skip
     share = 4000 * 2 * PARAMS["shape:Llama-2-13B"]
-    lora = next(row for row in speed if row[1:3] == ["LoRA r=16", speed[2][2]])
-    assert "1 × 2,048" in lora[2] and lora[3:5] == ["0.500", "4,000"]
-    assert lora[5:8] == [f"{100 * share / 989e12:.1f}", f"{100 * share / 780e12:.1f}",
-                         f"{150 * share / 780e12:.1f}"]  # fmt: skip
+    lora = next(row for row in speed if row[1:3] == ("LoRA r=16", speed[2][2]))
+    assert "1 × 2,048" in lora[2] and lora[3:5] == ("0.500", "4,000")
+    assert lora[5:8] == (f"{100 * share / 989e12:.1f}", f"{100 * share / 780e12:.1f}",
+                         f"{150 * share / 780e12:.1f}")  # fmt: skip
     assert lora[8] == "20.0"  # 7,200 J are 2 Wh, of 100,000 tokens
 
 
 def test_the_section_says_which_card_when_by_which_commit_and_what_was_cut_off(folder):
-    text = told(folder)
+    text = told(blocks_of(folder))
     assert text.startswith("## Measured on a card (profile h200)")
     assert f"{DEVICE}, 150 GB, torch 2.11.0, driver 580.1; 8 records of 2026-01-01" in text
     assert f"commit {NEW[:12]}." in text
@@ -207,14 +212,14 @@ def test_records_of_another_commit_get_tables_of_their_own(folder):
     card = Card(folder, device=DEVICE)
     card.commit = OLD
     card.run("lora", "16x2048", 70, 6000, marks={"code.sha256": "0" * 64})
-    text = told(folder)
-    first, other = text.split("### Peak memory of training")[1:]
-    assert first.startswith(f" ({DEVICE}, commit {NEW[:12]}, code ")
-    assert other.startswith(f" ({DEVICE}, commit {OLD[:12]}, code {'0' * 12})")
-    assert "16 × 2,048" not in first.partition("### Speed")[0]
-    [row] = rows_below(f"### Other{other}", "Other")
+    blocks, title = blocks_of(folder), "Peak memory of training"
+    first, other = (b.text for b in blocks if isinstance(b, Heading) and b.text.startswith(title))
+    assert first.startswith(f"{title} ({DEVICE}, commit {NEW[:12]}, code ")
+    assert other == f"{title} ({DEVICE}, commit {OLD[:12]}, code {'0' * 12})"
+    assert not any("16 × 2,048" in row[2] for row in rows_below(blocks, title))
+    [row] = rows_below(blocks, title, 1)
     assert "70.0 GB" in row[5]
-    assert f"commit {OLD[:12]} and {NEW[:12]}" in text
+    assert f"commit {OLD[:12]} and {NEW[:12]}" in told(blocks)
 
 
 def test_forecasts_of_these_very_runs_stand_beside_them_by_part(folder):
@@ -222,14 +227,14 @@ def test_forecasts_of_these_very_runs_stand_beside_them_by_part(folder):
     refresh_forecasts(folder, records, lambda line: None)
     study = read_study(folder, planned=())
     assert {f.run_id for f in study.forecasts} == {r.run_id for r in records}
-    text = told(folder)
+    blocks = blocks_of(folder)
     made = next(f for f in study.forecasts if f.run_id == "llama-2-13b--lora-r16--1x2048--s0")
-    row = next(r for r in rows_below(text, "Peak memory") if "--lora-r16--1x2048" in r[2])
+    row = next(r for r in rows_below(blocks, "Peak memory") if "--lora-r16--1x2048" in r[2])
     assert row[5].startswith(f"29.0 GB; {byte_size(made.peak_bytes)} (")
     context = made.parts["cuda_context"]
     assert row[4].startswith(f"28.0 GB; {byte_size(made.peak_bytes - context)} (")
-    assert "By part, measured, with the forecast's error:" in text
-    assert "CUDA context" in text and "trainings by NVML" in text
+    [parts] = [b for b in blocks if isinstance(b, Table) and "CUDA context" in b.header]
+    assert len(parts.rows) == len(records) and "trainings by NVML" in told(blocks)
     found = find(evaluate_claims([summary_of(folder)]), "C2", "lora")[0]
     assert f"forecast without it: {byte_size(made.peak_bytes)}" in found.ours
 
@@ -253,9 +258,9 @@ def test_a_driver_that_hides_processes_leaves_the_whole_card_to_learn_from(tmp_p
     learn_terms.cache_clear()
     assert learn_terms("h200-141gb", tmp_path)[1].context_bytes == GB
     learn_terms.cache_clear()
-    text = told(card.folder)
-    assert rows_below(text, "Peak memory of training")[0][5].startswith("29.0 GB; ")
-    assert "CUDA context" in text
+    blocks = blocks_of(card.folder)
+    assert rows_below(blocks, "Peak memory of training")[0][5].startswith("29.0 GB; ")
+    assert any("CUDA context" in block.header for block in blocks if isinstance(block, Table))
 
 
 def test_energy_is_told_of_runs_of_one_session_alone():
@@ -292,7 +297,7 @@ def test_a_claims_peak_is_that_of_the_cards_own_table(tmp_path):
     card.run("lora", "1x2048", 29, 4000)
     card.run("full", "1x2048", 54, 2000, optimizer="paged-adamw-8bit")
     write_card(card.folder)
-    table = rows_below(told(card.folder), "Peak memory of training")
+    table = rows_below(blocks_of(card.folder), "Peak memory of training")
     assert [row[5].partition(";")[0] for row in table] == ["55.0 GB", "29.0 GB"]
     findings = evaluate_claims([summary_of(card.folder)])
     for part, peak in (("full", "55.0 GB by NVML"), ("lora", "29.0 GB by NVML")):
@@ -349,16 +354,16 @@ def test_beside_a_card_other_studies_stay_as_they_are(laptop, folder):
     alone = compose([summary_of(laptop)], evaluate_claims([summary_of(laptop)]), None)
     studies = [summary_of(laptop), summary_of(folder)]
     both = compose(studies, evaluate_claims(studies), None)
-    ours = "Batch 8: adds between tokens"
+    ours = serve_tables.overhead_table(read_study(laptop, planned=()).serves)
     assert ours in alone.parts["serving"], "alone it stands in the report"
     assert ours not in both.parts["serving"], "a toy's takes less room beside another study"
     assert ours in both.appendices["serving"] and ours not in alone.appendices["serving"]
-    results = both.parts["results"].replace("\u00a0", " ")
+    results, answer = told(both.parts["results"]), told(both.parts["answer"])
     assert "+12.0 % [+10.0, +14.0]" in results, "the card's serving is in its part"
     assert "+12.0 %" in find(evaluate_claims(studies), "C6", "dynamic")[0].ours
-    assert "## Measured on a card (profile h200)" in both.parts["results"]
-    assert "29 GB with LoRA" in both.parts["answer"] and f"one {DEVICE}" in both.parts["answer"]
-    assert "it ran with [random weights]" in both.parts["answer"]
+    assert Heading(2, "Measured on a card (profile h200)") in both.parts["results"]
+    assert "29 GB with LoRA" in answer and f"one {DEVICE}" in answer
+    assert "it ran with [random weights]" in answer
     assert "Measured on a card" not in str(alone.parts)
     pictures = [n for n in both.files if n.endswith(".svg")]
     assert sorted(pictures) == sorted(n for n in alone.files if n.endswith(".svg"))
@@ -367,7 +372,7 @@ def test_beside_a_card_other_studies_stay_as_they_are(laptop, folder):
 def test_a_readers_own_card_has_its_serving_in_both_parts(folder):
     add_serving(folder, adds=1.12)
     own = compose([summary_of(folder)], [], None, own_folder="")
-    parts = {name: text.replace("\u00a0", " ") for name, text in own.parts.items()}
+    parts = {name: told(blocks) for name, blocks in own.parts.items()}
     assert "+12.0 %" in parts["results"] and "+12.0 %" in parts["serving"]
     pictures = {name.split("/")[-1] for name in own.files if name.endswith(".svg")}
     assert pictures == {"serve-overhead.svg", "serve-monthly.svg"}
@@ -401,13 +406,13 @@ def test_other_libraries_and_mmlu_are_shown_as_their_files_have_them(folder):
               "max_abs_loglikelihood_difference": 3e-5}  # fmt: skip
     lines = [json.dumps(scored | {"dtype": dtype}, indent=1) for dtype in ("fp32", "bf16")]
     (folder / "mmlu_prefix.json").write_text("\n".join(lines) + "\n")
-    text = told(folder)
-    assert rows_below(text, "Beside other libraries")[1] == [
+    blocks = blocks_of(folder)
+    assert rows_below(blocks, "Beside other libraries")[1] == (
         "ours", "2,500", "2.50 (no interval)", "18.0 GB (0.90)", "1 %", "yes"
-    ]  # fmt: skip
-    mmlu = rows_below(text, "MMLU")
+    )  # fmt: skip
+    mmlu = rows_below(blocks, "MMLU")
     assert [row[1] for row in mmlu] == ["fp32", "bf16"]
-    assert mmlu[0][2:] == ["120", "60.0", "8.00", "7.50 ×", "0", "3e-05"]
+    assert mmlu[0][2:] == ("120", "60.0", "8.00", "7.50 ×", "0", "3e-05")
 
 
 # Publishing --------------------------------------------------------------------------------------

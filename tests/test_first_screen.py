@@ -13,6 +13,7 @@ from record_factory import Factory, make_spec
 from studylib.core.verdicts import Measured
 from studylib.reporting.article import enough_rule, enough_words, read_article
 from studylib.reporting.article_table import best_findings, claim_rows, join_verdicts, settle
+from studylib.reporting.blocks import Items, Picture, Table, to_markdown
 from studylib.reporting.claims import Finding, Place, evaluate_claims, read_claims
 from studylib.reporting.decision import draw_decision
 from studylib.reporting.evidence_kinds import kind_of, model_words, rank_learning
@@ -264,13 +265,14 @@ def test_every_claim_has_a_row_in_few_words_and_what_decides_it(toy) -> None:
 
 
 def test_the_screen_names_the_article_and_tells_what_toys_are(toy, real) -> None:
-    text = "\n".join(first_screen([toy], evaluate_claims([toy]), "p.svg"))
-    article = read_article()
+    blocks = first_screen([toy], evaluate_claims([toy]), "p.svg")
+    kinds = [type(block) for block in blocks]
+    assert kinds.index(Items) < kinds.index(Table) < kinds.index(Picture)
+    text, article = to_markdown(blocks), read_article()
     assert article["title"] in text and article["publisher"] in text
-    assert text.index("\n1. ") < text.index("| **C1**") < text.index("![")
     assert "`ladder:1.4m` (1.42M parameters)" in text
     assert "seen in one [toy model](REPORT.md#toy-model) only" in text
-    assert "Toy models" not in "\n".join(first_screen([real], [], None))
+    assert "Toy models" not in to_markdown(first_screen([real], [], None))
 
 
 def test_the_shipped_report_and_its_answer_are_short() -> None:

@@ -8,10 +8,9 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import Table, words
 from studylib.reporting.literal import show_literally
-from studylib.reporting.notebook_text import dollar_signs
-from studylib.reporting.page import render_markdown
+from studylib.reporting.page import inline
 
 HOSTILE = (
     r"<script>alert(1)</script> ![x](http://evil/a.png) [l](javascript:alert) `code $y$` | a | b "
@@ -22,12 +21,13 @@ HOSTILE = (
 
 @pytest.mark.parametrize("reader", ["report.html", "REPORT.md"])
 def test_marks_of_markdown_and_html_are_shown_and_not_obeyed(reader):
-    table = Table(("P", "A"), ((show_literally(HOSTILE, 9999), "next"),)).markdown()
+    text, after = show_literally(HOSTILE, 9999), "next"
     if reader == "report.html":
-        html = render_markdown(dollar_signs(table))
+        cell = inline(text)
     else:
+        table = Table(words("P", "A"), ((text, "next"),)).markdown()
         html = MarkdownIt("gfm-like", {"linkify": False}).render(table)
-    cell, after = re.findall(r"<td>(.*?)</td>", html, re.S)
+        cell, after = re.findall(r"<td>(.*?)</td>", html, re.S)
     assert re.findall(r"<[^>]*>", cell) == [] and after == "next"
     shown = unescape(cell).replace("\u00a0", " ")
     assert shown.replace("\\$", "$") == HOSTILE

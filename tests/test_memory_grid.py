@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from record_factory import GPU, Factory, make_spec
 
+from studylib.reporting.blocks import Table, Text
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.compose import compose
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
@@ -59,8 +60,8 @@ def test_what_stays_below_24_gb_is_said_for_each_method(summary):
 
 def test_the_report_has_one_table_for_the_grid_and_its_sentence(summary):
     report = compose([summary], [], None, own_folder="")
-    assert report.parts["results"].count("| Model |") == 1
-    assert "**Below 24 GB by NVML**" in report.parts["results"]
+    assert [b for b in report.parts["results"] if isinstance(b, Table)] == [grid_table(summary)]
+    assert Text(tell_grid(summary)) in report.parts["results"]
 
 
 def test_tracks_that_differ_in_more_than_their_rows_are_no_grid(tmp_path):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MODULE_OF = {"yaml": "pyyaml", "pynvml": "nvidia-ml-py", "IPython": "ipywidgets"}
 # They come with what is declared: numpy with pandas, most others with transformers and lm-eval.
 CARRIED = {"numpy", "huggingface_hub", "datasets", "safetensors", "tokenizers", "tqdm"}
-CARRIED |= {"nbclient", "nbformat", "packaging", "traitlets"}
+CARRIED |= {"markupsafe", "nbclient", "nbformat", "packaging", "traitlets"}
 
 USED_IF_THERE = {"vllm", "triton"}
 

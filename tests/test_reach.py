@@ -17,6 +17,7 @@ from studylib.modelling.methods import attach, reach
 from studylib.modelling.reach import untrained
 from studylib.modelling.skeleton import build_meta
 from studylib.reporting.appendices import track_details
+from studylib.reporting.blocks import to_markdown
 from studylib.reporting.method_notes import method_notes, name_method
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
@@ -198,7 +199,7 @@ def test_a_report_says_what_a_methods_name_does_not(tmp_path):
     ]
     methods = [row[1] for row in headline_table(comparisons).rows]
     assert methods == ["base", "full", "LoRA r=16", "QLoRA r=16 (11 % in 4 bits)"]
-    report = "\n".join(track_details(summary, "main", "", []))
+    report = to_markdown(track_details(summary, "main", "", []))
     assert all(note in report for note in method_notes(comparisons))
     assert "all linear" not in report
 

@@ -18,7 +18,7 @@ from studylib.notebook_views.serve_views import (
     tabulate_mixed,
     tabulate_swap,
 )
-from studylib.reporting.serve_tables import skipped_lines
+from studylib.reporting.serve_tables import tell_skipped
 from studylib.running.runner import NOTEBOOKS
 from studylib.schema.profile import read_profile
 from studylib.schema.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
@@ -158,7 +158,7 @@ def test_answers_that_are_not_numbers_are_a_result(tmp_path, monkeypatch):
     assert record.status == "not a number"
     assert record.reason == "swap: 8 of 64 logits are not finite"
     assert record.measures.swap is None and record.measures.latency
-    assert any("not a number: swap" in line for line in skipped_lines([record]))
+    assert any("not a number: swap" in line for line in tell_skipped([record]))
 
 
 def test_notebook_serves_through_papermill_and_keeps_what_is_finished(tmp_path):

@@ -99,8 +99,8 @@ def test_adapters_cost_less_than_checkpoints_from_a_few_variants_on() -> None:
 
 
 def test_what_was_skipped_is_said_once_with_its_runs(records: list[ServeRecord]) -> None:
-    [line] = serve_tables.skipped_lines(records)
-    assert line.startswith("- prompt of 1024 tokens: not measured, too long")
+    [line] = serve_tables.tell_skipped(records)
+    assert line.startswith("prompt of 1024 tokens: not measured, too long")
     assert line.count("ladder-0.4m") == len(records)
 
 

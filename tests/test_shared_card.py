@@ -11,6 +11,7 @@ import pytest
 from record_factory import GPU, Factory, make_spec
 
 from studylib.core.metrics import METRICS
+from studylib.reporting.blocks import to_markdown
 from studylib.reporting.cells import SHARED
 from studylib.reporting.compose import compose
 from studylib.reporting.costs import price_of
@@ -91,7 +92,7 @@ def test_report_says_why_and_compares_no_times(crowd: Summary) -> None:
 
 
 def test_a_readers_own_report_leaves_them_out_too(crowd: Summary) -> None:
-    lines = "\n".join(cost_section(crowd))
+    lines = to_markdown(cost_section(crowd))
     assert price_note(crowd.comparisons) in lines and "shared the card" in lines
     assert not re.search("|".join(map(re.escape, CLOCK)), lines)
 

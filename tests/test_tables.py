@@ -8,6 +8,7 @@ import pytest
 from record_factory import GPU, Factory, make_spec
 
 from studylib.reporting import exports, notes, tables
+from studylib.reporting.blocks import Table, words
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise
 
@@ -15,11 +16,6 @@ from studylib.reporting.summary import Summary, summarise
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     return summarise(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
-
-
-def column(table: tables.Table, name: str) -> list[str]:
-    index = next(i for i, header in enumerate(table.header) if header.startswith(name))
-    return [row[index] for row in table.rows]
 
 
 def test_headers_carry_units_and_arrows(summary: Summary) -> None:
@@ -38,23 +34,23 @@ def test_seeds_are_one_row_and_every_row_is_as_long_as_the_header(summary: Summa
 
 
 def test_accuracy_has_its_interval_and_the_note_its_items_and_seeds(summary: Summary) -> None:
-    cells = column(tables.headline_table(summary.comparisons), "Accuracy")
+    cells = tables.headline_table(summary.comparisons).column("Accuracy")
     assert " ± " in cells[1]
     assert "320 questions, 3 seeds" in notes.spread_note(summary.comparisons)
 
 
 def test_without_a_price_no_dollar_is_shown(summary: Summary) -> None:
-    costs = column(tables.headline_table(summary.comparisons), "Cost")
+    costs = tables.headline_table(summary.comparisons).column("Cost")
     assert set(costs) == {"not trained", "no price stated"}
 
 
 def test_card_memory_stands_beside_torchs_and_cost_has_its_range(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "g", device=GPU).study(seeds=(0,), gpus=1)
     comparisons = summarise(read_study(folder)).comparisons
-    measures = column(tables.memory_table(comparisons), "Measure")
+    measures = tables.memory_table(comparisons).column("Measure")
     assert measures[:4] == ["NVML, device", "torch reserved", "torch allocated", "host memory"]
     assert comparisons[0].memory_kind == "nvml_peak_bytes"
-    cost = column(tables.time_table(comparisons), "Cost")[1]
+    cost = tables.time_table(comparisons).column("Cost")[1]
     assert "–" in cost
     assert "Energy (Wh) ↓" in tables.time_table(comparisons).header
 
@@ -104,7 +100,7 @@ def test_subjects_csv_adds_up_to_the_scores(summary: Summary) -> None:
 
 
 def test_a_bar_in_a_cell_does_not_break_the_table() -> None:
-    assert tables.Table(("a",), (("x|y",),)).markdown().splitlines()[-1] == "| x\\|y |"
+    assert Table(words("a"), (("x|y",),)).markdown().splitlines()[-1] == "| x\\|y |"
 
 
 def test_a_track_of_its_own_is_not_compared_with_another(tmp_path: Path) -> None:
@@ -133,9 +129,9 @@ class TestScoredTwice:
     def test_merged_is_a_row_of_its_own_in_accuracy_and_gap_tables(self, summary: Summary) -> None:
         comparisons = summary.comparisons[:1]
         rows = ["LoRA r=16", "QLoRA r=16", "QLoRA r=16, merged"]
-        assert column(tables.accuracy_table(comparisons), "Method")[2:] == rows
-        assert column(tables.gap_table(comparisons), "Method") == rows
-        assert column(tables.headline_table(comparisons), "Method")[2:] == rows[:2]
+        assert tables.accuracy_table(comparisons).column("Method")[2:] == rows
+        assert tables.gap_table(comparisons).column("Method") == rows
+        assert tables.headline_table(comparisons).column("Method")[2:] == rows[:2]
         [merged] = comparisons[0].also
         assert merged.mcnemar is not None
         assert merged.gap != comparisons[0].row("qlora").gap  # type: ignore[union-attr]
@@ -163,4 +159,4 @@ def test_the_articles_margins_are_for_the_track_that_it_speaks_of(tmp_path: Path
     for method in ("full", "lora"):
         factory.add(make_spec(method, track="language"))
     comparisons = summarise(read_study(factory.folder)).comparisons
-    assert column(tables.gap_table(comparisons), "Equivalent within") == ["no margin claimed"]
+    assert tables.gap_table(comparisons).column("Equivalent within") == ["no margin claimed"]

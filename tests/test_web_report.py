@@ -10,26 +10,33 @@ from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import nbformat
 import pytest
+from IPython.display import Markdown
 from record_factory import Factory, make_spec
 from waiting import LONG_SECONDS
 
-from studylib.commands import cli_report
 from studylib.commands.cli_report import make_report
 from studylib.core.errors import StudyError
-from studylib.notebook_views.report_views import split_pictures
+from studylib.notebook_views import report_views
+from studylib.reporting import report
 from studylib.reporting.appendix_files import TITLES, path_of, slug, title_of
+from studylib.reporting.blocks import (
+    NAMED,
+    Block,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    figures,
+    named,
+    words,
+)
+from studylib.reporting.compose import Report
 from studylib.reporting.first_screen import read_article
 from studylib.reporting.notebook_text import DOLLAR, dollar_signs
-from studylib.reporting.page import (
-    column_kind,
-    export_page,
-    key_column,
-    render_markdown,
-    split_sections,
-)
+from studylib.reporting.page import column_kinds, inline, make_sections, render_page
 from studylib.reporting.page_pictures import PALETTE, inline_picture, palette_css
 from studylib.reporting.panels import COLOURS
 from studylib.reporting.report import find_sources
@@ -211,12 +218,6 @@ def test_files_that_a_mailed_page_lacks_are_named_and_not_linked(page: str) -> N
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-def test_no_code_no_message_and_no_heading_of_the_notebook(page: str) -> None:
-    assert "compose_report" not in page
-    assert "What did the runs show" not in page
-    assert "report: " not in page
-
-
 # For people ---------------------------------------------------------------------------------------
 
 
@@ -296,7 +297,7 @@ def test_tables_sort_by_figures_with_their_units_and_come_back(page: str, tmp_pa
       for (const column of [0, 0, 0, 1, 2, 2]) press(column);
       document.body.textContent = "told:" + JSON.stringify(told) + ":told";
     </script>"""
-    html = page.partition("<body>")[0] + "<body>" + render_tables(SORTED) + script_of(page)
+    html = page.partition("<body>")[0] + "<body>" + body_of(SORTED) + script_of(page)
     (tmp_path / "page.html").write_text(html + clicks + "</body></html>", encoding="utf-8")
     shown = subprocess.run(
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
@@ -316,17 +317,22 @@ def test_tables_sort_by_figures_with_their_units_and_come_back(page: str, tmp_pa
     ]
 
 
-SORTED = """| Size | Gap | Name |
-| --- | --- | --- |
-| 17.3 MB | −1.2 [−3.0, +0.6] | B10 |
-| 356 kB | < 0.001 | b |
-| not trained | +3 | B2 |
-| 1.73 GB | −20.9 ± 8.2 |  |"""
+SORTED = Table((*figures("Size", "Gap"), *words("Name")), (
+    ("17.3 MB", "−1.2 [−3.0, +0.6]", "B10"),
+    ("356 kB", "< 0.001", "b"),
+    ("not trained", "+3", "B2"),
+    ("1.73 GB", "−20.9 ± 8.2", ""),
+))  # fmt: skip
 
 
-def render_tables(text: str) -> str:
-    (section,) = split_sections("<h2>T</h2>" + render_markdown(text))
-    return section.html
+def report_of(*blocks: Block) -> Report:
+    return Report({"answer": [Heading(2, "T"), *blocks]}, {}, {})
+
+
+def body_of(*blocks: Block) -> str:
+    """What the page shows of some blocks."""
+    page = render_page(report_of(*blocks)).decode()
+    return page.partition("<header")[2].partition("</header>")[0].partition("</h2>")[2]
 
 
 def script_of(page: str) -> str:
@@ -337,9 +343,10 @@ def script_of(page: str) -> str:
 
 
 def test_html_in_a_records_words_is_shown_and_not_obeyed() -> None:
-    html = render_markdown("| a |\n| --- |\n| <script>alert(1)</script> |\n\n<img src=x>")
+    evil = "<script>alert(1)</script> <img src=x>"
+    html = body_of(Table(words(evil), ((evil,),)), Text(evil))
     assert "<script" not in html and "<img" not in html
-    assert "&lt;script&gt;" in html
+    assert html.count("&lt;script&gt;") == 4, "in two cells, the column's name and the text"
 
 
 def test_dollars_are_no_formula() -> None:
@@ -347,36 +354,53 @@ def test_dollars_are_no_formula() -> None:
     assert dollar_signs(text) == (
         f"{DOLLAR}1,234 ({DOLLAR}942 to {DOLLAR}3,738) by `echo $HOME`, **{DOLLAR}5**"
     )
-    assert "$1,234 ($942 to $3,738)" in render_markdown(dollar_signs(text))
-    assert "<strong>$5</strong>" in render_markdown(dollar_signs(text))
+    assert "$1,234 ($942 to $3,738)" in inline(text) and "<strong>$5</strong>" in inline(text)
 
 
 def test_headings_of_the_same_words_get_names_of_their_own() -> None:
-    sections = split_sections(
-        "<h1>T</h1><h2>One</h2><h3>Accuracy</h3><h2>Two</h2><h3>Accuracy</h3>"
-    )
-    assert [(s.name, s.title) for s in sections] == [("one", "One"), ("two", "Two")]
-    assert '<h3 id="one--accuracy">' in sections[0].html
-    assert '<h3 id="two--accuracy">' in sections[1].html
+    three = Heading(3, "Accuracy")
+    report = report_of(three, Heading(2, "Two"), three)
+    found = [[mark for _, mark in section.blocks] for section in make_sections(report)]
+    assert found == [["t", "t--accuracy"], ["two", "two--accuracy"]]
+
+
+def test_a_word_of_the_same_name_as_a_section_leads_to_one_place_each() -> None:
+    page = render_page(report_of(Heading(3, "T"), Heading(4, "a word"))).decode()
+    assert re.findall(r'<h\d id="(.*?)"', page) == ["t", "t--t", "a-word", "contents"]
 
 
 def test_an_empty_first_cell_carries_what_stands_above() -> None:
-    html = render_tables("| Claim | Ours |\n| --- | --- |\n| **C1** & co | 1 |\n|  | 2 |")
+    html = body_of(Table((named("Claim"), *figures("Ours")), (("**C1** & co", "1"), ("", "2"))))
     assert '<td class="key" data-label="Claim" data-above="C1 &amp; co"></td>' in html
 
 
-def test_columns_of_figures_are_told_from_words() -> None:
-    assert column_kind(["−20.9 ± 8.2", "reference", "+3.1 ± 2.0"]) == "n"
-    assert column_kind(["$1,234 ($942 to $3,738)", "< 0.001"]) == "n"
-    assert column_kind(["full", "LoRA r=16"]) == ""
-    assert column_kind(["3 seeds of a long, long explanation that goes on and on"]) == "w"
-    assert key_column(["Model", "Method", "Cost"]) == 1
-    assert key_column(["Run", "Status"]) == 0
+def test_columns_are_set_by_their_kind_and_long_words_wrap() -> None:
+    long = "3 seeds of a long, long explanation that goes on and on"
+    table = Table((*NAMED, *figures("Gap"), *words("Why")), (("m", "full", "+1 ± 2", long),))
+    assert [str(kind) for kind in column_kinds(table)] == [
+        "", ' class="key"', ' class="n"', ' class="w"',
+    ]  # fmt: skip
 
 
-def test_parts_are_split_at_their_pictures() -> None:
-    text = "## A\n\n![One, 95 %](figures/one.svg)\n\n*One, 95 %.*\n\nafter\n"
-    assert list(split_pictures(text)) == ["## A", ("One, 95 %", "figures/one.svg"), "after"]
+def test_a_notebook_shows_pictures_as_drawn_and_links_on_from_its_folder(monkeypatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data))
+    blocks = [Text("$5, [x](runs/x.json)"), Heading(3, "A"), Picture("One, 95 %", "one.svg")]
+    made = Report({"answer": blocks}, {"runs": [Text("all")]}, {"one.svg": b"<svg/>"}, Path("r"))
+    report_views.show_part(made, "answer")
+    report_views.show_appendices(made)
+    texts = [one.data for one in shown if isinstance(one, Markdown)]
+    assert texts == [
+        f"{DOLLAR}5, [x](r/runs/x.json)\n\n### A\n",
+        "*One, 95 %.*",
+        f"## {title_of('runs')}\n\nall\n",
+    ]
+    assert shown[1] == {"image/svg+xml": "<svg/>", "text/plain": "One, 95 %"}
+
+
+def test_a_table_of_nothing_is_a_sentence() -> None:
+    nothing = Table(words("Why"), ())
+    assert "<table" not in body_of(nothing) and nothing.markdown() in body_of(nothing)
 
 
 def test_names_within_a_picture_are_its_own() -> None:
@@ -391,9 +415,6 @@ def test_names_within_a_picture_are_its_own() -> None:
     assert f'id="{mark}"' in one and mark not in other
 
 
-TEXT = "# Title\n\n## The answer\n\nshown"
-
-
 def test_a_pictures_panels_become_pictures_of_their_own() -> None:
     axes = '<g id="axes_1"><path d="M 1 1"/></g><g id="axes_2"><use xlink:href="#c"/></g>'
     svg = (f'<svg data-panels="4 90 110 196" viewBox="0 0 200 80"><g id="figure_1">{axes}</g>'
@@ -405,31 +426,12 @@ def test_a_pictures_panels_become_pictures_of_their_own() -> None:
     assert html.count("<g") == html.count("</g>")
 
 
-def test_the_page_shows_markdown_and_pictures_alone(tmp_path: Path) -> None:
-    def output(kind: str, data: dict) -> nbformat.NotebookNode:
-        return nbformat.v4.new_output(kind, data=data, metadata={})
-
-    cell = nbformat.v4.new_code_cell("secret = 1", outputs=[
-        output("display_data", {"text/markdown": "x", "text/plain": TEXT}),
-        nbformat.v4.new_output("stream", name="stdout", text="printed"),
-        output("execute_result", {"text/html": "<b>returned</b>"}),
-    ])  # fmt: skip
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("own text"), cell])
-    nbformat.write(notebook, tmp_path / "n.ipynb")
-    page = export_page(tmp_path / "n.ipynb").decode()
-    assert "shown" in page
-    assert not re.search("secret|printed|returned|own text", page.partition("<body>")[2])
-    cell.id = "another"
-    nbformat.write(notebook, tmp_path / "n.ipynb")
-    assert export_page(tmp_path / "n.ipynb").decode() == page
-
-
 # Making it ----------------------------------------------------------------------------------------
 
 
 def test_nothing_is_made_again_while_records_and_files_stay(own: Path, monkeypatch) -> None:
     made = []
-    monkeypatch.setattr(cli_report, "make_page", lambda parameters, out: made.append(out) or b"")
+    monkeypatch.setattr(report, "write_report", lambda sources, _: made.append(sources.out))
     none = own.parent / "none"
     assert make_report(own, reference=none) == own / "REPORT.md"
     assert made == []

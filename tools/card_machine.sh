@@ -30,7 +30,7 @@ unpack() {
   python3 - <<'PYTHON' || return
 import importlib, time
 for name in ("torch", "transformers", "peft", "bitsandbytes", "pydantic", "papermill", "ipykernel",
-             "nbconvert", "lm_eval.models.huggingface", "lm_eval.evaluator", "datasets", "pynvml"):
+             "mistune", "lm_eval.models.huggingface", "lm_eval.evaluator", "datasets", "pynvml"):
     start = time.perf_counter()
     module = importlib.import_module(name)
     version = getattr(module, "__version__", "")

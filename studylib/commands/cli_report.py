@@ -1,16 +1,13 @@
-"""`study report`: execute the report notebook, which writes REPORT.md, and make report.html of it.
+"""`study report`: write REPORT.md and report.html.
 
 One way for every report: the reader's own, the repository's and the end of `study reproduce`. A
 report whose records, code and files are unchanged is left as it is.
 
-Not covered: what a report says (studylib.reporting.report, compose), the page
-(studylib.reporting.page).
+Not covered: what a report says (studylib.reporting.report, compose).
 """
 
 from __future__ import annotations
 
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -69,8 +66,8 @@ def make_report(
     """
     from studylib.core.places import REFERENCE
     from studylib.forecasting.run_forecasts import refresh_forecasts
-    from studylib.reporting.made_from import REPORT, is_fresh, remember_page
-    from studylib.reporting.report import find_sources
+    from studylib.reporting.made_from import REPORT, is_fresh
+    from studylib.reporting.report import compose_report, find_sources, write_report
     from studylib.schema.records import read_records
 
     reference = reference or REFERENCE
@@ -81,29 +78,5 @@ def make_report(
     if not is_fresh(sources.out, sources.inputs):
         if not sources.shipped:
             refresh_forecasts(results, read_records(results / "runs"))
-        parameters: dict[str, object] = {
-            "RESULTS": str(results), "REFERENCE": str(reference), "FAILED": dict(failed or {}),
-        }  # fmt: skip
-        page = make_page(parameters, sources.out)
-        if not sources.shipped:  # the repository's own is made whenever it is asked for
-            remember_page(sources.out, page)
+        write_report(sources, compose_report(sources))
     return sources.out / REPORT
-
-
-def make_page(parameters: dict[str, object], out: Path) -> bytes:
-    """Execute the notebook, which writes the report's other files, then write the page."""
-    from studylib.core.files import write_atomically
-    from studylib.reporting.made_from import PAGE, REPORT_NOTEBOOK
-    from studylib.reporting.page import export_page
-    from studylib.running.runner import RunFailed, run_notebook
-
-    with tempfile.TemporaryDirectory() as folder:
-        executed = Path(folder) / REPORT_NOTEBOOK
-        try:
-            run_notebook(REPORT_NOTEBOOK, executed, parameters)
-        except RunFailed as failure:
-            print(failure, file=sys.stderr)
-            raise typer.Exit(1) from None
-        page = export_page(executed)
-    write_atomically(out / PAGE, page)
-    return page

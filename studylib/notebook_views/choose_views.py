@@ -27,7 +27,7 @@ from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, Span, parse_cards
-from studylib.reporting.cells import GLUE, Table
+from studylib.reporting.blocks import GLUE, Table, figures, named, words
 from studylib.reporting.notebook_text import dollar_signs
 from studylib.schema.methods import METHODS
 
@@ -81,8 +81,9 @@ def show_choice(case: Case, evidence: Evidence, **changes: Any) -> Any:
 
 def tabulate_ranking(case: Case, advice: Advice) -> Table:
     """One row an option: dollars a year, points lost, latency, cards, whether it fits."""
-    header = ("Method", "$ a year ↓", "Points lost (pp) ↓", "Latency overhead (%) ↓", "Trains on",
-              "Fits")  # fmt: skip
+    header = (named("Method"),
+              *figures("$ a year ↓", "Points lost (pp) ↓", "Latency overhead (%) ↓"),
+              *words("Trains on", "Fits"))  # fmt: skip
     rows = [
         (
             capital(name_option(option, case)),

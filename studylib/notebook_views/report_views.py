@@ -1,6 +1,6 @@
-"""What the report notebook shows: the report's own parts, text as Markdown and pictures as SVG.
+"""What the report notebook shows: the report's own blocks, as Markdown and pictures as SVG.
 
-Each picture carries its caption as its text alternative; report.html is made of these outputs.
+Each picture carries its caption as its text alternative.
 
 Not covered: what the parts say (studylib.reporting.compose), the page (studylib.reporting.page).
 """
@@ -8,19 +8,14 @@ Not covered: what the parts say (studylib.reporting.compose), the page (studylib
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from itertools import groupby
 
-from studylib.reporting.appendix_files import turn_links
+from studylib.reporting.appendix_files import title_of, turn_links
+from studylib.reporting.blocks import Block, Heading, Picture, to_markdown
 from studylib.reporting.compose import Report
-from studylib.reporting.made_from import Files
 from studylib.reporting.notebook_text import dollar_signs
 from studylib.reporting.report import Sources
-
-PICTURE = re.compile(r"^!\[(?P<caption>.*)\]\((?P<path>.*)\)\n\n\*.*\*$", re.M)
-SVG, MARKDOWN = "image/svg+xml", "text/markdown"
-CAPTION = "caption"  # the metadata under which a picture and its caption carry the words
 
 
 def show_sources(sources: Sources) -> None:
@@ -33,49 +28,32 @@ def show_sources(sources: Sources) -> None:
 def show_part(report: Report, *names: str) -> None:
     """Display parts of a report in a notebook, in order."""
     for name in names:
-        show_text(report, report.parts[name])
+        show_blocks(report, report.parts[name])
 
 
 def show_appendices(report: Report) -> None:
     """Display all appendices."""
-    for text in report.appendices.values():
-        show_text(report, text)
+    for name, blocks in report.appendices.items():
+        show_blocks(report, [Heading(2, title_of(name)), *blocks])
 
 
-def show_text(report: Report, text: str) -> None:
-    """Markdown with its pictures as they were drawn; links lead on from the notebook's folder."""
+def show_blocks(report: Report, blocks: Iterable[Block]) -> None:
+    """Pictures as they were drawn, all else as Markdown; links lead on from the notebook's
+    folder."""
     from IPython.display import display
 
     way = os.path.relpath(report.folder).replace(os.sep, "/") + "/"
-    for piece in split_pictures(text):
-        if isinstance(piece, str):
-            show_markdown(piece, way=way)
-            continue
-        caption, path = piece
-        data = {SVG: read_picture(report.files, path), "text/plain": caption}
-        display(data, metadata={SVG: {CAPTION: caption}}, raw=True)
-        show_markdown(f"*{caption}.*", {CAPTION: caption})
+    for _, together in groupby(blocks, key=lambda block: isinstance(block, Picture) and block.path):
+        first, *others = together
+        if isinstance(first, Picture):
+            drawn = {"image/svg+xml": report.files[first.path].decode()}
+            display(drawn | {"text/plain": first.caption}, raw=True)
+            show_markdown(f"*{first.caption}.*")
+        else:
+            show_markdown(turn_links(to_markdown([first, *others]), way))
 
 
-def show_markdown(text: str, metadata: dict[str, str] | None = None, way: str = "") -> None:
-    """Text for the notebook; as plain text it is the report's own, of which the page is made."""
-    from IPython.display import display
+def show_markdown(text: str) -> None:
+    from IPython.display import Markdown, display
 
-    display({MARKDOWN: dollar_signs(turn_links(text, way)), "text/plain": text},
-            metadata={MARKDOWN: metadata or {}}, raw=True)  # fmt: skip
-
-
-def split_pictures(text: str) -> Iterator[str | tuple[str, str]]:
-    """A part's pieces: Markdown, and for each picture its caption and path."""
-    start = 0
-    for found in PICTURE.finditer(text):
-        if before := text[start : found.start()].strip("\n"):
-            yield before
-        yield found["caption"], found["path"]
-        start = found.end()
-    if rest := text[start:].strip("\n"):
-        yield rest
-
-
-def read_picture(files: Files, path: str) -> str:
-    return files[Path(path).as_posix()].decode()
+    display(Markdown(dollar_signs(text)))

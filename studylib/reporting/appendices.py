@@ -1,7 +1,6 @@
 """The report's appendices: the evidence for each claim, all figures of each study, every run.
 
-Each begins with a heading of the second level and is written to a file of its own; the report
-notebook and report.html show them after the report.
+Each is a file of its own; the report notebook and report.html show them after the report.
 
 Not covered: how they are written and linked (studylib.reporting.appendix_files), the report itself
 (studylib.reporting.compose).
@@ -23,9 +22,9 @@ from studylib.reporting import (
     serve_section,
     tables,
 )
-from studylib.reporting.appendix_files import title_of
 from studylib.reporting.article_table import claim_rows
-from studylib.reporting.capacity import capacity_lines, is_capacity
+from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph
+from studylib.reporting.capacity import capacity_table_read, is_capacity
 from studylib.reporting.card_section import card_details, is_card
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of
@@ -40,23 +39,18 @@ def make_appendices(
     findings: list[Finding],
     book: ForecastBook | None,
     pictures: list[str],
-) -> dict[str, str]:
-    """Name to Markdown, in order; those with nothing to say are left out."""
+) -> dict[str, list[Block]]:
+    """Name to blocks, in order; those with nothing to say are left out."""
     parts = {
-        "claims": claims_lines(findings) if findings else [],
-        "details": details_lines(studies, pictures),
+        "claims": claims_evidence(findings) if findings else [],
+        "details": details(studies, pictures),
         "serving": serve_section.serve_details(
             serving_studies(studies), pictures, are_brief(studies)
         ),
-        "forecasts": forecast_lines(studies, book),
-        "runs": runs_lines(studies),
+        "forecasts": forecasts(studies, book),
+        "runs": runs(studies),
     }
-    return {name: titled(name, lines) for name, lines in parts.items() if lines}
-
-
-def titled(name: str, lines: Sequence[str]) -> str:
-    """An appendix below its heading."""
-    return "\n".join([f"## {title_of(name)}", "", *lines]).rstrip() + "\n"
+    return {name: blocks for name, blocks in parts.items() if blocks}
 
 
 def serving_studies(studies: list[Summary]) -> list[Summary]:
@@ -84,16 +78,14 @@ VERDICTS = (
 )
 
 
-def claims_lines(findings: Sequence[Finding]) -> list[str]:
-    lines = [VERDICTS, ""]
+def claims_evidence(findings: Sequence[Finding]) -> list[Block]:
+    blocks: list[Block] = [Text(VERDICTS)]
     for row in claim_rows(findings):
         own = [f for f in findings if f.claim == row.claim]
         verdict = f"The article: {row.says}. Verdict: **{row.verdict}**{row.because}."
-        lines += [f"### {row.title}", "", verdict]
-        lines += ["", tables.claims_table(own).markdown(), ""]
-        lines += [f"- {article}: {rule}." for article, rule in tables.rules_of(own)]
-        lines += [""]
-    return lines
+        blocks += [Heading(3, row.title), Text(verdict), tables.claims_table(own)]
+        blocks += bullets(f"{article}: {rule}." for article, rule in tables.rules_of(own))
+    return blocks
 
 
 DETAIL_PICTURES = ("gap-to-full", "accuracy-memory", "kept-and-gained", "subjects")
@@ -102,90 +94,91 @@ DETAIL_PICTURES = ("gap-to-full", "accuracy-memory", "kept-and-gained", "subject
 # Trainings ----------------------------------------------------------------------------------------
 
 
-def details_lines(studies: list[Summary], pictures: list[str]) -> list[str]:
-    lines = []
+def details(studies: list[Summary], pictures: list[str]) -> list[Block]:
+    blocks: list[Block] = []
     for summary in studies:
         if is_card(summary):
-            lines += card_details(summary)
+            blocks += card_details(summary)
         elif is_capacity(summary):
-            lines += [f"### {name_of(summary, studies)}new facts", ""]
-            lines += capacity_lines(summary) if len(studies) > 1 else []
-            lines += rate_lines(summary.comparisons)
+            blocks += [Heading(3, f"{name_of(summary, studies)}new facts")]
+            blocks += capacity_table_read(summary) if len(studies) > 1 else []
+            blocks += rates(summary.comparisons)
         elif not is_grid(summary):
             for track in summary.tracks:
-                lines += track_details(summary, track, name_of(summary, studies), pictures)
+                blocks += track_details(summary, track, name_of(summary, studies), pictures)
                 if len(studies) > 1 and is_toy(summary):
-                    lines += ranked_lines(summary, track)
-    words = appendix.words_table()
-    return [*lines, "### What the columns mean", "", words.markdown(), ""]
+                    blocks += ranked(summary, track)
+    return [*blocks, Heading(3, "What the columns mean"), appendix.words_table()]
 
 
-def ranked_lines(summary: Summary, track: str) -> list[str]:
+def ranked(summary: Summary, track: str) -> list[Block]:
     """A ranking's tables, which the report leaves out where it is brief; empty without one."""
     comparisons = [c for c in summary.comparisons if c.track == track]
-    ranked = ranking_section.section(comparisons, [])
-    return [*ranked, tables.headline_table(comparisons).markdown(), ""] if ranked else []
+    found = ranking_section.section(comparisons, [])
+    return [*found, tables.headline_table(comparisons)] if found else []
 
 
 def name_of(summary: Summary, studies: Sequence[Summary]) -> str:
     return f"Profile {summary.study.name}, " if len(studies) > 1 else ""
 
 
-def track_details(summary: Summary, track: str, name: str, pictures: list[str]) -> list[str]:
+def track_details(summary: Summary, track: str, name: str, pictures: list[str]) -> list[Block]:
     comparisons = [c for c in summary.comparisons if c.track == track]
     own = [p for p in pictures if p.split("/")[-1].startswith(f"{track}-")
            and p.startswith(summary.study.link)]  # fmt: skip
-    lines = [f"### {name}track {track}", ""]
-    reading = [
-        "All figures are measured, but for the trainable parameters, which are counted.",
-        notes.memory_note(comparisons),
-        notes.stages_note(comparisons),
-        notes.end_to_end_note(comparisons),
-        notes.command_note(comparisons),
-        *method_notes.method_notes(comparisons),
+    return [
+        Heading(3, f"{name}track {track}"),
+        *paragraph(
+            "All figures are measured, but for the trainable parameters, which are counted.",
+            notes.memory_note(comparisons),
+            notes.stages_note(comparisons),
+            notes.end_to_end_note(comparisons),
+            notes.command_note(comparisons),
+            *method_notes.method_notes(comparisons),
+        ),
+        *measure_tables.section(comparisons),
+        *accuracies(comparisons),
+        *figures.show_pictures(own, DETAIL_PICTURES),
+        *(Text("**Memory by stage**"), tables.memory_table(comparisons)),
+        *(Text("**Time and cost**"), tables.time_table(comparisons)),
+        Text(notes.price_note(comparisons)),
+        *rates(comparisons),
+        *figures.show_pictures(own, ("tuning", "loss")),
     ]
-    lines += [" ".join(text for text in reading if text), ""]
-    lines += measure_tables.section(comparisons)
-    lines += accuracy_lines(comparisons)
-    lines += figures.picture_lines(own, DETAIL_PICTURES)
-    lines += ["**Memory by stage**", "", tables.memory_table(comparisons).markdown(), ""]
-    lines += ["**Time and cost**", "", tables.time_table(comparisons).markdown(), ""]
-    lines += [notes.price_note(comparisons), "", *rate_lines(comparisons)]
-    return lines + figures.picture_lines(own, ("tuning", "loss"))
 
 
-def accuracy_lines(comparisons: Sequence[Comparison]) -> list[str]:
+def accuracies(comparisons: Sequence[Comparison]) -> list[Block]:
     """Accuracies and their differences; none where a track has measures and no questions."""
     asked = any(row.accuracy for c in comparisons for row in c.rows)
     if not asked and any(c.measured for c in comparisons):
         return []
-    lines = ["**Accuracy**", "", tables.accuracy_table(comparisons).markdown(), ""]
-    lines += ["**Differences to full fine-tuning**", ""]
-    return [*lines, tables.gap_table(comparisons).markdown(), "", notes.DETECTABLE, ""]
+    return [Text("**Accuracy**"), tables.accuracy_table(comparisons),
+            Text("**Differences to full fine-tuning**"), tables.gap_table(comparisons),
+            Text(notes.DETECTABLE)]  # fmt: skip
 
 
-def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
+def rates(comparisons: Sequence[Comparison]) -> list[Block]:
     """The searches for learning rates, where there were any."""
     if not any(comparison.sweeps for comparison in comparisons):
         return []
-    table = tables.tuning_table(comparisons).markdown()
-    return ["**Learning rates**", "", table, "", notes.tuning_note(comparisons), ""]
+    return [Text("**Learning rates**"), tables.tuning_table(comparisons),
+            Text(notes.tuning_note(comparisons))]  # fmt: skip
 
 
 # Forecasts and runs -------------------------------------------------------------------------------
 
 
-def forecast_lines(studies: list[Summary], book: ForecastBook | None) -> list[str]:
+def forecasts(studies: list[Summary], book: ForecastBook | None) -> list[Block]:
     measured = forecast_errors.section([s.study for s in studies if not is_card(s)])
     return [*measured, *(forecast_tables.details(book) if book is not None else [])]
 
 
-def runs_lines(studies: list[Summary]) -> list[str]:
-    lines = []
+def runs(studies: list[Summary]) -> list[Block]:
+    blocks: list[Block] = []
     for summary in studies:
         name = f", profile {summary.study.name}" if len(studies) > 1 else ""
-        lines += [f"### Runs{name}", "", appendix.runs_table(summary).markdown(), ""]
-        lines += [f"### Provenance{name}", "", appendix.provenance_table(summary).markdown(), ""]
+        blocks += [Heading(3, f"Runs{name}"), appendix.runs_table(summary)]
+        blocks += [Heading(3, f"Provenance{name}"), appendix.provenance_table(summary)]
     if any(summary.study.serves for summary in studies):
-        lines += ["### Serving runs", "", appendix.serves_table(studies).markdown(), ""]
-    return lines
+        blocks += [Heading(3, "Serving runs"), appendix.serves_table(studies)]
+    return blocks

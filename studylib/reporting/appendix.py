@@ -12,7 +12,8 @@ import yaml
 
 from studylib.core.metrics import METRICS, percent
 from studylib.core.places import PACKAGE
-from studylib.reporting.cells import NOT_RUN, Table, run_path
+from studylib.reporting.blocks import Block, Table, Text, figures, named, words
+from studylib.reporting.cells import NOT_RUN, run_path
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.profile import shipped_profiles
@@ -52,8 +53,9 @@ def profile_beside(summary: Summary) -> str:
 
 
 def runs_table(summary: Summary) -> Table:
-    header = ("Run", "Status", "Seed", "Learning rate", "Accuracy (%)", "Wall clock (s)",
-              "Sessions", "Runs at once", "Command")  # fmt: skip
+    header = (named("Run"), *words("Status"),
+              *figures("Seed", "Learning rate", "Accuracy (%)", "Wall clock (s)", "Sessions",
+                       "Runs at once"), *words("Command"))  # fmt: skip
     rows = []
     for record in summary.study.records:
         score = record.evaluate.score("questions") if record.evaluate else None
@@ -71,15 +73,16 @@ def runs_table(summary: Summary) -> Table:
         ))  # fmt: skip
     for spec in summary.study.missing:
         end = summary.study.failed.get(spec.run_id)
-        words = f"failed: {end}" if end else NOT_RUN
+        status = f"failed: {end}" if end else NOT_RUN
         command = f"`study run {spec.run_id} --profile {spec.profile}`"
-        rows.append((spec.run_id, words, str(spec.seed), "—", "—", "—", "—", "—", command))
+        rows.append((spec.run_id, status, str(spec.seed), "—", "—", "—", "—", "—", command))
     return Table(header, tuple(rows))
 
 
 def serves_table(summaries: Sequence[Summary]) -> Table:
     """Every serving run: its record, how it ended, what it took and the command."""
-    header = ("Serving run", "Status", "Wall clock (s)", "Runs at once", "Commit", "Command")
+    header = (named("Serving run"), *words("Status"), *figures("Wall clock (s)", "Runs at once"),
+              *words("Commit", "Command"))  # fmt: skip
     rows = []
     for summary in summaries:
         for record in summary.study.serves:
@@ -122,7 +125,7 @@ WORDS = {
 def words_table() -> Table:
     """What every figure and test of the tables means."""
     rows = [(metric.label, metric.meaning) for metric in METRICS.values()]
-    return Table(("Column", "Meaning"), (*rows, *WORDS.items()))
+    return Table((named("Column"), *words("Meaning")), (*rows, *WORDS.items()))
 
 
 def learning_rate(record: Record) -> str:
@@ -153,7 +156,7 @@ def provenance_table(summary: Summary) -> Table:
             for value in distinct
         ]
         rows.append((name, "; ".join(cells)))
-    return Table(("What", "Value"), tuple(rows))
+    return Table((named("What"), *words("Value")), tuple(rows))
 
 
 def provenance(record: Record) -> dict[str, str]:
@@ -219,10 +222,10 @@ def short(sha256: object) -> str:
     return f"sha256 {str(sha256)[:12]}" if sha256 else "unknown"
 
 
-def corrections() -> list[str]:
+def corrections() -> list[Block]:
     """What earlier versions of the shipped report got wrong, the newest first."""
-    lines = []
-    for entry in yaml.safe_load(CORRECTIONS.read_text(encoding="utf-8")):
-        lines += [f"**{entry['date']}.** *Said:* {entry['said']} *Wrong, because:* "
-                  f"{entry['fault']} *Done:* {entry['done']}", ""]  # fmt: skip
-    return lines
+    return [
+        Text(f"**{entry['date']}.** *Said:* {entry['said']} *Wrong, because:* {entry['fault']} "
+             f"*Done:* {entry['done']}")
+        for entry in yaml.safe_load(CORRECTIONS.read_text(encoding="utf-8"))
+    ]  # fmt: skip

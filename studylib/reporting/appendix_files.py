@@ -10,6 +10,9 @@ Not covered: what the appendices say (studylib.reporting.appendices).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+from studylib.reporting.blocks import Block, Heading, Text, to_markdown
 
 APPENDIX = "Appendix: "
 FOLDER = "docs/report"
@@ -42,12 +45,11 @@ def title_of(name: str) -> str:
     return f"{APPENDIX}{TITLES[name]}"
 
 
-def to_file(text: str) -> bytes:
-    """An appendix as a file: a title of the first level, the way back, links turned."""
+def to_file(name: str, blocks: Sequence[Block]) -> bytes:
+    """An appendix as a file: its title, the way back, links turned."""
     up = "../" * (FOLDER.count("/") + 1)
-    heading, _, rest = text.partition("\n")
-    whole = f"#{heading.removeprefix('##')}\n\nBelongs to [the report](REPORT.md).\n{rest}"
-    return (turn_links(whole, up).rstrip() + "\n").encode()
+    head = (Heading(1, title_of(name)), Text("Belongs to [the report](REPORT.md)."))
+    return turn_links(to_markdown([*head, *blocks]), up).encode()
 
 
 def turn_links(text: str, way: str) -> str:

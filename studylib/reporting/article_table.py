@@ -17,7 +17,7 @@ from studylib.core.metrics import plain_number
 from studylib.core.verdicts import Measured
 from studylib.reporting.appendix_files import link_to
 from studylib.reporting.article import few_seeds
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import Table, named, words
 from studylib.reporting.claim_sources import KEPT, with_unit
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
@@ -77,7 +77,7 @@ def claim_rows(findings: Sequence[Finding]) -> list[ClaimRow]:
 
 def article_table(findings: Sequence[Finding]) -> Table:
     """The first screen's table; each verdict leads to its evidence."""
-    header = ("Claim", "The article says", "We found", "How", "Verdict")
+    header = (named("Claim"), *words("The article says", "We found", "How", "Verdict"))
     rows = []
     for row in claim_rows(findings):
         verdict = f"[**{row.verdict}**]({link_to('claims', row.title)}){row.because}"

@@ -21,7 +21,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, plain_number
-from studylib.reporting.cells import Table, interval_cell, trainable_cell
+from studylib.reporting.blocks import Block, Table, Text, figures, named
+from studylib.reporting.cells import interval_cell, trainable_cell
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
     INK,
@@ -231,18 +232,18 @@ def detectable_sentence(summary: Summary) -> str:
     )
 
 
-def capacity_lines(summary: Summary) -> list[str]:
+def capacity_table_read(summary: Summary) -> list[Block]:
     """The table, and how to read it."""
     reading = f"{detectable_sentence(summary)} Bold: behind full fine-tuning by the rule above."
-    return [capacity_table(summary).markdown(), "", reading.strip(), ""]
+    return [capacity_table(summary), Text(reading.strip())]
 
 
 def capacity_table(summary: Summary) -> Table:
     """One row a method: accuracy at each number of facts, with the gap to full beneath it."""
     curves = read_curves(summary)
     facts = sorted({p.facts for points_ in curves.values() for p in points_})
-    header = ("Method", METRICS["trainable_params"].header,
-              *(f"{n:,} facts: accuracy (%) ↑; gap (pp)" for n in facts))  # fmt: skip
+    header = (named("Method"), *figures(METRICS["trainable_params"].header,
+              *(f"{n:,} facts: accuracy (%) ↑; gap (pp)" for n in facts)))  # fmt: skip
     rows = []
     for label, points_ in curves.items():
         at = {p.facts: p for p in points_}

@@ -14,13 +14,13 @@ from typing import TypeVar
 from studylib.core.metrics import byte_size
 from studylib.planning.catalog import match_gpu
 from studylib.reporting import forecast_errors, serve_tables
+from studylib.reporting.blocks import Block, Heading, Table, Text, bullets, paragraph
 from studylib.reporting.card_tables import (
     memory_table,
     mmlu_table,
     peers_table,
     speed_table,
 )
-from studylib.reporting.cells import Table
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.passes import made_by
 from studylib.reporting.study import Study
@@ -38,38 +38,44 @@ def is_card(summary: Summary) -> bool:
     return summary.study.card is not None
 
 
-def card_section(summary: Summary, several: bool) -> list[str]:
+def card_section(summary: Summary, several: bool) -> list[Block]:
     """Memory, speed and serving; parts of which nothing was measured are left out."""
     study = summary.study
     title = "Measured on a card" + (f" (profile {study.name})" if several else "")
-    lines = [f"## {title}", "", opening(study), ""]
+    blocks: list[Block] = [Heading(2, title), Text(opening(study))]
     runs = trained(study)
     for records in by_maker(runs):
         mark = maker_words(records, runs)
-        lines += titled("Peak memory of training", mark, memory_table(study, records), MEMORY_WORDS)
-        lines += titled("Speed", mark, speed_table(study, records), SPEED_WORDS)
+        peaks = memory_table(study, records)
+        blocks += titled("Peak memory of training", mark, peaks, MEMORY_WORDS)
+        blocks += titled("Speed", mark, speed_table(study, records), SPEED_WORDS)
     for serves in by_maker(study.serves):
         setting = serve_tables.setting_sentence(serves)
         mark = maker_words(serves, study.serves)
-        lines += titled("Serving", mark, serve_tables.overhead_table(serves), setting)
-    return lines + left_out_lines(study)
+        blocks += titled("Serving", mark, serve_tables.overhead_table(serves), setting)
+    return blocks + left_out(study)
 
 
-def card_details(summary: Summary) -> list[str]:
+def card_details(summary: Summary) -> list[Block]:
     """The appendix: parts of the peaks, swaps, other libraries, MMLU by two ways."""
     study, card = summary.study, card_of(summary.study)
-    lines, runs = [], trained(study)
+    blocks: list[Block] = []
+    runs = trained(study)
     for records in by_maker(runs):
-        found = parts_lines(study, records)
-        lines += [f"### {named('Parts of the peak', maker_words(records, runs))}", "", *found
-                  ] if found else []  # fmt: skip
+        ids = {record.run_id for record in records}
+        found = [c for c in forecast_errors.compare_runs([study]) if c.record.run_id in ids]
+        words = f"{forecast_errors.sentence(found)} By part, measured, with the forecast's error:"
+        table = forecast_errors.part_table(found)
+        blocks += titled("Parts of the peak", maker_words(records, runs), table, words)
     for serves in by_maker(study.serves):
         mark = maker_words(serves, study.serves)
-        lines += titled("Swapping adapters on the card", mark, serve_tables.swap_table(serves))
+        blocks += titled("Swapping adapters on the card", mark, serve_tables.swap_table(serves))
     for one in card.peers:
-        lines += titled("Beside other libraries", "", peers_table(one), one.get("words", ""))
-    lines += failed_lines(study)
-    return lines + titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
+        blocks += titled("Beside other libraries", "", peers_table(one), one.get("words", ""))
+    failed = bullets(f"{r.name}: {r.fault}" for checks in card.checks
+                     for r in checks.results if not r.passed)  # fmt: skip
+    blocks += [Heading(3, "Failed in the card's self-check"), *failed] if failed else []
+    return blocks + titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
 
 
 MEMORY_WORDS = (
@@ -87,17 +93,6 @@ def card_of(study: Study) -> CardFiles:
     if study.card is None:
         raise ValueError(f"{study.name} is no card's study")
     return study.card
-
-
-def parts_lines(study: Study, records: Sequence[Record]) -> list[str]:
-    """Forecast against measured by part."""
-    ids = {record.run_id for record in records}
-    found = [c for c in forecast_errors.compare_runs([study]) if c.record.run_id in ids]
-    table = forecast_errors.part_table(found)
-    if not table.rows:
-        return []
-    words = f"{forecast_errors.sentence(found)} By part, measured, with the forecast's error:"
-    return [words, "", table.markdown(), ""]
 
 
 def trained(study: Study) -> list[Record]:
@@ -129,16 +124,11 @@ def maker_words(records: Sequence[Made], everything: Sequence[Made]) -> str:
     return f"{device}, commit {commit[:12]}, code {code[:12]}"
 
 
-def titled(title: str, mark: str, table: Table, before: str = "") -> list[str]:
+def titled(title: str, mark: str, table: Table, before: str = "") -> list[Block]:
     """A table under its title and a sentence; nothing where it has no rows."""
     if not table.rows:
         return []
-    lines = [f"### {named(title, mark)}", ""]
-    return [*lines, *([before, ""] if before else []), table.markdown(), ""]
-
-
-def named(title: str, mark: str) -> str:
-    return title + (f" ({mark})" if mark else "")
+    return [Heading(3, title + (f" ({mark})" if mark else "")), *paragraph(before), table]
 
 
 # Sentences ----------------------------------------------------------------------------------------
@@ -186,14 +176,7 @@ def self_check(study: Study) -> str:
     return " ".join(f"Its self-check: {format_verdict(found)}." for found in checks)
 
 
-def failed_lines(study: Study) -> list[str]:
-    """What failed in the card's self-check, and by how much."""
-    failed = [f"- {r.name}: {r.fault}" for checks in card_of(study).checks
-              for r in checks.results if not r.passed]  # fmt: skip
-    return ["### Failed in the card's self-check", "", *failed, ""] if failed else []
-
-
-def left_out_lines(study: Study) -> list[str]:
+def left_out(study: Study) -> list[Block]:
     """What the clock or a failure left unmeasured, by name."""
     words = []
     for step in card_of(study).study.steps:
@@ -204,8 +187,8 @@ def left_out_lines(study: Study) -> list[str]:
         words.append(f"{step.name}, {step.state}{which}" + tell_reason(step.reason))
     words += [f"{r.run_id}, {r.status}{tell_reason(r.reason)}"
               for r in study.records if not r.complete]  # fmt: skip
-    lines = [*(f"- {line}" for line in words), *serve_tables.skipped_lines(study.serves)]
-    return ["### Cut off or not measured", "", *lines, ""] if lines else []
+    listed = bullets([*words, *serve_tables.tell_skipped(study.serves)])
+    return [Heading(3, "Cut off or not measured"), *listed] if listed else []
 
 
 def tell_reason(reason: str | None) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from studylib.core.metrics import METRICS, MISSING, byte_size, percent, plain_number, points
-from studylib.reporting.cells import Table, rows_of, run_path
+from studylib.reporting.blocks import NAMED, Table, figures, named, words
+from studylib.reporting.cells import rows_of, run_path
 from studylib.reporting.forecast_errors import Pair
 from studylib.reporting.study import Study
 from studylib.schema.nvml_peak import nvml_bytes
@@ -36,8 +37,8 @@ def name_cells(study: Study, record: Record) -> tuple[str, str, str]:
 def memory_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's peak by three counters, with what was forecast of it by each."""
     made = {f.record_digest: f for f in study.forecasts}
-    header = ("Model", "Method", "Rows × tokens", "Allocated ↓; forecast",
-              "Reserved ↓; forecast", "NVML ↓; forecast")  # fmt: skip
+    header = (*NAMED, *figures("Rows × tokens", "Allocated ↓; forecast",
+              "Reserved ↓; forecast", "NVML ↓; forecast"))  # fmt: skip
     rows = [
         (*name_cells(study, r), *peak_cells(r, made.get(r.digest) if r.complete else None))
         for r in records
@@ -70,10 +71,10 @@ def compare_bytes(seen: int | None, ours: int | None) -> str:
 
 def speed_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's step, tokens, shares of the card's arithmetic, and energy where it was read."""
-    header = ("Model", "Method", "Rows × tokens", METRICS["clean_step_seconds"].header,
+    header = (*NAMED, *figures("Rows × tokens", METRICS["clean_step_seconds"].header,
               METRICS["tokens_per_second"].header, "Of the datasheet's bf16 peak (%) ↑",
               "Of the peak measured here (%) ↑", "The same with what is computed again (%) ↑",
-              "Energy (Wh a million tokens) ↓")  # fmt: skip
+              "Energy (Wh a million tokens) ↓"))  # fmt: skip
     ceiling = study.card.study.card.bf16_peak if study.card else None
     rows = []
     for record in records:
@@ -119,13 +120,16 @@ def peers_table(content: Mapping[str, Any]) -> Table:
     """Other libraries beside ours, as benchmarks/peers.py reckons it; empty where it did not."""
     head, *rows = content.get("table") or [[]]
     keep = [i for i, name in enumerate(head) if name.startswith(PEER_COLUMNS)]
-    return Table(tuple(head[i] for i in keep), tuple(tuple(row[i] for i in keep) for row in rows))
+    names = [head[i] for i in keep]
+    header = (*map(named, names[:1]), *figures(*names[1:-1]), *words(*names[1:][-1:]))
+    return Table(header, tuple(tuple(row[i] for i in keep) for row in rows))
 
 
 def mmlu_table(found: Sequence[Mapping[str, Any]]) -> Table:
     """The usual way to score MMLU beside shared prefixes: the same questions, one row a dtype."""
-    header = ("Model", "dtype", "Questions", "Usual way (s) ↓", "Ours (s) ↓", "Ratio ↑",
-              "Answers changed ↓", "Largest difference of log-likelihoods ↓")  # fmt: skip
+    header = (named("Model"), *words("dtype"), *figures("Questions", "Usual way (s) ↓",
+              "Ours (s) ↓", "Ratio ↑", "Answers changed ↓",
+              "Largest difference of log-likelihoods ↓"))  # fmt: skip
     rows = [
         (str(one["model"]), str(one["dtype"]), f"{one['items']:,}",
          plain_number(one["stock_model_seconds"], 3), plain_number(one["our_model_seconds"], 3),

@@ -8,9 +8,6 @@ Not covered: which cells make a table (studylib.reporting.tables).
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, points
 from studylib.reporting.costs import dollars
@@ -20,31 +17,10 @@ from studylib.reporting.summary import Comparison, Row
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
-GLUE = "\u00a0"  # a space at which no line breaks
 NOT_KNOWN = "not known"
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"
 SHARED = "shared"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A header and rows of text, all of one length."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        if not self.rows:
-            return "Nothing was measured that belongs here."
-        lines = [self.header, tuple("---" for _ in self.header), *self.rows]
-        return "\n".join("| " + " | ".join(escape(c) for c in row) + " |" for row in lines)
-
-
-def escape(cell: str) -> str:
-    """One line without bars; a figure stays on one line with its unit and interval."""
-    cell = cell.replace("|", "\\|").replace("\n", " ").replace(" ± ", f"{GLUE}±{GLUE}")
-    return re.sub(r"(?<=\w) (?=(?:[TGMk]B|%)(?!\w))", GLUE, cell)
 
 
 def spread_cell(key: str, spread: Spread | None) -> str:

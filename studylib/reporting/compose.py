@@ -1,7 +1,7 @@
-"""The order of a report: from summaries to its parts in Markdown, its pictures and csv files.
+"""The order of a report: from summaries to its parts as blocks, its pictures and csv files.
 
-REPORT.md is the parts one after the other; appendices are files of their own. The report notebook,
-and report.html with it, shows the same. Nothing is read or written here, and no figure is computed.
+REPORT.md is the parts one after the other; appendices are files of their own. The report notebook
+and report.html show the same blocks. Nothing is read or written here, and no figure is computed.
 
 Not covered: which records go in and where the files go (studylib.reporting.report), the appendices
 (studylib.reporting.appendices).
@@ -9,7 +9,7 @@ Not covered: which records go in and where the files go (studylib.reporting.repo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,8 @@ from studylib.reporting import (
 )
 from studylib.reporting.appendices import are_brief, make_appendices, serving_studies
 from studylib.reporting.appendix_files import link_to, path_of, to_file
-from studylib.reporting.capacity import (
-    capacity_lines,
-    is_capacity,
-    tell_capacity,
-)
+from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph, to_markdown
+from studylib.reporting.capacity import capacity_table_read, is_capacity, tell_capacity
 from studylib.reporting.card_section import card_section, is_card
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of, short_name
@@ -52,17 +49,26 @@ from studylib.schema.forecast_book import ForecastBook
 
 @dataclass(frozen=True)
 class Report:
-    """A report's parts and appendices, name to Markdown, in their order; and all of its files by
+    """A report's parts and appendices, name to blocks, in their order; and all of its files by
     relative path.
 
     parts: answer, results, serving, forecast, beside (the reference), words. Pictures, appendices
-    and records are named in the Markdown as they lie from the report's folder, `folder`.
+    and records are named as they lie from the report's folder, `folder`.
     """
 
-    parts: Mapping[str, str]
-    appendices: Mapping[str, str]
+    parts: Mapping[str, Sequence[Block]]
+    appendices: Mapping[str, Sequence[Block]]
     files: Files
     folder: Path = Path()
+
+
+def bind_report(
+    parts: Mapping[str, Sequence[Block]], appendices: Mapping[str, Sequence[Block]], files: Files
+) -> Report:
+    """The report with REPORT.md and the appendices among its files. files: pictures and tables."""
+    whole = to_markdown(block for blocks in parts.values() for block in blocks)
+    texts = {path_of(name): to_file(name, blocks) for name, blocks in appendices.items()}
+    return Report(parts, appendices, files | texts | {REPORT: whole.encode()})
 
 
 def compose(
@@ -75,7 +81,7 @@ def compose(
     """All of a report. own_folder: where a reader's own figures go; None: the shipped report, whose
     figures lie beside each study's records."""
     files: Files = {}
-    results: list[str] = []
+    results: list[Block] = []
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
         pictures = draw(summary, folder) if summary in serving_studies(studies) else {}
@@ -92,10 +98,7 @@ def compose(
         "beside": reference_section(studies[0], reference) if reference is not None else [],
         "words": words_section(studies, own_folder is None),
     }
-    whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
-    texts = {name: "\n".join(lines) for name, lines in parts.items()}
-    files |= deciding | {path_of(name): to_file(text) for name, text in appendices.items()}
-    return Report(texts, appendices, files | {REPORT: whole.encode()})
+    return bind_report(parts, appendices, files | deciding)
 
 
 # Files --------------------------------------------------------------------------------------------
@@ -149,7 +152,7 @@ def join(*parts: str) -> str:
 # Parts --------------------------------------------------------------------------------------------
 
 
-def study_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+def study_section(summary: Summary, pictures: list[str], several: bool) -> list[Block]:
     if is_card(summary):
         return card_section(summary, several)
     if is_capacity(summary):
@@ -157,23 +160,25 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     if is_grid(summary):
         return grid_section(summary, several)
     brief = several and is_toy(summary)
-    lines = [f"## {title_study(summary, several)}", "", f"{notes.machine_line(summary)}.", ""]
+    blocks = title_machine(summary, title_study(summary, several))
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
         if len(summary.tracks) > 1:
-            lines += [f"### {title_track(comparisons)} (track {track})", ""]
-        lines += notes.refusal_lines(summary, track)
+            blocks += [Heading(3, f"{title_track(comparisons)} (track {track})")]
+        blocks += notes.refusals(summary, track)
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
-        drawn = figures.picture_lines(names, ("ranking",))
+        drawn = figures.show_pictures(names, ("ranking",))
         ranked = ranking_section.section(comparisons, drawn, brief)
-        words = prose.answer_track(summary, track)
-        lines += ranked or track_section(comparisons, words, brief)
-    reading = [
+        blocks += ranked or track_section(comparisons, prose.answer_track(summary, track), brief)
+    return blocks + paragraph(
         "" if brief else notes.price_note(summary.comparisons),
         notes.not_run_note(summary),
         f"More: [every figure]({link_to('details')}), [every run]({link_to('runs')}).",
-    ]
-    return [*lines, " ".join(text for text in reading if text), ""]
+    )
+
+
+def title_machine(summary: Summary, title: str) -> list[Block]:
+    return [Heading(2, title), Text(f"{notes.machine_line(summary)}.")]
 
 
 def title_study(summary: Summary, several: bool) -> str:
@@ -190,70 +195,67 @@ def title_track(comparisons: list[Comparison]) -> str:
     return "A new language" if any(map(is_deep, comparisons)) else "A small change"
 
 
-def track_section(comparisons: list[Comparison], words: list[str], brief: bool) -> list[str]:
+def track_section(comparisons: list[Comparison], said: list[str], brief: bool) -> list[Block]:
     """brief: without what it took, which the appendix has."""
-    lines = [line for paragraph in words[: 1 if brief else None] for line in (paragraph, "")]
-    lines += [tables.headline_table(comparisons, brief).markdown(), ""]
     judged = any(measure_tables.first_measure(c) for c in comparisons)
-    reading = [
-        notes.spread_note(comparisons),
-        notes.seeds_not_run(comparisons),
-        *([] if judged else notes.chance_notes(comparisons)),
+    return [
+        *map(Text, said[: 1 if brief else None]),
+        tables.headline_table(comparisons, brief),
+        *paragraph(
+            notes.spread_note(comparisons),
+            notes.seeds_not_run(comparisons),
+            *([] if judged else notes.chance_notes(comparisons)),
+        ),
     ]
-    return [*lines, " ".join(text for text in reading if text), ""]
 
 
-def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[str]:
+def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[Block]:
     """One curve for all tracks of a capacity study; its table stands here where it is alone."""
     title = "How many new facts a rank holds"
     title += f" (profile {summary.study.name})" if several else ""
-    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
-    for track in summary.tracks:
-        lines += notes.refusal_lines(summary, track)
-    lines += [tell_capacity(summary), ""]
-    lines += figures.picture_lines(pictures, ("capacity",))
-    more = [f"More: [every figure]({link_to('details')}).", ""]
-    return lines + (more if several else capacity_lines(summary))
+    more = [Text(f"More: [every figure]({link_to('details')}).")]
+    return [
+        *title_machine(summary, title),
+        *(block for track in summary.tracks for block in notes.refusals(summary, track)),
+        Text(tell_capacity(summary)),
+        *figures.show_pictures(pictures, ("capacity",)),
+        *(more if several else capacity_table_read(summary)),
+    ]
 
 
-def grid_section(summary: Summary, several: bool) -> list[str]:
+def grid_section(summary: Summary, several: bool) -> list[Block]:
     """One table for all shapes of a step."""
     title = "Memory by rows and tokens"
     title += f" (profile {summary.study.name})" if several else ""
-    lines = [f"## {title}", "", f"{notes.machine_line(summary)}.", ""]
-    for track in summary.tracks:
-        lines += notes.refusal_lines(summary, track)
     told = (notes.spread_note, notes.memory_note, notes.price_note)
-    reading = " ".join(text for tell in told if (text := tell(summary.comparisons)))
-    return [*lines, tell_grid(summary), "", grid_table(summary).markdown(), "", reading, ""]
+    return [
+        *title_machine(summary, title),
+        *(block for track in summary.tracks for block in notes.refusals(summary, track)),
+        *(Text(tell_grid(summary)), grid_table(summary)),
+        *paragraph(*(tell(summary.comparisons) for tell in told)),
+    ]
 
 
-def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[str]:
+def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[Block]:
     """What was forecast of a 13B model, and how far forecasts were off."""
     found = compare_runs([s.study for s in studies if not is_card(s)])
-    lines = [f"{sentence(found)} [In detail]({link_to('forecasts')}).", ""] if found else []
-    return forecast_tables.section(book, lines)
+    said = f"{sentence(found)} [In detail]({link_to('forecasts')})." if found else ""
+    return forecast_tables.section(book, paragraph(said))
 
 
-def reference_section(own: Summary, reference: Summary) -> list[str]:
+def reference_section(own: Summary, reference: Summary) -> list[Block]:
     table = tables.side_by_side_table(own, reference)
-    lines = ["## Beside the reference", ""]
+    title = Heading(2, "Beside the reference")
     if table is None:
-        return [*lines, "The reference has none of these runs: nothing to set beside them.", ""]
-    return [
-        *lines,
-        f"**Yours** / reference. Yours: {notes.machine_line(own)}. Reference: "
-        f"{notes.machine_line(reference)}.", "",
-        table.markdown(), "",
-    ]  # fmt: skip
+        none = "The reference has none of these runs: nothing to set beside them."
+        return [title, Text(none)]
+    machines = (f"**Yours** / reference. Yours: {notes.machine_line(own)}. Reference: "
+                f"{notes.machine_line(reference)}.")  # fmt: skip
+    return [title, Text(machines), table]
 
 
-def words_section(studies: list[Summary], shipped: bool) -> list[str]:
+def words_section(studies: list[Summary], shipped: bool) -> list[Block]:
     """The words used, what the figures do not say, and what earlier reports got wrong."""
-    lines = [
-        *glossary(measure_tables.words(studies)),
-        "## Limits",
-        "",
-        *(f"- {limit}" for limit in limits(studies)),
-    ]
-    return lines + (["", "## Corrections", "", *appendix.corrections()] if shipped else [])
+    blocks = glossary(measure_tables.meanings(studies))
+    blocks += [Heading(2, "Limits"), *bullets(limits(studies))]
+    return blocks + ([Heading(2, "Corrections"), *appendix.corrections()] if shipped else [])

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studylib.reporting import ranking_section, serve_figures
+from studylib.reporting.blocks import Block, Picture
 from studylib.reporting.capacity import CAPTION, draw_capacity, is_capacity
 from studylib.reporting.cells import interval_cell
 from studylib.reporting.claims import article_rule
@@ -291,12 +292,11 @@ def caption(name: str) -> str:
     return f"{CAPTIONS[kind]} (track {name.removesuffix(f'-{kind}')})"
 
 
-def picture_lines(pictures: list[str], kinds: tuple[str, ...]) -> list[str]:
-    """The Markdown of the pictures of these kinds, each with its caption."""
-    lines = []
-    for kind in kinds:
-        for path in pictures:
-            if path.endswith((f"-{kind}.svg", f"/{kind}.svg")):
-                caption = CAPTIONS[kind]
-                lines += [f"![{caption}]({path})", "", f"*{caption}.*", ""]
-    return lines
+def show_pictures(pictures: list[str], kinds: tuple[str, ...]) -> list[Block]:
+    """The pictures of these kinds, of all whose paths are given."""
+    return [
+        Picture(CAPTIONS[kind], path)
+        for kind in kinds
+        for path in pictures
+        if path.endswith((f"-{kind}.svg", f"/{kind}.svg"))
+    ]

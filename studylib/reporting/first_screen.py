@@ -15,6 +15,7 @@ from studylib.reporting import decision
 from studylib.reporting.appendix_files import link_to
 from studylib.reporting.article import read_article
 from studylib.reporting.article_table import article_table
+from studylib.reporting.blocks import Block, Heading, Items, Picture, Text, paragraph
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of, parameter_count
 from studylib.reporting.glossary import WORDS_LINK
@@ -27,42 +28,39 @@ TITLE = "PEFT or full fine-tuning?"
 
 def first_screen(
     studies: Sequence[Summary], findings: Sequence[Finding], picture: str | None
-) -> list[str]:
-    """All of it as Markdown lines. picture: the path of the picture that decides, if drawn."""
+) -> list[Block]:
+    """Title, heading, then all of it. picture: the path of the picture that decides, if drawn."""
     article = read_article()
     said = advise(studies, findings)
-    lines = [f"# {TITLE}", "", "## The answer", ""]
-    lines += [
-        f"{number}. {text}" for number, text in enumerate((said.small, said.deep, said.memory), 1)
-    ]
-    lines += ["", said.not_done, ""] if said.not_done else [""]
+    blocks: list[Block] = [Heading(1, TITLE), Heading(2, "The answer")]
+    blocks += [Items((said.small, said.deep, said.memory), numbered=True)]
+    blocks += paragraph(said.not_done)
     if findings:
-        lines += [
-            "### The article's claims, checked", "",
-            f"[{article['title']}]({article['address']}) ({article['publisher']}) says: "
-            f"*{article['rule']}*", "",
-            article_table(findings).markdown(), "",
-            f"Each verdict leads to [its evidence]({link_to('claims')}). "
-            f"[What the words mean]({WORDS_LINK}).", "",
+        blocks += [
+            Heading(3, "The article's claims, checked"),
+            Text(f"[{article['title']}]({article['address']}) ({article['publisher']}) says: "
+                 f"*{article['rule']}*"),
+            article_table(findings),
+            Text(f"Each verdict leads to [its evidence]({link_to('claims')}). "
+                 f"[What the words mean]({WORDS_LINK})."),
         ]  # fmt: skip
     if picture is not None:
-        lines += [f"![{decision.CAPTION}]({picture})", "", f"*{decision.CAPTION}.*", ""]
-    return lines + toy_lines(studies)
+        blocks += [Picture(decision.CAPTION, picture)]
+    return blocks + paragraph(tell_toys(studies))
 
 
-def toy_lines(studies: Sequence[Summary]) -> list[str]:
-    """What the toy models are, in two lines, where any is spoken of."""
+def tell_toys(studies: Sequence[Summary]) -> str:
+    """What the toy models are, where any is spoken of."""
     sizes = sorted({
         (c.total_params or 0, c.model)
         for s in studies for c in s.comparisons if kind_of(c.model) == "toy"
     })  # fmt: skip
     if not sizes:
-        return []
+        return ""
     names = join_words([f"`{model}` ({parameter_count(size)} parameters)" for size, model in sizes])
-    return [
+    return (
         f"**Toy models** come with the study: here {names}. They know one half of a made-up "
         "almanac by heart. They are taught the other half, or a made-up language, and asked "
         "questions with four answers to choose from. They check the methods; they are no large "
-        "language models.",
-        "",
-    ]
+        "language models."
+    )

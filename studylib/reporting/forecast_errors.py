@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, points
-from studylib.reporting.cells import SHARED, Table, rows_of
+from studylib.reporting.blocks import NAMED, Block, Heading, Table, Text, figures, words
+from studylib.reporting.cells import SHARED, rows_of
 from studylib.reporting.study import Study
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
@@ -136,8 +137,9 @@ def worst(pairs: Sequence[Pair]) -> Pair:
 
 def peak_table(found: Sequence[Compared]) -> Table:
     """One row for runs of the same forecast: the worst error of their peaks, and their step."""
-    header = ("Model", "Method", "Rows × tokens", "Runs", "Counter", "Peak, measured",
-              "Peak, forecast", "Worst error", "Step (s)", "Step, forecast (s)")  # fmt: skip
+    header = (*NAMED, *figures("Rows × tokens", "Runs"), *words("Counter"),
+              *figures("Peak, measured", "Peak, forecast", "Worst error", "Step (s)",
+              "Step, forecast (s)"))  # fmt: skip
     return Table(header, tuple(peak_row(like) for like in group(found)))
 
 
@@ -179,7 +181,8 @@ def part_table(found: Sequence[Compared]) -> Table:
             measured = statistics.median(pair.measured for pair in pairs)
             cells.append(f"{byte_size(measured)} ({points(worst(pairs).error)} %)")
         rows.append((run.model, run.method.label, pass_of(like[0].record), *cells))
-    return Table(("Model", "Method", "Rows × tokens", *names), tuple(rows))
+    header = (*NAMED, *figures("Rows × tokens", *names))
+    return Table(header, tuple(rows))
 
 
 def sentence(found: Sequence[Compared]) -> str:
@@ -204,17 +207,15 @@ def sentence(found: Sequence[Compared]) -> str:
     return text
 
 
-def section(studies: Sequence[Study]) -> list[str]:
+def section(studies: Sequence[Study]) -> list[Block]:
     """The report's part, or nothing where no forecast was made of a run."""
     found = compare_runs(studies)
     if not found:
         return []
     crowd = any(runs_on_card(one.record) > 1 for one in found)
-    lines = ["### Forecast against measured", "",
-             f"{sentence(found)} Nothing of a run goes into its own forecast."
-             + (f" {SHARED.capitalize()}: other runs were on the card." if crowd else ""), "",
-             peak_table(found).markdown(), ""]  # fmt: skip
-    table = part_table(found)
-    if table.rows:
-        lines += ["By part, measured, with the forecast's worst error:", "", table.markdown(), ""]
-    return lines
+    told = f"{sentence(found)} Nothing of a run goes into its own forecast."
+    told += f" {SHARED.capitalize()}: other runs were on the card." if crowd else ""
+    parts = part_table(found)
+    by_part = Text("By part, measured, with the forecast's worst error:")
+    return [Heading(3, "Forecast against measured"), Text(told), peak_table(found),
+            *((by_part, parts) if parts.rows else ())]  # fmt: skip

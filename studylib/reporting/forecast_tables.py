@@ -10,7 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from studylib.core.metrics import byte_size, plain_number, points
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import (
+    Block,
+    Heading,
+    Table,
+    Text,
+    figures,
+    named,
+    paragraph,
+    words,
+)
 from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
 from studylib.reporting.passes import Job
@@ -114,8 +123,8 @@ def span(values: Span, unit: str = "") -> str:
 
 def memory_table(book: ForecastBook) -> Table:
     """Each job's peak beside the article's figure."""
-    header = ("Job (forecast)", "Cards", "Peak of a card ↓", "All cards ↓", "Article",
-              "Off", "Smallest card")  # fmt: skip
+    header = (named("Job (forecast)"), *figures("Cards", "Peak of a card ↓", "All cards ↓",
+              "Article", "Off"), *words("Smallest card"))  # fmt: skip
     rows = [
         (
             describe(job), str(job.cards), gigabytes(job.peak_bytes), gigabytes(job.total_bytes),
@@ -138,7 +147,8 @@ def near_text(share: float) -> str:
 
 def cost_table(book: ForecastBook) -> Table:
     """Hours and dollars of the Alpaca-style run for the jobs that one would try first."""
-    header = ("Job (forecast)", "Cards", "Examples", "Tokens", "Hours ↓", "Dollars ↓", "Article")
+    header = (named("Job (forecast)"), *words("Cards", "Examples"),
+              *figures("Tokens", "Hours ↓", "Dollars ↓"), *words("Article"))  # fmt: skip
     rows = []
     for job in (job for job in book.jobs if job.plain):
         for row in job.jobs:
@@ -157,8 +167,8 @@ def article_cost(method: str) -> str:
 
 def card_table(book: ForecastBook) -> Table:
     """Which job fits the card, and how far it can grow."""
-    header = ("Method", "Checkpointing", "Fits (forecast)", "Longest row ↑",
-              "Most rows a step ↑")  # fmt: skip
+    header = (named("Method"), *words("Checkpointing", "Fits (forecast)"),
+              *figures("Longest row ↑", "Most rows a step ↑"))  # fmt: skip
     rows = []
     for a in book.cards:
         fits = "yes" if a.seq_len else f"no: at least {gigabytes(a.least_bytes)}"
@@ -184,7 +194,8 @@ def describe_answer(a: CardAnswer) -> str:
 
 def published_table(book: ForecastBook) -> Table:
     """Forecast against published, every case; those that cannot be compared say why."""
-    header = ("Published case", "Counter", "Published", "Forecast", "Error", "Source")
+    header = (named("Published case"), *words("Counter"),
+              *figures("Published", "Forecast", "Error"), *words("Source"))  # fmt: skip
     rows = []
     for row in book.published:
         error = f"{points(row.error)} %"
@@ -268,27 +279,27 @@ def limits(book: ForecastBook) -> str:
     )
 
 
-def section(book: ForecastBook | None, errors: list[str]) -> list[str]:
+def section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
     """The report's part on forecasts; without a book it says what to run.
 
-    errors: the lines on this study's own runs (studylib.reporting.forecast_errors).
+    errors: what is said of this study's own runs (studylib.reporting.forecast_errors).
     """
-    lines = ["## Forecasts", ""]
+    title = Heading(2, "Forecasts")
     if book is None:
         missing = "A 13B model is not forecast yet: `make forecasts` does it without a card."
-        return [*lines, *errors, missing, ""]
-    lines += [
-        f"All of this is **forecast**: one training step of {book.model} traced without a card. "
-        "Nothing was measured.", "", memory_table(book).markdown(), "",
-    ]  # fmt: skip
-    told = [sentence for sentence in (card_sentence(book), published_sentence(book)) if sentence]
-    return [*lines, *(line for text in told for line in (text, "")), *errors]
+        return [title, *errors, Text(missing)]
+    told = (f"All of this is **forecast**: one training step of {book.model} traced without a "
+            "card. Nothing was measured.")  # fmt: skip
+    return [title, Text(told), memory_table(book), *paragraph(card_sentence(book)),
+            Text(published_sentence(book)), *errors]  # fmt: skip
 
 
-def details(book: ForecastBook) -> list[str]:
+def details(book: ForecastBook) -> list[Block]:
     """The appendix: hours and dollars, which 13B job fits the card, published peaks, what is not
     covered."""
-    lines = ["### Hours and dollars of the article's run", "", cost_table(book).markdown(), ""]
-    lines += ["### A 13B model and a 24 GB card", "", card_table(book).markdown(), ""]
-    lines += ["### Forecast against published peaks", "", published_table(book).markdown(), ""]
-    return [*lines, limits(book), ""]
+    return [
+        *(Heading(3, "Hours and dollars of the article's run"), cost_table(book)),
+        *(Heading(3, "A 13B model and a 24 GB card"), card_table(book)),
+        *(Heading(3, "Forecast against published peaks"), published_table(book)),
+        Text(limits(book)),
+    ]

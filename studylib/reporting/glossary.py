@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from studylib.reporting.appendix_files import slug
 from studylib.reporting.article import enough_words
+from studylib.reporting.blocks import Block, Heading, Text
 from studylib.reporting.made_from import REPORT
 
 TITLE = "Words"
@@ -49,13 +50,13 @@ TERMS = {
 }
 
 
-def glossary(measured: Sequence[tuple[str, str]] = ()) -> list[str]:
+def glossary(measured: Sequence[tuple[str, str]] = ()) -> list[Block]:
     """The part on words, each below a heading of its own, which links lead to. measured: name and
     meaning of measures on held-out examples."""
-    lines = [f"## {TITLE}", ""]
+    blocks: list[Block] = [Heading(2, TITLE)]
     for word, meaning in (*TERMS.items(), *measured):
-        lines += [f"#### {word}", "", meaning, ""]
-    return lines
+        blocks += [Heading(4, word), Text(meaning)]
+    return blocks
 
 
 def word_link(word: str) -> str:

@@ -1,7 +1,7 @@
 """Whether a report is still what its records give, without making it again.
 
 A hidden file beside the report holds one hash of everything that it was made from (records, their
-tables, the report's code, notebook and page template, the plan) and one of each file that was
+tables, the report's code and page template, the plan) and one of each file that was
 written. If all agree, making the report again would write the same bytes, and a second
 `make reproduce` need not wait for it.
 
@@ -15,13 +15,12 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from studylib.core.places import NOTEBOOKS, PACKAGE
+from studylib.core.places import PACKAGE
 from studylib.core.sealed import canonical
 from studylib.schema.card_files import CARD_FILES
 from studylib.schema.records import file_sha256, write_atomically
 
 REPORT, PAGE = "REPORT.md", "report.html"
-REPORT_NOTEBOOK = "90_report.ipynb"
 PAGE_FOLDER = PACKAGE / "page"  # the page's template, style and script
 Files = dict[str, bytes]  # path relative to the report's folder -> content
 STATE = ".made-from.json"
@@ -36,7 +35,7 @@ def hash_inputs(folders: Iterable[Path], *others: object) -> str:
     others: anything whose text says what it is (planned runs, failures, forecasts).
     """
     code = sorted(path for pattern in CODE for path in PACKAGE.rglob(pattern))
-    code += [*sorted(PAGE_FOLDER.iterdir()), NOTEBOOKS / REPORT_NOTEBOOK]
+    code += sorted(PAGE_FOLDER.iterdir())
     marks = [[path.name, file_sha256(path)] for path in code]
     for folder in folders:
         found = sorted(path for name in TABLES for path in folder.glob(name))
@@ -50,10 +49,8 @@ def is_fresh(out: Path, inputs: str) -> bool:
     try:
         state = json.loads((out / STATE).read_bytes())
         files = state["files"]
-        return (
-            state["inputs"] == inputs
-            and PAGE in files
-            and all(file_sha256(out / name) == digest for name, digest in files.items())
+        return state["inputs"] == inputs and all(
+            file_sha256(out / name) == digest for name, digest in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -62,15 +59,5 @@ def is_fresh(out: Path, inputs: str) -> bool:
 def remember(out: Path, inputs: str, files: Mapping[str, bytes]) -> None:
     """Keep what a report was made from and what was written."""
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    write_state(out, {"files": digests, "inputs": inputs})
-
-
-def remember_page(out: Path, page: bytes) -> None:
-    """Keep that the page was made after the report that `remember` knows."""
-    state = json.loads((out / STATE).read_bytes())
-    state["files"][PAGE] = hashlib.sha256(page).hexdigest()
-    write_state(out, state)
-
-
-def write_state(out: Path, state: dict[str, object]) -> None:
+    state = {"files": digests, "inputs": inputs}
     write_atomically(out / STATE, json.dumps(state, indent=1, sort_keys=True).encode() + b"\n")

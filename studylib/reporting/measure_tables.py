@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 
 from studylib.core.metrics import MISSING, percent, points
 from studylib.core.stats import Estimate
-from studylib.reporting.cells import NOT_TRAINED, Table
+from studylib.reporting.blocks import Block, Table, Text, figures, named, words
+from studylib.reporting.cells import NOT_TRAINED
 from studylib.reporting.measured import HELD_OUT, RETENTION, Measured
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
@@ -21,6 +22,7 @@ from studylib.schema.methods import WHOLE
 
 DECIMALS = 3  # of nats and bits
 JUDGED = ("judged", "judged_gap", "judged_share")  # of the measure that a track is judged by
+MEASURED = (*words("Model", "Measure"), named("Method"), *figures("Figure"))
 SHARE_HEADER = "Share of full's gain (%) ↑"
 COUNTS = {
     "too_long": "left out: their prompt alone fills the row or the model's context",
@@ -31,23 +33,23 @@ COUNTS = {
 }
 
 
-def section(comparisons: Sequence[Comparison]) -> list[str]:
+def section(comparisons: Sequence[Comparison]) -> list[Block]:
     """A track's figures on held-out examples by every measure; empty where there are none."""
-    lines = []
+    told: list[Block] = []
     if any(c.measured for c in comparisons):
-        lines += ["**On held-out examples**", "", held_out_table(comparisons).markdown(), ""]
-        lines += [reading(comparisons), ""]
+        told += [Text("**On held-out examples**"), held_out_table(comparisons)]
+        told += [Text(reading(comparisons))]
     if any(found.of == RETENTION for c in comparisons for found in c.measured):
-        lines += ["**What the base knew before, by held-out loss**", ""]
-        lines += [retention_table(comparisons).markdown(), ""]
-    return lines
+        told += [Text("**What the base knew before, by held-out loss**")]
+        told += [retention_table(comparisons)]
+    return told
 
 
 def held_out_table(comparisons: Sequence[Comparison]) -> Table:
     """A row a measure and method: the figure, its difference from full, the share of full's gain,
     and the smallest gap that these data can show."""
-    header = ("Model", "Measure", "Method", "Figure", "Gain over base", "Less full's",
-              SHARE_HEADER, "Smallest gap these data show")  # fmt: skip
+    header = (*MEASURED, *figures("Gain over base", "Less full's", SHARE_HEADER,
+              "Smallest gap these data show"))  # fmt: skip
     rows = []
     for comparison in comparisons:
         for found in comparison.measured:
@@ -58,7 +60,7 @@ def held_out_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def retention_table(comparisons: Sequence[Comparison]) -> Table:
-    header = ("Model", "Measure", "Method", "Figure", "Change from base", "Less full's")
+    header = (*MEASURED, *figures("Change from base", "Less full's"))
     rows = []
     for comparison in comparisons:
         for found in comparison.measured:
@@ -133,7 +135,7 @@ def reading(comparisons: Sequence[Comparison]) -> str:
     return text + (f" Of the examples, {'; '.join(told)}." if told else "")
 
 
-def words(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
+def meanings(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
     """Name and meaning of every figure that is shown, for the table of columns."""
     shown = [found.measure for s in summaries for c in s.comparisons for found in c.measured]
     return list({m.key: (m.label, m.meaning) for m in shown}.values())

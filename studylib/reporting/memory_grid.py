@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from studylib.core.metrics import METRICS, plain_number
+from studylib.reporting.blocks import NAMED, Table, figures, words
 from studylib.reporting.cells import (
-    Table,
     cost_cell,
     method_cell,
     peak_cell,
@@ -60,8 +60,8 @@ def cells_of(summary: Summary) -> Iterator[tuple[Comparison, Row]]:
 def grid_table(summary: Summary) -> Table:
     """One row a method and shape of a pass: its peak, its speed, its cost."""
     keys = shown_keys(summary.comparisons, ("train_peak_bytes", *FIGURES, "cost_usd"))
-    header = ("Model", "Method", "Rows × tokens", *(METRICS[key].header for key in keys),
-              "Records")  # fmt: skip
+    header = (*NAMED, *figures("Rows × tokens", *(METRICS[key].header for key in keys)),
+              *words("Records"))  # fmt: skip
     rows = []
     for comparison, row in cells_of(summary):
         rows.append((

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from studylib.core.metrics import percent, plain_number
 from studylib.reporting.appendix import run_command
+from studylib.reporting.blocks import Block, Items, Text
 from studylib.reporting.resources import MEMORY, TIMED
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.shared_card import runs_on_card
@@ -252,7 +253,7 @@ def judged_by_measure(comparisons: Sequence[Comparison]) -> bool:
     return any(p.measure for c in comparisons for sweep in c.sweeps for p in sweep.points)
 
 
-def refusal_lines(summary: Summary, track: str) -> list[str]:
+def refusals(summary: Summary, track: str) -> list[Block]:
     """Which runs were not put into one table, by field and values."""
     lines = []
     for refusal in summary.refusals:
@@ -262,11 +263,11 @@ def refusal_lines(summary: Summary, track: str) -> list[str]:
             f"`{shorten(value)}` in {', '.join(runs)}"
             for value, runs in sorted(refusal.values.items())
         )
-        lines.append(f"- {refusal.model}: **{refusal.field}** differs: {values}")
+        lines.append(f"{refusal.model}: **{refusal.field}** differs: {values}")
     if not lines:
         return []
-    return ["**Not put into one table**, because these fields must be shared and are not:", "",
-            *lines, ""]  # fmt: skip
+    why = "**Not put into one table**, because these fields must be shared and are not:"
+    return [Text(why), Items(tuple(lines))]
 
 
 def shorten(value: str) -> str:

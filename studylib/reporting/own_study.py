@@ -14,17 +14,28 @@ from pathlib import Path
 from studylib.core.metrics import METRICS
 from studylib.reporting import limits as known_limits
 from studylib.reporting import measure_tables, notes, prose, side_by_side, tables, verdict
-from studylib.reporting.appendices import claims_lines, rate_lines, titled
+from studylib.reporting.appendices import claims_evidence, rates
 from studylib.reporting.appendix import learning_rate, provenance_table
-from studylib.reporting.appendix_files import path_of, to_file
 from studylib.reporting.article_table import article_table
+from studylib.reporting.blocks import (
+    NAMED,
+    Block,
+    Heading,
+    Table,
+    Text,
+    bullets,
+    figures,
+    named,
+    paragraph,
+    words,
+)
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.card_section import is_card
-from studylib.reporting.cells import NOT_RUN, Table, run_path
+from studylib.reporting.cells import NOT_RUN, run_path
 from studylib.reporting.claims import Finding
-from studylib.reporting.compose import Report, csv_files
+from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.literal import show_literally
-from studylib.reporting.made_from import REPORT, Files
+from studylib.reporting.made_from import Files
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.serve_section import serve_details, serve_section
@@ -52,49 +63,44 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     if not findings:
         del files["tables/claims.csv"]
     served = bool(summary.study.serves)
-    parts = {
+    parts: dict[str, list[Block]] = {
         "answer": answer_section(summary),
         "results": [*results_section(summary), *cost_section(summary),
                     *side_by_side.section(summary.comparisons)],
         "serving": serve_section([summary], []) if served else [],
-        "forecast": claims_section(findings) if findings else [],
+        "forecast": [Heading(2, "The article's claims"), article_table(findings)]
+                    if findings else [],
         "beside": [],
         "words": [*left_out_section(summary), *limits_section(summary), *runs_section(summary)],
     }  # fmt: skip
-    appendices = {}
-    if findings:
-        appendices["claims"] = titled("claims", claims_lines(findings))
+    appendices = {"claims": claims_evidence(findings)} if findings else {}
     if served:
-        appendices["serving"] = titled("serving", serve_details([summary], []))
-    whole = "\n".join(line for lines in parts.values() for line in lines).rstrip() + "\n"
-    texts = {name: "\n".join(lines) for name, lines in parts.items()}
-    files |= {path_of(name): to_file(text) for name, text in appendices.items()}
-    return Report(texts, appendices, files | {REPORT: whole.encode()})
+        appendices["serving"] = serve_details([summary], [])
+    return bind_report(parts, appendices, files)
 
 
-def claims_section(findings: Sequence[Finding]) -> list[str]:
-    return ["## The article's claims", "", article_table(findings).markdown(), ""]
-
-
-def answer_section(summary: Summary) -> list[str]:
+def answer_section(summary: Summary) -> list[Block]:
     """The verdict in the first line, then what it rests on."""
     sources = dict.fromkeys(Path(r.run.data.source).name for r in summary.study.records)
     models = dict.fromkeys(c.name for c in summary.comparisons)
     data = notes.join_words([show_literally(name, 80) for name in sources])
-    lines = [f"**{verdict.tell_verdict(summary)}**", "",
-             f"# Does an adapter suffice? {notes.join_words([*models])} on {data}", "",
-             "## The answer", ""]  # fmt: skip
     table = verdict_table(summary.comparisons)
-    lines += [table.markdown(), "", rule_sentence(summary), ""] if table.rows else []
-    lines += [text for c in summary.comparisons if c.row(WHOLE) and (text := prose.resources(c))]
-    lines += ["", f"{notes.machine_line(summary)}.", ""]
-    return lines + ([note, ""] if (note := notes.not_run_note(summary)) else [])
+    took = [text for c in summary.comparisons if c.row(WHOLE) and (text := prose.resources(c))]
+    return [
+        Text(f"**{verdict.tell_verdict(summary)}**"),
+        Heading(1, f"Does an adapter suffice? {notes.join_words([*models])} on {data}"),
+        Heading(2, "The answer"),
+        *((table, Text(rule_sentence(summary))) if table.rows else ()),
+        *paragraph("\n".join(took)),
+        Text(f"{notes.machine_line(summary)}."),
+        *paragraph(notes.not_run_note(summary)),
+    ]
 
 
 def verdict_table(comparisons: Sequence[Comparison]) -> Table:
     """A row a method and figure: whether it suffices and what it loses against full."""
-    header = ("Track", "Model", "Method", "By", "Verdict", "Loses against full",
-              "Smallest loss these data show")  # fmt: skip
+    header = (*words("Track"), *NAMED, *words("By", "Verdict"),
+              *figures("Loses against full", "Smallest loss these data show"))  # fmt: skip
     rows = []
     for comparison in comparisons:
         margin = verdict.margin_of(comparison)
@@ -131,45 +137,44 @@ def rule_sentence(summary: Summary) -> str:
     )
 
 
-def results_section(summary: Summary) -> list[str]:
-    lines = ["## Figures", ""]
+def results_section(summary: Summary) -> list[Block]:
+    blocks: list[Block] = [Heading(2, "Figures")]
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
-        lines += [f"### Track {track}", ""] if len(summary.tracks) > 1 else []
-        lines += notes.refusal_lines(summary, track)
-        lines += [tables.headline_table(comparisons).markdown(), ""]
-        reading = [notes.spread_note(comparisons), notes.memory_note(comparisons),
-                   *notes.chance_notes(comparisons)]  # fmt: skip
-        lines += [" ".join(text for text in reading if text), ""]
-        lines += measure_tables.section(comparisons)
+        blocks += [Heading(3, f"Track {track}")] if len(summary.tracks) > 1 else []
+        blocks += notes.refusals(summary, track)
+        blocks += [tables.headline_table(comparisons)]
+        blocks += paragraph(notes.spread_note(comparisons), notes.memory_note(comparisons),
+                            *notes.chance_notes(comparisons))  # fmt: skip
+        blocks += measure_tables.section(comparisons)
         if any(row.accuracy for c in comparisons for row in c.rows):
-            lines += ["### On the questions", "", tables.accuracy_table(comparisons).markdown(), ""]
-    meanings = [f"- {name}: {meaning}" for name, meaning in measure_tables.words([summary])]
-    return lines + ([*meanings, ""] if meanings else [])
+            blocks += [Heading(3, "On the questions"), tables.accuracy_table(comparisons)]
+    found = measure_tables.meanings([summary])
+    return blocks + bullets(f"{name}: {meaning}" for name, meaning in found)
 
 
-def cost_section(summary: Summary) -> list[str]:
+def cost_section(summary: Summary) -> list[Block]:
     comparisons = summary.comparisons
-    lines = ["## What it took", "", tables.time_table(comparisons).markdown(), ""]
-    lines += [f"{notes.price_note(comparisons)} {notes.end_to_end_note(comparisons)}".strip(), ""]
-    return lines + rate_lines(comparisons)
+    table = tables.time_table(comparisons)
+    told = paragraph(notes.price_note(comparisons), notes.end_to_end_note(comparisons))
+    return [Heading(2, "What it took"), table, *told, *rates(comparisons)]
 
 
-def left_out_section(summary: Summary) -> list[str]:
-    told = [text for tell in LEFT_OUT if (text := tell([summary]))]
-    lines = [f"- {text}" for text in told] or ["Nothing that these runs counted."]
-    return ["## What was left out of the data", "", *lines, ""]
+def left_out_section(summary: Summary) -> list[Block]:
+    told = bullets(text for tell in LEFT_OUT if (text := tell([summary])))
+    title = Heading(2, "What was left out of the data")
+    return [title, *(told or [Text("Nothing that these runs counted.")])]
 
 
-def limits_section(summary: Summary) -> list[str]:
+def limits_section(summary: Summary) -> list[Block]:
     others = [tell for tell in known_limits.LIMITS
               if tell not in (*LEFT_OUT, known_limits.limit_scope)]  # fmt: skip
     told = ["The verdict speaks for this model, these data and this recipe."]
     told += [text for tell in others if (text := tell([summary]))]
-    return ["## Limits", "", *(f"- {text}" for text in told), ""]
+    return [Heading(2, "Limits"), *bullets(told)]
 
 
-def runs_section(summary: Summary) -> list[str]:
+def runs_section(summary: Summary) -> list[Block]:
     """Every run with its record, its rate and where that comes from."""
     study, rows = summary.study, []
     for record in study.records:
@@ -180,8 +185,8 @@ def runs_section(summary: Summary) -> list[str]:
     for spec in study.missing:
         end = study.failed.get(spec.run_id)
         rows.append((spec.run_id, f"failed: {end}" if end else NOT_RUN, "—", "—"))
-    table = Table(("Run", "Status", "Learning rate", "Wall clock (s)"), tuple(rows))
+    header = (named("Run"), *words("Status"), *figures("Learning rate", "Wall clock (s)"))
     again = ("A run is made again by `study run RUN_ID --profile profile.yaml` (the file beside "
              "this report), once its folder is moved away.")  # fmt: skip
-    return ["## Runs", "", table.markdown(), "", again, "", "### Provenance", "",
-            provenance_table(summary).markdown(), ""]  # fmt: skip
+    return [Heading(2, "Runs"), Table(header, tuple(rows)), Text(again),
+            Heading(3, "Provenance"), provenance_table(summary)]  # fmt: skip

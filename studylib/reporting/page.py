@@ -1,86 +1,147 @@
-"""report.html: the executed report notebook without its code, as one file for a browser.
+"""report.html: the report's blocks as one file for a browser.
 
-nbconvert fills a template of the study's own (page/): no script, font, style or picture comes from
-elsewhere, and the same notebook outputs give the same bytes. Only what the notebook shows of the
-report goes in, as Markdown and SVG; its own headings, messages and code do not.
+Jinja2 fills a template of the study's own (page/): no script, font, style or picture comes from
+elsewhere, and the same blocks give the same bytes. Text within a block is Markdown; HTML in it is
+shown and not obeyed.
 
-Not covered: what the parts say (studylib.reporting.compose), running the notebook
-(studylib.commands.cli_report).
+Not covered: what the blocks say (studylib.reporting.compose), pictures (page_pictures).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from html import escape, unescape
+from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
+from itertools import pairwise
+from typing import Any
 
-from studylib.reporting.appendix_files import APPENDIX, TITLES, path_of, slug, title_of
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from mistune import BlockState, HTMLRenderer, InlineParser
+
+from studylib.reporting.appendix_files import TITLES, path_of, slug, title_of
+from studylib.reporting.blocks import GLUE, Block, Heading, Items, Picture, Table
+from studylib.reporting.compose import Report
 from studylib.reporting.made_from import PAGE_FOLDER, REPORT
-from studylib.reporting.notebook_text import DOLLAR, dollar_signs
 from studylib.reporting.page_pictures import inline_picture, palette_css
 
-MAKERS = ("nbconvert", "mistune", "matplotlib")  # on whose versions the bytes depend
-HEADING = re.compile(r"<h([1-4])>(.*?)</h\1>")
-TABLE = re.compile(r"<table>.*?</table>", re.S)
-ROW = re.compile(r"<tr>(.*?)</tr>", re.S)
-CELL = re.compile(r"<t([hd])>(.*?)</t\1>", re.S)
-TAG = re.compile(r"<[^>]+>")
-FIGURE = re.compile(r"[<±+−-]?\s?\$?\d")
+MAKERS = ("jinja2", "mistune", "matplotlib")  # on whose versions the bytes depend
 TOGETHER = re.compile(r" (?=[±↓↑])|(?<=±) |(?<=\d) (?=(?:pp|%|×|[TGMk]B)(?!\w))|(?<=LoRA) (?=r=)")
-BREAK = re.compile(r" (?![(\[])(?![^<]*>)")  # in a cell of figures, but before a bracket
-GLUE = "\u00a0"  # a space at which no line breaks
-LONGEST_FIGURE, LONGEST_LINE = 32, 44  # characters: a column beyond is text, or wraps
-HREF = re.compile(r'<a href="(?!#|\w+:)([^"#]*)#?([^"]*)">(.*?)</a>', re.S)
-KEYS = ("Model", "Method", "Variant", "What is kept", "Way", "Track")
+BREAK = re.compile(r" (?![(\[])")  # in a cell of figures, but before a bracket
+LONGEST_LINE = 44  # characters: a column beyond wraps
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page below one heading of the second level; the first has the title too."""
+    """A part of the page below one heading of the second level; the first has the title too.
+
+    blocks: each with its mark, a heading's name in links and a table's for those who hear it.
+    folded: an appendix, which is opened by whoever wants it, and not printed.
+    """
 
     name: str
     title: str
-    html: str
-
-    @property
-    def folded(self) -> bool:
-        """An appendix is opened by whoever wants it, and not printed."""
-        return self.title.startswith(APPENDIX)
+    blocks: tuple[tuple[Block, str], ...]
+    folded: bool
 
 
-def export_page(executed: Path) -> bytes:
-    """The page of an executed report notebook."""
-    from nbconvert import TemplateExporter
-
-    exporter = TemplateExporter(
-        template_name=PAGE_FOLDER.name,
-        template_file="index.html.j2",
-        extra_template_basedirs=[str(PAGE_FOLDER.parent)],
-        filters={"glue": glue, "markdown": render_markdown,
-                 "dollars": dollar_signs, "picture": inline_picture,
-                 "sections": split_sections, "untitled": cut_title},
+def render_page(report: Report) -> bytes:
+    """The page of a report."""
+    page = Environment(
+        loader=FileSystemLoader(PAGE_FOLDER), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    made_by = ", ".join(f"{name} {version(name)}" for name in MAKERS)
-    page = {
-        "made_by": made_by,
-        "style": (PAGE_FOLDER / "page.css").read_text(encoding="utf-8"),
-        "script": (PAGE_FOLDER / "page.js").read_text(encoding="utf-8"),
-        "light": palette_css(dark=False),
-        "dark": palette_css(dark=True),
-    }
-    html, _ = exporter.from_filename(str(executed), resources={"page": page})
-    return (html.strip() + "\n").encode()
+    page.filters |= {"inline": inline, "glue": glue, "plain": plain, "kinds": column_kinds}
+    page.tests |= {kind.__name__.lower(): lambda block, kind=kind: isinstance(block, kind)
+                   for kind in (Heading, Items, Picture, Table)}  # fmt: skip
+    html = page.get_template("index.html.j2").render(
+        made_by=", ".join(f"{name} {version(name)}" for name in MAKERS),
+        style=read("page.css"), script=read("page.js"),
+        light=palette_css(dark=False), dark=palette_css(dark=True),
+        sections=make_sections(report),
+        draw=lambda p: Markup(inline_picture(report.files[p.path].decode(), p.caption)),
+    )  # fmt: skip
+    return html.encode()
 
 
-def render_markdown(text: str) -> str:
-    """Markdown as nbconvert renders it; HTML in it, but for dollars, is shown and not obeyed."""
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+def read(name: str) -> Markup:
+    return Markup((PAGE_FOLDER / name).read_text(encoding="utf-8"))
 
-    renderer = IPythonRenderer(escape=True, exclude_anchor_links=True)
-    return MarkdownWithMath(renderer=renderer).render(glue(text.replace(DOLLAR, r"\$")))
+
+def make_sections(report: Report) -> list[Section]:
+    """The parts, divided at headings of the second level, then the appendices."""
+    whole = [block for part in report.parts.values() for block in part]
+    titles = {i: block.text for i, block in enumerate(whole)
+              if isinstance(block, Heading) and block.level == 2}  # fmt: skip
+    pieces = [whole[a:b] for a, b in pairwise([0, *[*titles][1:], len(whole)])]
+    return [
+        *map(make_section, titles.values(), pieces),
+        *(make_section(title_of(name), blocks, folded=True)
+          for name, blocks in report.appendices.items()),
+    ]  # fmt: skip
+
+
+def make_section(title: str, blocks: Iterable[Block], folded: bool = False) -> Section:
+    name = slug(plain(title))
+    return Section(name, title, tuple(mark_blocks(name, title, blocks)), folded)
+
+
+def mark_blocks(name: str, title: str, blocks: Iterable[Block]) -> Iterator[tuple[Block, str]]:
+    """Each block with its mark. A word is led to by its own name, as in REPORT.md."""
+    last = title
+    for block in blocks:
+        if isinstance(block, Heading):
+            last, term = block.text, slug(plain(block.text))
+            own = {1: "top", 2: name, 4: term}.get(block.level, f"{name}--{term}")
+            yield block, own
+        else:
+            yield block, plain(last if last == title else f"{title}: {last}")
+
+
+# Text ---------------------------------------------------------------------------------------------
+
+
+class Renderer(HTMLRenderer):
+    """A link within the report leads to its place on the page; one to another file becomes text
+    that names it, since the page may be read where the file is not."""
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        if re.match(r"#|\w+:", url):
+            return super().link(text, url, title)
+        path, _, heading = url.partition("#")
+        places = {path_of(name): slug(title_of(name)) for name in TITLES}
+        if path == REPORT:
+            return super().link(text, f"#{heading}")
+        if path in places:
+            return super().link(text, f"#{places[path]}" + (f"--{heading}" if heading else ""))
+        return f'<span class="file" title="{self.escape_attribute(path)}">{text}</span>'
+
+
+RENDERER, PARSER = Renderer(), InlineParser()
+
+
+@lru_cache(maxsize=10_000)
+def parse(text: str) -> list[dict[str, Any]]:
+    return PARSER(glue(text), {})
+
+
+def inline(text: str, figures: bool = False) -> Markup:
+    """Text within a block as HTML. figures: on one line, but before a bracket."""
+    shown = BREAK.sub(GLUE, text) if figures else text
+    return Markup(RENDERER.render_tokens(parse(shown), BlockState()))
+
+
+def plain(text: str) -> str:
+    """Text within a block without its marks."""
+    return "".join(tell(parse(text)))
+
+
+def tell(tokens: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for token in tokens:
+        yield token.get("raw", "")
+        yield from tell(token.get("children", ()))
 
 
 def glue(text: str) -> str:
@@ -88,94 +149,16 @@ def glue(text: str) -> str:
     return TOGETHER.sub(GLUE, text)
 
 
-def split_sections(html: str) -> list[Section]:
-    """The sections of a page, headings with names of their own, tables made fit for a phone."""
-    starts = [found.start() for found in HEADING.finditer(html) if found[1] == "2"]
-    pieces = [html[a:b] for a, b in zip([0, *starts[1:]], [*starts[1:], len(html)], strict=True)]
-    return [make_section(piece) for piece in pieces]
+# Tables -------------------------------------------------------------------------------------------
 
 
-def make_section(html: str) -> Section:
-    title = next(found[2] for found in HEADING.finditer(html) if found[1] == "2")
-    name = slug(plain(title))
-    parts, last, start = [], title, 0
-    for found in [*HEADING.finditer(html), None]:
-        end = found.start() if found else len(html)
-        label = last if last == title else f"{title}: {last}"
-        text = HREF.sub(turn_link, html[start:end])
-        parts.append(TABLE.sub(partial(format_table, label), text))
-        if found:
-            level, last, start = found[1], found[2], found.end()
-            term = slug(plain(last))  # a word is led to by its own name, as in REPORT.md
-            own = {"1": "top", "2": name, "4": term}.get(level, f"{name}--{term}")
-            parts.append(f'<h{level} id="{own}">{last}</h{level}>')
-    return Section(name, title, "".join(parts))
-
-
-def cut_title(html: str) -> str:
-    """A section without its heading, which stands in the line that opens it."""
-    return re.sub(r"<h2.*?</h2>", "", html, count=1)
-
-
-def turn_link(found: re.Match[str]) -> str:
-    """A link within the report leads to its place on the page; one to another file becomes text
-    that names it, since the page may be read where the file is not."""
-    path, heading, text = found.groups()
-    places = {path_of(name): slug(title_of(name)) for name in TITLES}
-    if path == REPORT:
-        return f'<a href="#{heading}">{text}</a>'
-    if path in places:
-        return f'<a href="#{places[path]}{f"--{heading}" if heading else ""}">{text}</a>'
-    return f'<span class="file" title="{path}">{text}</span>'
-
-
-def plain(html: str) -> str:
-    return unescape(TAG.sub("", html)).strip()
-
-
-def format_table(label: str, found: re.Match[str]) -> str:
-    """A table that becomes a card a row on a phone, where each figure stands beside its name.
-
-    An empty first cell means the same as above, and carries it for where rows stand by themselves.
-    """
-    header, *rows = [[text for _, text in CELL.findall(row)] for row in ROW.findall(found[0])]
-    names = [plain(title) for title in header]
-    kinds = [column_kind([plain(row[i]) for row in rows]) for i in range(len(header))]
-    kinds = ["" if (kind, name) == ("n", "Records") else kind
-             for kind, name in zip(kinds, names, strict=True)]  # fmt: skip
-    kinds[key_column(names)] += " key"
-    head = "".join(f'<th scope="col"{css(k)}>{t}</th>' for k, t in zip(kinds, header, strict=True))
-    body, above = [], ""
-    for row in rows:
-        marks = [f'{css(kind)} data-label="{escape(name)}"'
-                 for kind, name in zip(kinds, names, strict=True)]  # fmt: skip
-        above = row[0] or above
-        if not row[0]:
-            marks[0] += f' data-above="{escape(plain(above))}"'
-        texts = [BREAK.sub(GLUE, t) if "n" in k.split() else t
-                 for k, t in zip(kinds, row, strict=True)]  # fmt: skip
-        cells = "".join(f"<td{m}>{text}</td>" for m, text in zip(marks, texts, strict=True))
-        body.append(f"<tr>{cells}</tr>")
-    return (
-        f'<div class="scroll" role="region" aria-label="Table: {plain(label)}">'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n"
-        + "\n".join(body) + "\n</tbody>\n</table></div>"
-    )  # fmt: skip
-
-
-def css(kind: str) -> str:
-    return f' class="{kind.strip()}"' if kind.strip() else ""
-
-
-def key_column(names: list[str]) -> int:
-    """The column that names a row best: the last of the leading ones that name it."""
-    leading = [i for i, name in enumerate(names[:3]) if name in KEYS]
-    return leading[-1] if leading else 0
-
-
-def column_kind(cells: list[str]) -> str:
-    """`n`: figures, set to the right. `w`: long text, wrapped. Nothing: words on one line."""
-    if any(len(cell) > LONGEST_LINE for cell in cells):
-        return "w"
-    figures = sum(bool(FIGURE.match(cell)) and len(cell) <= LONGEST_FIGURE for cell in cells)
-    return "n" if 2 * figures >= len(cells) > 0 and figures else ""
+def column_kinds(table: Table) -> list[Markup]:
+    """How each column is set, as an attribute. `n`: figures, to the right. `w`: long text, wrapped.
+    `key`: names the row where a phone shows it as a card."""
+    kinds = []
+    for column, *cells in zip(table.columns, *table.rows, strict=True):
+        long = any(len(plain(cell)) > LONGEST_LINE for cell in cells)
+        kind = "w" if long else "n" if column.kind == "figures" else ""
+        kind = f"{kind} key".strip() if column.kind == "key" else kind
+        kinds.append(Markup(f' class="{kind}"' if kind else ""))
+    return kinds

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from studylib.core.all_pairs import Pair
 from studylib.core.metrics import METRICS, MISSING
 from studylib.reporting import shared_rate
-from studylib.reporting.cells import Table, spread_cell, trainable_cell
+from studylib.reporting.blocks import Block, Heading, Table, Text, figures, named
+from studylib.reporting.cells import spread_cell, trainable_cell
 from studylib.reporting.notes import join_words
 from studylib.reporting.panels import INK, colour, label_right, new_panels
 from studylib.reporting.ranking import Place, Ranking, rankings
@@ -30,20 +31,21 @@ MOST_NAMED = 5
 
 
 def section(
-    comparisons: Sequence[Comparison], pictures: list[str], brief: bool = False
-) -> list[str]:
+    comparisons: Sequence[Comparison], pictures: list[Block], brief: bool = False
+) -> list[Block]:
     """A part for every comparison of many methods, in place of a sentence and a row for each beside
-    full fine-tuning; empty without one. pictures: its Markdown. brief: what follows and the
-    pictures alone, the tables standing in the appendix."""
-    lines = []
+    full fine-tuning; empty without one. brief: what follows and the pictures alone, the tables
+    standing in the appendix."""
+    blocks: list[Block] = []
     for ranking in rankings(comparisons):
-        lines += [f"### {count(ranking)} methods ranked ({ranking.comparison.name})", ""]
+        title = f"{count(ranking)} methods ranked ({ranking.comparison.name})"
+        blocks += [Heading(3, title), Text(tell(ranking))]
         if brief:
-            lines += [tell(ranking), "", *pictures]
+            blocks += pictures
             continue
-        lines += [tell(ranking), "", ranking_table(ranking).markdown(), "", reading(ranking), ""]
-        lines += [*pictures, *shared_rate.section(ranking)]
-    return lines
+        blocks += [ranking_table(ranking), Text(reading(ranking)), *pictures]
+        blocks += shared_rate.section(ranking)
+    return blocks
 
 
 def count(ranking: Ranking) -> int:
@@ -95,10 +97,11 @@ def reading(ranking: Ranking) -> str:
 
 def ranking_table(ranking: Ranking) -> Table:
     score = "Accuracy (%) ↑" if ranking.measure is None else ranking.measure.header
-    header = ("Rank", "Method", score, f"Gain over base ({unit(ranking)})",
+    header = (*figures("Rank"), named("Method"), *figures(score,
+              f"Gain over base ({unit(ranking)})",
               f"Less {reference_words(ranking)} ({unit(ranking)})", "p, all pairs",
               METRICS["trainable_params"].header, METRICS["train_peak_bytes"].header,
-              METRICS["variant_bytes"].header, "Rate")  # fmt: skip
+              METRICS["variant_bytes"].header, "Rate"))  # fmt: skip
     rows = []
     for rank, place in enumerate(ranking.places, 1):
         row, lead = place.row, place.lead

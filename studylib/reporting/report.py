@@ -1,4 +1,4 @@
-"""REPORT.md with its figures and tables: a pure function of the records.
+"""REPORT.md and report.html with figures and tables: a pure function of the records.
 
 The same records give the same bytes, in whatever order they are read. Two reports are made: a
 reader's own, results/PROFILE/REPORT.md, which sets the reader's figures beside the reference's;
@@ -8,8 +8,7 @@ shows either and writes it.
 Pandas, scipy and matplotlib are imported only where a report is really made: finding that nothing
 changed takes a fraction of a second.
 
-Not covered: running anything (the report knows records and nothing of how they came to be), and
-report.html, which is made of the executed notebook (studylib.reporting.page).
+Not covered: running anything: the report knows records and nothing of how they came to be.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studylib.core.errors import StudyError
-from studylib.reporting.made_from import REPORT, Files, hash_inputs, remember
+from studylib.reporting.made_from import PAGE, REPORT, Files, hash_inputs, remember
 from studylib.schema.forecast_book import FORECASTS, read_book
 from studylib.schema.profile import Profile, RunSpec, read_profile, shipped_profiles
 from studylib.schema.records import explain_write_error, write_atomically
@@ -172,14 +171,16 @@ def compose_report(sources: Sources) -> Report:
 
 
 def write_report(sources: Sources, report: Report) -> Path:
-    """Write REPORT.md, figures and tables; returns the report's path.
+    """Write REPORT.md, report.html, figures and tables; returns the first one's path.
 
     Nothing is written of a report that is shown instead of another. StudyError: a folder that
     cannot be written.
     """
     if sources.instead_of is not None:
         return sources.out / REPORT
-    files = with_readme(sources, report)
+    from studylib.reporting.page import render_page
+
+    files = with_readme(sources, report) | {PAGE: render_page(report)}
     path = write_files(sources.out, files)
     if not sources.shipped:
         remember(sources.out, sources.inputs, files)
@@ -213,7 +214,8 @@ def with_readme(sources: Sources, report: Report) -> Files:
     path = sources.out / README
     if not sources.shipped or not path.is_file():
         return dict(report.files)
-    text = fill_findings(path.read_text(encoding="utf-8"), report.files[REPORT].decode())
+    _title, _heading, *findings = report.parts["answer"]
+    text = fill_findings(path.read_text(encoding="utf-8"), findings)
     return report.files | {README: text.encode()}
 
 
@@ -250,7 +252,7 @@ def write_files(out: Path, files: Files) -> Path:
 
 def leftovers(out: Path, files: Files) -> list[str]:
     """Pictures, tables and appendices in the report's own folders that are none of its files."""
-    folders = {(out / name).parent for name in files if name not in (REPORT, README)}
+    folders = {(out / name).parent for name in files} - {out}
     found = [p for folder in sorted(folders) for p in folder.glob("*") if p.suffix in ENDINGS]
     return sorted(n for p in found if (n := p.relative_to(out).as_posix()) not in files)
 

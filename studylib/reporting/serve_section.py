@@ -9,39 +9,41 @@ from __future__ import annotations
 
 from studylib.reporting import figures, serve_tables
 from studylib.reporting.appendix_files import link_to
+from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph
 from studylib.reporting.summary import Summary
 from studylib.schema.serve_records import ServeRecord
 
 
-def serve_section(studies: list[Summary], pictures: list[str], brief: bool = False) -> list[str]:
+def serve_section(studies: list[Summary], pictures: list[str], brief: bool = False) -> list[Block]:
     """What one more variant costs to serve: bytes and dollars counted for 13B, time measured.
     brief: the times, toy models' beside others, stand in the appendix alone."""
     records = records_of(studies)
-    lines = ["## What one more variant costs to serve", "", "Of a 13B model, counted:", ""]
-    lines += [serve_tables.counted_table().markdown(), ""]
-    lines += [f"{serve_tables.break_even_sentence()} {serve_tables.assumption_sentence()}", ""]
-    lines += figures.picture_lines(pictures, ("serve-monthly",))
+    blocks = [
+        *(Heading(2, "What one more variant costs to serve"), Text("Of a 13B model, counted:")),
+        serve_tables.counted_table(),
+        Text(f"{serve_tables.break_even_sentence()} {serve_tables.assumption_sentence()}"),
+        *figures.show_pictures(pictures, ("serve-monthly",)),
+    ]
+    more = link_to("serving")
     if not records:
-        return [*lines, "No serving run is on record yet: `study serve` makes them.", ""]
+        return [*blocks, Text("No serving run is on record yet: `study serve` makes them.")]
     if brief:
-        return [*lines, f"Toy models were served: [in detail]({link_to('serving')}).", ""]
-    lines += overhead_lines(records)
-    return [*lines, f"More: [serving in detail]({link_to('serving')}).", ""]
+        return [*blocks, Text(f"Toy models were served: [in detail]({more}).")]
+    return [*blocks, *overheads(records), Text(f"More: [serving in detail]({more}).")]
 
 
-def overhead_lines(records: list[ServeRecord]) -> list[str]:
-    table = serve_tables.overhead_table(records).markdown()
-    return [serve_tables.setting_sentence(records), "", table, ""]
+def overheads(records: list[ServeRecord]) -> list[Block]:
+    return [Text(serve_tables.setting_sentence(records)), serve_tables.overhead_table(records)]
 
 
-def serve_details(studies: list[Summary], pictures: list[str], brief: bool = False) -> list[str]:
+def serve_details(studies: list[Summary], pictures: list[str], brief: bool = False) -> list[Block]:
     """The appendix: bytes, speed, swaps, mixed batches, N variants; nothing without a record.
     brief: the times between tokens as well, which the report leaves out."""
     records = records_of(studies)
     if not records:
         return []
-    lines = figures.picture_lines(pictures, ("serve-overhead",))
-    lines += ["### Time between tokens", "", *overhead_lines(records)] if brief else []
+    blocks = figures.show_pictures(pictures, ("serve-overhead",))
+    blocks += [Heading(3, "Time between tokens"), *overheads(records)] if brief else []
     parts = {
         "Footprint, measured": serve_tables.footprint_table,
         "Speed": serve_tables.speed_table,
@@ -52,12 +54,12 @@ def serve_details(studies: list[Summary], pictures: list[str], brief: bool = Fal
     for title, make in parts.items():
         table = make(records)
         if table.rows:
-            lines += [f"### {title}", "", table.markdown(), ""]
-            lines += [serve_tables.swap_notes(records), ""] if title == "Hot-swap" else []
-    lines += ["### N variants of a 13B model, counted", ""]
-    lines += [serve_tables.counted_variants_table().markdown(), ""]
-    left_out = serve_tables.skipped_lines(records)
-    return lines + (["### Not measured in serving", "", *left_out, ""] if left_out else [])
+            blocks += [Heading(3, title), table]
+            blocks += paragraph(serve_tables.swap_notes(records)) if title == "Hot-swap" else []
+    blocks += [Heading(3, "N variants of a 13B model, counted")]
+    blocks += [serve_tables.counted_variants_table()]
+    left_out = bullets(serve_tables.tell_skipped(records))
+    return blocks + ([Heading(3, "Not measured in serving"), *left_out] if left_out else [])
 
 
 def records_of(studies: list[Summary]) -> list[ServeRecord]:

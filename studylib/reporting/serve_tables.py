@@ -22,7 +22,7 @@ from studylib.planning.footprint import (
     monthly_usd,
     shape_ways,
 )
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import NAMED, Table, figures, named, words
 from studylib.reporting.claim_sources import milliseconds, overhead_text
 from studylib.reporting.notes import count_of, join_words
 from studylib.schema.serve_records import ServeRecord
@@ -50,7 +50,8 @@ def variant_name(record: ServeRecord, row: LatencyRow) -> str:
 
 def footprint_table(records: Sequence[ServeRecord]) -> Table:
     """Bytes on disk and in memory of each thing to keep; what several runs share stands once."""
-    header = ("Model", "What is kept", "dtype", "On disk ↓", "In memory ↓", "Disk figure")
+    header = (*words("Model"), named("What is kept"), *words("dtype"),
+              *figures("On disk ↓", "In memory ↓"), *words("Disk figure"))  # fmt: skip
     rows: dict[tuple[str, ...], tuple[str, ...]] = {}
     for record in records:
         for row in record.measures.footprint:
@@ -70,7 +71,8 @@ def sorted_by_model(rows: dict) -> list:
 
 def counted_table() -> Table:
     """The article's row by arithmetic on the shape of Llama-2-13B."""
-    header = ("What is kept", "dtype", "Parameters", "Bytes (counted) ↓", "Article")
+    header = (named("What is kept"), *words("dtype"), *figures("Parameters", "Bytes (counted) ↓"),
+              *words("Article"))  # fmt: skip
     rows = [
         (row.what, row.dtype, f"{row.parameters:,}", byte_size(row.size_bytes),
          next((v for k, v in ARTICLE.items() if row.what.startswith(k)), "—"))
@@ -82,8 +84,8 @@ def counted_table() -> Table:
 def overhead_table(records: Sequence[ServeRecord]) -> Table:
     """What each variant adds to its base's time between tokens, by batch size."""
     batches = sorted({row.batch for r in records for row in r.measures.latency})
-    header = ("Model", "Variant", "Against", "Prompt (tokens)",
-              *(f"Batch {batch}: adds between tokens ↓" for batch in batches))  # fmt: skip
+    header = (*words("Model"), named("Variant"), *words("Against"), *figures("Prompt (tokens)",
+              *(f"Batch {batch}: adds between tokens ↓" for batch in batches)))  # fmt: skip
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for record in records:
         for row in record.measures.latency:
@@ -109,9 +111,9 @@ def ratio_cell(ratio: PairedRatio | None) -> str:
 def speed_table(records: Sequence[ServeRecord]) -> Table:
     """Each variant's own speed by batch size; percentiles beyond the median are in the csv."""
     batches = sorted({row.batch for r in records for row in r.measures.latency})
-    header = ("Model", "Variant", "Prompt (tokens)",
+    header = (*words("Model"), named("Variant"), *figures("Prompt (tokens)",
               *(f"Batch {batch}: first token ↓; between tokens (p50, ms) ↓; tokens/s ↑"
-                for batch in batches))  # fmt: skip
+                for batch in batches)))  # fmt: skip
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for record in records:
         for row in record.measures.latency:
@@ -131,9 +133,9 @@ def speed_table(records: Sequence[ServeRecord]) -> Table:
 
 def swap_table(records: Sequence[ServeRecord]) -> Table:
     """Changing variants on a running base, and the proof that the answers are right."""
-    header = ("Model", "Method", "Adapters", "Switch p50 (ms) ↓", "Load adapter (ms) ↓",
-              "Merge (ms) ↓", "Unmerge (ms) ↓", "Load the model (ms)",
-              "Answers equal to a fresh load's")  # fmt: skip
+    header = (*NAMED, *figures("Adapters", "Switch p50 (ms) ↓", "Load adapter (ms) ↓",
+              "Merge (ms) ↓", "Unmerge (ms) ↓", "Load the model (ms)"),
+              *words("Answers equal to a fresh load's"))  # fmt: skip
     rows = []
     for record in records:
         swap = record.measures.swap
@@ -180,9 +182,9 @@ def swap_notes(records: Sequence[ServeRecord]) -> str:
 
 def mixed_table(records: Sequence[ServeRecord]) -> Table:
     """One batch whose rows use different adapters, against other ways to serve the same rows."""
-    header = ("Model", "Method", "Rows / adapters", "Mixed batch (tokens/s) ↑",
+    header = (*NAMED, *figures("Rows / adapters", "Mixed batch (tokens/s) ↑",
               "Time against one adapter ↓", "against merged models in turn ↓",
-              "against switching in turn ↓", "Answers equal")  # fmt: skip
+              "against switching in turn ↓"), *words("Answers equal"))  # fmt: skip
     rows = []
     for record in records:
         for row in record.measures.mixed:
@@ -208,7 +210,8 @@ def times_cell(ratio: PairedRatio | None) -> str:
 def measured_variants_table(records: Sequence[ServeRecord]) -> Table:
     """Disk and memory of N variants in each way, from measured bytes, and from which N it pays."""
     counts = sorted({row.variants for r in records for row in r.measures.variants})
-    header = ("Model", "Way", *(f"{n:,}: disk; memory" for n in counts), "Pays from (disk; memory)")
+    header = (*words("Model"), named("Way"), *figures(*(f"{n:,}: disk; memory" for n in counts),
+              "Pays from (disk; memory)"))  # fmt: skip
     rows: dict[tuple[str, str], dict[int, str]] = {}
     pays: dict[tuple[str, str], str] = {}
     for record in records:
@@ -218,8 +221,8 @@ def measured_variants_table(records: Sequence[ServeRecord]) -> Table:
             rows.setdefault(key, {})[row.variants] = cell
         for even in record.measures.break_even:
             ends = (even.disk_variants, even.memory_variants)
-            words = "; ".join("never" if n is None else f"{n:,}" for n in ends)
-            pays.setdefault((model_name(record), even.way), words)
+            shown = "; ".join("never" if n is None else f"{n:,}" for n in ends)
+            pays.setdefault((model_name(record), even.way), shown)
     cells = [
         (*key, *(by_count.get(n, "—") for n in counts), pays.get(key, "reference"))
         for key, by_count in sorted_by_model(rows)
@@ -230,8 +233,8 @@ def measured_variants_table(records: Sequence[ServeRecord]) -> Table:
 def counted_variants_table() -> Table:
     """Disk, memory, cards and dollars a month of N variants of the 13B model, counted."""
     card, prices = find_gpu(CARD), price_range(CARD, load_prices())
-    header = ("Way (counted)", "Variants", "On disk ↓", "In memory ↓", f"{card.label}s ↓",
-              "Dollars a month, median (cheapest to dearest) ↓")  # fmt: skip
+    header = (named("Way (counted)"), *figures("Variants", "On disk ↓", "In memory ↓",
+              f"{card.label}s ↓", "Dollars a month, median (cheapest to dearest) ↓"))  # fmt: skip
     rows = []
     for kept in shape_ways(find_shape(SHAPE), RANK, DTYPE):
         for n in COUNTS:
@@ -301,7 +304,7 @@ def setting_sentence(records: Sequence[ServeRecord]) -> str:
     return text
 
 
-def skipped_lines(records: Iterable[ServeRecord]) -> list[str]:
+def tell_skipped(records: Iterable[ServeRecord]) -> list[str]:
     """What was not measured, once each, with the runs that it concerns; and runs that broke off."""
     found: dict[str, list[str]] = {}
     for record in records:
@@ -311,4 +314,4 @@ def skipped_lines(records: Iterable[ServeRecord]) -> list[str]:
             )
         if record.status != "complete":
             found.setdefault(f"{record.status}: {record.reason}", []).append(record.serve_id)
-    return [f"- {words} ({join_words(ids)})" for words, ids in found.items()]
+    return [f"{what} ({join_words(ids)})" for what, ids in found.items()]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from studylib.core.metrics import plain_number
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import Block, Table, Text, figures, named
 from studylib.reporting.curves import height
 from studylib.reporting.notes import join_words
 from studylib.reporting.ranking import MANY, Ranking
@@ -63,28 +63,28 @@ def at_rate(points: Iterable[TunePoint], rate: float) -> TunePoint | None:
     return next((p for p in points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None)
 
 
-def section(ranking: Ranking) -> list[str]:
+def section(ranking: Ranking) -> list[Block]:
     """The table at one rate beside the tuned one, with what follows; empty without searches."""
     shared = share_rate(ranking)
     if shared is None:
         return []
-    return [*tell(ranking, *shared), "", table(ranking, *shared).markdown(), ""]
+    return [Text(tell(ranking, *shared)), table(ranking, *shared)]
 
 
-def tell(ranking: Ranking, rate: float, found: list[Shared]) -> list[str]:
+def tell(ranking: Ranking, rate: float, found: list[Shared]) -> str:
     label, unit = ranking.reference.label, unit_of(found[0].own).replace("%", "points")
     both = [(one, one.known) for one in found if one.known is not None]
     own = [height(one.own) for one, _ in both]
     same = [height(point) for _, point in both]
     left = [one.row.label for one in found if one.shared is None]
-    lines = (
+    text = (
         f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
         f"were tried at {label}'s own rate ({rate:g}) lie {spread(same)} {unit} apart at that one "
         f"rate, and {spread(own)} {unit} apart at the best that each was tried with."
     )
     if left:
-        lines += f" Not tried at it: {join_words(left)}."
-    return [lines]
+        text += f" Not tried at it: {join_words(left)}."
+    return text
 
 
 def table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
@@ -93,9 +93,9 @@ def table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
     sign = sign_of(found[0].own)
     at = next(one for one in found if one.row is ranking.reference)
     label = ranking.reference.label
-    header = ("Method", "Its own rate", f"Validation at it ({unit})",
+    header = (named("Method"), *figures("Its own rate", f"Validation at it ({unit})",
               f"Validation at {rate:g} ({unit})", f"Less {label}'s, each at its own",
-              f"Less {label}'s, all at {rate:g}", "Of the difference, the rate's")  # fmt: skip
+              f"Less {label}'s, all at {rate:g}", "Of the difference, the rate's"))  # fmt: skip
     rows = []
     for one in sorted(found, key=lambda one: -sign * height(one.own)):
         lead = height(one.own) - height(at.own)

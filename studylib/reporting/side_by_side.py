@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import Block, Heading, Table, Text, named, words
 from studylib.reporting.literal import show_literally
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison
@@ -21,17 +21,17 @@ MOST_PROMPT, MOST_ANSWER = 400, 300  # characters
 NOTHING, UNFINISHED = "(nothing)", " (cut off)"
 
 
-def section(comparisons: Sequence[Comparison]) -> list[str]:
+def section(comparisons: Sequence[Comparison]) -> list[Block]:
     """The part of a report, a table a model; a sentence where no run kept answers."""
     shown = [(c, table) for c in comparisons if (table := answer_table(c)) is not None]
     if not shown:
-        return ["## Held-out prompts", "", "No run kept answers: there is no held-out part, or no "
-                "prompt of it fits the model.", ""]  # fmt: skip
-    lines = ["## Held-out prompts, answered", "", reading(shown), ""]
+        return [Heading(2, "Held-out prompts"), Text("No run kept answers: there is no held-out "
+                "part, or no prompt of it fits the model.")]  # fmt: skip
+    blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(reading(shown))]
     for comparison, table in shown:
-        lines += [f"### {comparison.name}", ""] if len(shown) > 1 else []
-        lines += [table.markdown(), ""]
-    return lines
+        blocks += [Heading(3, comparison.name)] if len(shown) > 1 else []
+        blocks += [table]
+    return blocks
 
 
 def answer_table(comparison: Comparison) -> Table | None:
@@ -41,7 +41,7 @@ def answer_table(comparison: Comparison) -> Table | None:
         return None
     first = next(iter(found.values()))
     given = {label: frame.set_index("item") for label, frame in found.items()}
-    header = ("Prompt", "Reference", *found)
+    header = (named("Prompt"), *words("Reference", *found))
     rows = []
     for item, prompt, answer in first[["item", "prompt", "answer"]].itertuples(index=False):
         cells = [answer_cell(frame, item) for frame in given.values()]
@@ -71,11 +71,11 @@ def answer_cell(frame: pd.DataFrame, item: str) -> str:
 
 def reading(shown: Sequence[tuple[Comparison, Table]]) -> str:
     count = max(len(table.rows) for _, table in shown)
-    words = f"{count} held-out examples, chosen by a hash of their text before any was answered, "
-    words += "and the likeliest answer token by token. ⏎ is an end of line."
+    text = f"{count} held-out examples, chosen by a hash of their text before any was answered, "
+    text += "and the likeliest answer token by token. ⏎ is an end of line."
     several = dict.fromkeys(
         row.method.label for c, _ in shown for row in c.rows if len(row.complete) > 1
     )
     if several:
-        words += f" Of {join_words([*several])} the first seed's answers are shown."
-    return words
+        text += f" Of {join_words([*several])} the first seed's answers are shown."
+    return text

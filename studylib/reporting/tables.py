@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent
 from studylib.reporting import measure_tables
+from studylib.reporting.blocks import NAMED, Table, figures, named, words
 from studylib.reporting.cells import (
     NOT_RUN,
     NOT_TRAINED,
     SHARED,
-    Table,
     absent,
     accuracy_cell,
     cost_cell,
@@ -53,14 +53,14 @@ def headline_table(comparisons: Sequence[Comparison], brief: bool = False) -> Ta
     keys += ["train_peak_bytes", *([] if brief else TAKEN), "trainable_params"]
     heads = judged | {key: METRICS[key].header for key in shown_keys(comparisons, keys)}
     keys = [*heads]
-    header = ("Model", "Method", *heads.values())
+    header = (*NAMED, *figures(*heads.values()))
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
             cells = [headline_cell(comparison, row, key) for key in keys]
             rows.append((comparison.name, method_cell(row), *cells))
-        for label, words in missing_methods(comparison):
-            rows.append((comparison.name, f"{label} — {words}", *("—" for _ in keys)))
+        for label, why in missing_methods(comparison):
+            rows.append((comparison.name, f"{label} — {why}", *("—" for _ in keys)))
     return Table(header, tuple(rows))
 
 
@@ -116,7 +116,8 @@ def missing_methods(comparison: Comparison) -> list[tuple[str, str]]:
 
 def memory_table(comparisons: Sequence[Comparison]) -> Table:
     """Peaks by stage, every measure that at least one run has."""
-    header = ("Model", "Method", "Measure", *(METRICS[f"{s}_peak_bytes"].header for s in STAGES))
+    header = (*NAMED, *words("Measure"),
+              *figures(*(METRICS[f"{s}_peak_bytes"].header for s in STAGES)))  # fmt: skip
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
@@ -138,7 +139,7 @@ def time_table(comparisons: Sequence[Comparison]) -> Table:
     found = {key for c in comparisons for row in c.rows for key, v in row.figures.items() if v.high}
     keys = [key for key in shown_keys(comparisons, keys) if key in found]
     cost = shown_keys(comparisons, ["cost_usd"])
-    header = ("Model", "Method", *(METRICS[key].header for key in [*keys, *cost]))
+    header = (*NAMED, *figures(*(METRICS[key].header for key in [*keys, *cost])))
     rows = []
     for comparison in comparisons:
         for row in comparison.rows:
@@ -157,9 +158,10 @@ def time_table(comparisons: Sequence[Comparison]) -> Table:
 
 def gap_table(comparisons: Sequence[Comparison]) -> Table:
     """The paired differences: what they are, how sure, and what these data could have shown."""
-    header = ("Model", "Method", METRICS["gap"].header, "Standard error, items / seeds (pp)",
-              "p (Holm)", "Only this / only full right", "McNemar p",
-              "Equivalent within", "Smallest gap these data show (pp)")  # fmt: skip
+    header = (*NAMED, *figures(METRICS["gap"].header, "Standard error, items / seeds (pp)",
+              "p (Holm)", "Only this / only full right", "McNemar p"),
+              *words("Equivalent within"),
+              *figures("Smallest gap these data show (pp)"))  # fmt: skip
     rows = []
     for comparison in comparisons:
         for row in comparison.scored:
@@ -171,8 +173,8 @@ def gap_table(comparisons: Sequence[Comparison]) -> Table:
 
 def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
     """Micro and macro means, which weights were scored, and the gain over the base."""
-    header = ("Model", "Method", "Scored on", "Micro mean (%) ↑", "Macro mean (%) ↑",
-              METRICS["gain"].header, "Better than guessing")  # fmt: skip
+    header = (*NAMED, *words("Scored on"), *figures("Micro mean (%) ↑", "Macro mean (%) ↑",
+              METRICS["gain"].header), *words("Better than guessing"))  # fmt: skip
     rows = []
     for comparison in comparisons:
         for row in comparison.scored:
@@ -218,8 +220,8 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
     judged = ("Validation accuracy (%) ↑", "Questions", "Ahead of the next best (questions)")
     if judged_by_measure(comparisons):
         judged = ("On the validation part", "Examples or questions", "Ahead of the next best")
-    header = ("Model", "Method", "Rates tried", "Chosen", *judged, "Dropped, also in the test",
-              "At the edge")  # fmt: skip
+    header = (*NAMED, *words("Rates tried"), *figures("Chosen", *judged,
+              "Dropped, also in the test"), *words("At the edge"))  # fmt: skip
     rows = []
     for comparison in comparisons:
         for sweep in comparison.sweeps:
@@ -256,7 +258,7 @@ def lead_of(sweep: TuneRecord) -> str:
 
 def claims_table(findings: Iterable[Finding]) -> Table:
     """A claim's findings: the article's figure, ours, how it was got, the verdict and why."""
-    header = ("Article", "Ours", "How it was got", "Verdict", "Decided by")
+    header = (named("Article"), *words("Ours", "How it was got", "Verdict", "Decided by"))
     rows, last = [], ""
     for found in findings:
         article = found.article if found.article != last else ""
@@ -279,8 +281,8 @@ def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
     The last column names shared fields that differ: such rows differ in more than the machine.
     """
     keys = ("accuracy", "gap", "clean_step_seconds", "train_seconds", "train_peak_bytes")
-    header = ("Track", "Model", "Method", *(METRICS[key].header for key in keys),
-              "Differs in")  # fmt: skip
+    header = (*words("Track"), *NAMED, *figures(*(METRICS[key].header for key in keys)),
+              *words("Differs in"))  # fmt: skip
     theirs = {
         (c.track, c.model, str(row.method)): (c, row)
         for c in reference.comparisons

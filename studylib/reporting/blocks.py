@@ -1,0 +1,134 @@
+"""What a report is made of: headings, paragraphs, lists, tables and pictures, in their order.
+
+Text within a block is inline Markdown: bold, code, links. Here blocks become Markdown; notebooks
+show them by studylib.notebook_views.report_views, report.html by studylib.reporting.page. Nobody
+looks for a heading, a table or a picture in text.
+
+Not covered: what the blocks say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+GLUE = "\u00a0"  # a space at which no line breaks
+Kind = Literal["key", "figures", "words"]
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int
+    text: str
+
+    def markdown(self) -> str:
+        return f"{'#' * self.level} {self.text}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """One paragraph."""
+
+    text: str
+
+    def markdown(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of one line each."""
+
+    items: tuple[str, ...]
+    numbered: bool = False
+
+    def markdown(self) -> str:
+        marks = (f"{i}." if self.numbered else "-" for i, _ in enumerate(self.items, 1))
+        return "\n".join(f"{mark} {item}" for mark, item in zip(marks, self.items, strict=True))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """path: from the report's folder. The caption is also its text alternative."""
+
+    caption: str
+    path: str
+
+    def markdown(self) -> str:
+        return f"![{self.caption}]({self.path})\n\n*{self.caption}.*"
+
+
+@dataclass(frozen=True)
+class Column:
+    """kind: `key` names a row, `figures` are compared down the column, `words` are read."""
+
+    title: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text, one cell a column; an empty first cell means the same as above it."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return tuple(column.title for column in self.columns)
+
+    def column(self, title: str) -> list[str]:
+        """The cells below the first column whose title begins so. StopIteration: there is none."""
+        at = next(i for i, name in enumerate(self.header) if name.startswith(title))
+        return [row[at] for row in self.rows]
+
+    def markdown(self) -> str:
+        if not self.rows:
+            return "Nothing was measured that belongs here."
+        lines = [self.header, tuple("---" for _ in self.columns), *self.rows]
+        return "\n".join("| " + " | ".join(escape(c) for c in row) + " |" for row in lines)
+
+
+Block = Heading | Text | Items | Picture | Table
+
+
+def escape(cell: str) -> str:
+    """One line without bars; a figure stays on one line with its unit and interval."""
+    cell = cell.replace("|", "\\|").replace("\n", " ").replace(" ± ", f"{GLUE}±{GLUE}")
+    return re.sub(r"(?<=\w) (?=(?:[TGMk]B|%)(?!\w))", GLUE, cell)
+
+
+def named(title: str) -> Column:
+    """The column that names a row."""
+    return Column(title, "key")
+
+
+def figures(*titles: str) -> tuple[Column, ...]:
+    return tuple(Column(title, "figures") for title in titles)
+
+
+def words(*titles: str) -> tuple[Column, ...]:
+    return tuple(Column(title, "words") for title in titles)
+
+
+NAMED = (*words("Model"), named("Method"))
+
+
+def paragraph(*sentences: str) -> list[Block]:
+    """One paragraph of what is said; nothing where nothing is."""
+    said = " ".join(sentence for sentence in sentences if sentence)
+    return [Text(said)] if said else []
+
+
+def bullets(items: Iterable[str]) -> list[Block]:
+    """A list; nothing where it has no items."""
+    listed = tuple(items)
+    return [Items(listed)] if listed else []
+
+
+def to_markdown(blocks: Iterable[Block]) -> str:
+    """Blocks with an empty line between them, and a line's end; nothing of none."""
+    text = "\n\n".join(block.markdown() for block in blocks)
+    return f"{text}\n" if text else ""
