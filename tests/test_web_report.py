@@ -19,6 +19,7 @@ from waiting import LONG_SECONDS
 
 from studylib.commands.cli_report import make_report
 from studylib.core.errors import StudyError
+from studylib.core.metrics import MISSING, percent
 from studylib.notebook_views import report_views
 from studylib.reporting import report
 from studylib.reporting.appendix_files import TITLES, path_of, slug, title_of
@@ -26,9 +27,12 @@ from studylib.reporting.blocks import (
     NAMED,
     Block,
     Heading,
+    Number,
     Picture,
     Table,
     Text,
+    around,
+    cell_of,
     figures,
     named,
     words,
@@ -318,10 +322,10 @@ def test_tables_sort_by_figures_with_their_units_and_come_back(page: str, tmp_pa
 
 
 SORTED = Table((*figures("Size", "Gap"), *words("Name")), (
-    ("17.3 MB", "−1.2 [−3.0, +0.6]", "B10"),
-    ("356 kB", "< 0.001", "b"),
-    ("not trained", "+3", "B2"),
-    ("1.73 GB", "−20.9 ± 8.2", ""),
+    (Number("17.3 MB", 17.3e6), Number("−1.2 [−3.0, +0.6]", -1.2), "B10"),
+    (Number("356 kB", 356e3), Number("< 0.001", 1e-4), "b"),
+    ("not trained", Number("+3", 3), "B2"),
+    (Number("1.73 GB", 1.73e9), Number("−20.9 ± 8.2", -20.9), ""),
 ))  # fmt: skip
 
 
@@ -398,6 +402,15 @@ def test_a_notebook_shows_pictures_as_drawn_and_links_on_from_its_folder(monkeyp
     assert shown[1] == {"image/svg+xml": "<svg/>", "text/plain": "One, 95 %"}
 
 
+def test_a_cell_carries_the_number_that_it_shows_and_a_word_none() -> None:
+    cells = (cell_of(1234), cell_of(0.5, percent), cell_of(None), around("**x**", cell_of(7)))
+    html = body_of(Table(figures("a", "b", "c", "d"), (cells,)))
+    assert re.findall(r"data-value=.(.*?).>(.*?)</td>", html) == [
+        ("1234", "1,234"), ("0.5", "50.0"), ("7", "<strong>x</strong>"),
+    ]  # fmt: skip
+    assert f">{MISSING}</td>" in html.replace("\u00a0", " ")
+
+
 def test_a_table_of_nothing_is_a_sentence() -> None:
     nothing = Table(words("Why"), ())
     assert "<table" not in body_of(nothing) and nothing.markdown() in body_of(nothing)
@@ -408,7 +421,7 @@ def test_names_within_a_picture_are_its_own() -> None:
            'viewBox="0 0 72 36"><defs><path id="a" '
            'd="M 1.23456 2"/></defs><g id="unused"><use xlink:href="#a" '
            'style="fill: #0072b2"/></g></svg>')  # fmt: skip
-    one, other = inline_picture(svg, 'A "caption"'), inline_picture(svg + " ", "B")
+    one, other = inline_picture(svg, 'A "caption"', "p1"), inline_picture(svg, "B", "p2")
     assert "fill: var(--full)" in one and 'aria-label="A &quot;caption&quot;"' in one
     assert "max-width:96px" in one and "unused" not in one and "M 1.23 2" in one
     (mark,) = re.findall(r'xlink:href="#(.*?)"', one)
@@ -419,7 +432,7 @@ def test_a_pictures_panels_become_pictures_of_their_own() -> None:
     axes = '<g id="axes_1"><path d="M 1 1"/></g><g id="axes_2"><use xlink:href="#c"/></g>'
     svg = (f'<svg data-panels="4 90 110 196" viewBox="0 0 200 80"><g id="figure_1">{axes}</g>'
            '<defs><clipPath id="c"/></defs></svg>')  # fmt: skip
-    html = inline_picture(svg, "Both")
+    html = inline_picture(svg, "Both", "p1")
     assert re.findall(r'viewBox="([^"]*)"', html) == ["0 0 100 80", "100 0 100 80"]
     first, second = html.split("</svg>")[:2]
     assert "M 1 1" in first and "clipPath" in first and "<use" in second

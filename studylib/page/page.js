@@ -1,5 +1,5 @@
 // Tables sort by a click on a header, or Enter and Space there: up, down, as they came.
-// Figures sort by their first number with its unit; words and missing figures come last.
+// Figures sort by their values; words and missing figures come last.
 // A link to a place in a folded part opens it.
 "use strict";
 (() => {
@@ -15,22 +15,6 @@
   open();
 })();
 (() => {
-  const SCALE = { kb: 1e3, mb: 1e6, gb: 1e9, tb: 1e12, k: 1e3, m: 1e6, b: 1e9 };
-  const FIGURE = /^[^\p{L}\d]*?([+−-]?)\$?(\d[\d,]*(?:\.\d+)?(?:e[+−-]?\d+)?)\s?([kMGT]?B|[kM])?(?![\p{L}\d])/u;
-
-  const text = (row, column) => {
-    const cell = row.cells[column];
-    return cell.dataset.above ?? cell.textContent.trim();
-  };
-
-  function figure(words) {
-    const found = FIGURE.exec(words);
-    if (!found) return null;
-    const value = Number(found[2].replaceAll(",", "").replace("−", "-"));
-    const size = value * (SCALE[(found[3] || "").toLowerCase()] || 1);
-    return found[1] === "−" || found[1] === "-" ? -size : size;
-  }
-
   function compare(a, b, down) {
     if (a.figure !== null || b.figure !== null) {
       if (a.figure === null || b.figure === null) return a.figure === null ? 1 : -1;
@@ -44,10 +28,10 @@
   function order(table, rows, column, state) {
     const body = table.tBodies[0];
     table.classList.toggle("sorted", state !== "none");
-    const numeric = rows.filter((row) => figure(text(row, column)) !== null).length * 2 >= rows.length;
     const keyed = rows.map((row, place) => {
-      const words = text(row, column);
-      return { row, place, words, figure: numeric ? figure(words) : null };
+      const { value, above } = row.cells[column].dataset;
+      const words = above ?? row.cells[column].textContent.trim();
+      return { row, place, words, figure: value === undefined ? null : Number(value) };
     });
     if (state !== "none") keyed.sort((a, b) => compare(a, b, state === "descending"));
     body.append(...keyed.map((key) => key.row));

@@ -28,6 +28,7 @@ from studylib.reporting.capacity import capacity_table_read, is_capacity
 from studylib.reporting.card_section import card_details, is_card
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.glossary import say
 from studylib.reporting.kept import is_toy
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.summary import Comparison, Summary
@@ -67,19 +68,9 @@ def are_brief(studies: list[Summary]) -> bool:
 
 # Claims -------------------------------------------------------------------------------------------
 
-VERDICTS = (
-    "Each finding is judged by a rule that was written down before any run. **Reproduced**: all "
-    "that our figure leaves possible (its 95 % interval or range) agrees with the claim; "
-    "**differs**: nothing of it does; **inconclusive**: some of it, or fewer seeds than the rule "
-    "asks; **not comparable**: it says nothing on this claim. The verdict of a claim: it **holds** "
-    "where findings of each part agree and none differs, it **does not hold** where all differ, it "
-    "**depends** where they do not agree among themselves, and else it is **not known yet**. Toy "
-    "models settle nothing of what large ones learn."
-)
-
 
 def claims_evidence(findings: Sequence[Finding]) -> list[Block]:
-    blocks: list[Block] = [Text(VERDICTS)]
+    blocks: list[Block] = [Text(say("verdicts"))]
     for row in claim_rows(findings):
         own = [f for f in findings if f.claim == row.claim]
         verdict = f"The article: {row.says}. Verdict: **{row.verdict}**{row.because}."
@@ -154,7 +145,7 @@ def accuracies(comparisons: Sequence[Comparison]) -> list[Block]:
         return []
     return [Text("**Accuracy**"), tables.accuracy_table(comparisons),
             Text("**Differences to full fine-tuning**"), tables.gap_table(comparisons),
-            Text(notes.DETECTABLE)]  # fmt: skip
+            Text(say("smallest_gap"))]  # fmt: skip
 
 
 def rates(comparisons: Sequence[Comparison]) -> list[Block]:

@@ -5,6 +5,7 @@ Not covered: limits in words (studylib.reporting.prose).
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 from collections.abc import Sequence
 
@@ -12,8 +13,9 @@ import yaml
 
 from studylib.core.metrics import METRICS, percent
 from studylib.core.places import PACKAGE
-from studylib.reporting.blocks import Block, Table, Text, figures, named, words
+from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
 from studylib.reporting.cells import NOT_RUN, run_path
+from studylib.reporting.glossary import read_words
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.profile import shipped_profiles
@@ -49,7 +51,7 @@ def command_of(summary: Summary, record: Record) -> str:
 
 
 def profile_beside(summary: Summary) -> str:
-    return "/".join(part for part in (summary.study.link, "profile.yaml") if part)
+    return posixpath.join(summary.study.link, "profile.yaml")
 
 
 def runs_table(summary: Summary) -> Table:
@@ -65,8 +67,8 @@ def runs_table(summary: Summary) -> Table:
             record.status + (f": {record.reason}" if record.reason else ""),
             str(record.run.seed) if record.run.method.kind.trains else "—",
             learning_rate(record),
-            percent(score.accuracy) if score else "not measured",
-            METRICS["end_to_end_seconds"].number(wall_seconds(record)),
+            cell_of(score.accuracy, percent) if score else "not measured",
+            cell_of(wall_seconds(record), METRICS["end_to_end_seconds"].number),
             sessions(record),
             str(record.environment.concurrent_runs),
             f"`{command_of(summary, record)}`",
@@ -83,11 +85,11 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
     """Every serving run: its record, how it ended, what it took and the command."""
     header = (named("Serving run"), *words("Status"), *figures("Wall clock (s)", "Runs at once"),
               *words("Commit", "Command"))  # fmt: skip
-    rows = []
+    rows, seconds = [], METRICS["end_to_end_seconds"].number
     for summary in summaries:
         for record in summary.study.serves:
             profile = profile_beside(summary) if summary.study.card else record.spec.profile
-            place = "/".join(filter(None, (summary.study.link, "serve", record.serve_id)))
+            place = posixpath.join(summary.study.link, "serve", record.serve_id)
             environment = record.environment
             dirty = ", with uncommitted changes" if environment.git_dirty else ""
             engine = (
@@ -96,9 +98,7 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
             rows.append((
                 f"[{record.serve_id}]({place}/serve.json)",
                 record.status + (f": {record.reason}" if record.reason else ""),
-                METRICS["end_to_end_seconds"].number(
-                    sum(measure.wall_seconds for measure in record.stages.values())
-                ),
+                cell_of(sum(m.wall_seconds for m in record.stages.values()), seconds),
                 str(environment.concurrent_runs),
                 (environment.git_commit or "unknown")[:12] + dirty,
                 f"`study serve {record.serve_id} --profile {profile}{engine}`",
@@ -106,32 +106,17 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
     return Table(header, tuple(rows))
 
 
-WORDS = {
-    "Micro and macro mean": "right answers over all questions; the mean of the subjects' shares",
-    "Standard error, items / seeds": "what other questions of this kind would change, and what "
-    "other seeds would; the interval joins both, and few seeds widen it",
-    "p (Holm)": "of the gap being zero, corrected for the rows of one model and track judged "
-    "together; at most 0.05 is a clear difference",
-    "Only this / only full right, McNemar p": "questions that one of the two gets right in more "
-    "seeds than the other, and the exact test on them; it speaks of these runs alone and decides "
-    "no verdict",
-    "Equivalent within": "whether two one-sided tests at 5 % put the gap within the article's "
-    "largest for the method",
-    "Better than guessing": "whether the accuracy is above guessing, by questions and by subjects, "
-    "corrected for the rows (Holm)",
-}
-
-
 def words_table() -> Table:
     """What every figure and test of the tables means."""
     rows = [(metric.label, metric.meaning) for metric in METRICS.values()]
-    return Table((named("Column"), *words("Meaning")), (*rows, *WORDS.items()))
+    return Table((named("Column"), *words("Meaning")), (*rows, *read_words()["columns"].items()))
 
 
 def learning_rate(record: Record) -> str:
     if not record.run.method.kind.trains:
         return "not trained"
-    return f"{record.run.learning_rate:g}, {record.run.learning_rate_source}"
+    run = record.run
+    return Number(f"{run.learning_rate:g}, {run.learning_rate_source}", run.learning_rate)
 
 
 def sessions(record: Record) -> str:

@@ -10,9 +10,11 @@ Not covered: what the blocks say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from studylib.core.metrics import MISSING
 
 GLUE = "\u00a0"  # a space at which no line breaks
 Kind = Literal["key", "figures", "words"]
@@ -68,9 +70,20 @@ class Column:
     kind: Kind
 
 
+class Number(str):
+    """A cell that shows a number: its text, with the value that a table is sorted by."""
+
+    value: float
+
+    def __new__(cls, text: str, value: float) -> Number:
+        made = super().__new__(cls, text)
+        made.value = float(value)
+        return made
+
+
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, one cell a column; an empty first cell means the same as above it."""
+    """Rows of cells, texts or numbers; an empty first cell means the same as above it."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -98,6 +111,16 @@ def escape(cell: str) -> str:
     """One line without bars; a figure stays on one line with its unit and interval."""
     cell = cell.replace("|", "\\|").replace("\n", " ").replace(" ± ", f"{GLUE}±{GLUE}")
     return re.sub(r"(?<=\w) (?=(?:[TGMk]B|%)(?!\w))", GLUE, cell)
+
+
+def cell_of(value: float | None, show: Callable[[float], str] = "{:,}".format) -> str:
+    """A cell of a number as `show` writes it, or the word for a missing one."""
+    return MISSING if value is None else Number(show(value), value)
+
+
+def around(text: str, cell: str) -> str:
+    """Text that holds what a cell shows, with the cell's value if it has one."""
+    return Number(text, cell.value) if isinstance(cell, Number) else text
 
 
 def named(title: str) -> Column:

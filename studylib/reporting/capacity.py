@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, plain_number
-from studylib.reporting.blocks import Block, Table, Text, figures, named
+from studylib.reporting.blocks import Block, Table, Text, around, figures, named
 from studylib.reporting.cells import interval_cell, trainable_cell
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
@@ -256,8 +256,8 @@ def capacity_cell(row: Row) -> str:
     text = interval_cell(row.accuracy, signed=False)
     if row.gap is None:
         return text
-    shown = f"{text}; {interval_cell(row.gap)}"
-    return f"**{shown}**" if falls_short(row) else shown
+    both = f"{text}; {interval_cell(row.gap)}"
+    return around(f"**{both}**" if falls_short(row) else both, text)
 
 
 def draw_capacity(summary: Summary) -> Figure | None:

@@ -21,6 +21,7 @@ from studylib.reporting.card_tables import (
     peers_table,
     speed_table,
 )
+from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.passes import made_by
 from studylib.reporting.study import Study
@@ -47,8 +48,8 @@ def card_section(summary: Summary, several: bool) -> list[Block]:
     for records in by_maker(runs):
         mark = maker_words(records, runs)
         peaks = memory_table(study, records)
-        blocks += titled("Peak memory of training", mark, peaks, MEMORY_WORDS)
-        blocks += titled("Speed", mark, speed_table(study, records), SPEED_WORDS)
+        blocks += titled("Peak memory of training", mark, peaks, say("card_memory"))
+        blocks += titled("Speed", mark, speed_table(study, records), say("card_speed"))
     for serves in by_maker(study.serves):
         setting = serve_tables.setting_sentence(serves)
         mark = maker_words(serves, study.serves)
@@ -76,17 +77,6 @@ def card_details(summary: Summary) -> list[Block]:
                      for r in checks.results if not r.passed)  # fmt: skip
     blocks += [Heading(3, "Failed in the card's self-check"), *failed] if failed else []
     return blocks + titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
-
-
-MEMORY_WORDS = (
-    "Three counters of one peak, each with the forecast that was made without these runs, and how "
-    "far it was off. NVML is what one rents. Where the driver hides processes, or an optimizer's "
-    "states are paged, it is read of the whole card, with nothing else on it."
-)
-SPEED_WORDS = (
-    "Steps after the warm-up. Arithmetic is what model and data need; one column also counts what "
-    "checkpointing computes again. Energy is of the whole training, its warm-up included."
-)
 
 
 def card_of(study: Study) -> CardFiles:
@@ -144,12 +134,8 @@ def opening(study: Study) -> str:
     card = card_of(study).study.card
     facts = ", ".join([devices, byte_size(card.memory_bytes), f"torch {card.torch}",
                        *([f"driver {card.driver}"] if card.driver else [])])  # fmt: skip
-    text = (
-        f"{facts}; {count_of(len(every), 'record')} of {join_words(days)}, made by commit "
-        f"{commits}. A card's records cannot be made again at will: they keep the code that made "
-        "them and stay valid. Weights are random: memory, time and energy are measured, accuracy "
-        "is not."
-    )
+    records = f"{count_of(len(every), 'record')} of {join_words(days)}"
+    text = say("card_opening", facts=facts, records=records, commits=commits)
     return " ".join(part for part in (text, ceilings(study), self_check(study)) if part)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from studylib.core.metrics import METRICS, MISSING, byte_size, percent, plain_number, points
-from studylib.reporting.blocks import NAMED, Table, figures, named, words
+from studylib.reporting.blocks import NAMED, Number, Table, around, cell_of, figures, named, words
 from studylib.reporting.cells import rows_of, run_path
 from studylib.reporting.forecast_errors import Pair
 from studylib.reporting.study import Study
@@ -65,8 +65,9 @@ def compare_bytes(seen: int | None, ours: int | None) -> str:
     if seen is None:
         return MISSING
     if ours is None:
-        return f"{byte_size(seen)}; {NOT_FORECAST}"
-    return f"{byte_size(seen)}; {byte_size(ours)} ({points(Pair(seen, ours).error)} %)"
+        return Number(f"{byte_size(seen)}; {NOT_FORECAST}", seen)
+    off = points(Pair(seen, ours).error)
+    return Number(f"{byte_size(seen)}; {byte_size(ours)} ({off} %)", seen)
 
 
 def speed_table(study: Study, records: Iterable[Record]) -> Table:
@@ -87,9 +88,9 @@ def speed_table(study: Study, records: Iterable[Record]) -> Table:
         sheet = train.model_flops_utilisation
         rows.append((
             record.run.model, method_words(record), rows_of(record),
-            METRICS["clean_step_seconds"].number(train.clean_step_seconds),
-            METRICS["tokens_per_second"].number(rate),
-            MISSING if sheet is None else percent(sheet),
+            cell_of(train.clean_step_seconds, METRICS["clean_step_seconds"].number),
+            cell_of(rate, METRICS["tokens_per_second"].number),
+            cell_of(sheet, percent),
             share_cell(rate, flops, ceiling),
             share_cell(rate, every, ceiling),
             energy_cell(record),
@@ -97,8 +98,12 @@ def speed_table(study: Study, records: Iterable[Record]) -> Table:
     return Table(header, tuple(rows))
 
 
+def plain_cell(value: float) -> Number:
+    return Number(plain_number(value, 3), value)
+
+
 def share_cell(rate: float | None, flops: float | None, ceiling: float | None) -> str:
-    return percent(rate * flops / ceiling) if rate and flops and ceiling else MISSING
+    return cell_of(rate * flops / ceiling, percent) if rate and flops and ceiling else MISSING
 
 
 def energy_cell(record: Record) -> str:
@@ -108,7 +113,7 @@ def energy_cell(record: Record) -> str:
     joules, tokens = record.train.measure.energy_joules, record.train.tokens_seen
     if not joules or not tokens or record.environment.sessions > 1:
         return MISSING
-    return plain_number(1e6 * joules / tokens / WATT_HOUR, 3)
+    return plain_cell(1e6 * joules / tokens / WATT_HOUR)
 
 
 # Columns of the peers' table that are worth a reader's minute; the file has the others.
@@ -131,10 +136,11 @@ def mmlu_table(found: Sequence[Mapping[str, Any]]) -> Table:
               "Ours (s) ↓", "Ratio ↑", "Answers changed ↓",
               "Largest difference of log-likelihoods ↓"))  # fmt: skip
     rows = [
-        (str(one["model"]), str(one["dtype"]), f"{one['items']:,}",
-         plain_number(one["stock_model_seconds"], 3), plain_number(one["our_model_seconds"], 3),
-         f"{plain_number(one['time_ratio'], 3)} ×", f"{one['answers_changed']:,}",
-         f"{one['max_abs_loglikelihood_difference']:.2g}")
+        (str(one["model"]), str(one["dtype"]), cell_of(one["items"]),
+         plain_cell(one["stock_model_seconds"]), plain_cell(one["our_model_seconds"]),
+         around(f"{plain_cell(one['time_ratio'])} ×", plain_cell(one["time_ratio"])),
+         cell_of(one["answers_changed"]),
+         cell_of(one["max_abs_loglikelihood_difference"], "{:.2g}".format))
         for one in found
     ]  # fmt: skip
     return Table(header, tuple(rows))

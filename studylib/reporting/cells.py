@@ -8,8 +8,11 @@ Not covered: which cells make a table (studylib.reporting.tables).
 
 from __future__ import annotations
 
+import posixpath
+
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, points
+from studylib.reporting.blocks import Number, cell_of
 from studylib.reporting.costs import dollars
 from studylib.reporting.method_notes import name_method
 from studylib.reporting.resources import TIMED, Spread
@@ -29,7 +32,7 @@ def spread_cell(key: str, spread: Spread | None) -> str:
     if spread is None:
         return MISSING
     value, low, high = (metric.number(x) for x in (spread.value, spread.low, spread.high))
-    return value if low == high else f"{value} ({low}–{high})"
+    return Number(value if low == high else f"{value} ({low}–{high})", spread.value)
 
 
 def accuracy_cell(row: Row) -> str:
@@ -52,8 +55,9 @@ def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:
     show = points if signed else percent
     up, down = estimate.high - estimate.value, estimate.value - estimate.low
     if abs(up - down) < 5e-4:
-        return f"{show(estimate.value)} ± {percent(up)}"
-    return f"{show(estimate.value)} [{show(estimate.low)}, {show(estimate.high)}]"
+        return Number(f"{show(estimate.value)} ± {percent(up)}", estimate.value)
+    ends = f"[{show(estimate.low)}, {show(estimate.high)}]"
+    return Number(f"{show(estimate.value)} {ends}", estimate.value)
 
 
 def difference_cell(comparison: Comparison, row: Row, key: str) -> str:
@@ -73,7 +77,7 @@ def record_link(comparison: Comparison, record: Record) -> str:
 
 
 def run_path(link: str, run_id: str) -> str:
-    return "/".join(part for part in (link, "runs", run_id) if part)
+    return posixpath.join(link, "runs", run_id)
 
 
 def record_links(comparison: Comparison, row: Row) -> str:
@@ -98,12 +102,12 @@ def cost_cell(row: Row, brief: bool = False) -> str:
     if spread is None or price is None:
         return SHARED if row.shares_card else "no price stated"
     if brief:
-        return METRICS["cost_usd"].number(spread.value)
+        return cell_of(spread.value, METRICS["cost_usd"].number)
     if price.single:
         return spread_cell("cost_usd", spread)
     seconds, show = row.figures["train_seconds"].value, METRICS["cost_usd"].number
     low, high = (show(dollars(seconds, hour)) for hour in (price.cheapest, price.dearest))
-    return f"{show(spread.value)} ({low}–{high})"
+    return Number(f"{show(spread.value)} ({low}–{high})", spread.value)
 
 
 def trained_cell(row: Row, key: str) -> str:
@@ -119,15 +123,18 @@ def trainable_cell(row: Row) -> str:
     if count is None or share is None:
         return absent(row)
     if not count.value:
-        return "0"
-    return f"{int(count.value):,} ({METRICS['trainable_share'].number(share.value)} %)"
+        return Number("0", 0)
+    text = f"{int(count.value):,} ({METRICS['trainable_share'].number(share.value)} %)"
+    return Number(text, count.value)
 
 
 def peak_cell(row: Row, kind: str, stage: str) -> str:
     if stage == "train" and not row.method.kind.trains:
         return NOT_TRAINED
     spread = row.memory.get((kind, stage))
-    return absent(row) if spread is None else METRICS[f"{stage}_peak_bytes"].number(spread.value)
+    if spread is None:
+        return absent(row)
+    return cell_of(spread.value, METRICS[f"{stage}_peak_bytes"].number)
 
 
 def rows_of(record: Record) -> str:
@@ -136,4 +143,4 @@ def rows_of(record: Record) -> str:
 
 
 def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return Number("< 0.001" if p < 0.001 else f"{p:.3f}", p)

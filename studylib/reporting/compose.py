@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import join
 
 from studylib.reporting import (
     appendix,
@@ -133,20 +134,17 @@ def draw_deciding(studies: list[Summary], own_folder: str | None) -> Files:
 
 def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
     serves = summary.study.serves
-    served = {join(folder, "tables", "serving.csv"): exports.serving_csv(serves)} if serves else {}
+    made = {"serving": exports.serving_csv(serves)} if serves else {}
     if any(comparison.measured for comparison in summary.comparisons):
-        served[join(folder, "tables", "measures.csv")] = exports.measures_csv(summary)
-    return served | {
-        join(folder, "tables", "comparison.csv"): exports.comparison_csv(summary),
-        join(folder, "tables", "claims.csv"): exports.claims_csv(findings),
-        join(folder, "tables", "runs.csv"): exports.runs_csv(summary),
-        join(folder, "tables", "subjects.csv"): exports.subjects_csv(summary),
-        join(folder, "tables", "forecasts.csv"): exports.forecasts_csv(summary),
+        made["measures"] = exports.measures_csv(summary)
+    made |= {
+        "comparison": exports.comparison_csv(summary),
+        "claims": exports.claims_csv(findings),
+        "runs": exports.runs_csv(summary),
+        "subjects": exports.subjects_csv(summary),
+        "forecasts": exports.forecasts_csv(summary),
     }
-
-
-def join(*parts: str) -> str:
-    return "/".join(part for part in parts if part)
+    return {join(folder, "tables", f"{name}.csv"): table for name, table in made.items()}
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -160,7 +158,8 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     if is_grid(summary):
         return grid_section(summary, several)
     brief = several and is_toy(summary)
-    blocks = title_machine(summary, title_study(summary, several))
+    title = Heading(2, title_study(summary, several))
+    blocks: list[Block] = [title, Text(f"{notes.machine_line(summary)}.")]
     for track in summary.tracks:
         comparisons = [c for c in summary.comparisons if c.track == track]
         if len(summary.tracks) > 1:
@@ -177,8 +176,11 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     )
 
 
-def title_machine(summary: Summary, title: str) -> list[Block]:
-    return [Heading(2, title), Text(f"{notes.machine_line(summary)}.")]
+def opening(summary: Summary, title: str, several: bool) -> list[Block]:
+    """Of a part on all tracks at once."""
+    title += f" (profile {summary.study.name})" if several else ""
+    refused = [block for track in summary.tracks for block in notes.refusals(summary, track)]
+    return [Heading(2, title), Text(f"{notes.machine_line(summary)}."), *refused]
 
 
 def title_study(summary: Summary, several: bool) -> str:
@@ -211,12 +213,9 @@ def track_section(comparisons: list[Comparison], said: list[str], brief: bool) -
 
 def capacity_section(summary: Summary, pictures: list[str], several: bool) -> list[Block]:
     """One curve for all tracks of a capacity study; its table stands here where it is alone."""
-    title = "How many new facts a rank holds"
-    title += f" (profile {summary.study.name})" if several else ""
     more = [Text(f"More: [every figure]({link_to('details')}).")]
     return [
-        *title_machine(summary, title),
-        *(block for track in summary.tracks for block in notes.refusals(summary, track)),
+        *opening(summary, "How many new facts a rank holds", several),
         Text(tell_capacity(summary)),
         *figures.show_pictures(pictures, ("capacity",)),
         *(more if several else capacity_table_read(summary)),
@@ -225,12 +224,9 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
 
 def grid_section(summary: Summary, several: bool) -> list[Block]:
     """One table for all shapes of a step."""
-    title = "Memory by rows and tokens"
-    title += f" (profile {summary.study.name})" if several else ""
     told = (notes.spread_note, notes.memory_note, notes.price_note)
     return [
-        *title_machine(summary, title),
-        *(block for track in summary.tracks for block in notes.refusals(summary, track)),
+        *opening(summary, "Memory by rows and tokens", several),
         *(Text(tell_grid(summary)), grid_table(summary)),
         *paragraph(*(tell(summary.comparisons) for tell in told)),
     ]

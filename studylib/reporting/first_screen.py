@@ -18,7 +18,7 @@ from studylib.reporting.article_table import article_table
 from studylib.reporting.blocks import Block, Heading, Items, Picture, Text, paragraph
 from studylib.reporting.claims import Finding
 from studylib.reporting.evidence_kinds import kind_of, parameter_count
-from studylib.reporting.glossary import WORDS_LINK
+from studylib.reporting.glossary import WORDS_LINK, say
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Summary
 from studylib.reporting.team_advice import advise
@@ -58,9 +58,4 @@ def tell_toys(studies: Sequence[Summary]) -> str:
     if not sizes:
         return ""
     names = join_words([f"`{model}` ({parameter_count(size)} parameters)" for size, model in sizes])
-    return (
-        f"**Toy models** come with the study: here {names}. They know one half of a made-up "
-        "almanac by heart. They are taught the other half, or a made-up language, and asked "
-        "questions with four answers to choose from. They check the methods; they are no large "
-        "language models."
-    )
+    return say("toys", names=names)

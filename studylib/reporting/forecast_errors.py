@@ -11,7 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, points
-from studylib.reporting.blocks import NAMED, Block, Heading, Table, Text, figures, words
+from studylib.reporting.blocks import (
+    NAMED,
+    Block,
+    Heading,
+    Number,
+    Table,
+    Text,
+    cell_of,
+    figures,
+    words,
+)
 from studylib.reporting.cells import SHARED, rows_of
 from studylib.reporting.study import Study
 from studylib.schema.nvml_peak import nvml_bytes
@@ -146,11 +156,14 @@ def peak_table(found: Sequence[Compared]) -> Table:
 def peak_row(like: Sequence[Compared]) -> tuple[str, ...]:
     first, run = like[0], like[0].record.run
     pairs = [one.peak for one in like if one.peak]
+    measured: str = first.record.status
+    forecast: float = first.forecast.peak_bytes
+    off = "—"
     if pairs:
-        measured = byte_size(statistics.median(pair.measured for pair in pairs))
-        peaks = (measured, byte_size(pairs[0].forecast), f"{points(worst(pairs).error)} %")
-    else:
-        peaks = (first.record.status, byte_size(first.forecast.peak_bytes), "—")
+        measured = cell_of(statistics.median(pair.measured for pair in pairs), byte_size)
+        forecast, error = pairs[0].forecast, worst(pairs).error
+        off = Number(f"{points(error)} %", error)
+    peaks = (measured, cell_of(forecast, byte_size), off)
     return (run.model, run.method.label, pass_of(first.record), str(len(like)),
             first.counter or "—", *peaks, *step_cells(like))  # fmt: skip
 
@@ -159,11 +172,13 @@ def step_cells(like: Sequence[Compared]) -> tuple[str, str]:
     own = [one for one in like if runs_on_card(one.record) == 1]
     seconds = [s for one in own if (s := one.record.train and one.record.train.clean_step_seconds)]
     show = METRICS["clean_step_seconds"].number
-    measured = show(statistics.median(seconds)) if seconds else MISSING if own else SHARED
+    measured = MISSING if own else SHARED
+    if seconds:
+        measured = cell_of(statistics.median(seconds), show)
     span = like[0].forecast.step_seconds
     if span is None:
         return measured, "none"
-    return measured, f"{show(span.mid)} ({show(span.low)}–{show(span.high)})"
+    return measured, Number(f"{show(span.mid)} ({show(span.low)}–{show(span.high)})", span.mid)
 
 
 def part_table(found: Sequence[Compared]) -> Table:
@@ -179,7 +194,8 @@ def part_table(found: Sequence[Compared]) -> Table:
                 cells.append(MISSING)
                 continue
             measured = statistics.median(pair.measured for pair in pairs)
-            cells.append(f"{byte_size(measured)} ({points(worst(pairs).error)} %)")
+            text = f"{byte_size(measured)} ({points(worst(pairs).error)} %)"
+            cells.append(Number(text, measured))
         rows.append((run.model, run.method.label, pass_of(like[0].record), *cells))
     header = (*NAMED, *figures("Rows × tokens", *names))
     return Table(header, tuple(rows))

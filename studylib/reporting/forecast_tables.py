@@ -13,6 +13,7 @@ from studylib.core.metrics import byte_size, plain_number, points
 from studylib.reporting.blocks import (
     Block,
     Heading,
+    Number,
     Table,
     Text,
     figures,
@@ -22,6 +23,7 @@ from studylib.reporting.blocks import (
 )
 from studylib.reporting.claim_sources import Forecast
 from studylib.reporting.claims import read_claims
+from studylib.reporting.glossary import say
 from studylib.reporting.passes import Job
 from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
 from studylib.schema.methods import ARTICLE, METHODS, QUANTIZED
@@ -108,14 +110,14 @@ def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
     ]  # fmt: skip
 
 
-def gigabytes(count: float) -> str:
-    return f"{plain_number(count / 1e9, 3)} GB"
+def gigabytes(count: float) -> Number:
+    return Number(f"{plain_number(count / 1e9, 3)} GB", count)
 
 
-def span(values: Span, unit: str = "") -> str:
+def span(values: Span, unit: str = "") -> Number:
     """Expected, with the best and the worst case."""
     mid, low, high = (f"{unit}{plain_number(v, 3)}" for v in (values.mid, values.low, values.high))
-    return f"{mid} ({low} to {high})"
+    return Number(f"{mid} ({low} to {high})", values.mid)
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -136,13 +138,13 @@ def memory_table(book: ForecastBook) -> Table:
 
 
 def claimed(job: JobForecast) -> str:
-    return f"{job.article_bytes / 1e9:g} GB"
+    return Number(f"{job.article_bytes / 1e9:g} GB", job.article_bytes)
 
 
 def near_text(share: float) -> str:
     text = f"{100 * share:+.0f} %".replace("-", "−")
     text = "0 %" if text in ("+0 %", "−0 %") else text
-    return f"**{text}**" if abs(share) <= NEAR else text
+    return Number(f"**{text}**" if abs(share) <= NEAR else text, share)
 
 
 def cost_table(book: ForecastBook) -> Table:
@@ -154,7 +156,7 @@ def cost_table(book: ForecastBook) -> Table:
         for row in job.jobs:
             usd = "no offer" if row.usd is None else span(row.usd, "$")
             rows.append((describe(job), f"{job.cards} × {row.gpu}", row.form,
-                         f"{row.tokens / 1e6:.1f}M", span(row.hours), usd,
+                         Number(f"{row.tokens / 1e6:.1f}M", row.tokens), span(row.hours), usd,
                          article_cost(job.method)))  # fmt: skip
     return Table(header, tuple(rows))
 
@@ -175,14 +177,16 @@ def card_table(book: ForecastBook) -> Table:
         rows.append((
             METHODS[a.method].label, "on" if a.checkpointing else "off", fits,
             longest(a) if a.seq_len else "—",
-            f"{a.micro_batch} of {a.rows_of} tokens" if a.micro_batch else "—",
+            Number(f"{a.micro_batch} of {a.rows_of} tokens", a.micro_batch)
+            if a.micro_batch else "—",
         ))  # fmt: skip
     return Table(header, tuple(rows))
 
 
 def longest(a: CardAnswer) -> str:
     text = f"{a.seq_len:,} tokens"
-    return f"{text} (all that the model can read)" if a.limited_by_positions else text
+    text += " (all that the model can read)" if a.limited_by_positions else ""
+    return Number(text, a.seq_len or 0)
 
 
 def describe_answer(a: CardAnswer) -> str:
@@ -201,7 +205,8 @@ def published_table(book: ForecastBook) -> Table:
         error = f"{points(row.error)} %"
         left_out = f" (left out: {row.not_comparable})" if row.not_comparable else ""
         rows.append((row.case, row.counter, gigabytes(row.published_bytes),
-                     gigabytes(row.forecast_bytes), error + left_out, row.source))  # fmt: skip
+                     gigabytes(row.forecast_bytes), Number(error + left_out, row.error),
+                     row.source))  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -267,16 +272,10 @@ def untested(book: ForecastBook, job: JobForecast) -> str:
 
 
 def limits(book: ForecastBook) -> str:
-    return (
-        "Limits: a traced step is eager PyTorch; compiled models and offloading are not covered. "
-        "Seconds are the datasheet's roofline over an efficiency of "
-        f"{plain_number(book.efficiency.low, 2)} to {plain_number(book.efficiency.high, 2)} "
-        f"({book.efficiency_source}); time that cards spend talking to each other is not counted, "
-        f"so that several cards look better than they are. Prices: {book.offers}; dollars go from "
-        "the fastest run at the cheapest offer to the slowest at the dearest. Made with "
-        + ", ".join(f"{name} {version}" for name, version in sorted(book.packages.items()))
-        + f", code {book.code_sha256[:12]}; made again by `make forecasts`."
-    )
+    low, high = (plain_number(end, 2) for end in (book.efficiency.low, book.efficiency.high))
+    packages = ", ".join(f"{name} {version}" for name, version in sorted(book.packages.items()))
+    return say("forecast_limits", low=low, high=high, source=book.efficiency_source,
+               offers=book.offers, packages=packages, code=book.code_sha256[:12])  # fmt: skip
 
 
 def section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
@@ -288,8 +287,7 @@ def section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
     if book is None:
         missing = "A 13B model is not forecast yet: `make forecasts` does it without a card."
         return [title, *errors, Text(missing)]
-    told = (f"All of this is **forecast**: one training step of {book.model} traced without a "
-            "card. Nothing was measured.")  # fmt: skip
+    told = say("forecast_opening", model=book.model)
     return [title, Text(told), memory_table(book), *paragraph(card_sentence(book)),
             Text(published_sentence(book)), *errors]  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
@@ -37,31 +38,18 @@ def learning(summaries: Studies) -> list[Summary]:
 
 
 def limit_scope(summaries: Studies) -> str:
-    return (
-        "A verdict speaks for the models, data and questions named beside it. The article's claims "
-        "are about 13B models; where smaller ones were run, size is a difference left open."
-    )
+    return say("limit_scope")
 
 
 def limit_rates(summaries: Studies) -> str:
     records = all_records(learning(summaries))
     rates = {r.run.learning_rate_source for r in records if r.run.method.kind.trains}
-    if not any("not tuned" in source for source in rates):
-        return ""
-    return (
-        "Some learning rates are the method's defaults and not tuned: a method may look worse for "
-        "its rate alone."
-    )
+    return say("limit_rates") if any("not tuned" in source for source in rates) else ""
 
 
 def limit_edges(summaries: Studies) -> str:
     edges = [s.sweep_id for summary in summaries for s in summary.study.sweeps if is_at_edge(s)]
-    if not edges:
-        return ""
-    return (
-        f"The best learning rate lies at its grid's edge in {join_words(edges)}: a better one may "
-        "lie beyond."
-    )
+    return say("limit_edges", where=join_words(edges)) if edges else ""
 
 
 def is_at_edge(sweep: TuneRecord) -> bool:
@@ -71,13 +59,8 @@ def is_at_edge(sweep: TuneRecord) -> bool:
 
 def limit_near_ends(summaries: Studies) -> str:
     scored = [row.accuracy for s in summaries for c in s.comparisons for row in c.rows]
-    if not any(a is not None and not NEAR_END < a.value < 1 - NEAR_END for a in scored):
-        return ""
-    return (
-        f"Close to 0 or 100 % (here: within {100 * NEAR_END:g} points) an interval that is as long "
-        "above as below is too short on one side: it holds the truth less often than 95 times in "
-        "100."
-    )
+    near = any(a is not None and not NEAR_END < a.value < 1 - NEAR_END for a in scored)
+    return say("limit_near_ends", points=f"{100 * NEAR_END:g}") if near else ""
 
 
 def limit_broken(summaries: Studies) -> str:
@@ -100,23 +83,13 @@ def limit_read_apart(summaries: Studies) -> str:
     apart = dict.fromkeys(
         place_of(r, summaries) for r in records if r.load and r.load.packing_reason
     )
-    if not apart:
-        return ""
-    return (
-        f"{join_words(list(apart))}: examples of a packed row would have seen each other, so they "
-        "were read one by one, which takes longer than a packed row does."
-    )
+    return say("limit_read_apart", where=join_words(list(apart))) if apart else ""
 
 
 def limit_eager(summaries: Studies) -> str:
     records = all_records(summaries)
     plain = sorted({r.load.attention_reason for r in records if r.load and r.load.attention_reason})
-    if not plain:
-        return ""
-    return (
-        f"{join_words(plain)}: attention was computed in the plain (eager) way, which holds all "
-        "scores; memory and time are those of this way."
-    )
+    return say("limit_eager", why=join_words(plain)) if plain else ""
 
 
 def limit_quantized_before(summaries: Studies) -> str:
@@ -126,13 +99,8 @@ def limit_quantized_before(summaries: Studies) -> str:
         for r in all_records(summaries)
         if r.load and r.load.origin.get("quantized")
     }
-    if not found:
-        return ""
     names = join_words([f"{model} ({types})" for model, types in found.items()])
-    return (
-        f"The weights of {names} were quantized before they came here and stay on that grid: every "
-        "method, full fine-tuning too, starts from a base that had lost something already."
-    )
+    return say("limit_quantized_before", names=names) if found else ""
 
 
 def limit_untrained_adapters(summaries: Studies) -> str:
@@ -147,12 +115,8 @@ def limit_untrained_adapters(summaries: Studies) -> str:
 
 
 def limit_shared(summaries: Studies) -> str:
-    if not any(record.environment.concurrent_runs > 1 for record in all_records(summaries)):
-        return ""
-    return (
-        "Some runs shared the machine with others at the time: their seconds are not those of a "
-        "machine of their own, and of a shared card none are told."
-    )
+    shared = any(r.environment.concurrent_runs > 1 for r in all_records(summaries))
+    return say("limit_shared") if shared else ""
 
 
 def limit_dirty(summaries: Studies) -> str:
@@ -162,12 +126,8 @@ def limit_dirty(summaries: Studies) -> str:
 
 
 def limit_cards(summaries: Studies) -> str:
-    if not all(r.environment.device.startswith("CPU") for r in all_records(summaries)):
-        return ""
-    return (
-        "No run used a card: memory is the bytes of live tensors or the process's host memory, as "
-        "the tables say; energy and card memory were not measured."
-    )
+    bare = all(r.environment.device.startswith("CPU") for r in all_records(summaries))
+    return say("limit_cards") if bare else ""
 
 
 def limit_resumed(summaries: Studies) -> str:
@@ -279,22 +239,12 @@ def limit_few_seeds(summaries: Studies) -> str:
             len(row.complete) < 3 for c in s.comparisons for row in c.rows if row.method.kind.trains
         )
     ]
-    if not few:
-        return ""
     where = f" of profile {join_words(few)}" if len(summaries) > 1 else ""
-    return (
-        f"Some methods{where} have fewer than three complete seeds: their intervals say little or "
-        "nothing of what another seed would give."
-    )
+    return say("limit_few_seeds", where=where) if few else ""
 
 
 def limit_serving(summaries: Studies) -> str:
-    if not any(summary.study.serves for summary in summaries):
-        return ""
-    return (
-        "Serving was timed on the models and device named there; what an adapter adds to a token's "
-        "time depends on both."
-    )
+    return say("limit_serving") if any(summary.study.serves for summary in summaries) else ""
 
 
 LIMITS: tuple[Callable[[Studies], str], ...] = (

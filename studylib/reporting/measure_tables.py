@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from studylib.core.metrics import MISSING, percent, points
 from studylib.core.stats import Estimate
-from studylib.reporting.blocks import Block, Table, Text, figures, named, words
+from studylib.reporting.blocks import Block, Number, Table, Text, figures, named, words
 from studylib.reporting.cells import NOT_TRAINED
 from studylib.reporting.measured import HELD_OUT, RETENTION, Measured
 from studylib.reporting.notes import join_words
@@ -76,7 +76,7 @@ def figure_cell(found: Measured) -> str:
     count = f"{estimate.items:,}"
     count += f" in {estimate.clusters:,} groups" if estimate.clusters != estimate.items else ""
     count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
-    return f"{interval(found.measure, estimate, signed=False)} (n={count})"
+    return Number(f"{interval(found.measure, estimate, signed=False)} (n={count})", estimate.value)
 
 
 def difference_cells(found: Measured) -> tuple[str, str, str, str]:
@@ -91,19 +91,20 @@ def difference_cells(found: Measured) -> tuple[str, str, str, str]:
     share = "full shows no gain" if found.gain else MISSING
     if found.share is not None:
         half = found.share.high - found.share.value
-        share = f"{percent(found.share.value)} ± {percent(half)}"
+        share = Number(f"{percent(found.share.value)} ± {percent(half)}", found.share.value)
     least = found.detectable
     smallest = MISSING if least is None else number(found.measure, least, signed=False)
     return gain, interval(found.measure, found.gap), share, smallest
 
 
-def number(measure: Measure, value: float, signed: bool = True) -> str:
-    """A figure or a difference in the unit shown: points of a share, or nats and bits."""
-    if measure.is_share:
-        return points(value) if signed else percent(value)
+def number(measure: Measure | None, value: float, signed: bool = True) -> Number:
+    """A figure or a difference in the unit shown: points of a share (None: of right answers), or
+    nats and bits."""
+    if measure is None or measure.is_share:
+        return Number(points(value) if signed else percent(value), value)
     text = f"{value:{'+' if signed else ''}.{DECIMALS}f}"
     zero = not text.strip("+-0.")
-    return text.lstrip("+-") if zero else text.replace("-", "−")
+    return Number(text.lstrip("+-") if zero else text.replace("-", "−"), value)
 
 
 def interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
@@ -111,9 +112,9 @@ def interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
     up, down = estimate.high - estimate.value, estimate.value - estimate.low
     value = number(measure, estimate.value, signed)
     if abs(up - down) < 5e-4:
-        return f"{value} ± {number(measure, up, signed=False)}"
+        return Number(f"{value} ± {number(measure, up, signed=False)}", estimate.value)
     ends = (number(measure, end, signed) for end in (estimate.low, estimate.high))
-    return f"{value} [{', '.join(ends)}]"
+    return Number(f"{value} [{', '.join(ends)}]", estimate.value)
 
 
 def reading(comparisons: Sequence[Comparison]) -> str:

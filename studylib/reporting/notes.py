@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from studylib.core.metrics import percent, plain_number
 from studylib.reporting.appendix import run_command
 from studylib.reporting.blocks import Block, Items, Text
+from studylib.reporting.glossary import say
 from studylib.reporting.resources import MEMORY, TIMED
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.shared_card import runs_on_card
@@ -42,18 +43,7 @@ def machine_line(summary: Summary) -> str:
 def memory_note(comparisons: Sequence[Comparison]) -> str:
     """What a peak is where no card was read; empty where one was."""
     kind = comparisons[0].memory_kind
-    if kind == "live_tensor_peak_bytes":
-        return (
-            "There was no card to read: every operator of one training step was watched and the "
-            "bytes of the tensors alive were counted."
-        )
-    if kind == "host_peak_bytes":
-        return (
-            "There was no card to read: host memory is the whole process's, Python and its "
-            "libraries included, which hides most of the difference between methods on models "
-            "this small."
-        )
-    return ""
+    return say(kind) if kind in ("live_tensor_peak_bytes", "host_peak_bytes") else ""
 
 
 def stages_note(comparisons: Sequence[Comparison]) -> str:
@@ -78,13 +68,8 @@ def shown_keys(comparisons: Sequence[Comparison], keys: Sequence[str]) -> list[s
 def sharing_note(comparisons: Sequence[Comparison]) -> str:
     """Why times are missing, where runs shared a card; empty where none did."""
     rows = [row for c in comparisons for row in c.rows if row.shares_card]
-    if not rows:
-        return ""
-    most = max(runs_on_card(record) for row in rows for record in row.complete)
-    return (
-        f"{most} runs shared the card: no time, speed or cost is told, since a crowd's clock says "
-        "nothing of one method, and a share of a card has no price."
-    )
+    most = max((runs_on_card(record) for row in rows for record in row.complete), default=0)
+    return say("shared_card", most=most) if rows else ""
 
 
 def price_note(comparisons: Sequence[Comparison]) -> str:
@@ -94,22 +79,14 @@ def price_note(comparisons: Sequence[Comparison]) -> str:
         text = "Cost is seconds of loading and training × price: " + "; ".join(notes) + "."
         text += " Searching for a learning rate and asking questions are not in it."
         return f"{text} {sharing_note(comparisons)}".strip()
-    return sharing_note(comparisons) or (
-        "No price is stated for this device and no offer in the catalog names it: set "
-        "`hardware: {usd_per_hour: ..., usd_note: ...}` in the profile to have dollars."
-    )
+    return sharing_note(comparisons) or say("no_price")
 
 
 def end_to_end_note(comparisons: Sequence[Comparison]) -> str:
     """What end to end holds beyond training, where methods differ in how often they are asked."""
     twice = dict.fromkeys(row.method.label for c in comparisons for row in c.also)
-    if not twice or all_share(comparisons):
-        return ""
-    return (
-        "End to end also holds the asking of questions, which "
-        f"{join_words(list(twice))} did once for each set of weights scored: compare methods by "
-        "*Training* and the clean step."
-    )
+    told = twice and not all_share(comparisons)
+    return say("end_to_end", methods=join_words(list(twice))) if told else ""
 
 
 def spread_note(comparisons: Sequence[Comparison]) -> str:
@@ -216,26 +193,10 @@ def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
     return notes
 
 
-DETECTABLE = (
-    "The last column is the smallest true gap to full fine-tuning that a study of this size finds "
-    "8 times in 10 (p by Holm of 0.05 or less). Smaller gaps may exist and would not show."
-)
-
-
 def tuning_note(comparisons: Sequence[Comparison]) -> str:
     """How a rate was chosen, and how surely: sweeps are short and have one seed."""
     sweeps = [sweep for comparison in comparisons for sweep in comparison.sweeps]
-    text = (
-        "Chosen is the rate with the most right answers on validation questions, which no result "
-        "asks, at one seed of its own. A lead of a few questions is within the noise: such a "
-        "method may have a better rate among those tried"
-    )
-    if judged_by_measure(comparisons):
-        text = (
-            "Chosen is the rate with the best figure on the validation part, on which no result "
-            "rests, at one seed of its own. A small lead is within the noise: such a method may "
-            "have a better rate among those tried"
-        )
+    text = say("tuned_by_measure" if judged_by_measure(comparisons) else "tuned_by_questions")
     if any(row.forgetting for comparison in comparisons for row in comparison.rows):
         text += ", and what it keeps of old knowledge is that of this rate, which no search minds"
     if any(sweep.at_edge for sweep in sweeps if not all(p.is_out for p in sweep.points)):

@@ -21,9 +21,11 @@ from studylib.reporting.blocks import (
     NAMED,
     Block,
     Heading,
+    Number,
     Table,
     Text,
     bullets,
+    cell_of,
     figures,
     named,
     paragraph,
@@ -34,6 +36,7 @@ from studylib.reporting.card_section import is_card
 from studylib.reporting.cells import NOT_RUN, run_path
 from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
+from studylib.reporting.glossary import say
 from studylib.reporting.literal import show_literally
 from studylib.reporting.made_from import Files
 from studylib.reporting.memory_grid import is_grid
@@ -121,20 +124,17 @@ def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]
         return "cannot be judged", "full shows no gain" if judged.full else NOT_RUN, "—"
     value, low, high = (verdict.signed(share) for share in judged.lost)
     least = verdict.item_stats.detectable(judged.kept)
-    shown = "—" if least is None else f"{verdict.signed(least)} {judged.lost_unit}"
-    return WORDS[decision.kind], f"{value} {judged.lost_unit} [{low}, {high}]", shown
+    smallest = "—"
+    if least is not None:
+        smallest = Number(f"{verdict.signed(least)} {judged.lost_unit}", least)
+    loses = Number(f"{value} {judged.lost_unit} [{low}, {high}]", judged.lost[0])
+    return WORDS[decision.kind], loses, smallest
 
 
 def rule_sentence(summary: Summary) -> str:
     margins = dict.fromkeys(f"{verdict.margin_of(c):g}" for c in summary.comparisons)
     allowed = notes.join_words([*margins])
-    return (
-        f"A method suffices where the whole 95 % interval of what it loses lies within {allowed} % "
-        f"of full fine-tuning's gain over the base (a loss), or within {allowed} percentage points "
-        "(a share of right answers); it does not where none of the interval does. The first row "
-        "of a method gives the verdict. MARGIN= (evaluate.margin) changes what is allowed without "
-        "running anything again."
-    )
+    return say("own_rule", allowed=allowed)
 
 
 def results_section(summary: Summary) -> list[Block]:
@@ -180,7 +180,7 @@ def runs_section(summary: Summary) -> list[Block]:
     for record in study.records:
         link = f"[{record.run_id}]({run_path(study.link, record.run_id)}/record.json)"
         status = record.status + (f": {record.reason}" if record.reason else "")
-        seconds = METRICS["end_to_end_seconds"].number(wall_seconds(record))
+        seconds = cell_of(wall_seconds(record), METRICS["end_to_end_seconds"].number)
         rows.append((link, status, learning_rate(record), seconds))
     for spec in study.missing:
         end = study.failed.get(spec.run_id)

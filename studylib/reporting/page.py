@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,9 +22,9 @@ from markupsafe import Markup
 from mistune import BlockState, HTMLRenderer, InlineParser
 
 from studylib.reporting.appendix_files import TITLES, path_of, slug, title_of
-from studylib.reporting.blocks import GLUE, Block, Heading, Items, Picture, Table
+from studylib.reporting.blocks import GLUE, Block, Heading, Items, Number, Picture, Table
 from studylib.reporting.compose import Report
-from studylib.reporting.made_from import PAGE_FOLDER, REPORT
+from studylib.reporting.made_from import PAGE_FOLDER, REPORT, Files
 from studylib.reporting.page_pictures import inline_picture, palette_css
 
 MAKERS = ("jinja2", "mistune", "matplotlib")  # on whose versions the bytes depend
@@ -55,15 +55,20 @@ def render_page(report: Report) -> bytes:
     )  # fmt: skip
     page.filters |= {"inline": inline, "glue": glue, "plain": plain, "kinds": column_kinds}
     page.tests |= {kind.__name__.lower(): lambda block, kind=kind: isinstance(block, kind)
-                   for kind in (Heading, Items, Picture, Table)}  # fmt: skip
+                   for kind in (Heading, Items, Number, Picture, Table)}  # fmt: skip
     html = page.get_template("index.html.j2").render(
         made_by=", ".join(f"{name} {version(name)}" for name in MAKERS),
         style=read("page.css"), script=read("page.js"),
         light=palette_css(dark=False), dark=palette_css(dark=True),
         sections=make_sections(report),
-        draw=lambda p: Markup(inline_picture(report.files[p.path].decode(), p.caption)),
+        draw=partial(draw, report.files, count()),
     )  # fmt: skip
     return html.encode()
+
+
+def draw(files: Files, places: Iterator[int], picture: Picture) -> Markup:
+    svg = files[picture.path].decode()
+    return Markup(inline_picture(svg, picture.caption, f"p{next(places)}"))
 
 
 def read(name: str) -> Markup:

@@ -10,7 +10,6 @@ Not covered: what is drawn (studylib.reporting.figures), the rest of the page
 
 from __future__ import annotations
 
-import hashlib
 import re
 from html import escape
 from itertools import pairwise
@@ -45,9 +44,9 @@ OUTLINE = re.compile(r' d="[^"]*"')
 LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 
 
-def inline_picture(svg: str, caption: str) -> str:
-    """The picture for the page: one `svg` a panel, side by side where there is room."""
-    mark = "p" + hashlib.sha256(svg.encode()).hexdigest()[:8]
+def inline_picture(svg: str, caption: str, mark: str) -> str:
+    """The picture for the page: one `svg` a panel, side by side where there is room. mark: its own
+    on the page, before the names of its parts."""
     used = {name for _, name in USE.findall(svg)}
     svg = split_panels(LEFT_OUT.sub("", svg).strip())
     svg = ID.sub(lambda m: f' id="{mark}-{m[1]}"' if m[1] in used else "", svg)

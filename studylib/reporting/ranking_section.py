@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from studylib.core.all_pairs import Pair
 from studylib.core.metrics import METRICS, MISSING
 from studylib.reporting import shared_rate
-from studylib.reporting.blocks import Block, Heading, Table, Text, figures, named
-from studylib.reporting.cells import spread_cell, trainable_cell
+from studylib.reporting.blocks import Block, Heading, Table, Text, around, cell_of, figures, named
+from studylib.reporting.cells import p_value, spread_cell, trainable_cell
+from studylib.reporting.measure_tables import number
 from studylib.reporting.notes import join_words
 from studylib.reporting.panels import INK, colour, label_right, new_panels
 from studylib.reporting.ranking import Place, Ranking, rankings
@@ -62,7 +63,7 @@ def tell(ranking: Ranking) -> str:
         text = f"**Better than {label}: {join_words(ends)}.**"
     else:
         place, pair = ranking.most
-        most = f"{show(ranking, max(pair.high, 0.0), signed=False)} {unit(ranking)}"
+        most = f"{number(ranking.measure, max(pair.high, 0.0), signed=False)} {unit(ranking)}"
         text = (
             f"**No method beats {label} by more than {most}** "
             f"({place.row.label} could: {span(ranking, pair)})."
@@ -105,22 +106,18 @@ def ranking_table(ranking: Ranking) -> Table:
     rows = []
     for rank, place in enumerate(ranking.places, 1):
         row, lead = place.row, place.lead
-        peak = MISSING if place.memory is None else METRICS["train_peak_bytes"].number(place.memory)
+        peak = cell_of(place.memory, METRICS["train_peak_bytes"].number)
         gain, disk = place.gain, row.figures.get("variant_bytes")
         sign = sign_of(ranking.measure)
         rows.append((
-            str(rank), row.label, show(ranking, sign * place.score, signed=False),
-            MISSING if gain is None else show(ranking, gain.value),
+            str(rank), row.label, number(ranking.measure, sign * place.score, signed=False),
+            MISSING if gain is None else number(ranking.measure, gain.value),
             "reference" if lead is None else span(ranking, lead),
-            "—" if lead is None else p_words(lead),
+            "—" if lead is None else p_value(lead.p_value),
             trainable_cell(row), peak, spread_cell("variant_bytes", disk),
-            f"{row.complete[0].run.learning_rate:g}",
+            cell_of(row.complete[0].run.learning_rate, "{:g}".format),
         ))  # fmt: skip
     return Table(header, tuple(rows))
-
-
-def p_words(pair: Pair) -> str:
-    return "< 0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
 
 
 def unit(ranking: Ranking) -> str:
@@ -138,16 +135,8 @@ def span(ranking: Ranking, pair: Pair | None) -> str:
     assert pair is not None
     sign = sign_of(ranking.measure)
     low, high = sorted((sign * pair.low, sign * pair.high))
-    value = show(ranking, sign * pair.value)
-    return f"{value} [{show(ranking, low)}, {show(ranking, high)}]"
-
-
-def show(ranking: Ranking, value: float, signed: bool = True) -> str:
-    """A share in points or per cent, any other figure with three decimals; with its sign."""
-    digits = 1 if ranking.measure is None or ranking.measure.is_share else 3
-    scale = 100 if digits == 1 else 1
-    text = f"{scale * value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
-    return text.lstrip("+−") if not any(c in text for c in "123456789") else text
+    shown = [number(ranking.measure, end) for end in (sign * pair.value, low, high)]
+    return around("{} [{}, {}]".format(*shown), shown[0])
 
 
 def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:

@@ -10,6 +10,7 @@ Not covered: pictures (studylib.reporting.serve_figures), one serving run by its
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from studylib.core.metrics import MISSING, byte_size, plain_number
 from studylib.planning.catalog import find_gpu, find_shape, load_prices, price_range
@@ -22,8 +23,9 @@ from studylib.planning.footprint import (
     monthly_usd,
     shape_ways,
 )
-from studylib.reporting.blocks import NAMED, Table, figures, named, words
+from studylib.reporting.blocks import NAMED, Number, Table, cell_of, figures, named, words
 from studylib.reporting.claim_sources import milliseconds, overhead_text
+from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.serving import LatencyRow, PairedRatio
@@ -57,8 +59,8 @@ def footprint_table(records: Sequence[ServeRecord]) -> Table:
         for row in record.measures.footprint:
             own = row.what in ("adapter", "merged model")
             what = f"{row.what}, {record.spec.method.label}" if own else row.what
-            cells = (byte_size(row.disk_bytes), byte_size(row.memory_bytes), row.disk_how)
-            rows.setdefault((model_name(record), what, row.dtype), cells)
+            sizes = (cell_of(row.disk_bytes, byte_size), cell_of(row.memory_bytes, byte_size))
+            rows.setdefault((model_name(record), what, row.dtype), (*sizes, row.disk_how))
     return Table(header, tuple((*key, *cells) for key, cells in sorted_by_model(rows)))
 
 
@@ -74,7 +76,8 @@ def counted_table() -> Table:
     header = (named("What is kept"), *words("dtype"), *figures("Parameters", "Bytes (counted) ↓"),
               *words("Article"))  # fmt: skip
     rows = [
-        (row.what, row.dtype, f"{row.parameters:,}", byte_size(row.size_bytes),
+        (row.what, row.dtype, cell_of(row.parameters),
+         cell_of(row.size_bytes, byte_size),
          next((v for k, v in ARTICLE.items() if row.what.startswith(k)), "—"))
         for row in count_footprint(find_shape(SHAPE), RANK, DTYPE)
     ]  # fmt: skip
@@ -91,7 +94,7 @@ def overhead_table(records: Sequence[ServeRecord]) -> Table:
         for row in record.measures.latency:
             if row.against is not None:
                 key = (model_name(record), variant_name(record, row), row.against,
-                       f"{row.prompt_tokens:,}")  # fmt: skip
+                       cell_of(row.prompt_tokens))  # fmt: skip
                 rows.setdefault(key, {})[row.batch] = ratio_cell(row.between_tokens_ratio)
     cells = [
         (*key, *(by_batch.get(batch, MISSING) for batch in batches))
@@ -105,7 +108,8 @@ def ratio_cell(ratio: PairedRatio | None) -> str:
     if ratio is None:
         return MISSING
     text = overhead_text(ratio)
-    return f"**{text}**" if ratio.low > 1 or ratio.high < 1 else text
+    clear = ratio.low > 1 or ratio.high < 1
+    return Number(f"**{text}**" if clear else text, ratio.value - 1)
 
 
 def speed_table(records: Sequence[ServeRecord]) -> Table:
@@ -118,12 +122,14 @@ def speed_table(records: Sequence[ServeRecord]) -> Table:
     for record in records:
         for row in record.measures.latency:
             if row.variant != "again":
-                key = (model_name(record), variant_name(record, row), f"{row.prompt_tokens:,}")
-                rows.setdefault(key, {}).setdefault(row.batch, "; ".join((
-                    milliseconds(row.first_token_seconds.p50),
-                    milliseconds(row.between_tokens_seconds.p50),
+                key = (model_name(record), variant_name(record, row),
+                       cell_of(row.prompt_tokens))  # fmt: skip
+                first = row.first_token_seconds.p50
+                cell = "; ".join((
+                    milliseconds(first), milliseconds(row.between_tokens_seconds.p50),
                     plain_number(row.tokens_per_second, 3),
-                )))  # fmt: skip
+                ))  # fmt: skip
+                rows.setdefault(key, {}).setdefault(row.batch, Number(cell, first))
     cells = [
         (*key, *(by_batch.get(batch, MISSING) for batch in batches))
         for key, by_batch in sorted_by_model(rows)
@@ -154,9 +160,9 @@ def swap_table(records: Sequence[ServeRecord]) -> Table:
         unmerge, load = swap.unmerge_seconds, swap.load_model_seconds
         rows.append((
             model_name(record), record.spec.method.label, str(swap.adapters),
-            *(MISSING if t is None else milliseconds(t.p50) for t in times),
-            "not needed" if unmerge is None else milliseconds(unmerge.p50),
-            MISSING if load is None else milliseconds(load.p50), proof,
+            *(cell_of(t.p50 if t else None, milliseconds) for t in times),
+            "not needed" if unmerge is None else cell_of(unmerge.p50, milliseconds),
+            cell_of(load.p50 if load else None, milliseconds), proof,
         ))  # fmt: skip
     return Table(header, tuple(rows))
 
@@ -192,7 +198,7 @@ def mixed_table(records: Sequence[ServeRecord]) -> Table:
             equal = all(check.holds for check in row.checks if check.required)
             rows.append((
                 model_name(record), record.spec.method.label, f"{row.batch} / {row.adapters}",
-                MISSING if speed is None else plain_number(speed, 3),
+                cell_of(speed, partial(plain_number, digits=3)),
                 *(times_cell(r) for r in (row.ratio_to_one_adapter, row.ratio_to_merged_in_turn,
                                           row.ratio_to_swapped_in_turn)),
                 "yes" if equal else "**NO**",
@@ -204,7 +210,7 @@ def times_cell(ratio: PairedRatio | None) -> str:
     if ratio is None:
         return MISSING
     value, low, high = (plain_number(x, 3) for x in (ratio.value, ratio.low, ratio.high))
-    return f"{value} × [{low}, {high}]"
+    return Number(f"{value} × [{low}, {high}]", ratio.value)
 
 
 def measured_variants_table(records: Sequence[ServeRecord]) -> Table:
@@ -218,7 +224,7 @@ def measured_variants_table(records: Sequence[ServeRecord]) -> Table:
         for row in record.measures.variants:
             key = (model_name(record), row.way)
             cell = f"{byte_size(row.disk_bytes)}; {byte_size(row.memory_bytes)}"
-            rows.setdefault(key, {})[row.variants] = cell
+            rows.setdefault(key, {})[row.variants] = Number(cell, row.disk_bytes)
         for even in record.measures.break_even:
             ends = (even.disk_variants, even.memory_variants)
             shown = "; ".join("never" if n is None else f"{n:,}" for n in ends)
@@ -244,11 +250,13 @@ def counted_variants_table() -> Table:
                     f"${monthly_usd(kept, n, card, hour):,.0f}"
                     for hour in (prices.median, prices.cheapest, prices.dearest)
                 )
-                dollars = f"{mid} ({low} to {high})"
+                usd = monthly_usd(kept, n, card, prices.median)
+                dollars = Number(f"{mid} ({low} to {high})", usd)
             rows.append((
-                kept.way, f"{n:,}", byte_size(kept.base_disk_bytes + n * kept.disk_bytes),
-                byte_size(kept.base_memory_bytes + n * kept.memory_bytes),
-                f"{count_cards(kept, n, card):,}", dollars,
+                kept.way, cell_of(n),
+                cell_of(kept.base_disk_bytes + n * kept.disk_bytes, byte_size),
+                cell_of(kept.base_memory_bytes + n * kept.memory_bytes, byte_size),
+                cell_of(count_cards(kept, n, card)), dollars,
             ))  # fmt: skip
     return Table(header, tuple(rows))
 
@@ -263,12 +271,9 @@ def assumption_sentence() -> str:
         price = (
             f"{len(prices.offers)} offers, ${prices.cheapest:.2f} to ${prices.dearest:.2f} an hour"
         )
-    return (
-        f"Assumed: every variant is kept ready in the memory of {card.label}s "
-        f"({byte_size(card.usable_bytes)} usable, {100 * RESERVE_SHARE:.0f} % of it left for "
-        f"requests under way), rented {HOURS_A_MONTH:.0f} hours a month at prices.csv ({price}); "
-        f"{DTYPE} weights, r={RANK} on all linear layers. Storage is not priced."
-    )
+    return say("serving_assumed", card=card.label, usable=byte_size(card.usable_bytes),
+               reserve=f"{100 * RESERVE_SHARE:.0f}", hours=f"{HOURS_A_MONTH:.0f}", price=price,
+               dtype=DTYPE, rank=RANK)  # fmt: skip
 
 
 def break_even_sentence() -> str:
@@ -294,11 +299,7 @@ def setting_sentence(records: Sequence[ServeRecord]) -> str:
     dtypes = join_words(sorted({r.spec.dtype for r in records}))
     first = records[0].spec.settings
     shared = max(r.environment.concurrent_runs for r in records)
-    text = (
-        f"Measured on {devices}, {dtypes}, {first.new_tokens} new tokens. Each variant is timed in "
-        "turn with its base. A figure is what the variant adds, with its 95 % interval, bold where "
-        "that is clearly not zero. Base against itself shows the clock's own error."
-    )
+    text = say("serving_setting", devices=devices, dtypes=dtypes, tokens=first.new_tokens)
     if shared > 1:
         text += f" Up to {shared} runs shared the machine."
     return text

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from studylib.core.metrics import plain_number
-from studylib.reporting.blocks import Block, Table, Text, figures, named
+from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named
 from studylib.reporting.curves import height
 from studylib.reporting.notes import join_words
 from studylib.reporting.ranking import MANY, Ranking
@@ -99,7 +99,8 @@ def table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
     rows = []
     for one in sorted(found, key=lambda one: -sign * height(one.own)):
         lead = height(one.own) - height(at.own)
-        name = (one.row.label, f"{one.own.learning_rate:g}", number(height(one.own)))
+        own = height(one.own)
+        name = (one.row.label, cell_of(one.own.learning_rate, "{:g}".format), number(own))
         if one.known is None:
             why = "not tried" if one.shared is None else one.shared.text()
             rows.append((*name, why, signed(lead), why, "—"))
@@ -123,10 +124,10 @@ def spread(values: list[float]) -> str:
     return number(max(values) - min(values)) if values else "0"
 
 
-def number(value: float) -> str:
-    return plain_number(value, DIGITS)
+def number(value: float) -> Number:
+    return Number(plain_number(value, DIGITS), value)
 
 
 def signed(value: float) -> str:
     text = number(value)
-    return text if text == "0" or value < 0 else f"+{text}"
+    return text if text == "0" or value < 0 else Number(f"+{text}", value)

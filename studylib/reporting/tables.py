@@ -6,12 +6,13 @@ prose.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Sequence
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent
 from studylib.reporting import measure_tables
-from studylib.reporting.blocks import NAMED, Table, figures, named, words
+from studylib.reporting.blocks import NAMED, Number, Table, around, cell_of, figures, named, words
 from studylib.reporting.cells import (
     NOT_RUN,
     NOT_TRAINED,
@@ -90,7 +91,7 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
         return NOT_TRAINED
     if spread is None:
         return SHARED if key in TIMED and row.shares_card else absent(row)
-    return METRICS[key].number(spread.value)  # its range stands in the table of times
+    return cell_of(spread.value, METRICS[key].number)  # its range stands in the table of times
 
 
 def missing_methods(comparison: Comparison) -> list[tuple[str, str]]:
@@ -195,14 +196,15 @@ def difference_cells(row: Row, gap: stats.Estimate, track: str) -> tuple[str, ..
     test, detectable = row.mcnemar, row.detectable
     return (
         interval_cell(gap),
-        f"{percent(gap.item_se)} / "
-        + ("one seed" if gap.seed_se is None else percent(gap.seed_se)),
+        Number(f"{percent(gap.item_se)} / "
+               + ("one seed" if gap.seed_se is None else percent(gap.seed_se)), gap.item_se),
         MISSING if row.gap_p_holm is None else p_value(row.gap_p_holm),
-        f"{test.only_method} / {test.only_reference}" if test else MISSING,
+        Number(f"{test.only_method} / {test.only_reference}", test.only_method)
+        if test else MISSING,
         p_value(test.p_value) if test else MISSING,
         equivalence_cell(row, track),
-        MISSING if detectable is None else percent(detectable),
-    )
+        cell_of(detectable, percent),
+    )  # fmt: skip
 
 
 def equivalence_cell(row: Row, track: str) -> str:
@@ -227,17 +229,20 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
         for sweep in comparison.sweeps:
             rates = ", ".join(f"{p.learning_rate:g}" + " (stopped early)" * bool(p.stopped)
                               for p in sweep.points)  # fmt: skip
-            link = "/".join(filter(None, (comparison.study.link, "tune", f"{sweep.sweep_id}.json")))
+            link = posixpath.join(comparison.study.link, "tune", f"{sweep.sweep_id}.json")
             name = (comparison.name, f"[{sweep.method}]({link})", rates)
             if all(point.is_out for point in sweep.points):
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
             edge = "**yes**" if sweep.at_edge else "no"
-            reached = percent(best.accuracy or 0) if best.measure is None else best.text()
-            rows.append((*name, f"{best.learning_rate:g}", reached,
-                         f"{best.questions:,}", lead_of(sweep),
-                         f"{sweep.overlap_dropped:,}", edge))  # fmt: skip
+            reached = cell_of(best.accuracy, percent)
+            if best.value is not None:
+                reached = Number(best.text(), best.value)
+            rows.append((*name, cell_of(best.learning_rate, "{:g}".format),
+                         reached, cell_of(best.questions),
+                         lead_of(sweep), cell_of(sweep.overlap_dropped),
+                         edge))  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -247,10 +252,10 @@ def lead_of(sweep: TuneRecord) -> str:
     if not others:
         return "—"
     second = max(others, key=lambda p: p.merit)
-    if sweep.best.measure is not None:
-        lead = MEASURES[sweep.best.measure].text(sweep.best.merit - second.merit)
-        return f"{lead} (over {second.learning_rate:g})"
-    return f"{(sweep.best.correct or 0) - (second.correct or 0)} (over {second.learning_rate:g})"
+    lead = sweep.best.merit - second.merit
+    measure = sweep.best.measure
+    text = f"{lead:.0f}" if measure is None else MEASURES[measure].text(lead)
+    return Number(f"{text} (over {second.learning_rate:g})", lead)
 
 
 # Claims and sides ---------------------------------------------------------------------------------
@@ -294,10 +299,9 @@ def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
             other = theirs.get((comparison.track, comparison.model, str(row.method)))
             if other is None or not row.complete or not other[1].complete:
                 continue
-            cells = [
-                f"**{headline_or_time(comparison, row, key)}** / {headline_or_time(*other, key)}"
-                for key in keys
-            ]
+            pairs = [(headline_or_time(comparison, row, key), headline_or_time(*other, key))
+                     for key in keys]  # fmt: skip
+            cells = [around(f"**{ours}** / {its}", ours) for ours, its in pairs]
             rows.append((comparison.track, comparison.name, row.method.label, *cells,
                          differing_fields(row, other[1])))  # fmt: skip
     return Table(header, tuple(rows)) if rows else None
