@@ -18,6 +18,7 @@ from studylib.core import places
 from studylib.core.errors import StudyError
 from studylib.core.sealed import digest_of
 from studylib.reporting.appendix_files import slug
+from studylib.reporting.blocks import Table
 from studylib.reporting.report import (
     check_reference_report,
     compose_report,
@@ -40,6 +41,13 @@ def build_report(results: Path, **sources: Any) -> Path:
     """A reader's REPORT.md, as the report notebook makes it."""
     found = own_sources(results, **sources)
     return write_report(found, compose_report(found))
+
+
+def tables_of(folder: Path, part: str = "results", **sources: Any) -> list[Table]:
+    """The tables of one part of a reader's report, or of one appendix."""
+    made = compose_report(own_sources(folder, **sources))
+    blocks = {**made.parts, **made.appendices}[part]
+    return [block for block in blocks if isinstance(block, Table)]
 
 
 def build_reference_report(root: Path) -> Path:
@@ -169,10 +177,11 @@ def test_failures_and_missing_runs_are_words_in_rows(tmp_path: Path) -> None:
     planned.append(make_spec("full", "ladder:1.4m"))
     failed = {planned[1].run_id: "see its log"}
     text = build_report(factory.folder, planned=planned, failed=failed).read_text()
-    rows = [line for line in section(text, "Results").splitlines() if line.startswith("|")]
-    assert any("full — diverged (1 of 2 runs)" in row for row in rows)
-    assert any("LoRA r=16 — out of memory" in row and "1.05 GB" in row for row in rows)
-    assert any("QLoRA r=16" in row and "s0 not run, s1 failed (see its log)" in row for row in rows)
+    [table] = tables_of(factory.folder, planned=planned, failed=failed)
+    memory = dict(zip(table.column("Method"), table.column("Train peak"), strict=True))
+    assert "full — diverged (1 of 2 runs)" in memory
+    assert memory["LoRA r=16 — out of memory"] == "1.05 GB"
+    assert memory["QLoRA r=16 — s0 not run, s1 failed (see its log)"] == "—"
     assert "loss is nan at step 7" in whole(factory.folder)
     assert "Not run at all: ladder:1.4m (track main)." in section(text, "Results")
 
@@ -215,11 +224,9 @@ def test_hand_edited_record_stops_the_report_and_is_named(tmp_path: Path) -> Non
 def test_reader_sees_own_figures_beside_the_reference(tmp_path: Path) -> None:
     reference = Factory(tmp_path / "reference" / "r").study(seeds=(0,))
     own = Factory(tmp_path / "r", device="CPU of the reader").study(seeds=(0,))
-    text = build_report(own, reference=reference).read_text()
-    beside = section(text, "Beside the reference")
-    rows = [line for line in beside.splitlines() if line.startswith("| main")]
-    assert len(rows) == 8
-    assert all("device.name" in row for row in rows)
+    [table] = tables_of(own, "beside", reference=reference)
+    assert len(table.rows) == 8 and all("device.name" in why for why in table.column("Differs in"))
+    beside = section(build_report(own, reference=reference).read_text(), "Beside the reference")
     assert "CPU of the reader" in beside
     assert "CPU AMD EPYC" in beside
 
@@ -308,15 +315,16 @@ def test_learning_rates_are_shown_and_a_best_at_the_edge_is_flagged(tmp_path: Pa
     assert "**Learning rates**" not in whole(folder)
     factory.sweep("full", {1e-4: 80, 1e-3: 150, 1e-2: None})
     factory.sweep("lora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 120})
-    build_report(folder)
-    rates = whole(folder).partition("**Learning rates**")[2].partition("\n\nChosen")[0]
-    rows = [line for line in rates.splitlines() if line.startswith("| ladder")]
-    assert "| 0.001 | 75.0 | 200 | 70 (over 0.0001) | 3 | no |" in rows[0]
-    assert "| 0.005 | 70.0 | 200 | 20 (over 0.02) | 3 | no |" in rows[1]
-    assert (folder / "figures" / "main-tuning.svg").is_file()
+    rates = tables_of(folder, "details")[-2]
+    assert [row[3:] for row in rates.rows] == [
+        ("0.001", "75.0", "200", "70 (over 0.0001)", "3", "no"),
+        ("0.005", "70.0", "200", "20 (over 0.02)", "3", "no"),
+    ]
     factory.sweep("qlora-r16", {1e-3: 80, 5e-3: 140, 2e-2: 160})
     build_report(folder)
-    assert "| **yes** |" in whole(folder) and "a better one may lie beyond" in whole(folder)
+    assert (folder / "figures" / "main-tuning.svg").is_file()
+    assert tables_of(folder, "details")[-2].column("At the edge") == ["no", "no", "**yes**"]
+    assert "a better one may lie beyond" in whole(folder)
 
 
 def test_a_run_that_was_not_started_says_so_and_why(tmp_path: Path) -> None:
@@ -326,8 +334,8 @@ def test_a_run_that_was_not_started_says_so_and_why(tmp_path: Path) -> None:
     reason = "the forecast peak of 106.0 GB is more than this machine's 8.0 GB"
     factory.add(make_spec("full"), status="does not fit, forecast", reason=reason)
     text = build_report(factory.folder).read_text()
-    rows = [line for line in section(text, "Results").splitlines() if line.startswith("|")]
-    assert any("full — does not fit, forecast" in row for row in rows)
+    [table] = tables_of(factory.folder)
+    assert "full — does not fit, forecast" in table.column("Method")
     assert reason in whole(factory.folder)
     assert "No full fine-tuning run is complete" in section(text, "Results")
 
@@ -425,11 +433,8 @@ def test_a_searchs_lead_is_shown_in_questions(tmp_path: Path) -> None:
     factory = Factory(tmp_path / "tuned")
     factory.add(make_spec("full"))
     factory.sweep("full", {1e-4: 149, 1e-3: 150, 1e-2: None})
-    build_report(factory.folder)
-    text = (factory.folder / "docs/report/details.md").read_text()
-    assert "| 150" not in text
-    assert "| 1 (over 0.0001) |" in text
-    assert "A lead of a few questions is within the noise" in text
+    rates = tables_of(factory.folder, "details")[-2]
+    assert rates.column("Ahead of the next best") == ["1 (over 0.0001)"]
 
 
 def test_the_smallest_gap_is_found_by_the_corrected_test(study: Path) -> None:
@@ -467,13 +472,11 @@ def test_provenance_says_what_was_tried_on_a_model_and_where_it_is_from(tmp_path
             return super().load(spec).model_copy(update={**tried, "origin": origin})
 
     Converted(tmp_path).study()
-    build_report(tmp_path)
-    text = whole(tmp_path)
-    rows = dict(line.strip("| ").split(" | ", 1) for line in text.splitlines() if "| " in line)
+    rows = dict(next(t for t in tables_of(tmp_path, "runs") if t.header[0] == "What").rows)
     model = next(name.removeprefix("Origin of ") for name in rows if name.startswith("Origin of"))
     assert rows[f"Origin of {model}"] == "small-1.0.whl, sha256 abababababab, Apache-2.0"
     assert rows[f"How {model} reads"].startswith("sdpa attention; examples of a packed row do not")
-    base = rows[f"4-bit base of {model}"].replace("\xa0", " ")
+    base = rows[f"4-bit base of {model}"]
     assert "11.3 %" in base and "9.2 %" in base
 
 

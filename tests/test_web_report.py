@@ -347,9 +347,9 @@ def script_of(page: str) -> str:
 
 
 def test_html_in_a_records_words_is_shown_and_not_obeyed() -> None:
-    evil = "<script>alert(1)</script> <img src=x>"
+    evil = "<script>alert(1)</script> <img src=x> ![p](http://x/y.png) [l](javascript:alert)"
     html = body_of(Table(words(evil), ((evil,),)), Text(evil))
-    assert "<script" not in html and "<img" not in html
+    assert "<script" not in html and "<img" not in html and not re.search("=.javascript", html)
     assert html.count("&lt;script&gt;") == 4, "in two cells, the column's name and the text"
 
 

@@ -110,7 +110,8 @@ def mark_blocks(name: str, title: str, blocks: Iterable[Block]) -> Iterator[tupl
 
 class Renderer(HTMLRenderer):
     """A link within the report leads to its place on the page; one to another file becomes text
-    that names it, since the page may be read where the file is not."""
+    that names it, since the page may be read where the file is not. A picture that a record's words
+    ask for is its name: nothing is fetched."""
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         if re.match(r"#|\w+:", url):
@@ -122,6 +123,9 @@ class Renderer(HTMLRenderer):
         if path in places:
             return super().link(text, f"#{places[path]}" + (f"--{heading}" if heading else ""))
         return f'<span class="file" title="{self.escape_attribute(path)}">{text}</span>'
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        return text
 
 
 RENDERER, PARSER = Renderer(), InlineParser()
