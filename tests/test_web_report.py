@@ -421,18 +421,31 @@ def test_names_within_a_picture_are_its_own() -> None:
            'viewBox="0 0 72 36"><defs><path id="a" '
            'd="M 1.23456 2"/></defs><g id="unused"><use xlink:href="#a" '
            'style="fill: #0072b2"/></g></svg>')  # fmt: skip
-    one, other = inline_picture(svg, 'A "caption"', "p1"), inline_picture(svg, "B", "p2")
+    one, other = inline_picture(svg, 'A "caption"', "p1", {}), inline_picture(svg, "B", "p2", {})
     assert "fill: var(--full)" in one and 'aria-label="A &quot;caption&quot;"' in one
     assert "max-width:96px" in one and "unused" not in one and "M 1.23 2" in one
-    (mark,) = re.findall(r'xlink:href="#(.*?)"', one)
+    (mark,) = re.findall(r' href="#(.*?)"', one)
     assert f'id="{mark}"' in one and mark not in other
+
+
+def test_a_letter_is_drawn_once_a_page_and_used_by_every_picture() -> None:
+    outline = 'd="M 7 7" transform="scale(0.015625)"'
+    svg = (f'<svg data-panels="0 72" viewBox="0 0 72 36"><defs><path id="Font-1a" {outline}/>'
+           '<path id="m1" d="M 1 1"/></defs><use xlink:href="#Font-1a"/><use xlink:href="#m1" '
+           'transform="translate(1.23456 2) scale(0.015625)"/></svg>')  # fmt: skip
+    glyphs: dict[str, str] = {}
+    one, other = (inline_picture(svg, "A", mark, glyphs) for mark in ("p1", "p2"))
+    assert [html.count(outline) for html in (one, other)] == [1, 0] and len(glyphs) == 1
+    for html, mark in ((one, "p1"), (other, "p2")):
+        assert re.findall('href="#(.*?)"', html) == [*glyphs.values(), f"{mark}-1"]
+        assert f'id="{mark}-1"' in html and "translate(1.23 2) scale(0.015625)" in html
 
 
 def test_a_pictures_panels_become_pictures_of_their_own() -> None:
     axes = '<g id="axes_1"><path d="M 1 1"/></g><g id="axes_2"><use xlink:href="#c"/></g>'
     svg = (f'<svg data-panels="4 90 110 196" viewBox="0 0 200 80"><g id="figure_1">{axes}</g>'
            '<defs><clipPath id="c"/></defs></svg>')  # fmt: skip
-    html = inline_picture(svg, "Both", "p1")
+    html = inline_picture(svg, "Both", "p1", {})
     assert re.findall(r'viewBox="([^"]*)"', html) == ["0 0 100 80", "100 0 100 80"]
     first, second = html.split("</svg>")[:2]
     assert "M 1 1" in first and "clipPath" in first and "<use" in second

@@ -61,14 +61,14 @@ def render_page(report: Report) -> bytes:
         style=read("page.css"), script=read("page.js"),
         light=palette_css(dark=False), dark=palette_css(dark=True),
         sections=make_sections(report),
-        draw=partial(draw, report.files, count()),
+        draw=partial(draw, report.files, {}, count()),
     )  # fmt: skip
     return html.encode()
 
 
-def draw(files: Files, places: Iterator[int], picture: Picture) -> Markup:
+def draw(files: Files, glyphs: dict[str, str], places: Iterator[int], picture: Picture) -> Markup:
     svg = files[picture.path].decode()
-    return Markup(inline_picture(svg, picture.caption, f"p{next(places)}"))
+    return Markup(inline_picture(svg, picture.caption, f"p{next(places)}", glyphs))
 
 
 def read(name: str) -> Markup:

@@ -40,21 +40,37 @@ AXES = re.compile(r'<g id="[^"]*axes_\d+">')
 ID = re.compile(r' id="([^"]+)"')
 USE = re.compile(r'(xlink:href="#|url\(#)([^")]+)')
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
-OUTLINE = re.compile(r' d="[^"]*"')
+GLYPH = re.compile(r'<path id="([\w-]+)"( d="[^"]*" transform="scale\(0\.015625\)")/>')
+PLACES = re.compile(r' (?:d|x|y)="[^"]*"|translate\([^)]*\)')
 LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
 
 
-def inline_picture(svg: str, caption: str, mark: str) -> str:
+def inline_picture(svg: str, caption: str, mark: str, glyphs: dict[str, str]) -> str:
     """The picture for the page: one `svg` a panel, side by side where there is room. mark: its own
-    on the page, before the names of its parts."""
-    used = {name for _, name in USE.findall(svg)}
-    svg = split_panels(LEFT_OUT.sub("", svg).strip())
-    svg = ID.sub(lambda m: f' id="{mark}-{m[1]}"' if m[1] in used else "", svg)
-    svg = USE.sub(lambda m: f"{m[1]}{mark}-{m[2]}", svg)
+    on the page, before the names of its parts. glyphs: the letters that the page has."""
+    svg = share_glyphs(split_panels(LEFT_OUT.sub("", svg).strip()), glyphs)
+    used, letters = dict.fromkeys(name for _, name in USE.findall(svg)), {*glyphs.values()}
+    names = {name: name if name in letters else f"{mark}-{i}" for i, name in enumerate(used)}
+    svg = ID.sub(lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
+    svg = USE.sub(lambda m: m[1].removeprefix("xlink:") + names[m[2]], svg)
     svg = COLOUR.sub(lambda m: page_colour(m[0]), svg)
-    svg = OUTLINE.sub(lambda m: LONG_NUMBER.sub(r"\1", m[0]), svg)
+    svg = PLACES.sub(lambda m: LONG_NUMBER.sub(r"\1", m[0]), svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
     return f'<div class="panels" role="img" aria-label="{escape(caption)}">{svg}</div>'
+
+
+def share_glyphs(svg: str, glyphs: dict[str, str]) -> str:
+    """The picture without the letters that another of the page has drawn already; it adds its own.
+    glyphs: outline -> its name on the page."""
+    names: dict[str, str] = {}
+
+    def keep_new(found: re.Match[str]) -> str:
+        known = found[2] in glyphs
+        names[found[1]] = glyphs.setdefault(found[2], f"g{len(glyphs)}")
+        return "" if known else f'<path id="{names[found[1]]}"{found[2]}/>'
+
+    svg = re.sub(r"<defs>\s*</defs>", "", GLYPH.sub(keep_new, svg))
+    return USE.sub(lambda m: m[1] + names.get(m[2], m[2]), svg)
 
 
 def split_panels(svg: str) -> str:
@@ -84,8 +100,7 @@ def open_root(left: float, width: float, height: str) -> str:
     """The opening tag. Points become pixels: a picture is at most as large as it was drawn."""
     pixels = round(width * 4 / 3)
     return (
-        '<svg xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left:.0f} 0 {width:.0f} {height}" '
+        f'<svg viewBox="{left:.0f} 0 {width:.0f} {height}" '
         f'style="flex-basis:{pixels}px;max-width:{pixels}px" aria-hidden="true">'
     )
 
