@@ -225,21 +225,16 @@ def card_sentence(book: ForecastBook) -> str:
         for a in fitting
     ]
     found = "; ".join(parts) or "none"
-    return (
-        f"**Which 13B job fits a 24 GB card?** Of full fine-tuning, LoRA r=16 and QLoRA r=16 on "
-        f"{gpu} ({byte_size(usable)} usable, the least of the catalog's 24 GB cards): {found}."
-    )
+    return say("forecast_card", gpu=gpu, usable=byte_size(usable), found=found)
 
 
 def published_sentence(book: ForecastBook) -> str:
     errors = book.errors
     if not errors:
         return "No published peak was forecast."
-    return (
-        f"Against {len(errors)} published peaks whose settings are stated, the forecast is off by "
-        f"{100 * book.mean_error:.1f} % on average and {100 * book.worst_error:.1f} % at worst; "
-        f"the ranges of memory above are that worst error.{left_out_sentence(book)}"
-    )
+    mean, worst = (f"{100 * error:.1f}" for error in (book.mean_error, book.worst_error))
+    text = say("published_error", count=len(errors), mean=mean, worst=worst)
+    return text + left_out_sentence(book)
 
 
 def left_out_sentence(book: ForecastBook) -> str:
@@ -247,15 +242,10 @@ def left_out_sentence(book: ForecastBook) -> str:
     out = [row.error for row in book.published if row.not_comparable is not None]
     if not out:
         return ""
-    text = (
-        f" {len(out)} more are left out, each for a reason that the appendix gives: "
-        f"{points(min(out))} to {points(max(out))} %."
-    )
+    low, high = points(min(out)), points(max(out))
+    text = " " + say("published_left_out", count=len(out), low=low, high=high)
     if bare := untested_kinds(book):
-        text += (
-            f" No case of {' or of '.join(bare)} is among those that count: there the ranges "
-            "rest on other jobs' error, and no published peak bears them out."
-        )
+        text += " " + say("published_none", kinds=" or of ".join(bare))
     return text
 
 

@@ -186,7 +186,5 @@ def runs_section(summary: Summary) -> list[Block]:
         end = study.failed.get(spec.run_id)
         rows.append((spec.run_id, f"failed: {end}" if end else NOT_RUN, "—", "—"))
     header = (named("Run"), *words("Status"), *figures("Learning rate", "Wall clock (s)"))
-    again = ("A run is made again by `study run RUN_ID --profile profile.yaml` (the file beside "
-             "this report), once its folder is moved away.")  # fmt: skip
-    return [Heading(2, "Runs"), Table(header, tuple(rows)), Text(again),
+    return [Heading(2, "Runs"), Table(header, tuple(rows)), Text(say("made_again")),
             Heading(3, "Provenance"), provenance_table(summary)]  # fmt: skip

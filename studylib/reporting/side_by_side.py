@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from studylib.reporting.blocks import Block, Heading, Table, Text, named, words
+from studylib.reporting.glossary import say
 from studylib.reporting.literal import show_literally
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison
@@ -25,8 +26,7 @@ def section(comparisons: Sequence[Comparison]) -> list[Block]:
     """The part of a report, a table a model; a sentence where no run kept answers."""
     shown = [(c, table) for c in comparisons if (table := answer_table(c)) is not None]
     if not shown:
-        return [Heading(2, "Held-out prompts"), Text("No run kept answers: there is no held-out "
-                "part, or no prompt of it fits the model.")]  # fmt: skip
+        return [Heading(2, "Held-out prompts"), Text(say("no_answers"))]
     blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(reading(shown))]
     for comparison, table in shown:
         blocks += [Heading(3, comparison.name)] if len(shown) > 1 else []
@@ -71,8 +71,7 @@ def answer_cell(frame: pd.DataFrame, item: str) -> str:
 
 def reading(shown: Sequence[tuple[Comparison, Table]]) -> str:
     count = max(len(table.rows) for _, table in shown)
-    text = f"{count} held-out examples, chosen by a hash of their text before any was answered, "
-    text += "and the likeliest answer token by token. ⏎ is an end of line."
+    text = say("answers", count=count)
     several = dict.fromkeys(
         row.method.label for c, _ in shown for row in c.rows if len(row.complete) > 1
     )
