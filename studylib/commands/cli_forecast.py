@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from studylib.commands.forecast_only import forecast_only
 from studylib.core.errors import StudyError
 from studylib.schema.methods import ADAPTER, name_methods
 
@@ -23,6 +24,7 @@ PricesOption = Annotated[
 ]
 
 
+@forecast_only
 def forecast(
     model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
     method: Annotated[str, typer.Option(help=name_methods())] = ADAPTER,
@@ -71,9 +73,6 @@ def forecast(
     What is not stated is as a study on a card has it: bf16, fp32 masters in full fine-tuning, the
     loss in pieces, checkpointing, packed rows of 2,048 tokens.
     """
-    from studylib.commands.forecast_only import forecast_only
-
-    forecast_only()
     from studylib.forecasting.forecast_text import format_forecast
     from studylib.forecasting.job_forecast import trace_once
     from studylib.forecasting.usual_recipe import usual_settings
