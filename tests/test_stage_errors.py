@@ -119,7 +119,7 @@ def test_a_processors_speed_is_taken_once_and_kept(tmp_path, monkeypatch):
     refresh_forecasts(tmp_path / "cpu", records, lambda line: None)
     made = read_run_forecasts(tmp_path / "cpu")
     assert made.speeds == {f"{CPU}, 1 threads, fp32": 1e9}
-    spec, size = records[0].run, 409_728  # what ladder:0.4m has
+    spec, size = records[0].run, 410_240  # what ladder:0.4m has
     exact = cpu_hours.train_seconds(spec, size, lambda dtype: 1e9)
     assert made.runs[0].stages["train"].seconds.mid == pytest.approx(exact.mid, rel=1e-4)
     assert set(made.runs[0].stages) == {"load", "train", "evaluate"}
@@ -170,7 +170,7 @@ def test_a_forecast_is_nearer_to_a_run_with_what_an_earlier_one_taught(
     monkeypatch.setattr(cpu_hours, "product_speed", lambda dtype, threads: 1e9)
     records = read_records(tmp_path / "mine" / "runs")
     refresh_forecasts(tmp_path / "mine", records, lambda line: None)
-    spec, size = record.run.model_copy(update={"seed": 1}), 409_728  # what ladder:0.4m has
+    spec, size = record.run.model_copy(update={"seed": 1}), 410_240  # what ladder:0.4m has
 
     def foresee():
         share, source = cpu_hours.learned("train", size)

@@ -172,5 +172,5 @@ def linear(short: int, long: int, more: int) -> int:
 
 def continue_counts(short: Counter, long: Counter, more: int) -> Counter:
     """How often each operator runs. A count below zero cancels one that grows with the depth."""
-    keys = set(short) | set(long)
+    keys = dict.fromkeys([*short, *long])  # in one order, so that sums over them come out alike
     return Counter({key: linear(short[key], long[key], more) for key in keys})

@@ -47,11 +47,12 @@ def plan_card_stages(spec: RunSpec, settings: ForecastSettings, made: Forecast, 
     if spec.model_ref.kind == "shape":  # random weights are not asked
         return stages
     scored = settings.model_copy(update={"weights": spec.train.dtype, "master_weights": False})
+    seconds = allocated = None
     with suppress(StudyError):  # questions or examples that are not here
-        stages["evaluate"] = PlannedStage(
-            seconds=in_seconds(scoring_hours(spec, size, gpu)),
-            allocated_bytes=forecast_evaluation(scored, SCORED_TOKENS, NO_CUDA).allocated_bytes,
-        )
+        seconds = in_seconds(scoring_hours(spec, size, gpu))
+    with suppress(StudyError):
+        allocated = forecast_evaluation(scored, SCORED_TOKENS, NO_CUDA).allocated_bytes
+    stages["evaluate"] = PlannedStage(seconds=seconds, allocated_bytes=allocated)
     return stages
 
 
@@ -72,7 +73,8 @@ def plan_host_stages(spec: RunSpec, made: Forecast, speed: float) -> Stages:
 
 
 def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
-    """A serving run on a card: all its stages, and its fullest case."""
+    """A serving run on a card: all its stages, and its fullest case beside another whole copy, with
+    which every variant is compared in turns."""
     asked = spec.settings
     method = spec.method if spec.method.kind.trains else FULL
     settings = ForecastSettings(
@@ -87,9 +89,11 @@ def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
     )
     context, most = max(asked.prompt_tokens) + asked.new_tokens, max(asked.batch_sizes)
     with suppress(StudyError):
+        served = forecast_serving(settings, context, most, NO_CUDA)
+        copy = sum(served.parts.get(name, 0) for name in HELD[:2])
         return PlannedStage(
             seconds=in_seconds(serving_hours(spec, count_params(spec.model, False))),
-            allocated_bytes=forecast_serving(settings, context, most, NO_CUDA).allocated_bytes,
+            allocated_bytes=served.allocated_bytes + copy,
         )
     return PlannedStage()
 
