@@ -33,7 +33,8 @@ def planned(low, mid, high, count_bytes=None):
 
 
 def add_run(folder, device=GPU, seconds=20.0, **changes):
-    """A run of a minute by its clock: so long a training, 10 s of scoring, 2 of serving."""
+    """A run of a minute by its clock: so long a training, all of it clean steps, 10 s of scoring,
+    2 of serving."""
     factory = Factory(folder, device=device)
     spec = make_spec("lora", gpus=int(device == GPU), **changes)
     spec = spec.model_copy(
@@ -45,8 +46,9 @@ def add_run(folder, device=GPU, seconds=20.0, **changes):
 
         def with_wall(asked, made=made, wall=wall):
             block = made(asked)
+            clean = {"clean_step_seconds": wall / spec.train.steps} if "steps" in dir(block) else {}
             measure = block.measure.model_copy(update={"wall_seconds": wall})
-            return block.model_copy(update={"measure": measure})
+            return block.model_copy(update={"measure": measure, **clean})
 
         setattr(factory, name, with_wall)
     return factory.add(spec)

@@ -25,6 +25,7 @@ from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
 from studylib.schema.shared_card import runs_on_card
 
 own_results: Path | None = None  # the folder that a command or notebook names
+TELLING_SECONDS = 10.0  # of a scoring
 LIKE = 10  # times the parameters: what a processor does with models further apart differs
 
 
@@ -79,13 +80,23 @@ def learn_share(device: str, stage: str, params: int, *roots: Path) -> Efficienc
     """
     factors = []
     for record, made in all_runs(is_planned, roots or usual_roots()):
-        plan, block = made.stages.get(stage), getattr(record, stage)
-        if record.environment.device != device or record.load is None or not (plan and block):
+        plan, seconds = made.stages.get(stage), stage_seconds(record, stage)
+        if record.environment.device != device or record.load is None or plan is None:
             continue
-        size, seconds = record.load.total_params, block.measure.wall_seconds
+        size = record.load.total_params
         if plan.seconds and seconds and max(size, params) <= LIKE * min(size, params):
             factors.append(plan.seconds.mid / seconds)
     return spread(factors, device) if factors else None
+
+
+def stage_seconds(record: Record, stage: str) -> float | None:
+    """What a stage took apart from its beginning: all its steps without their warm-up. None of a
+    scoring that was hardly more than its beginning."""
+    if stage == "train":
+        clean = record.train.clean_step_seconds if record.train else None
+        return clean and clean * record.run.train.steps
+    seconds = record.evaluate.measure.wall_seconds if record.evaluate else 0.0
+    return seconds if seconds >= TELLING_SECONDS else None
 
 
 def is_on_card(made: RunForecast) -> bool:

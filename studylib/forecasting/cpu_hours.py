@@ -25,7 +25,8 @@ from studylib.schema.settings import EvaluateSettings
 # Of the product's speed that whole passes reach. One thread on an AMD EPYC with bf16 units took
 # 2.8 s for a step of SmolLM2-135M with LoRA over 1,024 tokens: 0.4 of it.
 SHARE = Range(low=0.2, mid=0.4, high=0.6)
-START_SECONDS = Range(low=10, mid=20, high=60)
+# A process, its imports, its data: 5 to 15 s of runs on toy models.
+START_SECONDS = Range(low=4, mid=10, high=60)
 # Forward and backward; a frozen weight needs no gradient of its own, a quantized one is read anew.
 FULL_PASSES, FROZEN_PASSES, QUANTIZED_PASSES = 3, 2, 3
 SHAPE, TRIES = (1024, 576, 1536), 8
