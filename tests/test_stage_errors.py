@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record_factory import GPU, Factory, make_spec
+from record_factory import GPU
 from serve_factory import add_serving
+from taught import CPU, GB, add_run, keep_plans
 
 from studylib.forecasting import calibration, cpu_hours, run_forecasts
 from studylib.forecasting.calibration import learn_from, learn_share, learn_terms
@@ -16,57 +17,11 @@ from studylib.reporting.stage_errors import compare_stages, section, stage_table
 from studylib.reporting.study import read_study
 from studylib.schema.forecast_book import Span
 from studylib.schema.records import read_records
-from studylib.schema.run_forecasts import (
-    PlannedStage,
-    RunForecast,
-    RunForecasts,
-    read_run_forecasts,
-    write_run_forecasts,
-)
-
-GB = 10**9
-CPU = "CPU AMD EPYC"
+from studylib.schema.run_forecasts import PlannedStage, read_run_forecasts, write_run_forecasts
 
 
 def planned(low, mid, high, count_bytes=None):
     return PlannedStage(seconds=Span(low=low, mid=mid, high=high), allocated_bytes=count_bytes)
-
-
-def add_run(folder, device=GPU, seconds=20.0, **changes):
-    """A run of a minute by its clock: so long a training, all of it clean steps, 10 s of scoring,
-    2 of serving."""
-    factory = Factory(folder, device=device)
-    spec = make_spec("lora", gpus=int(device == GPU), **changes)
-    spec = spec.model_copy(
-        update={"hardware": spec.hardware.model_copy(update={"runs_per_card": 1})}
-    )
-    walls = {"train": seconds, "evaluate": 10.0, "serve": 2.0}
-    for name, wall in walls.items():
-        made = getattr(factory, name)
-
-        def with_wall(asked, made=made, wall=wall):
-            block = made(asked)
-            clean = {"clean_step_seconds": wall / spec.train.steps} if "steps" in dir(block) else {}
-            measure = block.measure.model_copy(update={"wall_seconds": wall})
-            return block.model_copy(update={"measure": measure, **clean})
-
-        setattr(factory, name, with_wall)
-    return factory.add(spec)
-
-
-def keep_plans(folder, stages, serving=None, roofline=None):
-    runs = tuple(
-        RunForecast(
-            run_id=record.run_id, record_digest=record.digest, peak_bytes=GB, allocated_bytes=GB,
-            peak_stage="backward", parts={"weights": GB}, step_seconds=None,
-            roofline_seconds=roofline, stages=stages,
-        )
-        for record in read_records(folder / "runs")
-    )  # fmt: skip
-    write_run_forecasts(
-        folder,
-        RunForecasts(runs=runs, left_out={}, serving=serving or {}, packages={}, code_sha256="c"),
-    )
 
 
 STAGES = {

@@ -117,7 +117,6 @@ def recipe_settings(
     )
 
 
-@lru_cache(maxsize=256)
 def trace_once(
     settings: ForecastSettings,
     here: bool,
@@ -132,7 +131,19 @@ def trace_once(
     The others: as studylib.forecasting.forecast.forecast has them.
     """
     learned, terms = learn_terms(settings.gpu)
-    efficiency, cuda = efficiency or learned, cuda or terms
+    return trace_with(settings, here, efficiency or learned, cuda or terms, tokens, prices)
+
+
+@lru_cache(maxsize=256)
+def trace_with(
+    settings: ForecastSettings,
+    here: bool,
+    efficiency: Efficiency,
+    cuda: CudaTerms,
+    tokens: int | None,
+    prices: tuple[Offer, ...] | None,
+) -> Forecast:
+    """The same with terms that are known."""
 
     def make() -> Forecast:
         logging.getLogger(__name__).info("tracing a step: %s", settings.in_words)
@@ -154,7 +165,7 @@ def ask(
     tokens: int | None = None,
     prices: Sequence[Offer] | None = None,
 ) -> dict[str, Any]:
-    """All that the answer of trace_once follows from."""
+    """All that the answer of trace_with follows from."""
     offers = load_prices() if prices is None else prices
     return {
         "settings": settings.model_dump(mode="json"),
