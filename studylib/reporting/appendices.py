@@ -20,6 +20,7 @@ from studylib.reporting import (
     notes,
     ranking_section,
     serve_section,
+    stage_errors,
     tables,
 )
 from studylib.reporting.article_table import claim_rows
@@ -161,7 +162,8 @@ def rates(comparisons: Sequence[Comparison]) -> list[Block]:
 
 def forecasts(studies: list[Summary], book: ForecastBook | None) -> list[Block]:
     measured = forecast_errors.section([s.study for s in studies if not is_card(s)])
-    return [*measured, *(forecast_tables.details(book) if book is not None else [])]
+    staged = stage_errors.section([s.study for s in studies])
+    return [*measured, *staged, *(forecast_tables.details(book) if book is not None else [])]
 
 
 def runs(studies: list[Summary]) -> list[Block]:
