@@ -12,10 +12,12 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from studylib.core.metrics import MISSING, byte_size, plain_number, points
-from studylib.reporting.cells import Table
+from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
 from studylib.reporting.forecast_errors import Pair, compare_runs, worst
+from studylib.reporting.glossary import say
 from studylib.reporting.study import Study
 from studylib.schema.forecast_book import Span
 from studylib.schema.records import Record
@@ -23,11 +25,6 @@ from studylib.schema.run_forecasts import PlannedStage
 from studylib.schema.shared_card import runs_on_card
 
 STAGES = {"load": "start and load", "train": "train", "evaluate": "score", "serve": "serving run"}
-WORDS = (
-    "What `study plan` says of a run by assumption and count beside what happened. Start and load "
-    "is a run's clock without its other stages; a plan counts a process's imports there too, which "
-    "no record holds. Runs that shared a card have no seconds here."
-)
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,9 @@ def pair(measured: int | None, plan: PlannedStage) -> Pair | None:
 
 def stage_table(found: Iterable[Staged]) -> Table:
     """A row for each stage and device: medians, and the worst of the errors."""
-    header = ("Stage", "Device", "Runs", "Seconds, measured", "Planned ÷ measured", "Worst",
-              "Within the plan's range", "Memory, measured", "Forecast's error", "Worst error",
-              )  # fmt: skip
+    header = (named("Stage"), *words("Device"), *figures("Runs", "Seconds, measured",
+              "Planned ÷ measured", "Worst", "Within the plan's range", "Memory, measured",
+              "Forecast's error", "Worst error"))  # fmt: skip
     groups: dict[tuple[int, str], list[Staged]] = {}
     for one in found:
         groups.setdefault((list(STAGES).index(one.stage), one.device), []).append(one)
@@ -114,19 +111,21 @@ def stage_row(like: Sequence[Staged]) -> tuple[str, ...]:
     timed = [one for one in like if one.time]
     times = [time for one in timed if (time := one.time)]
     memory = [one.memory for one in like if one.memory]
-    seconds = (MISSING,) * 4
+    seconds: tuple[str, ...] = (MISSING,) * 4
     if times:
         ratios = sorted((time.forecast / time.measured for time in times), key=far)
         within = sum(one.inside for one in timed)
         middle = statistics.median(ratios)
-        measured = plain_number(statistics.median(time.measured for time in times), 3)
-        seconds = (measured, plain_number(middle, 2), plain_number(ratios[-1], 2),
-                   f"{within} of {len(timed)}")  # fmt: skip
-    cells = (MISSING,) * 3
+        measured = statistics.median(time.measured for time in times)
+        seconds = (cell_of(measured, partial(plain_number, digits=3)),
+                   *(cell_of(ratio, partial(plain_number, digits=2))
+                     for ratio in (middle, ratios[-1])),
+                   Number(f"{within} of {len(timed)}", within / len(timed)))  # fmt: skip
+    cells: tuple[str, ...] = (MISSING,) * 3
     if memory:
-        middle = statistics.median(one.error for one in memory)
-        cells = (byte_size(statistics.median(one.measured for one in memory)),
-                 f"{points(middle)} %", f"{points(worst(memory).error)} %")  # fmt: skip
+        off = (statistics.median(one.error for one in memory), worst(memory).error)
+        cells = (cell_of(statistics.median(one.measured for one in memory), byte_size),
+                 *(Number(f"{points(error)} %", error) for error in off))  # fmt: skip
     return (STAGES[like[0].stage], like[0].device, str(len(like)), *seconds, *cells)
 
 
@@ -135,15 +134,8 @@ def far(ratio: float) -> float:
     return max(ratio, 1 / ratio)
 
 
-def section(studies: Iterable[Study]) -> list[str]:
+def section(studies: Iterable[Study]) -> list[Block]:
     """The report's part, or nothing where no plan was kept of a run."""
     found = [one for one in compare_stages(studies) if one.time or one.memory]
-    lines = [
-        "**Plan against measured, by stage**",
-        "",
-        WORDS,
-        "",
-        stage_table(found).markdown(),
-        "",
-    ]
-    return lines if found else []
+    title = Text("**Plan against measured, by stage**")
+    return [title, Text(say("plan_by_stage")), stage_table(found)] if found else []
