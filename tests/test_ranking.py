@@ -94,6 +94,17 @@ def test_where_none_is_ahead_the_most_that_one_could_be_is_said(tmp_path):
     assert shared_rate.section(found) == []
 
 
+def test_where_only_other_kinds_are_ahead_the_most_that_an_adapter_could_be_is_said(tmp_path):
+    found = rank_methods(
+        build(tmp_path / "s", KNOWN | {"pissa": 0.55, "full": 0.95}).comparisons[0]
+    )
+    assert found is not None and [p.row.method.name for p in found.ahead] == ["full"]
+    most = max(lead.high for place, lead in found.others if place.row.method.name != "full")
+    assert f"No other adapter beats tuned LoRA r=16 by more than {100 * most:.1f} pp" in (
+        ranking_section.tell(found)
+    )
+
+
 def test_of_several_loras_the_one_of_most_methods_rank_is_the_reference(tmp_path):
     summary = build(tmp_path / "s", KNOWN | {"lora-r8": 0.5, "lora-r64": 0.7}, rates={})
     found = rank_methods(summary.comparisons[0])

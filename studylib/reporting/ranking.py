@@ -63,10 +63,11 @@ class Ranking:
     def behind(self) -> list[Place]:
         return [place for place, lead in self.others if lead.high < 0]
 
-    @property
-    def most(self) -> tuple[Place, Pair]:
-        """Who could be furthest ahead of the reference, by the upper ends of the intervals."""
-        return max(self.others, key=lambda pair: pair[1].high)
+    def most(self, adapters: bool) -> tuple[Place, Pair] | None:
+        """Who could be furthest ahead of the reference, by the upper ends of the intervals; of the
+        adapters alone if so asked."""
+        able = [o for o in self.others if not adapters or o[0].row.method.kind.adapter]
+        return max(able, key=lambda other: other[1].high, default=None)
 
     @property
     def frontier(self) -> list[Place]:

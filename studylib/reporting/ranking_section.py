@@ -58,16 +58,11 @@ def tell(ranking: Ranking) -> str:
     label = reference_words(ranking)
     if ranking.measure is None and not ranking.comparison.above_chance:
         return "**No accuracy can be told from guessing:** the ranking says nothing of learning."
-    if ranking.ahead:
-        ends = [f"{place.row.label} by {span(ranking, place.lead)}" for place in ranking.ahead]
-        text = f"**Better than {label}: {join_words(ends)}.**"
-    else:
-        place, pair = ranking.most
-        most = f"{number(ranking.measure, max(pair.high, 0.0), signed=False)} {unit(ranking)}"
-        text = (
-            f"**No method beats {label} by more than {most}** "
-            f"({place.row.label} could: {span(ranking, pair)})."
-        )
+    ends = [f"{place.row.label} by {span(ranking, place.lead)}" for place in ranking.ahead]
+    text = f"**Better than {label}: {join_words(ends)}.**" if ends else ""
+    if not any(place.row.method.kind.adapter for place in ranking.ahead):
+        who = "No other adapter" if ends else "No method"
+        text += " " * bool(ends) + tell_most(ranking, who, label, adapters=bool(ends))
     if ranking.behind:
         text += f" Behind it: {join_words([place.row.label for place in ranking.behind])}."
     open_ones = [
@@ -79,6 +74,19 @@ def tell(ranking: Ranking) -> str:
         text += f" Not told apart from it: {join_words(open_ones)}."
     best = [place.row.label for place in ranking.frontier]
     return f"{text} Nothing scores as much with less memory than {join_words(best, 'or')}."
+
+
+def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
+    """By how much any of them could beat the reference; nothing where there is none."""
+    found = ranking.most(adapters)
+    if found is None:
+        return ""
+    place, pair = found
+    most = number(ranking.measure, max(pair.high, 0.0), signed=False)
+    return (
+        f"**{who} beats {label} by more than {most} {unit(ranking)}** "
+        f"({place.row.label} could: {span(ranking, pair)})."
+    )
 
 
 def reference_words(ranking: Ranking) -> str:
