@@ -30,7 +30,6 @@ from studylib.inputs.questions import check_questions
 from studylib.inputs.rungs import known_facts
 from studylib.inputs.sources import ask_model, model_folder, resolve_model
 from studylib.planning.answers import check_measures
-from studylib.planning.sizing import tell_sizing
 from studylib.planning.stale import REMEDY, refuse_stale
 from studylib.schema.differences import find_changes
 from studylib.schema.kept import place_of, why_not
@@ -220,6 +219,8 @@ def check_held_out(track: Track) -> list[str]:
         read_part(track.data, part)
     if asked.retention_data is not None:
         read_part(DataSettings(source=asked.retention_data), "train")
+    from studylib.planning.sizing import tell_sizing  # scipy's statistics take long to import
+
     return [*told, *tell_sizing(track)]
 
 
