@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from studylib.core.errors import StudyError
+from studylib.inputs import tokens
 from studylib.inputs.data import prepare_data
 from studylib.inputs.templates import (
     Spelled,
@@ -24,7 +25,14 @@ from studylib.inputs.templates import (
     spell_by_prefixes,
     spell_chat,
 )
-from studylib.inputs.tokens import IGNORED, tell_lengths, tokenise, unfold
+from studylib.inputs.tokens import (
+    IGNORED,
+    tell_lengths,
+    tokenise,
+    tokenise_bytes,
+    tokenise_spelled,
+    unfold,
+)
 from studylib.schema.profile import DataSettings, TrainSettings
 
 MARKS = ["<s>", "</s>", "<|start|>", "<|end|>", "<turn>", "</turn>", "<|eot|>", "<|head|>",
@@ -178,6 +186,28 @@ def test_patterns_are_used_where_a_template_has_one_and_not_where_it_rewrites():
     pattern = find_pattern(tokenizer, tokenizer.chat_template, roles)
     whole = render(conversation(SYSTEM)["messages"], tokenizer, None)
     assert pattern.fill([content for _, content in SYSTEM], whole) is None  # it trims them
+
+
+ODD = [("user", " é\U0001f600\n\n"), ("assistant", "\n\n\U0001f600é e\u0301  ñ\n"),
+       ("user", "<|end|>"), ("assistant", "好 <|end|> 7\u2003")]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [None, "a normalizer", "a cut"])
+def test_tokens_are_found_by_their_bytes_as_by_their_places(monkeypatch, changes):
+    """A tokenizer that changes texts, or gives part of their tokens, has no such bytes."""
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer(unmarked(BARE))
+    if changes == "a normalizer":
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    if changes == "a cut":
+        tokenizer("a b c d e f", truncation=True, max_length=3)
+    pieces = [spell_chat(conversation(turns), tokenizer)[0] for turns in (ONE, ODD, SYSTEM)]
+    assert any(tokenise_bytes(pieces, tokenizer)) == (changes is None)
+    made = tokenise_spelled(pieces, tokenizer, 4096)
+    monkeypatch.setattr(tokens, "count_bytes", lambda tokenizer: None)
+    by_places = tokenise_spelled(pieces, tokenizer, 4096)
+    assert made == by_places and [m.learned for m in made] == [m.learned for m in by_places]
 
 
 def test_the_prompt_of_a_short_answer_ends_before_it():

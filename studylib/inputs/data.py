@@ -173,14 +173,14 @@ class TrainingData:
 
 def hash_examples(examples: Iterable[Example]) -> str:
     """One hash of all examples, in their order."""
-    return hash_values(examples)
+    return hash_list(map(canonical, examples))
 
 
-def hash_values(values: Iterable[Any]) -> str:
-    """The SHA-256 of a list's canonical JSON, of which one value at a time is written."""
+def hash_list(values: Iterable[bytes]) -> str:
+    """The SHA-256 of a list's canonical JSON, of which one value at a time is there."""
     digest = hashlib.sha256(b"[")
     for number, value in enumerate(values):
-        digest.update(b"," * bool(number) + canonical(value))
+        digest.update(b"," * bool(number) + value)
     digest.update(b"]")
     return digest.hexdigest()
 
@@ -210,7 +210,7 @@ def prepare_data(
         rows=rows,
         examples=len(pieces),
         sha256=hash_examples(examples),
-        order_sha256=hash_values(rows),
+        order_sha256=hash_list(rows.as_json()),
         drawn=len(drawn),
         left_out=len(drawn) - len(used),
         cut=sum(map(store.is_cut, used)),
