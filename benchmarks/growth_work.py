@@ -125,12 +125,13 @@ def spread_runs(nodes: int, folder: Path) -> Work:
         for run in runs
     ]
     outcome, progress = Outcome(), Progress()
-    environ = {"PYTHONPATH": f"{code}{os.pathsep}{ROOT}"}
+    ray_nodes = import_from_tests("ray_nodes")  # its settings are read when ray is imported
+    environ = {**ray_nodes.SETTINGS, "PYTHONPATH": f"{code}{os.pathsep}{ROOT}"}
     with (
         patch.dict(os.environ, environ),
         Path(os.devnull).open("w") as nowhere,
         redirect_stdout(nowhere),
-        import_from_tests("ray_nodes").start_nodes(nodes) as cluster,
+        ray_nodes.start_nodes(nodes) as cluster,
         RayExecutor(cluster.address) as execute,
     ):
         cpu, begun = time.process_time(), time.perf_counter()

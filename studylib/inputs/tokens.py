@@ -31,6 +31,7 @@ from studylib.inputs.templates import (
 )
 
 MOST_TRIED = 2_000  # examples that a plan tokenises to tell what a row's length cuts
+Found = tuple[list[int], list[tuple[int, int]]]
 IGNORED = -100  # the label that transformers' loss leaves out
 
 
@@ -186,33 +187,36 @@ def tokenise_spelled(
     """Of texts with their learned characters: every token that holds one of them is learned."""
     made = tokenise_bytes(pieces, tokenizer)
     left = [piece for piece, one in zip(pieces, made, strict=True) if one is None]
-    encoded = left and tokenizer(
-        [piece.text for piece in left],
-        add_special_tokens=not left[0].marked,
+    rest = iter(tokenise_places(left, tokenizer) if left else ())
+    found = [next(rest) if one is None else one for one in made]
+    return [cut_to(ids, learned, seq_len) for ids, learned in found]
+
+
+def tokenise_places(pieces: Sequence[Spelled], tokenizer: Any) -> list[Found]:
+    """(token ids, learned tokens) of each text, by the places in it that its tokens have."""
+    encoded = tokenizer(
+        [piece.text for piece in pieces],
+        add_special_tokens=not pieces[0].marked,
         return_attention_mask=False,
         verbose=False,
     )
     find = find_by_place if getattr(tokenizer, "is_fast", False) else find_by_count
-
-    def spans(i: int, piece: Spelled) -> list[tuple[int, int]]:
-        return [find(encoded, i, piece, span, tokenizer) for span in piece.learned]
-
-    rest = ((encoded["input_ids"][i], spans(i, piece)) for i, piece in enumerate(left))
-    return [cut_to(*(one or next(rest)), seq_len) for one in made]
+    return [
+        (encoded["input_ids"][i], [find(encoded, i, one, span, tokenizer) for span in one.learned])
+        for i, one in enumerate(pieces)
+    ]
 
 
-def tokenise_bytes(
-    pieces: Sequence[Spelled], tokenizer: Any
-) -> list[tuple[list[int], list[tuple[int, int]]] | None]:
-    """(token ids, learned tokens) of each text by a tokenizer whose tokens are a text's bytes, one
-    after the other: it need not keep their places, which takes a fifth of its time. None for a text
-    of which they are not, and for all where the tokenizer is another or adds tokens."""
+def tokenise_bytes(pieces: Sequence[Spelled], tokenizer: Any) -> list[Found | None]:
+    """The same by a tokenizer whose tokens are a text's bytes, one after the other: it need not
+    keep their places, which takes a fifth of its time. None for a text of which they are not, and
+    for all where the tokenizer is another or adds tokens."""
     sizes = count_bytes(tokenizer)
     if sizes is None or not pieces[0].marked:
         return [None] * len(pieces)
     texts = [piece.text for piece in pieces]
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    made: list[tuple[list[int], list[tuple[int, int]]] | None] = []
+    made: list[Found | None] = []
     for piece, one in zip(pieces, encoded, strict=True):
         text, ids = piece.text, one.ids
         ends = list(accumulate(map(sizes.__getitem__, ids)))
