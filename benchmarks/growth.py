@@ -31,6 +31,7 @@ import growth_work as work
 import numpy as np
 from scipy import stats as distributions
 from scipy.optimize import least_squares
+from spending import Spent
 
 from studylib.core.errors import StudyError
 from studylib.core.files import write_atomically
@@ -38,7 +39,7 @@ from studylib.metering.environment import device_name
 
 KEPT = Path(__file__).with_name("growth.txt")
 MOST_EXPONENT = 1.15  # a linear work with the noise of a shared machine
-MOST_OF_FILE = 1.5  # memory that grows with a file, of its size
+MOST_BYTES = 1e9  # that a process may hold at the largest size
 LEAST_EFFICIENCY = 0.9
 FEWEST = 4  # points that three parameters are fitted to
 
@@ -50,7 +51,6 @@ class Point(NamedTuple):
     cpu: float
     wall: float
     peak: float
-    read: float
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Curve:
     name: str
     unit: str
     sizes: tuple[int, ...]
-    measure: Callable[[int, Path], work.Work]
+    measure: Callable[[int, Path], Spent]
     seconds: float | None = None
     spread: bool = False
 
@@ -134,15 +134,9 @@ def judge(curve: Curve, points: list[Point]) -> list[tuple[str, bool | None]]:
         rule = f"{last.cpu:.2f} s of a processor at {last.size:,}; at most {curve.seconds:g} s"
         met = last.cpu <= curve.seconds if last.size >= most else None
         found.append((f"{rule} at {most:,}", met))
-    grown = max(0.0, last.peak - first.peak)
-    each = f"memory {last.peak / 1e6:,.0f} MB at {last.size:,}"
-    if last.read:
-        share = grown / last.read
-        rule = f"{each}, {share:.2f} of the file above that at {first.size:,}"
-        rule += f"; at most {MOST_OF_FILE}"
-        found.append((rule, share <= MOST_OF_FILE))
-    elif last.size > first.size:
-        found.append((f"{each}, {grown / (last.size - first.size):,.0f} bytes more each", True))
+    each = max(0.0, last.peak - first.peak) / max(last.size - first.size, 1)
+    rule = f"memory {last.peak / 1e6:,.0f} MB at {last.size:,}, {each:,.0f} bytes more each"
+    found.append((f"{rule}; at most {MOST_BYTES / 1e6:,.0f} MB", last.peak <= MOST_BYTES))
     return found
 
 
@@ -154,8 +148,8 @@ def read_points(path: Path) -> dict[str, dict[int, Point]]:
             continue
         try:
             name, size, *figures = line.split()
-            cpu, wall, peak, read = map(float, figures)
-            found[name][int(size)] = Point(int(size), cpu, wall, peak * 1e6, read * 1e6)
+            cpu, wall, peak = map(float, figures)
+            found[name][int(size)] = Point(int(size), cpu, wall, peak * 1e6)
         except (ValueError, KeyError):
             raise StudyError(path, f"this is no point: {line}", "Remove the line.") from None
     return found
@@ -163,15 +157,16 @@ def read_points(path: Path) -> dict[str, dict[int, Point]]:
 
 def keep(path: Path, found: dict[str, dict[int, Point]]) -> bool:
     """Write points with their rules, and the picture; whether every rule holds."""
-    columns = "".join(f"{name:>10}" for name in ("size", "cpu_s", "wall_s", "peak_MB", "read_MB"))
+    columns = "".join(f"{name:>10}" for name in ("size", "cpu_s", "wall_s", "peak_MB"))
     lines = [f"# Growth with the size of the work: {device_name()}, {os.cpu_count()} cores"]
     lines.append(f"#{'curve':8}{columns}")
     holds = True
     for curve in CURVES:
         points = [found[curve.name][size] for size in sorted(found[curve.name])]
         for p in points:
-            lines.append(f"{curve.name:9} {p.size:9} {p.cpu:9.2f} {p.wall:9.2f} "
-                         f"{p.peak / 1e6:9.1f} {p.read / 1e6:9.2f}")  # fmt: skip
+            lines.append(
+                f"{curve.name:9} {p.size:9} {p.cpu:9.2f} {p.wall:9.2f} {p.peak / 1e6:9.1f}"
+            )
         for words, good in judge(curve, points) if points else ():
             lines.append(f"#   {words}: {'open' if good is None else 'holds' if good else 'FAILS'}")
             holds &= good is not False
@@ -241,20 +236,25 @@ def choose(rows: str | None, sizes: str | None) -> list[tuple[Curve, int]]:
     return [(known[n], size) for n in names for size in given or known[n].sizes]
 
 
+def measure(curve: Curve, size: int) -> Point:
+    with tempfile.TemporaryDirectory() as folder:
+        spent = curve.measure(size, Path(folder))
+    return Point(size, spent.cpu_seconds, spent.wall_seconds, float(spent.peak_bytes))
+
+
 def main(words: list[str] | None = None) -> int:
     """Measure what is asked for and not kept; 1 where a rule fails, 2 at bad input."""
     options = read_options(words)
     try:
         chosen, found = choose(options.rows, options.sizes), read_points(options.kept)
+        begun = set[str]()
         for curve, size in chosen:
             if size in found[curve.name] and not options.again:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                made = curve.measure(size, Path(folder))
-            spent = made.spent
-            point = Point(size, spent.cpu_seconds, spent.wall_seconds, float(spent.peak_bytes),
-                          float(made.input_bytes))  # fmt: skip
-            found[curve.name][size] = point
+            if curve.name not in begun and not curve.spread:
+                measure(curve, curve.sizes[0])  # it fills the caches, of bytecode and of forecasts
+                begun.add(curve.name)
+            point = found[curve.name][size] = measure(curve, size)
             keep(options.kept, found)
             print(f"{curve.name} {size:,}: {point.cpu:.2f} s of a processor, {point.wall:.2f} s, "
                   f"{point.peak / 1e6:,.0f} MB", flush=True)  # fmt: skip

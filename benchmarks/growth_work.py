@@ -17,7 +17,6 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 from unittest.mock import patch
 
 import yaml
@@ -60,23 +59,16 @@ if sys.orig_argv[1:4] == ["-m", "studylib", "run"]:
 """
 
 
-class Work(NamedTuple):
-    """What a work took; input_bytes: of the file that it read, where it read one."""
-
-    spent: Spent
-    input_bytes: int = 0
-
-
-def train_tokens(tokens: int, folder: Path) -> Work:
+def train_tokens(tokens: int, folder: Path) -> Spent:
     """`study run` of full fine-tuning on so many tokens, a 0.4M-parameter model."""
     steps = tokens // (128 * STEP_ROWS)
     train = SMALLEST["train"] | {"steps": steps, "micro_batch": STEP_ROWS, "accumulation": 1}
     profile = write_profile(folder, "grown", train=train | {"checkpoint_every": steps})
     words = ["run", "ladder-0.4m--full--s0", "--profile", str(profile), "--results", str(folder)]
-    return Work(spend(["-m", "studylib", *words]))
+    return spend(["-m", "studylib", *words])
 
 
-def prepare_examples(count: int, folder: Path) -> Work:
+def prepare_examples(count: int, folder: Path) -> Spent:
     """Reading, checking, holding out, tokenising and packing so many prompts with answers."""
     rng, file = random.Random(0), folder / "train.jsonl"
     words = [f"{a}{b}" for a in ("ba", "do", "ki", "lu", "me", "no") for b in ("n", "r", "st", "")]
@@ -86,11 +78,10 @@ def prepare_examples(count: int, folder: Path) -> Work:
             lines.write(json.dumps(row) + "\n")
     # A prompt has about 75 tokens of this small vocabulary: more rows than an epoch fills.
     rows = max(20, count // 5)
-    spent = spend(["-c", PREPARE, str(file), str(rows), str(count)])
-    return Work(spent, file.stat().st_size)
+    return spend(["-c", PREPARE, str(file), str(rows), str(count)])
 
 
-def report_records(count: int, folder: Path) -> Work:
+def report_records(count: int, folder: Path) -> Spent:
     """`study report` of so many records, made as the tests make them."""
     record_factory = import_from_tests("record_factory")
     factory = record_factory.Factory(folder / "many", items=32)
@@ -98,17 +89,17 @@ def report_records(count: int, folder: Path) -> Work:
         for method in ("full", "lora"):
             factory.add(record_factory.make_spec(method, seed=seed, profile="many"))
     words = ["report", "--profile", "many", "--results", str(folder)]
-    return Work(spend(["-m", "studylib", *words]))
+    return spend(["-m", "studylib", *words])
 
 
-def plan_runs(count: int, folder: Path) -> Work:
+def plan_runs(count: int, folder: Path) -> Spent:
     """`study plan` of so many runs, none of which has begun."""
     profile = write_profile(folder, "many", seeds=list(range(count // 2)))
     words = ["plan", "--profile", str(profile), "--results", str(folder / "results")]
-    return Work(spend(["-m", "studylib", *words]))
+    return spend(["-m", "studylib", *words])
 
 
-def spread_runs(nodes: int, folder: Path) -> Work:
+def spread_runs(nodes: int, folder: Path) -> Spent:
     """Four runs of 20 s a node, sent to so many nodes of one core on this machine."""
     from studylib.running.executor import Outcome, Task
     from studylib.running.progress import Progress
@@ -139,7 +130,7 @@ def spread_runs(nodes: int, folder: Path) -> Work:
         execute(tasks, Hardware(jobs=1, threads=1, gpus=0), progress, outcome)
         spent = Spent(time.process_time() - cpu, time.perf_counter() - begun, 0)
     assert len(outcome.finished) == len(tasks), outcome.failed
-    return Work(spent)
+    return spent
 
 
 def write_profile(folder: Path, name: str, **changes: object) -> Path:
