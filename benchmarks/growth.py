@@ -156,7 +156,7 @@ def read_points(path: Path) -> dict[str, dict[int, Point]]:
 
 
 def keep(path: Path, found: dict[str, dict[int, Point]]) -> bool:
-    """Write points with their rules, and the picture; whether every rule holds."""
+    """Write points with their rules; whether every rule holds."""
     columns = "".join(f"{name:>10}" for name in ("size", "cpu_s", "wall_s", "peak_MB"))
     lines = [f"# Growth with the size of the work: {device_name()}, {os.cpu_count()} cores"]
     lines.append(f"#{'curve':8}{columns}")
@@ -171,7 +171,6 @@ def keep(path: Path, found: dict[str, dict[int, Point]]) -> bool:
             lines.append(f"#   {words}: {'open' if good is None else 'holds' if good else 'FAILS'}")
             holds &= good is not False
     write_atomically(path, ("\n".join(lines) + "\n").encode())
-    write_atomically(path.with_suffix(".svg"), draw(found))
     return holds
 
 
@@ -259,6 +258,7 @@ def main(words: list[str] | None = None) -> int:
             print(f"{curve.name} {size:,}: {point.cpu:.2f} s of a processor, {point.wall:.2f} s, "
                   f"{point.peak / 1e6:,.0f} MB", flush=True)  # fmt: skip
         holds = keep(options.kept, found)
+        write_atomically(options.kept.with_suffix(".svg"), draw(found))
     except StudyError as error:
         print(f"study: {error}", file=sys.stderr)
         return 2
