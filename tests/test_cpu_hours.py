@@ -7,7 +7,7 @@ import json
 import pytest
 
 from studylib.forecasting import cpu_hours
-from studylib.planning.estimate import question_tokens
+from studylib.planning.estimate import measure_tokens, question_tokens
 from studylib.schema.profile import read_profile
 
 SPEED = 1e9  # operations by second
@@ -53,10 +53,10 @@ def test_training_is_two_operations_a_weight_token_and_pass(profile, method, pas
 def test_measures_count_their_examples_and_labels_each_label(profile):
     data, asked = profile.runs()[0].data, profile.runs()[0].evaluate
     characters = sum(len(f"ask {i}") + len("a" if i % 2 else "bcd") for i in range(6))
-    assert cpu_hours.measure_tokens(data, asked).mid == characters / 4
+    assert measure_tokens(data, asked).mid == characters / 4
     more = asked.model_copy(update={"measures": ("loss", "labels"), "held_out_limit": 2})
     two = sum(len(f"ask {i}") + len("a" if i % 2 else "bcd") for i in range(2))
-    assert cpu_hours.measure_tokens(data, more).mid == (2 * two + 2 * len("abcd")) / 4
+    assert measure_tokens(data, more).mid == (2 * two + 2 * len("abcd")) / 4
 
 
 def test_questions_are_asked_of_a_quantized_model_twice(profile):

@@ -106,7 +106,10 @@ def small(folder: Path, **known: float) -> str:
 
 
 def test_advice_on_a_small_change_follows_what_was_kept(tmp_path: Path) -> None:
-    assert "use LoRA." in small(tmp_path / "a", full=0.6, lora=0.9)
+    alone = small(tmp_path / "a", full=0.6, lora=0.9)
+    beside = small(tmp_path / "e", full=0.6, lora=0.9, qlora=0.3)
+    assert "use LoRA." in alone and "use LoRA." in beside
+    assert alone.split(" of full")[0] == beside.split(" of full")[0]  # QLoRA's share is not LoRA's
     assert "start with LoRA or QLoRA" in small(tmp_path / "b", full=0.9, lora=0.7, qlora=0.72)
     assert "use full fine-tuning." in small(tmp_path / "c", full=0.9, lora=0.3)
     once = advise([made(tmp_path / "d", REAL, 32, full=0.75, lora=0.72)], []).small

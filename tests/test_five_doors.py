@@ -10,14 +10,18 @@ import json
 from functools import cache
 
 import pytest
+from taught import add_run, keep_plans
 from typer.testing import CliRunner
 
+from studylib.commands import gather
 from studylib.commands.cli import app
 from studylib.core.places import REFERENCE
 from studylib.forecasting import job_forecast
+from studylib.forecasting.calibration import learn_from
 from studylib.forecasting.card_forecasts import foresee_jobs
 from studylib.forecasting.published import load_published
 from studylib.notebook_views.choose_views import fit_words
+from studylib.planning.case import build_case
 from studylib.planning.catalog import find_gpu
 from studylib.planning.fit import ERROR_ONE_CARD, ERROR_SEVERAL_CARDS, judge_fit
 from studylib.planning.plan import plan_study
@@ -93,6 +97,34 @@ def rent_estimate(model, card, data):
     home = study.folder(chosen)
     assert plan_study(chosen, home).left
     return rental.estimate(chosen, home, find_gpu(card), 1)
+
+
+def test_a_run_that_was_measured_on_a_card_teaches_every_door_and_each_says_so(
+    data, tmp_path, monkeypatch
+):
+    results, card, model = tmp_path / "results", "a100-80gb", MODELS[1]
+    add_run(results / "mine")
+    keep_plans(results / "mine", {}, roofline=0.04)
+    mine = tmp_path / data.name
+    mine.write_text(data.read_text())
+    taught = "by 1 run on NVIDIA A100 80GB SXM"
+    asked = ["--model", model, "--method", "lora", "--gpu", card]
+    made = ask("forecast", *asked, "--results", str(results))
+    assert (made["efficiency"]["source"], made["context_source"]) == (taught, taught)
+    study = ["--profile", "custom", "--model", model, "--data", str(mine), "--methods", "full,lora"]
+    planned = ask("plan", *study, "--results", str(results), "--gpu", CARDS[card])["estimate"]
+    assert planned["training"]["source"] == taught
+    rented = rent_estimate(model, card, mine)
+    assert rented.training.source == taught and taught in rented.assumptions
+    monkeypatch.setattr(gather, "load_gpus", lambda: {card: find_gpu(card)})
+    for found in (gather.gather_evidence(build_case(model=model, change="task", tokens=10**6,
+                                                    gpu=card, methods=("lora",)), results),
+                  gather.gather_grid_evidence([model], results)[model]):  # fmt: skip
+        sources = {job.speed_source for job in found.forecasts if job.gpu == card}
+        assert sources == {taught}
+    unlike = ask("forecast", *asked, "--results", str(tmp_path / "nothing"))
+    assert unlike["efficiency"]["source"] != taught
+    learn_from(None)
 
 
 @pytest.mark.parametrize(

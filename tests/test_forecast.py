@@ -215,6 +215,7 @@ def test_own_prices_reach_the_dollars():
         ({"method": "lorra"}, "lora"),
         ({"method": "base"}, "cannot be trained"),
         ({"seq_len": 8193}, "8192 positions"),
+        ({"seq_len": 1}, "no next one to learn"),
         ({"method": "lora", "targets": ("query_key_value",)}, "no module of this model is named"),
         ({"gpu": "a100-90gb"}, "a100-80gb"),
         ({"sharding": "fsdp"}, "one card cannot be sharded"),

@@ -10,7 +10,7 @@ from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE
 from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.forecast import ForecastSettings, forecast
-from studylib.forecasting.job_forecast import trace_once
+from studylib.forecasting.job_forecast import trace_with
 from studylib.forecasting.run_forecasts import forecast_record, refresh_forecasts
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.planning.cuda_terms import CudaTerms
@@ -181,11 +181,11 @@ def test_forecasts_are_made_once_for_these_records_and_this_code(tmp_path):
 
 def test_seeds_of_one_setting_are_traced_once(tmp_path):
     Factory(tmp_path / "cpu").study(models=("ladder:0.4m",), methods=("full",), seeds=(0, 1, 2))
-    trace_once.cache_clear()
+    trace_with.cache_clear()
     records = read_records(tmp_path / "cpu" / "runs")
     refresh_forecasts(tmp_path / "cpu", records, lambda line: None)
     assert len(read_run_forecasts(tmp_path / "cpu").runs) == 3
-    assert trace_once.cache_info().misses == 1
+    assert trace_with.cache_info().misses == 1
 
 
 def test_results_are_read_where_torch_is_not_installed(tmp_path, monkeypatch):

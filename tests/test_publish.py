@@ -51,6 +51,16 @@ def test_finished_study_is_copied_without_its_logs(tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["cpu"]
 
 
+def test_published_notebook_names_no_place_of_the_machine_that_made_it(tmp_path):
+    results = make_study(tmp_path)
+    (run,) = ids("lora")
+    said = '"text": ["/srv/u/lib/python3.12/site-packages/peft/a.py:7: UserWarning: so", "1/2"]'
+    (results / "runs" / run / "executed.ipynb").write_text(said)
+    target = publish_results(results, tmp_path / "reference")
+    shown = (target / "runs" / run / "executed.ipynb").read_text()
+    assert shown == '"text": ["peft/a.py:7: UserWarning: so", "1/2"]'
+
+
 def test_publishing_again_replaces_the_whole_reference(tmp_path):
     results = make_study(tmp_path)
     target = publish_results(results, tmp_path / "reference")

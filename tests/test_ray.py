@@ -18,7 +18,7 @@ from waiting import LONG_SECONDS, wait_for
 from studylib.core.errors import StudyError
 from studylib.core.sharing import leave_word, most_concurrent
 from studylib.metering import environment
-from studylib.running import ray_executor, ray_worker, runner
+from studylib.running import ray_executor, ray_head, ray_worker, runner
 from studylib.running.executor import Outcome, Task
 from studylib.running.ray_desk import Desk
 from studylib.running.ray_worker import Courier, Order, read_state
@@ -28,6 +28,7 @@ from studylib.schema.settings import Hardware
 
 ROOT = Path(__file__).parents[1]
 LORA, FULL = "ladder-0.4m--lora-r16--s0", "ladder-0.4m--full--s0"
+SECRET = "hf_planted0in0the0tests"
 DRIVER = """
 import sys
 from pathlib import Path
@@ -127,10 +128,11 @@ def run_unbroken(profile: str, run_id: str, results: Path):
 
 
 def test_run_of_a_lost_machine_goes_on_elsewhere_and_ends_as_an_unbroken_one(
-    cluster, halfway, tmp_path
+    cluster, halfway, tmp_path, monkeypatch
 ):
     """kill -9 on a node in the middle of its run, once one of its checkpoints has come back."""
     profile = str(write_profile(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", SECRET)
     driver = start("-c", DRIVER, profile, str(tmp_path / "sent"), cluster.address)
     runs = tmp_path / "sent" / "sent" / "runs"
     node = cluster.worker_nodes.copy().pop()
@@ -165,6 +167,37 @@ def test_run_of_a_lost_machine_goes_on_elsewhere_and_ends_as_an_unbroken_one(
     assert resumed.evaluate.scores == whole.evaluate.scores
     assert resumed.files["items.parquet"] == whole.files["items.parquet"]
     assert resumed.fingerprint == whole.fingerprint
+
+    logs = Path(cluster.head_node.get_session_dir_path())
+    written = [path for place in (logs, tmp_path) for path in place.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("raylet") for path in written)
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.faults
+def test_lost_head_is_one_message_and_the_study_goes_on_without_it(cluster, halfway, tmp_path):
+    """SIGKILL of what a cluster hangs on, with a checkpoint of one run at home."""
+    profile = str(write_profile(tmp_path, methods=["lora"]))
+    study = ("-m", "studylib", "reproduce", "--yes", "--profile", profile,
+             "--results", str(tmp_path / "sent"))  # fmt: skip
+    runs = tmp_path / "sent" / "sent" / "runs"
+    address = cluster.address
+    driver = start(*study, "--executor", "ray", "--ray-address", address)
+    pid = wait_for(lambda: halfway.pid(LORA))
+    wait_for(lambda: (runs / LORA / "work" / "session.json").is_file())
+    cluster.head_node.kill_gcs_server()
+    out, _ = driver.communicate(timeout=LONG_SECONDS)
+    assert driver.returncode == 2, out
+    last = out.strip().splitlines()[-1]
+    assert last.startswith(f"study: {address}: the cluster's head is lost"), out
+    assert "Traceback" not in out
+    halfway.go_on()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists())
+
+    again = start(*study)
+    out, _ = again.communicate(timeout=LONG_SECONDS)
+    assert again.returncode == 0, out
+    assert read_record(runs / LORA / "record.json").train.resumed_at_steps[0] in (10, 20)
 
 
 def order_for(task_id="a", attempt=1, words=()) -> Order:
@@ -474,7 +507,7 @@ def test_what_cannot_be_reached_is_refused_in_one_message(monkeypatch):
     with pytest.raises(StudyError, match="not through Ray's client"):
         ray_executor.RayExecutor("ray://head:10001")
     with pytest.raises(StudyError, match="ray start --head"):
-        ray_executor.refuse_silent("127.0.0.1:9")
+        ray_head.refuse_silent("127.0.0.1:9")
     with pytest.raises(StudyError, match="local or ray"):
         runner.open_executor("slurm")
     monkeypatch.setattr(ray_executor.importlib.util, "find_spec", lambda name: None)

@@ -19,6 +19,7 @@ from studylib.schema.methods import name_methods
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
+@forecast_only
 def advise(
     model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
     change: Annotated[str, typer.Option(help="task, knowledge or language.")],
@@ -60,7 +61,6 @@ def advise(
     as_json: JsonOption = False,
 ) -> None:
     """Which method to choose for your case, why, and what would change the answer."""
-    forecast_only()
     from studylib.advice.advice_text import format_advice
     from studylib.commands.gather import advise_case
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from studylib.commands.forecast_only import forecast_only
 from studylib.core.errors import StudyError
 from studylib.schema.methods import ADAPTER, name_methods
 
@@ -23,6 +24,7 @@ PricesOption = Annotated[
 ]
 
 
+@forecast_only
 def forecast(
     model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
     method: Annotated[str, typer.Option(help=name_methods())] = ADAPTER,
@@ -64,6 +66,9 @@ def forecast(
     ] = None,
     epochs: Annotated[float, typer.Option(min=0.001, help="How often data is read.")] = 3.0,
     prices: PricesOption = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Your results, whose runs teach; usually ./results.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Memory, time and dollars of a training on a card that you need not have.
@@ -71,14 +76,13 @@ def forecast(
     What is not stated is as a study on a card has it: bf16, fp32 masters in full fine-tuning, the
     loss in pieces, checkpointing, packed rows of 2,048 tokens.
     """
-    from studylib.commands.forecast_only import forecast_only
-
-    forecast_only()
+    from studylib.forecasting.calibration import learn_from
     from studylib.forecasting.forecast_text import format_forecast
     from studylib.forecasting.job_forecast import trace_once
     from studylib.forecasting.usual_recipe import usual_settings
     from studylib.planning.catalog import load_prices
 
+    learn_from(results)
     given: dict[str, Any] = {
         "rank": rank, "micro_batch": micro_batch, "seq_len": seq_len, "masked": masked,
         "accumulation": accumulation, "weights": weights, "master_weights": master_weights,

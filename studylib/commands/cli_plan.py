@@ -24,6 +24,7 @@ from studylib.core.errors import StudyError
 
 
 @takes_study
+@forecast_only
 def plan(
     study: StudyOptions,
     gpu: Annotated[
@@ -32,7 +33,6 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
-    forecast_only()
     from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
@@ -182,11 +182,14 @@ def show_plan(made: Any, estimate: Any, prospects: dict[str, Any], on_cpu: Any) 
 
 @dataclass(frozen=True)
 class CpuTime:
-    """Seconds on this processor by forecast: of runs that were never measured, and of sweeps."""
+    """Seconds on this processor by forecast: of runs that were never measured, and of sweeps.
+
+    source: how the share of the processor's speed that trainings reach is known."""
 
     runs: dict[str, Any]
     trainings: int
     sweeps: Any
+    source: str
 
 
 def expect_cpu_time(profile: Any, made: Any, estimate: Any) -> CpuTime | None:
@@ -194,13 +197,14 @@ def expect_cpu_time(profile: Any, made: Any, estimate: Any) -> CpuTime | None:
     unknown = {run.run_id for run in made.left if run.seconds is None}
     if estimate is not None or not unknown:
         return None
-    from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps
+    from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps, learned
     from studylib.forecasting.prospects import size_models, this_machine
     from studylib.planning.plan import specs_left
 
     waiting = [spec for spec in specs_left(profile, made) if spec.run_id in unknown]
     params = size_models(waiting, {}, this_machine())
-    return CpuTime(expect_runs(waiting, params), *expect_sweeps(profile, params))
+    known = sorted({learned("train", size)[1] for size in params.values()})
+    return CpuTime(expect_runs(waiting, params), *expect_sweeps(profile, params), "; ".join(known))
 
 
 def tell_cpu_time(made: Any, on_cpu: CpuTime | None) -> list[str]:
@@ -217,7 +221,7 @@ def tell_cpu_time(made: Any, on_cpu: CpuTime | None) -> list[str]:
     if on_cpu.trainings:
         words += f" and {on_cpu.trainings} trainings of sweeps"
     return [f"By forecast on this processor: about {spell_seconds(total.mid)} ({spelled}) with "
-            f"{words}, one after the other"]  # fmt: skip
+            f"{words}, one after the other; share of its speed: {on_cpu.source}"]  # fmt: skip
 
 
 def tell_sweeps(

@@ -23,6 +23,7 @@ from studylib.commands.cli_options import (
     YesOption,
 )
 from studylib.commands.cli_plan import parse_budget
+from studylib.commands.forecast_only import forecast_only
 from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 
@@ -30,6 +31,7 @@ FOR_RENT = "gpu"  # the profile that is rented for, where none is named
 
 
 @takes_study
+@forecast_only
 def rent(
     study: StudyOptions,
     gpus: Annotated[str, typer.Option("--gpu", help="Card and count: H100:1, A100-80GB:8.")] = "",

@@ -5,20 +5,36 @@ Not covered: forecasting (studylib.forecasting).
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from studylib.core.uncollected import uncollected
 
 
-def forecast_only() -> None:
-    """Tell each step that is being traced on stderr, and keep torch's compiler out.
+def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, telling each step that is being traced on stderr, torch's compiler kept out.
 
     bitsandbytes decorates functions with torch.compile, which imports the whole compiler (a second)
-    for what no forecast calls.
+    for what no forecast calls. Nor is garbage looked for: the libraries' million objects all stay,
+    and looking through them takes a fifth of the time, and as long again when the process ends.
     """
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    teller = logging.StreamHandler(sys.stderr)
-    teller.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("studylib.forecasting")
-    logger.handlers, logger.propagate = [teller], False
-    logger.setLevel(logging.INFO)
+
+    @wraps(command)
+    def called(*args: Any, **values: Any) -> None:
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        teller = logging.StreamHandler(sys.stderr)
+        teller.setFormatter(logging.Formatter("%(message)s"))
+        logger = logging.getLogger("studylib.forecasting")
+        logger.handlers, logger.propagate = [teller], False
+        logger.setLevel(logging.INFO)
+        atexit.register(gc.freeze)
+        with uncollected():
+            command(*args, **values)
+
+    return called

@@ -13,6 +13,7 @@ from pathlib import Path
 from studylib.advice.advise import Advice, advise
 from studylib.advice.evidence import quote_prices, read_roots
 from studylib.core.places import REFERENCE
+from studylib.forecasting.calibration import learn_from
 from studylib.forecasting.card_forecasts import foresee_case, foresee_with_sibling, normal_model
 from studylib.planning.case import Case, Evidence, build_case
 from studylib.planning.catalog import load_gpus, load_prices
@@ -22,6 +23,7 @@ def gather_evidence(
     case: Case, results: Path, reference: Path = REFERENCE, prices: Path | None = None
 ) -> Evidence:
     """Forecasts for the case's model and cards, counts, prices, and the records of both folders."""
+    learn_from(results)
     jobs, sizes, failed = foresee_case(case)
     return with_records(
         Evidence(forecasts=tuple(jobs), sizes=tuple(sizes), left_out=tuple(failed)),
@@ -33,6 +35,7 @@ def gather_grid_evidence(
     models: Iterable[str], results: Path, reference: Path = REFERENCE, prices: Path | None = None
 ) -> dict[str, Evidence]:
     """Model -> evidence on every card, for a grid of cases; each model and method traced once."""
+    learn_from(results)
     base = with_records(Evidence(), results, reference, prices)
     found = {}
     for model in map(normal_model, models):

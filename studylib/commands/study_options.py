@@ -62,6 +62,9 @@ class StudyOptions:
         unnamed: the profile where none is named and nothing is the reader's own; without it, the
         one that suits this machine. find_machine: as resolve_profile has it.
         """
+        from studylib.forecasting.calibration import learn_from
+
+        learn_from(self.results)
         values = asdict(self)
         keep = values.pop("keep")
         values["profile"] = self.name(unnamed)[0]

@@ -12,7 +12,7 @@ Not covered: kinds of layers that a configuration does not list; they take the s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -101,16 +101,29 @@ def add_inner(
     whole: Trace, before: list[Run], after: list[Run], stage: str, earlier: int, depths: Depths
 ) -> None:
     """The events of all layers between the first period and the last layer."""
-    bases, steps = {}, {}
+    bases, steps, deeper = {}, {}, {}
     for inner in depths.twins:
-        parts = find_run(after, (stage, inner), earlier)
-        later = find_run(after, (stage, inner + depths.period), earlier)
-        steps[inner] = same_shape(later, parts) - parts
-        bases[inner] = extend(before, (stage, inner), earlier, parts, depths.more)
+        parts = bases[inner] = find_run(after, (stage, inner), earlier)
+        if inner < depths.short - 1:
+            later = find_run(after, (stage, inner + depths.period), earlier)
+            steps[inner] = same_shape(later, parts) - parts
+            shallow = find_run(before, (stage, inner), earlier)
+            deeper[inner] = parts - same_shape(shallow, parts)
+        else:  # the last layer of the short one: as the others of its period
+            steps[inner], deeper[inner] = one_row(steps.values()), one_row(deeper.values())
     for index in depths.inner if stage == "forward" else reversed(depths.inner):
         inner = depths.twin(index)
         periods = (index - inner) // depths.period
-        add_events(whole, (stage, index), bases[inner] + periods * steps[inner])
+        grown = bases[inner] + depths.more * deeper[inner] + periods * steps[inner]
+        add_events(whole, (stage, index), grown)
+
+
+def one_row(changes: Iterable[np.ndarray]) -> np.ndarray:
+    """The change that all events of all these layers have."""
+    rows = np.unique(np.concatenate(list(changes)), axis=0)
+    if len(rows) != 1:
+        raise LayersDiffer("the layers of a period grow by other bytes")
+    return rows
 
 
 def alike_updates(before: list[Run], after: list[Run]) -> tuple[list[Run], list[Run]]:
@@ -172,5 +185,5 @@ def linear(short: int, long: int, more: int) -> int:
 
 def continue_counts(short: Counter, long: Counter, more: int) -> Counter:
     """How often each operator runs. A count below zero cancels one that grows with the depth."""
-    keys = set(short) | set(long)
+    keys = dict.fromkeys([*short, *long])  # in one order, so that sums over them come out alike
     return Counter({key: linear(short[key], long[key], more) for key in keys})

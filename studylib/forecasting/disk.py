@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
-from studylib.core.errors import StudyError, Unfit
-from studylib.forecasting.job_forecast import find_config
-from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
-from studylib.modelling.added import named_state
+from studylib.core.errors import StudyError
+from studylib.forecasting.skeleton_counts import count_skeleton
 from studylib.schema.kept import why_not
-from studylib.schema.settings import Frozen, MethodSettings
+from studylib.schema.settings import Frozen
 from studylib.schema.spec import RunSpec
 
 BYTES_OF = {"fp32": 4, "bf16": 2}
@@ -53,7 +50,7 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
     """(bytes that stay, most bytes while it is under way) of a run that trains."""
     if not spec.method.kind.trains or spec.model_ref.kind == "ladder":
         return None
-    counted = count_trained(spec.model, spec.method, spec.weights_dtype)
+    counted = count_skeleton(spec.model, spec.method, spec.weights_dtype).trained
     if counted is None:
         return None
     recipe, (params, trained, size) = spec.train, counted
@@ -66,51 +63,6 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
     working = max(lying * checkpoint, min(lying, LISTED - 1) * checkpoint + written)
     stays = why_not(spec.keep, spec.model_ref, spec.method) is None
     return (size if stays else 0), working
-
-
-class Counted(Frozen):
-    """Those of one model and method; None where no skeleton is built."""
-
-    counts: tuple[int, int, int] | None
-
-
-@lru_cache(maxsize=64)
-def count_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, int, int] | None:
-    """What build_trained counts, kept on disk."""
-    question = {
-        "model": model,
-        "method": method.model_dump(mode="json"),
-        "dtype": dtype,
-        "config": config_mark(model, True),
-    }
-    made = keep_forecast(
-        question, Counted, lambda: Counted(counts=build_trained(model, method, dtype))
-    )
-    return made.counts
-
-
-def build_trained(model: str, method: MethodSettings, dtype: str) -> tuple[int, int, int] | None:
-    """(trained parameters, their bytes while they are trained, bytes of the tensors of their file);
-    None where no skeleton is built. A file may hold more: tied weights twice, for example."""
-    from peft import get_peft_model_state_dict
-
-    from studylib.modelling.skeleton import build_meta
-
-    try:
-        skeleton = build_meta(find_config(model, True), method, dtype, "sdpa")
-    except Unfit:
-        raise
-    except StudyError:  # nor a forecast: that is said beside the run
-        return None
-    trained = [p for p in skeleton.parameters() if p.requires_grad]
-    params = sum(p.numel() for p in trained)
-    held = sum(p.numel() * p.element_size() for p in trained)
-    if not method.kind.adapter:
-        return params, held, held
-    named = named_state(skeleton)
-    state = get_peft_model_state_dict(skeleton, state_dict=named, save_embedding_layers=False)
-    doubled = 2 if method.kind.converted else 1  # it is kept beside what it began with
-    return params, held, doubled * sum(t.numel() * t.element_size() for t in state.values())
 
 
 def tell_disk(specs: Sequence[RunSpec], results: Path) -> str | None:

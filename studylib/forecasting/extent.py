@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studylib.core.errors import StudyError, Unfit
-from studylib.forecasting.job_forecast import find_config
-from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
-from studylib.schema.extent_words import tell_base, tell_reach
-from studylib.schema.frozen import Frozen
+from studylib.forecasting.skeleton_counts import count_skeleton
 from studylib.schema.profile import RunSpec
 
 
@@ -30,36 +26,6 @@ def tell_extents(specs: Sequence[RunSpec]) -> list[str]:
     return lines
 
 
-class Told(Frozen):
-    """Lines on one model and method."""
-
-    lines: tuple[str, ...]
-
-
 def tell_extent(spec: RunSpec) -> list[str]:
-    """The same for one run, kept on disk; empty where no skeleton of the model can be built."""
-    question = {
-        "model": spec.model,
-        "method": spec.method.model_dump(mode="json"),
-        "dtype": spec.train.dtype,
-        "config": config_mark(spec.model, True),
-    }
-    return list(keep_forecast(question, Told, lambda: Told(lines=tuple(find_extent(spec)))).lines)
-
-
-def find_extent(spec: RunSpec) -> list[str]:
-    from studylib.modelling.four_bit import four_bit_share
-    from studylib.modelling.reach import reach
-    from studylib.modelling.skeleton import build_meta
-
-    try:
-        model = build_meta(find_config(spec.model, True), spec.method, spec.train.dtype, "sdpa")
-    except Unfit:
-        raise
-    except StudyError:  # nor a forecast: that is said beside the run
-        return []
-    label = spec.method.label
-    lines = [tell_reach(label, reach(model), spec.method.rank)]
-    if spec.method.kind.quantized:
-        lines.insert(0, tell_base(label, four_bit_share(model)))
-    return [line for line in lines if line]
+    """The same for one run; empty where no skeleton of the model can be built."""
+    return list(count_skeleton(spec.model, spec.method, spec.weights_dtype).lines)

@@ -14,11 +14,12 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.forecasting.depth import trace_depth
 from studylib.forecasting.forecast import ForecastSettings, forecast
+from studylib.forecasting.job_forecast import find_config
 from studylib.forecasting.peaks import find_peak
-from studylib.modelling.skeleton import read_config, text_config
+from studylib.modelling.skeleton import text_config
 from studylib.planning.catalog import find_gpu
 from studylib.planning.cuda_terms import NO_CUDA, CudaTerms
-from studylib.schema.settings import Frozen, ModelRef
+from studylib.schema.settings import Frozen
 
 SEQUENCE_STEP = 256
 MOST_ROWS = 256
@@ -40,17 +41,19 @@ class Largest(Frozen):
 
 
 class StageForecast(Frozen):
-    """The peak of a stage that does not train, in bytes, and its parts."""
+    """The peak of a stage that does not train, in bytes, and its parts. allocated_bytes: what torch
+    counts of it."""
 
     tokens: int
     peak_bytes: int
+    allocated_bytes: int
     parts: dict[str, int]
 
 
 def largest_that_fits(settings: ForecastSettings, gpu: str) -> Largest:
     """Search lengths in steps of 256 tokens and micro-batches one by one, by the least needed."""
     usable = find_gpu(gpu).usable_bytes
-    positions = text_config(read_config(ModelRef.parse(settings.model))).max_position_embeddings
+    positions = text_config(find_config(settings.model, True)).max_position_embeddings
     lengths = range(SEQUENCE_STEP, positions + 1, SEQUENCE_STEP)
     single = settings.model_copy(update={"micro_batch": 1})
     length = last_fitting(
@@ -99,7 +102,7 @@ def forecast_evaluation(
     settings: ForecastSettings, tokens: int = MMLU_LONGEST_TOKENS, cuda: CudaTerms | None = None
 ) -> StageForecast:
     """The peak of scoring one prompt as lm-eval does: logits at every position, in fp32."""
-    config = text_config(read_config(ModelRef.parse(settings.model)))
+    config = text_config(find_config(settings.model, False))
     tokens = min(tokens, config.max_position_embeddings)
     return trace_stage(settings, tokens, cuda)
 
@@ -112,10 +115,12 @@ def forecast_serving(
     if context_tokens < 1 or requests < 1:
         raise StudyError(f"{requests} × {context_tokens}", "both counts are 1 or more", "Raise it.")
     stage = trace_stage(settings, requests, cuda)
-    config = text_config(read_config(ModelRef.parse(settings.model)))
-    parts = stage.parts | {"kv_cache": cache_bytes(config, context_tokens * requests)}
+    cache = cache_bytes(text_config(find_config(settings.model, False)), context_tokens * requests)
     return StageForecast(
-        tokens=context_tokens * requests, peak_bytes=sum(parts.values()), parts=parts
+        tokens=context_tokens * requests,
+        peak_bytes=stage.peak_bytes + cache,
+        allocated_bytes=stage.allocated_bytes + cache,
+        parts=stage.parts | {"kv_cache": cache},
     )
 
 
@@ -127,9 +132,14 @@ def cache_bytes(config: Any, tokens: int) -> int:
 
 
 def trace_stage(settings: ForecastSettings, tokens: int, cuda: CudaTerms | None) -> StageForecast:
-    config = read_config(ModelRef.parse(settings.model))
+    config = find_config(settings.model, False)
     alone = settings.model_copy(update={"gpus": 1, "micro_batch": 1, "seq_len": tokens})
     step = alone.step.model_copy(update={"trains": False, "masked": False})
     cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
-    parts = find_peak(trace_depth(config, step), alone, cuda).parts
-    return StageForecast(tokens=tokens, peak_bytes=sum(parts.values()), parts=parts)
+    peak = find_peak(trace_depth(config, step), alone, cuda)
+    return StageForecast(
+        tokens=tokens,
+        peak_bytes=peak.peak_bytes,
+        allocated_bytes=peak.allocated_bytes,
+        parts=peak.parts,
+    )

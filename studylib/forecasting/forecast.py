@@ -115,7 +115,10 @@ def forecast(
 
 
 def check_job(settings: ForecastSettings, config: Any) -> None:
-    """Refuse what cannot run: too long a sequence, unknown optimizer, impossible sharding."""
+    """Refuse what cannot run: too short or long a row, unknown optimizer, impossible sharding."""
+    if settings.seq_len < 2:
+        rule = "a row of one token has no next one to learn"
+        raise StudyError(f"seq_len = {settings.seq_len}", rule, "Use 2 or more.")
     positions = getattr(text_config(config), "max_position_embeddings", None)
     if positions and settings.seq_len > positions:
         raise StudyError(

@@ -23,22 +23,36 @@ LOSS_WORDS = {
 }
 
 
-class StepSettings(Frozen):
-    """One training step, as far as its memory depends on it."""
+class Recipe(Frozen):
+    """What of a training decides its step, beside the method. `micro_batch` is per card.
 
-    method: MethodSettings
-    micro_batch: int = 1
-    seq_len: int = 2048
+    Rows are full and need no mask (flash attention), unless masked: a mask for every row keeps
+    packed examples apart, as studylib.training.train has it with sdpa, or hides padding.
+    autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
+    fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
+    fp32 copies in the optimizer. optimizer: left at adamw, a method's own where it has one. loss:
+    shifted is transformers' own before 4.46. kernels: those of a CUDA card, or of a CPU (then
+    without context and allocator).
+    """
+
+    micro_batch: int = Field(default=1, ge=1)
+    seq_len: int = Field(default=2048, ge=1)
     masked: bool = False
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    accumulation: int = Field(default=1, ge=1)
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
     autocast: bool = True
     optimizer: str = "adamw"
     checkpointing: bool = True
     loss: Literal["full", "shifted", "chunked"] = "full"
-    accumulation: int = 1
     kernels: Literal["cuda", "cpu"] = "cuda"
+
+
+class StepSettings(Recipe):
+    """One training step, as far as its memory depends on it; or a scoring forward (not trains)."""
+
+    method: MethodSettings
     trains: bool = True
 
     @property
@@ -52,17 +66,8 @@ class StepSettings(Frozen):
         return self.weights == "bf16" or self.mixed
 
 
-class ForecastSettings(Frozen):
-    """A training job: model, method, recipe and cards. `micro_batch` is per card.
-
-    Rows are full and need no mask (flash attention), unless masked: a mask for every row keeps
-    packed examples apart, as studylib.training.train has it with sdpa, or hides padding.
-    autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
-    fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
-    fp32 copies in the optimizer. optimizer: left at adamw, a method's own where it has one. loss:
-    shifted is transformers' own before 4.46. kernels: those of a CUDA card, or of a CPU (then
-    without context and allocator).
-    """
+class ForecastSettings(Recipe):
+    """A training job: model, method, recipe and cards."""
 
     model: str
     method: str = ADAPTER
@@ -70,21 +75,9 @@ class ForecastSettings(Frozen):
     alpha: float = Field(default=32, gt=0)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     adapter: Literal["fp32", "bf16"] = "fp32"
-    micro_batch: int = Field(default=1, ge=1)
-    seq_len: int = Field(default=2048, ge=2)
-    masked: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
-    accumulation: int = Field(default=1, ge=1)
-    weights: Literal["bf16", "fp32"] = "bf16"
-    master_weights: bool = False
-    autocast: bool = True
-    optimizer: str = "adamw"
-    checkpointing: bool = True
-    loss: Literal["full", "shifted", "chunked"] = "full"
     gpus: int = Field(default=1, ge=1)
     sharding: Literal["none", "fsdp"] = "none"
     gpu: str = "a100-80gb"
-    kernels: Literal["cuda", "cpu"] = "cuda"
 
     @property
     def method_settings(self) -> MethodSettings:
@@ -101,9 +94,8 @@ class ForecastSettings(Frozen):
     @property
     def step(self) -> StepSettings:
         method = self.method_settings
-        shared = set(StepSettings.model_fields) & set(ForecastSettings.model_fields) - {"method"}
-        numbers: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        if self.optimizer == type(self).model_fields["optimizer"].default:  # not asked for
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in Recipe.model_fields}
+        if self.optimizer == Recipe.model_fields["optimizer"].default:  # not asked for
             numbers["optimizer"] = method.kind.optimizer or self.optimizer
         if self.fp32_shards:
             numbers |= {"weights": "bf16", "master_weights": False, "autocast": True}

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.job import Forecast, ForecastSettings
-from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
+from studylib.forecasting.kept_forecasts import config_mark, keep_forecast, may_be_kept
+from studylib.forecasting.side_by_side import make_ahead
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import row_multiple
 from studylib.metering.devices import describe_devices
@@ -117,7 +119,6 @@ def recipe_settings(
     )
 
 
-@lru_cache(maxsize=256)
 def trace_once(
     settings: ForecastSettings,
     here: bool,
@@ -132,7 +133,19 @@ def trace_once(
     The others: as studylib.forecasting.forecast.forecast has them.
     """
     learned, terms = learn_terms(settings.gpu)
-    efficiency, cuda = efficiency or learned, cuda or terms
+    return trace_with(settings, here, efficiency or learned, cuda or terms, tokens, prices)
+
+
+@lru_cache(maxsize=256)
+def trace_with(
+    settings: ForecastSettings,
+    here: bool,
+    efficiency: Efficiency,
+    cuda: CudaTerms,
+    tokens: int | None,
+    prices: tuple[Offer, ...] | None,
+) -> Forecast:
+    """The same with terms that are known."""
 
     def make() -> Forecast:
         logging.getLogger(__name__).info("tracing a step: %s", settings.in_words)
@@ -142,18 +155,38 @@ def trace_once(
         offers = None if prices is None else list(prices)
         return forecast(settings, offers, efficiency, cuda, config, tokens)
 
-    offered = [o.model_dump(mode="json") for o in load_prices() if o.gpu == settings.gpu]
-    if prices is not None:
-        offered = [o.model_dump(mode="json") for o in prices if o.gpu == settings.gpu]
-    question = {
+    question = ask(settings, here, efficiency, cuda, tokens, prices)
+    return keep_forecast(question, Forecast, make)
+
+
+def ask(
+    settings: ForecastSettings,
+    here: bool,
+    efficiency: Efficiency,
+    cuda: CudaTerms,
+    tokens: int | None = None,
+    prices: Sequence[Offer] | None = None,
+) -> dict[str, Any]:
+    """All that the answer of trace_with follows from."""
+    offers = load_prices() if prices is None else prices
+    return {
         "settings": settings.model_dump(mode="json"),
         "config": config_mark(settings.model, here),
         "efficiency": efficiency.model_dump(),
         "cuda": cuda.model_dump(),
         "tokens": tokens,
-        "offers": offered,
+        "offers": [o.model_dump(mode="json") for o in offers if o.gpu == settings.gpu],
     }
-    return keep_forecast(question, Forecast, make)
+
+
+def trace_ahead(jobs: Iterable[ForecastSettings], here: bool) -> None:
+    """Make the forecasts of these jobs that are not kept yet, on all cores."""
+    new = [
+        job
+        for job in dict.fromkeys(jobs)
+        if may_be_kept(ask(job, here, *learn_terms(job.gpu)), Forecast)
+    ]
+    make_ahead([partial(trace_once, job, here) for job in new])
 
 
 def find_config(model: str, here: bool) -> Any:

@@ -41,10 +41,7 @@ def keep_forecast(
     """
     if question.get("config") is None:
         return make()
-    asked = {**question, "kind": kind.__name__, "code": code_mark()}
-    text = json.dumps(asked, sort_keys=True, ensure_ascii=True)
-    name = hashlib.sha256(text.encode()).hexdigest()
-    path = cache_folder(FOLDER) / f"{name}.json"
+    path = place_of(question, kind)
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -52,6 +49,19 @@ def keep_forecast(
     with suppress(OSError, StudyError):  # a full or read-only disk: the answer is as good
         write_atomically(path, made.model_dump_json().encode())
     return made
+
+
+def place_of(question: Mapping[str, Any], kind: type[BaseModel]) -> Path:
+    """The file of an answer, there or not."""
+    asked = {**question, "kind": kind.__name__, "code": code_mark()}
+    text = json.dumps(asked, sort_keys=True, ensure_ascii=True)
+    name = hashlib.sha256(text.encode()).hexdigest()
+    return cache_folder(FOLDER) / f"{name}.json"
+
+
+def may_be_kept(question: Mapping[str, Any], kind: type[BaseModel]) -> bool:
+    """Whether making the answer would leave it on disk, where it is not."""
+    return question.get("config") is not None and not place_of(question, kind).is_file()
 
 
 @lru_cache(maxsize=1)

@@ -24,15 +24,16 @@ Move = tuple[int, Birth | None]  # (bytes, None): a making; (0, birth): the free
 
 class Depths(NamedTuple):
     """The models that stand for one of `layers` layers of which every `period`th is alike: both end
-    as it does, and have a first period, a last layer, and once or twice a period between them. The
-    first of a kind may free what all of it share."""
+    as it does, and have a first period, a last layer, and once or twice a period between them, but
+    for what the last layer ends, of which there is one less. The first of a kind may free what all
+    of it share."""
 
     layers: int
     period: int = 1
 
     @property
     def short(self) -> int:
-        least = 2 * self.period + 1
+        least = 2 * self.period + (self.period == 1)
         return least + (self.layers - least) % self.period
 
     @property
@@ -156,9 +157,11 @@ def continue_runs(short: Sequence[Run], long: Sequence[Run], depths: Depths) -> 
             first: dict[int, Run] = {}
             for inner in depths.twins:
                 found = after.get((stage, inner, earlier))
-                match(before.get((stage, inner, earlier)), 0, found)
-                match(found, period, after.get((stage, inner + period, earlier)))
-                assert found is not None
+                if inner < depths.short - 1:
+                    match(before.get((stage, inner, earlier)), 0, found)
+                    match(found, period, after.get((stage, inner + period, earlier)))
+                if found is None:
+                    raise LayersDiffer(f"no {stage} of layer {inner}")
                 first[inner] = found
             for index in depths.inner if stage == "forward" else reversed(depths.inner):
                 inner = depths.twin(index)

@@ -24,6 +24,7 @@ from studylib.forecasting.job_forecast import (
     job_settings,
     rented_machine,
     this_machine,
+    trace_ahead,
     trace_once,
 )
 from studylib.metering.environment import describe_environment, device_name, now
@@ -128,11 +129,16 @@ def foresee(
     """
     found: dict[str, Prospect] = {}
     failed = set()
-    for spec in specs:
-        plain = spec.model_ref.kind == "ladder" and spec.gpus <= 1
-        if not spec.method.kind.trains or (plain and not bundled):
-            continue
-        machine = machine or this_machine()
+    asked = [
+        spec
+        for spec in specs
+        if spec.method.kind.trains and (bundled or spec.model_ref.kind != "ladder" or spec.gpus > 1)
+    ]
+    if not asked:
+        return found
+    machine = machine or this_machine()
+    trace_ahead((job_settings(spec, machine) for spec in asked), machine.here)
+    for spec in asked:
         settings = job_settings(spec, machine)
         if settings in failed:
             continue

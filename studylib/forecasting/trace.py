@@ -24,6 +24,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from studylib.core.errors import StudyError, name_error
+from studylib.core.uncollected import uncollected
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.kernels import (
     bytes_of,
@@ -46,6 +47,7 @@ PARTS = ("weights", "quantization_constants", "adapter", "gradients", "optimizer
 # A layer's step takes some 2,000 operators, however many tokens; one that goes through its tokens
 # one by one takes some for each. About ten seconds of tracing.
 MOST_OPERATORS, MOST_OPERATORS_A_LAYER = 50_000, 8_000
+DEVICE_OF, META = torch.ops.prim.device.default, torch.device("meta")
 
 
 class EndlessTrace(Exception):
@@ -107,7 +109,15 @@ class StepTrace(LiveBytes):
         self.last_operator: Any = "no operator"
         self.left = MOST_OPERATORS + trace.layers * MOST_OPERATORS_A_LAYER
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing is compiled here, and every operator would pay for it."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE_OF:  # two of three questions, for which the fake mode takes long
+            fake = args[0]
+            return META if fake.fake_mode.in_kernel_invocation else fake.fake_device
         kwargs = kwargs or {}
         self.last_operator = func
         out = func(*args, **kwargs)
@@ -176,7 +186,8 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     trace.saved_params = count_saved(model) * (2 if settings.method.kind.converted else 1)
     live = StepTrace(trace, settings.kernels == "cuda")
     try:
-        with quiet_fakes(), fakes_dequantized(), FakeTensorMode(), live:
+        # What is alive must not depend on when circles are looked for.
+        with quiet_fakes(), fakes_dequantized(), uncollected(), FakeTensorMode(), live:
             materialise_fakes(model)
             track_model(live, model)
             trace.layer = param_bytes(layers[-1].parameters())

@@ -12,7 +12,6 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -49,7 +48,6 @@ UNKNOWN = "unknown"
 FEW = 5  # choices that stand side by side; more go into a menu
 
 
-@lru_cache(maxsize=256)
 def foresee(
     model: str,
     method: str,

@@ -14,15 +14,18 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.examples import parse_almanac
+from studylib.inputs.parts import read_part
 from studylib.inputs.questions import Question, group_by_subject, read_question_folder
+from studylib.planning.answers import read_labels
 from studylib.planning.catalog import Gpu, load_prices, price_range
 from studylib.planning.roofline import ASSUMED, Efficiency, Range
 from studylib.schema.serving import ServeSpec
-from studylib.schema.settings import EvaluateSettings, Frozen
+from studylib.schema.settings import DataSettings, EvaluateSettings, Frozen
 from studylib.schema.spec import RunSpec
 
 NOTHING = Range(low=0, mid=0, high=0)
@@ -46,6 +49,7 @@ MMLU_QUESTIONS, MMLU_SUBJECTS, MMLU_SHOTS = 14_042, 57, 5
 MMLU_CHARACTERS, MMLU_SHOT_CHARACTERS = 6_545_414, 116_841
 # What tasks:A,B ask is known to lm-eval alone, and may have to be fetched.
 TASK_QUESTIONS, TASK_CHARACTERS = Range(low=1_000, mid=5_000, high=20_000), 400
+GREEDY_TOKENS, GREEDY_COST = 64, 8  # a generated answer, and its tokens by those of a prompt
 
 
 class RunHours(Frozen):
@@ -155,7 +159,7 @@ def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
     """Two operations a weight and token; a quantized run asks twice, of other weights."""
     if spec.model_ref.kind == "shape":
         return NOTHING  # random weights are not asked
-    tokens = question_tokens(spec.evaluate)
+    tokens = asked_tokens(spec.data, spec.evaluate)
     asked = 2 if spec.method.kind.quantized else 1
     rate = gpu.flops_per_second("fp32" if spec.train.dtype == "fp32" else "bf16")
     return hours(over(times(tokens, 2.0 * params * asked / rate), SCORING_SHARE))
@@ -175,6 +179,11 @@ def serving_hours(spec: ServeSpec, params: int) -> Range:
     cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
     timing = times(TIMING_SHARE, asked.budget_seconds)
     return hours(add(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
+
+
+def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
+    """Tokens that a model reads to be scored: questions, and examples of measures."""
+    return add(question_tokens(asked), measure_tokens(data, asked))
 
 
 def question_tokens(asked: EvaluateSettings) -> Range:
@@ -218,3 +227,34 @@ def read_characters(source: str, shots: int, facts: int | None, limit: int | Non
 def length(doc: Question) -> int:
     """Characters of MMLU's own prompt of a question: four lines of letters, then "Answer:"."""
     return len(doc["question"]) + sum(len(choice) + 4 for choice in doc["choices"]) + 8
+
+
+def measure_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
+    """Tokens that all measures read on their examples."""
+    if not asked.measures:
+        return exactly(0.0)
+    part: Any = "validation" if asked.part == "validation" else "test"
+    characters, found = 0.0, limited(data, part, asked)
+    for measure in asked.measures:
+        characters += sum(map(sum_characters, found))
+        if measure == "labels":
+            labels = read_labels(data)
+            characters += len(found) * sum(map(len, labels))
+        elif measure != "loss":
+            characters += 4.0 * len(found) * GREEDY_TOKENS * GREEDY_COST
+    if asked.retention_data is not None:
+        kept = limited(DataSettings(source=asked.retention_data), "train", asked)
+        characters += sum(map(sum_characters, kept))
+    return over(characters, CHARACTERS_PER_TOKEN)
+
+
+def limited(data: DataSettings, part: Any, asked: EvaluateSettings) -> list[Any]:
+    """The first examples of a part, as many as are measured: which ones hardly matters here."""
+    return list(read_part(data, part))[: asked.held_out_limit]
+
+
+def sum_characters(example: Any) -> int:
+    """All text of an example."""
+    if "messages" in example:
+        return sum(len(str(message["content"])) for message in example["messages"])
+    return sum(len(value) for value in example.values() if isinstance(value, str))

@@ -219,7 +219,7 @@ def check_held_out(track: Track) -> list[str]:
         read_part(track.data, part)
     if asked.retention_data is not None:
         read_part(DataSettings(source=asked.retention_data), "train")
-    from studylib.planning.sizing import tell_sizing  # scipy's statistics take long to import
+    from studylib.planning.sizing import tell_sizing  # scipy, for what few studies ask
 
     return [*told, *tell_sizing(track)]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from studylib.planning.catalog import Gpu
@@ -80,9 +80,12 @@ def calibrate(pairs: Iterable[tuple[str, float, float]], gpu: Gpu) -> Efficiency
     Steps of other cards are left out; with none left, the assumption stands.
     """
     shares = [ideal / seconds for name, ideal, seconds in pairs if name == gpu.name and seconds > 0]
-    if not shares:
-        return ASSUMED
+    return spread(shares, gpu.label) if shares else ASSUMED
+
+
+def spread(shares: Sequence[float], device: str) -> Efficiency:
+    """What the runs on a device reached: the least, the median and the most."""
     return Efficiency(
         low=min(shares), mid=statistics.median(shares), high=max(shares),
-        source=f"by {count_runs(len(shares))} on {gpu.label}",
+        source=f"by {count_runs(len(shares))} on {device}",
     )  # fmt: skip

@@ -21,6 +21,7 @@ from studylib.reporting import (
     notes,
     ranking_section,
     serve_section,
+    stage_errors,
     tables,
 )
 from studylib.reporting.appendix_files import title_of
@@ -177,7 +178,8 @@ def rate_lines(comparisons: Sequence[Comparison]) -> list[str]:
 
 def forecast_lines(studies: list[Summary], book: ForecastBook | None) -> list[str]:
     measured = forecast_errors.section([s.study for s in studies if not is_card(s)])
-    return [*measured, *(forecast_tables.details(book) if book is not None else [])]
+    staged = stage_errors.section([s.study for s in studies])
+    return [*measured, *staged, *(forecast_tables.details(book) if book is not None else [])]
 
 
 def runs_lines(studies: list[Summary]) -> list[str]:

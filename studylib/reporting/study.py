@@ -17,7 +17,7 @@ from studylib.core.errors import StudyError
 from studylib.schema.card_files import CardFiles, read_card_files
 from studylib.schema.profile import RunSpec, read_profile, shipped_profiles
 from studylib.schema.records import Record, read_records
-from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
+from studylib.schema.run_forecasts import PlannedStage, RunForecast, read_run_forecasts
 from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.tuning import TuneRecord, read_sweeps
 
@@ -32,8 +32,8 @@ class Study:
 
     `folder` is the results folder itself; `link` is the same folder as seen from the report.
     `failed` is run id -> what is known of the failure; `sweeps` searched for learning rates;
-    `serves` measured what it costs to serve; `forecasts` belong to trainings; `card` is what a
-    study under a clock left beside its records, None for any other.
+    `serves` measured what it costs to serve; `forecasts` belong to trainings, `serving_plans` to
+    serving runs; `card` is what a study under a clock left beside its records, None for any other.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Study:
     sweeps: tuple[TuneRecord, ...] = ()
     serves: tuple[ServeRecord, ...] = ()
     forecasts: tuple[RunForecast, ...] = ()
+    serving_plans: Mapping[str, PlannedStage] = field(default_factory=dict)
     card: CardFiles | None = None
 
     def items(self, record: Record) -> pd.DataFrame | None:
@@ -111,6 +112,7 @@ def read_study(
         sweeps=tuple(read_sweeps(folder / "tune")),
         serves=tuple(read_serve_records(folder / "serve")),
         forecasts=forecasts.runs if forecasts else (),
+        serving_plans=forecasts.serving if forecasts else {},
         card=read_card_files(folder),
     )
 

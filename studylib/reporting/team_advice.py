@@ -111,10 +111,13 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
         )
     words = {label: judge(kept) for label, kept in methods.items()}
     told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons, methods)})"
-    enough = [label for label, word in words.items() if word == "enough"]
+    enough = {label: methods[label] for label, word in words.items() if word == "enough"}
     if enough:
-        names = join_words(enough, "or")
-        return f"**Small change:** use {names}. It kept {told}."
+        names, who = join_words([*enough], "or"), "It" if len(enough) == 1 else "They"
+        return (
+            f"**Small change:** use {names}. {who} kept {tell_shares(enough)} of full "
+            f"fine-tuning's gain ({evidence(comparisons, enough)})."
+        )
     if all(word == "poor" for word in words.values()):
         return (
             f"**Small change:** use full fine-tuning. {join_words(list(words))} kept only {told}."

@@ -5,6 +5,7 @@ Not covered: the report that is made from it (studylib.reporting.report).
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from studylib.schema.tuning import read_sweeps
 from studylib.serving.pair_timings import TIMINGS
 
 NOTEBOOK = "executed.ipynb"
+LIBRARY = re.compile(r"(?<![\w.])/[^\s\"']*/(?:site|dist)-packages/")
 
 
 def publish_results(results: Path, reference: Path) -> Path:
@@ -141,8 +143,7 @@ def copy_results(records: list[Record], results: Path, fresh: Path) -> None:
         goal.mkdir(parents=True)
         for name in (RECORD, *record.files):
             shutil.copyfile(source / name, goal / name)
-        if (source / NOTEBOOK).is_file():
-            shutil.copyfile(source / NOTEBOOK, goal / NOTEBOOK)
+        copy_notebook(source, goal)
     shutil.copyfile(results / "profile.yaml", fresh / "profile.yaml")
     if (results / RUN_FORECASTS).is_file():
         shutil.copyfile(results / RUN_FORECASTS, fresh / RUN_FORECASTS)
@@ -153,9 +154,18 @@ def copy_serves(records: list[ServeRecord], source: Path, goal: Path) -> None:
     for record in records:
         folder = goal / record.serve_id
         folder.mkdir(parents=True)
-        for name in (SERVE_RECORD, NOTEBOOK, "trace.parquet", TIMINGS):
+        copy_notebook(source / record.serve_id, folder)
+        for name in (SERVE_RECORD, "trace.parquet", TIMINGS):
             if (source / record.serve_id / name).is_file():
                 shutil.copyfile(source / record.serve_id / name, folder / name)
+
+
+def copy_notebook(source: Path, goal: Path) -> None:
+    """The executed notebook, if there is one. A library's warning names its file by the place that
+    it has on the machine; what is published names it from the library on."""
+    if (source / NOTEBOOK).is_file():
+        text = (source / NOTEBOOK).read_text(encoding="utf-8")
+        (goal / NOTEBOOK).write_text(LIBRARY.sub("", text), encoding="utf-8")
 
 
 def copy_sweeps(source: Path, goal: Path) -> None:

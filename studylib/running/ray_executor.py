@@ -15,9 +15,9 @@ import importlib.util
 import logging
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from studylib.core.places import NOTEBOOKS, ROOT
 from studylib.metering.environment import COMMIT_VARIABLE, DIRTY_VARIABLE, git_state
 from studylib.running.executor import Failure, Outcome, Task
 from studylib.running.ray_desk import Desk
+from studylib.running.ray_head import Head, head_lost, not_taken, refuse_silent
 from studylib.running.ray_worker import HOME, Order, work_on_ray
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 MOST_LOSSES = 3
 SENT_VARIABLES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 END_SECONDS = 20.0
-ANSWER_SECONDS = 10.0
 Resources = Mapping[str, float]
 
 
@@ -64,13 +64,14 @@ class RayExecutor:
         self.address = address
         self.desk: Any = None
         self.code: Path | None = None
+        self.head: Head | None = None
         self.running: dict[Any, tuple[Task, Order]] = {}
 
     def __enter__(self) -> RayExecutor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.desk is not None:
+        if self.desk is not None and not self._is_headless():
             import ray
 
             ray.kill(self.desk)
@@ -100,6 +101,8 @@ class RayExecutor:
                     self._submit(task, order)
             while self.running:
                 done, _ = ray.wait(list(self.running), timeout=0.5)
+                if self._is_headless():
+                    raise head_lost(self.address)
                 show(self._ask("look"), progress)
                 for ref in done:
                     self._settle(ref, losses, progress, outcome)
@@ -112,7 +115,8 @@ class RayExecutor:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        refuse_silent(self.address)
+        if self.address:
+            refuse_silent(self.address)
         self.code = pack_code(Path(tempfile.mkdtemp(prefix="study-code-")))
         try:
             ray.init(
@@ -123,6 +127,7 @@ class RayExecutor:
             )
         except (ConnectionError, RuntimeError) as error:  # nobody there; another version of Ray
             raise not_taken(self.address or "Ray", str(error).splitlines()[0]) from None
+        self.head = Head(ray.get_runtime_context().gcs_address)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         total = ray.cluster_resources()
@@ -131,6 +136,9 @@ class RayExecutor:
             f"  on Ray: {machines} machines, {total.get('CPU', 0):g} cores, "
             f"{total.get('GPU', 0):g} cards"
         )
+
+    def _is_headless(self) -> bool:
+        return self.head is not None and self.head.is_lost()
 
     def _ask(self, method: str, *args: Any) -> Any:
         import ray
@@ -186,35 +194,29 @@ class RayExecutor:
             progress.started(name)
         outcome.sort_in(task, exit_code, progress)
 
+    def _give_up(self) -> None:
+        """Let workers that cannot be cancelled end by themselves: they ask the desk, and what the
+        desk has closed they give up. Without a head that is all that still works."""
+        import ray
+        from ray.exceptions import RayError
+
+        for task, _ in self.running.values():
+            with suppress(RayError):
+                ray.get(self.desk.leave.remote(task.task_id), timeout=END_SECONDS)
+                ray.get(self.desk.close.remote(task.task_id), timeout=END_SECONDS)
+        self.running.clear()
+
     def _stop(self) -> None:
         """End what still runs, after Ctrl-C or a fault; its last whole state is here."""
         import ray
 
+        if self._is_headless():
+            self._give_up()
         for ref in self.running:
             ray.cancel(ref)
         if self.running:
             ray.wait(list(self.running), num_returns=len(self.running), timeout=END_SECONDS)
         self.running.clear()
-
-
-def refuse_silent(address: str | None) -> None:
-    """Raise where nobody answers at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        raise not_taken(str(address), error.strerror or str(error)) from None
-
-
-def not_taken(address: str, reason: str) -> StudyError:
-    return StudyError(
-        address,
-        f"no Ray cluster takes this study there ({reason})",
-        "Start Ray with `ray start --head`, and on other machines `ray start --address HOST:6379`, "
-        "with the same versions of Python and Ray everywhere.",
-    )
 
 
 def show(said: dict[str, dict[str, Any]], progress: Any) -> None:

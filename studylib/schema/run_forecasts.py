@@ -8,8 +8,10 @@ Not covered: tracing, and the article's jobs (studylib.schema.forecast_book).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+
+from pydantic import Field
 
 from studylib.core.sealed import read_sealed, write_sealed
 from studylib.schema.forecast_book import Span
@@ -21,13 +23,24 @@ VERSION = 1
 HELD = ("weights", "quantization_constants", "adapter")
 
 
+class PlannedStage(Frozen):
+    """What a plan says of a stage: its seconds, and the bytes that torch would count on a card.
+
+    None: it says nothing of that.
+    """
+
+    seconds: Span | None = None
+    allocated_bytes: int | None = None
+
+
 class RunForecast(Frozen):
     """One training step as it was forecast, in bytes of one card (or of a host's tensors).
 
     peak_bytes: what the driver shows of the process. allocated_bytes: what torch counts.
     paged_bytes: optimizer states in managed memory, on the card while it has room and in neither of
     these. step_seconds, and roofline_seconds at the datasheet's rates: None on a CPU and on a card
-    that the catalog lacks. record_digest: of the record that it belongs to.
+    that the catalog lacks. record_digest: of the record that it belongs to. stages: those of the
+    run that a plan speaks of: load (with the start of a process), train, evaluate.
     """
 
     run_id: str
@@ -39,6 +52,7 @@ class RunForecast(Frozen):
     paged_bytes: int = 0
     step_seconds: Span | None
     roofline_seconds: float | None = None
+    stages: dict[str, PlannedStage] = Field(default_factory=dict)
 
     @property
     def card_bytes(self) -> int:
@@ -52,21 +66,30 @@ class RunForecast(Frozen):
 
 
 class RunForecasts(Frozen):
-    """All of a study's. left_out: run id -> why it has none. code_sha256: of what traced them."""
+    """All of a study's. left_out: run id -> why it has none. code_sha256: of what traced them.
+
+    serving: serving run -> what a plan says of it. speeds: what the plan of a run without a card
+    rests on, operations by second of the processor; taken once and kept.
+    """
 
     schema_version: int = VERSION
     runs: tuple[RunForecast, ...]
     left_out: dict[str, str]
+    serving: dict[str, PlannedStage] = Field(default_factory=dict)
+    speeds: dict[str, float] = Field(default_factory=dict)
     packages: dict[str, str]
     code_sha256: str
     digest: str = ""
 
-    def made_for(self, records: Iterable[Record], code_sha256: str) -> bool:
-        """Whether these are the forecasts of these records by this code."""
+    def made_for(
+        self, records: Iterable[Record], code_sha256: str, serving: Collection[str] = ()
+    ) -> bool:
+        """Whether these are the forecasts of these records by this code, and of serving runs."""
         wanted = digests(records)
         made = {run.run_id: run.record_digest for run in self.runs}
         made |= {run_id: wanted.get(run_id, "") for run_id in self.left_out}
-        return self.code_sha256 == code_sha256 and made == wanted
+        served = set(serving) == set(self.serving)
+        return self.code_sha256 == code_sha256 and made == wanted and served
 
 
 def digests(records: Iterable[Record]) -> dict[str, str]:

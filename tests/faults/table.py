@@ -122,6 +122,9 @@ FAULTS = (
           "elsewhere from its last checkpoint, as an undisturbed one",
           ("tests/test_ray.py::test_run_of_a_lost_machine_goes_on_elsewhere_and_ends_as_an_"
            "unbroken_one",)),
+    Fault("a lost Ray head", "SIGKILL of the cluster's own process in mid-run", "one message, exit "
+          "2; the same study goes on without Ray, from the checkpoint that came home",
+          ("tests/test_ray.py::test_lost_head_is_one_message_and_the_study_goes_on_without_it",)),
     Fault("NaN in a weight before training", "an embedding filled with it", "a record: diverged, "
           "at the step", ("tests/test_train.py::test_loss_that_is_not_finite_stops_the_run_as_a_"
                           "result",)),

@@ -169,7 +169,8 @@ def test_full_disk_is_one_message_and_with_room_the_run_ends(
         change("size=64m")
         assert scene.run(results).finished == [RUN]
         assert essence(scene.folder(results)) == scene.undisturbed()
-    record_property("seen", f"{size}: exit {outcome.exit_code}, {said}")
+    told = said.replace(str(scene.folder(results)), "the run's folder")
+    record_property("seen", f"{size}: exit {outcome.exit_code}, {told}")
 
 
 def test_results_that_are_gone_in_mid_run_fail_it_and_come_back(scene, tmp_path, record_property):

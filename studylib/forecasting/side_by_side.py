@@ -1,0 +1,77 @@
+"""Answers that are kept on disk, made side by side by as many processes as there are cores.
+
+Each process is a copy of this one, made before anything is traced, and leaves what it finds in the
+cache, where the caller then finds it. What none of them made the caller makes itself.
+
+Not covered: what is made (studylib.forecasting.prospects), the cache
+(studylib.forecasting.kept_forecasts).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from studylib.core.errors import StudyError
+
+Make = Callable[[], Any]
+
+
+def make_ahead(makes: Sequence[Make]) -> None:
+    """Make every other one in another process, and the rest here; where a copy is safe."""
+    count = min(len(makes), count_cores())
+    if count < 2 or not may_fork():
+        return
+    import_libraries()
+    helpers = [pid for number in range(1, count) if (pid := start(makes[number::count]))]
+    for make in makes[::count]:
+        with suppress(StudyError):  # said where it is asked for
+            make()
+    for pid in helpers:
+        os.waitpid(pid, 0)
+
+
+def count_cores() -> int:
+    """Of those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def may_fork() -> bool:
+    """Whether a copy of this process can work: it has one thread, and no card that it may touch."""
+    import torch
+
+    return (
+        sys.platform == "linux"
+        and threading.active_count() == 1
+        and not torch.cuda.is_initialized()
+    )
+
+
+def import_libraries() -> None:
+    """What every copy would import for itself."""
+    import peft  # noqa: F401
+
+    import studylib.forecasting.forecast
+    import studylib.modelling.skeleton  # noqa: F401
+
+
+def start(makes: Sequence[Make]) -> int:
+    """A copy of this process that makes these and ends; returns its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        for make in makes:
+            with suppress(StudyError):
+                make()
+        code = 0
+    finally:
+        os._exit(code)

@@ -1,0 +1,102 @@
+"""What a plan says of each stage of a run or serving run on record: seconds, and bytes on a card.
+
+The seconds are those of `study plan`: on a card by its datasheet, without one by the speed of a
+product of matrices on as many threads as the run had. The bytes are those of a traced step and of a
+traced scoring pass. Nothing that was measured of the run goes in.
+
+Not covered: the comparison (studylib.reporting.stage_errors).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from studylib.core.errors import StudyError
+from studylib.forecasting import cpu_hours
+from studylib.forecasting.article_forecasts import rounded
+from studylib.forecasting.fitting import forecast_evaluation, forecast_serving
+from studylib.forecasting.job import Forecast, ForecastSettings
+from studylib.forecasting.job_forecast import count_params
+from studylib.planning.catalog import Gpu
+from studylib.planning.cuda_terms import NO_CUDA
+from studylib.planning.estimate import scoring_hours, serving_hours, start_hours, times
+from studylib.planning.roofline import Range
+from studylib.schema.forecast_book import Span
+from studylib.schema.run_forecasts import HELD, PlannedStage
+from studylib.schema.serving import ServeSpec
+from studylib.schema.settings import FULL
+from studylib.schema.spec import RunSpec
+
+SCORED_TOKENS = 4096  # of a scoring pass on a card, as studylib.scoring.prefix_lm has it
+Stages = dict[str, PlannedStage]
+
+
+def plan_card_stages(spec: RunSpec, settings: ForecastSettings, made: Forecast, gpu: Gpu) -> Stages:
+    """Load (with the start of a process), train and evaluate, on a card of the catalog."""
+    size = made.total_params
+    stages = {
+        "load": PlannedStage(
+            seconds=in_seconds(start_hours(spec, size)),
+            allocated_bytes=sum(made.parts.get(name, 0) for name in HELD),
+        ),
+        "train": PlannedStage(
+            seconds=rounded(times(made.seconds_per_step, spec.train.steps)),
+            allocated_bytes=made.peak_allocated_bytes,
+        ),
+    }
+    if spec.model_ref.kind == "shape":  # random weights are not asked
+        return stages
+    scored = settings.model_copy(update={"weights": spec.train.dtype, "master_weights": False})
+    seconds = allocated = None
+    with suppress(StudyError):  # questions or examples that are not here
+        seconds = in_seconds(scoring_hours(spec, size, gpu))
+    with suppress(StudyError):
+        allocated = forecast_evaluation(scored, SCORED_TOKENS, NO_CUDA).allocated_bytes
+    stages["evaluate"] = PlannedStage(seconds=seconds, allocated_bytes=allocated)
+    return stages
+
+
+def plan_host_stages(spec: RunSpec, made: Forecast, speed: float) -> Stages:
+    """The same on a processor of `speed` operations by second, in seconds."""
+    size, at = made.total_params, lambda dtype: speed
+    stages = {
+        "load": PlannedStage(seconds=rounded(cpu_hours.START_SECONDS)),
+        "train": PlannedStage(
+            seconds=rounded(cpu_hours.train_seconds(spec, size, at)),
+            allocated_bytes=made.peak_allocated_bytes,
+        ),
+    }
+    with suppress(StudyError):
+        seconds = cpu_hours.scoring_seconds(spec, spec.evaluate, size, at)
+        stages["evaluate"] = PlannedStage(seconds=rounded(seconds))
+    return stages
+
+
+def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
+    """A serving run on a card: all its stages, and its fullest case beside another whole copy, with
+    which every variant is compared in turns."""
+    asked = spec.settings
+    method = spec.method if spec.method.kind.trains else FULL
+    settings = ForecastSettings(
+        model=spec.model,
+        method=method.name,
+        rank=method.rank or 1,
+        alpha=method.alpha or 1,
+        targets=method.targets,
+        adapter=spec.adapter_dtype,
+        weights=spec.dtype,
+        gpu=gpu.name,
+    )
+    context, most = max(asked.prompt_tokens) + asked.new_tokens, max(asked.batch_sizes)
+    with suppress(StudyError):
+        served = forecast_serving(settings, context, most, NO_CUDA)
+        copy = sum(served.parts.get(name, 0) for name in HELD[:2])
+        return PlannedStage(
+            seconds=in_seconds(serving_hours(spec, count_params(spec.model, False))),
+            allocated_bytes=served.allocated_bytes + copy,
+        )
+    return PlannedStage()
+
+
+def in_seconds(hours: Range) -> Span:
+    return rounded(times(hours, 3600))
