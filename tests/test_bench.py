@@ -79,6 +79,20 @@ def test_the_baseline_holds_rows_that_are_measured_and_every_count_of_the_quick_
     assert counts and counts <= known.keys() <= every.keys()
 
 
+@pytest.mark.parametrize("name", ["few-shot tokens", "few-shot passes", "labels tokens"])
+def test_counts_are_no_worse_than_the_baselines(name):
+    """They have no noise: what a load moves is left to `make bench`."""
+    [row] = [row for row in bench.all_rows(Path(__file__).parent) if row.name == name]
+    known = bench.read_baseline(bench.BASELINE)[name]
+    assert row.factor == 1.0 and not row.fails(row.measure(), known["value"])
+
+
+def test_help_imports_no_more_modules_than_its_factor_allows():
+    [row] = [row for row in bench.all_rows(Path(__file__).parent) if row.name == "help modules"]
+    known = bench.read_baseline(bench.BASELINE)[row.name]
+    assert not row.fails(row.measure(), known["value"])
+
+
 def test_labels_after_a_prompt_of_sixty_tokens_read_a_tenth_of_one_forward_a_label():
     """By count, which no load moves; the row itself refuses log-likelihoods that differ. Shorter
     prompts share less: what labels do not share among themselves is read for each."""

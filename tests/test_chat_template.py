@@ -13,9 +13,26 @@ from pathlib import Path
 import pytest
 
 from studylib.core.errors import StudyError
+from studylib.inputs import tokens
 from studylib.inputs.data import prepare_data
-from studylib.inputs.templates import Spelled, prompt_and_answer, resolve_template
-from studylib.inputs.tokens import IGNORED, tell_lengths, tokenise, unfold
+from studylib.inputs.templates import (
+    Spelled,
+    TemplateRefuses,
+    find_pattern,
+    prompt_and_answer,
+    render,
+    resolve_template,
+    spell_by_prefixes,
+    spell_chat,
+)
+from studylib.inputs.tokens import (
+    IGNORED,
+    tell_lengths,
+    tokenise,
+    tokenise_bytes,
+    tokenise_spelled,
+    unfold,
+)
 from studylib.schema.profile import DataSettings, TrainSettings
 
 MARKS = ["<s>", "</s>", "<|start|>", "<|end|>", "<turn>", "</turn>", "<|eot|>", "<|head|>",
@@ -61,6 +78,8 @@ DATED = "{{ strftime_now('%Y-%m-%d') }}{{ ' ' + date_string }}" + ENDLESS
 ONE = [("user", "What is 1 + 1?"), ("assistant", "2 \U0001f600")]
 SYSTEM = [("system", "Be brief."), ("user", "Hi\n"), ("assistant", " Hello\n"),
           ("user", "assistant: And?"), ("assistant", "And?")]  # fmt: skip
+# What ends a turn, and what begins it, holds these answers too.
+SHORT = [("user", "Say d."), ("assistant", "d"), ("user", "end"), ("assistant", "end")]
 THOUGHT = [("user", "Hi"), ("assistant", "<think>hm</think>Hello"), ("user", "Hi"),
            ("assistant", "<think>so</think>Hello")]  # fmt: skip
 
@@ -115,7 +134,9 @@ def spell(example, tokenizer, seq_len=4096):
 FIVE = [HEADERS, DEFAULT_SYSTEM, NO_SYSTEM, CLOSED_AS_A_WHOLE, BARE]
 
 
-@pytest.mark.parametrize("turns", [ONE, SYSTEM, THOUGHT], ids=["one", "system", "thought"])
+@pytest.mark.parametrize(
+    "turns", [ONE, SYSTEM, SHORT, THOUGHT], ids=["one", "system", "short", "thought"]
+)
 @pytest.mark.parametrize("template", FIVE, ids=["headers", "default", "gemma", "closed", "bare"])
 def test_answers_are_learned_as_the_marks_of_a_template_say(template, turns):
     if template is NO_SYSTEM and turns is SYSTEM:
@@ -136,6 +157,63 @@ def test_what_is_learned_of_a_conversation_is_its_answers_with_their_ends():
     weighted = conversation(SYSTEM)
     weighted["messages"][2]["weight"] = 0
     assert learned(spell(weighted, tokenizer)[0], tokenizer) == "And?<|end|>\n"
+
+
+WITH_ALL = [*FIVE, FORGETS, ENDLESS, DATED]
+
+
+@pytest.mark.parametrize("turns", [ONE, SYSTEM, SHORT, THOUGHT, [("assistant", "Hi"), *ONE]])
+@pytest.mark.parametrize("template", WITH_ALL)
+def test_a_conversation_is_spelled_by_its_roles_pattern_as_by_its_prefixes(template, turns):
+    """The second is of the same contents after the roles' pattern is known."""
+    tokenizer, example = make_tokenizer(unmarked(template)), conversation(turns)
+    try:
+        whole = render(example["messages"], tokenizer, None)
+        long_way = spell_by_prefixes(example["messages"], whole, tokenizer, None)
+    except TemplateRefuses:
+        with pytest.raises(TemplateRefuses):
+            spell_chat(example, tokenizer)
+        return
+    assert spell_chat(example, tokenizer) == long_way == spell_chat(example, tokenizer)
+
+
+def test_patterns_are_used_where_a_template_has_one_and_not_where_it_rewrites():
+    roles = tuple((role, role == "assistant") for role, _ in SYSTEM)
+    for template, has_one in ((DEFAULT_SYSTEM, True), (HEADERS, True), (FORGETS, False)):
+        tokenizer = make_tokenizer(unmarked(template))
+        assert bool(find_pattern(tokenizer, tokenizer.chat_template, roles)) == has_one
+    tokenizer = make_tokenizer(unmarked(HEADERS))
+    pattern = find_pattern(tokenizer, tokenizer.chat_template, roles)
+    whole = render(conversation(SYSTEM)["messages"], tokenizer, None)
+    assert pattern.fill([content for _, content in SYSTEM], whole) is None  # it trims them
+
+
+ODD = [("user", " é\U0001f600\n\n"), ("assistant", "\n\n\U0001f600é e\u0301  ñ\n"),
+       ("user", "<|end|>"), ("assistant", "好 <|end|> 7\u2003")]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [None, "a normalizer", "a cut"])
+def test_tokens_are_found_by_their_bytes_as_by_their_places(monkeypatch, changes):
+    """A tokenizer that changes texts, or gives part of their tokens, has no such bytes."""
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer(unmarked(BARE))
+    if changes == "a normalizer":
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    if changes == "a cut":
+        tokenizer("a b c d e f", truncation=True, max_length=3)
+    pieces = [spell_chat(conversation(turns), tokenizer)[0] for turns in (ONE, ODD, SYSTEM)]
+    assert any(tokenise_bytes(pieces, tokenizer)) == (changes is None)
+    made = tokenise_spelled(pieces, tokenizer, 4096)
+    monkeypatch.setattr(tokens, "count_bytes", lambda tokenizer: None)
+    by_places = tokenise_spelled(pieces, tokenizer, 4096)
+    assert made == by_places and [m.learned for m in made] == [m.learned for m in by_places]
+
+
+def test_the_prompt_of_a_short_answer_ends_before_it():
+    tokenizer = make_tokenizer(unmarked(DEFAULT_SYSTEM))
+    prompt, answer = prompt_and_answer(conversation(SHORT), "chat", tokenizer)
+    assert prompt.endswith("end<|end|>\n<|start|>assistant\n") and answer == "end"
 
 
 def test_a_template_that_rewrites_earlier_turns_gives_one_example_an_answer():

@@ -11,7 +11,7 @@ import pytest
 from studylib.core.errors import StudyError
 from studylib.core.sealed import canonical
 from studylib.inputs import spool
-from studylib.inputs.data import hash_values, prepare_data
+from studylib.inputs.data import hash_list, prepare_data
 from studylib.inputs.examples import Examples
 from studylib.inputs.packed import PackedRows, TokenStore
 from studylib.inputs.spool import Spool
@@ -46,7 +46,8 @@ def test_a_full_disk_is_one_message(monkeypatch):
 
 def test_a_hash_made_value_by_value_is_that_of_the_list():
     for values in ([], VALUES[:1], VALUES):
-        assert hash_values(iter(values)) == hashlib.sha256(canonical(values)).hexdigest()
+        made = hash_list(map(canonical, values))
+        assert made == hashlib.sha256(canonical(values)).hexdigest()
 
 
 @pytest.mark.parametrize("largest", [65_535, 65_536, 200_000])
@@ -61,6 +62,7 @@ def test_rows_of_any_vocabulary_are_the_tokens_that_were_put_in(largest):
     assert [store.add(tokens) for tokens in made] == [0, 1, 2]
     rows = PackedRows(store, [[1, 0], [2], [1]])
     assert list(rows) == [[made[1], made[0]], [made[2]], [made[1]]]
+    assert [*rows.as_json()] == [*map(canonical, rows)]
     assert [store.length(i) for i in range(3)] == [3, 4, 2]
     assert rows[0][0].cut and not rows[0][1].cut
 

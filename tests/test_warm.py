@@ -31,10 +31,10 @@ LOOK = """
 import json, os, threading, time
 from pathlib import Path
 import numpy as np, torch
-from studylib.commands.stand_by import VIEWS
+from studylib.commands.stand_by import ALSO
 from studylib.running import stand_by
 
-stand_by.import_everything(False, VIEWS)
+stand_by.import_everything(False, ALSO)
 seen = {"unfit": stand_by.why_unfit(False), "threads": stand_by.name_threads(),
         "cuda": torch.cuda.is_initialized()}
 

@@ -36,7 +36,7 @@ def plan(
     from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee
-    from studylib.planning.plan import tell_unkept
+    from studylib.planning.plan import specs_left, tell_unkept
     from studylib.planning.sweeps import sweeps_first
 
     machine = named_machine(gpu)
@@ -45,7 +45,7 @@ def plan(
     folder = study.folder(chosen)
     told = check_all(chosen)
     made, estimate = look_ahead(chosen, folder, machine=machine)
-    left = [chosen.run(run.run_id) for run in made.left]
+    left = specs_left(chosen, made)
     prospects, extents = foresee(left, machine), tell_extents(left)
     on_cpu = None if machine else expect_cpu_time(chosen, made, estimate)
     sweeps = tell_sweeps(*sweeps_first(chosen, folder), made, on_cpu)
@@ -103,7 +103,7 @@ def look_ahead(
     """(plan, estimate of what is left; None without cards). force: misfits are started too.
 
     machine: in place of this one."""
-    from studylib.planning.plan import plan_study
+    from studylib.planning.plan import plan_study, specs_left
     from studylib.planning.sweeps import sweeps_first
     from studylib.running.doctor import cards_here
     from studylib.running.runner import reference_records, serve_left
@@ -125,7 +125,7 @@ def look_ahead(
     waiting = set(serve_left(profile, folder))
     estimate = estimate_on(
         machine,
-        [profile.run(run.run_id) for run in made.left],
+        specs_left(profile, made),
         [spec for spec in serve_specs(profile) if spec.serve_id in waiting],
         {run.run_id: run.seconds for run in made.left if run.seconds is not None},
         force,
@@ -194,12 +194,14 @@ class CpuTime:
 
 def expect_cpu_time(profile: Any, made: Any, estimate: Any) -> CpuTime | None:
     """None where records tell all of it, or a card's estimate does."""
-    waiting = [profile.run(run.run_id) for run in made.left if run.seconds is None]
-    if estimate is not None or not waiting:
+    unknown = {run.run_id for run in made.left if run.seconds is None}
+    if estimate is not None or not unknown:
         return None
     from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps, learned
     from studylib.forecasting.prospects import size_models, this_machine
+    from studylib.planning.plan import specs_left
 
+    waiting = [spec for spec in specs_left(profile, made) if spec.run_id in unknown]
     params = size_models(waiting, {}, this_machine())
     known = sorted({learned("train", size)[1] for size in params.values()})
     return CpuTime(expect_runs(waiting, params), *expect_sweeps(profile, params), "; ".join(known))

@@ -12,12 +12,16 @@ import socket
 import sys
 
 from studylib.commands.cli import main
+from studylib.running.forked_kernel import end_at_once
 from studylib.running.stand_by import stand_by
 
-VIEWS = ("studylib.notebook_views.views", "studylib.notebook_views.serve_views")
+ALSO = (
+    "studylib.running.runner",
+    "studylib.notebook_views.views",
+    "studylib.notebook_views.serve_views",
+)
 
 if __name__ == "__main__":
-    words = stand_by(socket.socket(fileno=int(sys.argv[1])), sys.argv[2] == "1", VIEWS)
-    if words is not None:
-        sys.argv = ["study", *words]
-        main()
+    words = stand_by(socket.socket(fileno=int(sys.argv[1])), sys.argv[2] == "1", ALSO)
+    sys.argv = ["study", *(words or ())]
+    end_at_once(main if words else lambda: None)

@@ -8,6 +8,7 @@ Not covered: the forecast itself (studylib.forecasting.forecast), what follows f
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache, partial
@@ -18,6 +19,7 @@ from studylib.forecasting.calibration import learn_terms
 from studylib.forecasting.job import Forecast, ForecastSettings
 from studylib.forecasting.kept_forecasts import config_mark, keep_forecast, may_be_kept
 from studylib.forecasting.side_by_side import make_ahead
+from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import row_multiple
 from studylib.metering.devices import describe_devices
 from studylib.metering.environment import device_name
@@ -205,7 +207,10 @@ def find_config(model: str, here: bool) -> Any:
 
 @lru_cache(maxsize=64)
 def count_params(model: str, here: bool) -> int:
-    """Parameters of a model of which no training was forecast."""
+    """Parameters of a model of which no training was forecast; a rung's stand beside it."""
+    ref = ModelRef.parse(model)
+    if ref.kind == "ladder":
+        return json.loads((ladder_folder(ref.name) / "ladder.json").read_bytes())["parameters"]
     from studylib.forecasting.trace import count_base
     from studylib.modelling.skeleton import build_meta
 

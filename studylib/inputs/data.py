@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 TOKENISED_AT_ONCE = 64
+UNSEEN, NOTHING = -2, -1  # in place of an example's number in the store
 
 
 def row_multiple(on_card: bool) -> int:
@@ -79,19 +82,20 @@ def spell(
 
     StudyError where it has seen all examples and none has an answer that begins within seq_len.
     """
-    known: dict[int, int | None] = {}
+    known, left = array("q", [UNSEEN]) * len(examples), len(examples)
     while batch := list(islice(order, TOKENISED_AT_ONCE)):
-        new = [i for i in dict.fromkeys(batch) if i not in known]
+        new = [i for i in dict.fromkeys(batch) if known[i] == UNSEEN]
         made = tokenise([examples[i] for i in new], template, tokenizer, seq_len) if new else []
         for i, tokens in zip(new, made, strict=True):
-            known[i] = None if tokens is None else store.add(tokens)
-        if len(known) == len(examples) and not len(store):
+            known[i] = NOTHING if tokens is None else store.add(tokens)
+        left -= len(new)
+        if not left and not len(store):
             raise StudyError(
                 f"train.seq_len = {seq_len}",
                 "no example's answer begins within it",
                 "Make it longer, or the prompts shorter.",
             )
-        yield from ((i, known[i]) for i in batch)
+        yield from ((i, None if known[i] == NOTHING else known[i]) for i in batch)
 
 
 def pack(examples: Iterator[tuple[int, int]], seq_len: int, rows: int) -> list[list[int]]:
@@ -173,14 +177,14 @@ class TrainingData:
 
 def hash_examples(examples: Iterable[Example]) -> str:
     """One hash of all examples, in their order."""
-    return hash_values(examples)
+    return hash_list(map(canonical, examples))
 
 
-def hash_values(values: Iterable[Any]) -> str:
-    """The SHA-256 of a list's canonical JSON, of which one value at a time is written."""
+def hash_list(values: Iterable[bytes]) -> str:
+    """The SHA-256 of a list's canonical JSON, of which one value at a time is there."""
     digest = hashlib.sha256(b"[")
     for number, value in enumerate(values):
-        digest.update(b"," * bool(number) + canonical(value))
+        digest.update(b"," * bool(number) + value)
     digest.update(b"]")
     return digest.hexdigest()
 
@@ -195,25 +199,28 @@ def prepare_data(
     pieces = unfolded.pieces
     order = shuffle(len(pieces), seed)
     store = TokenStore()
-    drawn: dict[int, int | None] = {}
+    met, drawn = bytearray(len(pieces)), Counter[str]()
 
     def usable() -> Iterator[tuple[int, int]]:
         for i, number in spell(pieces, order, template, tokenizer, train.seq_len, store):
-            drawn[i] = number
+            if not met[i]:
+                met[i] = True
+                drawn["all"] += 1
+                drawn["left out"] += number is None
+                drawn["cut"] += number is not None and store.is_cut(number)
             if number is not None:
                 yield number, store.length(number)
 
     count = train.steps * train.accumulation * train.micro_batch
     rows = PackedRows(store, pack(usable(), train.seq_len, count))
-    used = [number for number in drawn.values() if number is not None]
     return TrainingData(
         rows=rows,
         examples=len(pieces),
         sha256=hash_examples(examples),
-        order_sha256=hash_values(rows),
-        drawn=len(drawn),
-        left_out=len(drawn) - len(used),
-        cut=sum(map(store.is_cut, used)),
+        order_sha256=hash_list(rows.as_json()),
+        drawn=drawn["all"],
+        left_out=drawn["left out"],
+        cut=drawn["cut"],
         skipped=examples.rows_skipped + unfolded.refused.total(),
         template=template,
         divided=unfolded.divided,

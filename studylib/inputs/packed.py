@@ -9,10 +9,10 @@ Not covered: which examples share a row (studylib.inputs.data).
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
-from studylib.inputs.tokens import Tokenised
+from studylib.inputs.tokens import IGNORED, Tokenised
 
 Row = list[dict[str, list[int]]]
 
@@ -55,6 +55,15 @@ class TokenStore(Sequence[Tokenised]):
         spans = list(zip(ends[::2], ends[1::2], strict=True))
         return Tokenised.of(ids, spans, bool(self._cut[number]))
 
+    def as_json(self, number: int) -> str:
+        """An example in canonical JSON, each of its numbers spelled once."""
+        ids = [*map(str, self._ids[self._starts[number] : self._starts[number + 1]])]
+        labels = [str(IGNORED)] * len(ids)
+        spans = iter(self._spans[self._span_starts[number] : self._span_starts[number + 1]])
+        for first, end in zip(spans, spans, strict=True):
+            labels[first:end] = ids[first:end]
+        return f'{{"input_ids":[{",".join(ids)}],"labels":[{",".join(labels)}]}}'
+
     def length(self, number: int) -> int:
         return self._starts[number + 1] - self._starts[number]
 
@@ -68,6 +77,11 @@ class PackedRows(Sequence[Row]):
     def __init__(self, tokens: TokenStore, rows: Iterable[Iterable[int]]) -> None:
         self._tokens = tokens
         self._rows = [array("Q", row) for row in rows]
+
+    def as_json(self) -> Iterator[bytes]:
+        """Every row in canonical JSON."""
+        for row in self._rows:
+            yield f"[{','.join(map(self._tokens.as_json, row))}]".encode()
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -14,6 +14,8 @@ Not covered: tokens (studylib.inputs.data).
 from __future__ import annotations
 
 import json
+import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ ALPACA_START = (
 )
 ALPACA = ALPACA_START + "### Instruction:\n{instruction}\n\n### Response:\n"
 HEADS = {"user": "### Instruction:\n", "tool": "### Tool:\n"}
+BARE = {"role", "content", "weight"}  # of a message that a pattern has room for
 MOST_REFUSED = 0.5  # of the conversations: beyond it the template does not suit them
 # What Llama 3's template writes where it knows no date, for those that ask for today's.
 FIXED_DATE = (
@@ -171,6 +174,76 @@ def spell_chat(example: Example, tokenizer: Any) -> list[Spelled]:
     rewrites earlier turns. TemplateRefuses in the template's words."""
     messages, tools = messages_of(example), example.get("tools")
     whole = render(messages, tokenizer, tools)
+    if not tools and all(message.keys() <= BARE for message in messages):
+        roles = tuple((message["role"], is_learned(message)) for message in messages)
+        pattern = find_pattern(tokenizer, tokenizer.get_chat_template(), roles)
+        found = pattern and pattern.fill([message["content"] for message in messages], whole)
+        if found:
+            return [found]
+    return spell_by_prefixes(messages, whole, tokenizer, tools)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """How a template spells conversations of the same roles: the texts around their contents.
+
+    learned: from where to where, each as (contents before it, characters after the last of them).
+    end: what is written after the last text, where the template ends no answer.
+    """
+
+    texts: tuple[str, ...]
+    learned: tuple[tuple[tuple[int, int], tuple[int, int]], ...]
+    end: str
+
+    def fill(self, contents: Sequence[str], whole: str) -> Spelled | None:
+        """The conversation of these contents; None where the template wrote another `whole`."""
+        text, starts = self.texts[0], [0]
+        for content, after in zip(contents, self.texts[1:], strict=True):
+            text += content
+            starts.append(len(text))
+            text += after
+        if text != whole:
+            return None
+        learned = tuple((starts[a] + b, starts[c] + d) for (a, b), (c, d) in self.learned)
+        return Spelled(text + self.end, learned, True, bool(self.end))
+
+
+@lru_cache(maxsize=256)
+def find_pattern(
+    tokenizer: Any, template: str, roles: tuple[tuple[str, bool], ...]
+) -> Pattern | None:
+    """The pattern of conversations of these roles, (role, whether it is learned) each, by contents
+    that mean nothing to a template; None where it rewrites turns, or opens more for an answer than
+    an answer without it has. template: the tokenizer's now."""
+    contents = [f"content number {1000 + number}" for number in range(len(roles))]
+    named = zip(roles, contents, strict=True)
+    messages = [{"role": r, "content": c, "weight": int(learned)} for (r, learned), c in named]
+    answers = [number for number, (_, learned) in enumerate(roles) if learned]
+    try:
+        whole = render(messages, tokenizer, None)
+        made = spell_by_prefixes(messages, whole, tokenizer, None)
+        asked = [render(messages[:number], tokenizer, None, asks=True) for number in answers]
+    except TemplateRefuses:
+        return None
+    text, spans = made[0].text, made[0].learned
+    found = list(re.finditer("|".join(contents), whole))
+    if [text[:start] for start, _ in spans] != asked or [m[0] for m in found] != contents:
+        return None
+    ends = [0, *(match.end() for match in found)]
+
+    def place(where: int) -> tuple[int, int]:
+        before = bisect_right(ends, where) - 1
+        return before, where - ends[before]
+
+    texts = tuple(re.split("|".join(contents), whole))
+    learned = tuple((place(start), place(end)) for start, end in spans)
+    return Pattern(texts, learned, text.removeprefix(whole))
+
+
+def spell_by_prefixes(
+    messages: Sequence[Message], whole: str, tokenizer: Any, tools: Any
+) -> list[Spelled]:
+    """The same of any conversation, rendered up to each answer. whole: all of it, rendered."""
     learned, alone, endless = [], [], False
     for number, message in enumerate(messages):
         if not is_learned(message):
@@ -239,7 +312,7 @@ def end_marks(tokenizer: Any) -> tuple[str, ...]:
 
 def close_turn(text: str, start: int, content: str, tokenizer: Any) -> str:
     """A conversation with an end after its last answer, where its template writes none."""
-    found = text.rfind(content.strip(), start)
+    found = text.find(content.strip(), start)
     after = text[found + len(content.strip()) :] if found >= 0 else text[start:]
     return (
         text if any(mark in after for mark in end_marks(tokenizer)) else text + tokenizer.eos_token
@@ -263,7 +336,7 @@ def prompt_and_answer(example: Example, template: str, tokenizer: Any) -> tuple[
         raise refused(str(error), 1, 1) from None
     start, end = spelled.learned[-1]
     content = messages_of(example)[-1]["content"].strip()
-    found = spelled.text.rfind(content, start)
+    found = spelled.text.find(content, start)
     return spelled.text[:start], spelled.text[start : found + len(content) if found >= 0 else end]
 
 

@@ -122,6 +122,12 @@ def plan_study(
     )
 
 
+def specs_left(profile: Profile, plan: Plan) -> list[RunSpec]:
+    """The runs that are not done, in the profile's order."""
+    left = {run.run_id for run in plan.left}
+    return [spec for spec in profile.runs() if spec.run_id in left]
+
+
 def refuse_other_settings(spec: RunSpec, record: Record, folder: Path) -> None:
     changes = find_changes(spec, record.run)
     if changes:

@@ -213,7 +213,8 @@ def run_environment(threads: int, environ: Mapping[str, str] | None = None) -> d
         **(environ or {}),
         "OMP_NUM_THREADS": str(threads),
         "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "RAYON_NUM_THREADS": str(threads),  # the tokenizer's
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
         "STUDY_PARENT_PID": str(os.getpid()),
         "PYTHONPATH": python_path(),
     }

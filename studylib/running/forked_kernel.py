@@ -9,15 +9,18 @@ notebook's is started as ever.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 LAUNCHER = "ipykernel_launcher"  # the module that a kernel of this interpreter is started by
 
@@ -72,6 +75,24 @@ class WaitingKernel:
         return self.child
 
 
+def end_at_once(work: Callable[[], object]) -> NoReturn:
+    """Do a fork's work and end as Python would, but leave its memory to the system: to free what
+    it shares with its parent it would first have to copy that, page by page."""
+    code: object = 1
+    try:
+        work()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
 _waiting: WaitingKernel | None = None
 
 
@@ -90,9 +111,9 @@ def fork_kernel() -> int | None:
 
 
 def become_kernel(orders: int) -> None:
-    """Wait for the orders, then be the kernel until it is shut down.
+    """Wait for the orders, then be the kernel, which ends when it is shut down.
 
-    Returns at once where the process that was to need it has ended without.
+    Returns where the process that was to need it has ended without.
     """
     parent = os.getppid()
     with os.fdopen(orders, "rb") as pipe:
@@ -108,7 +129,7 @@ def become_kernel(orders: int) -> None:
     sys.argv = [LAUNCHER, *words]
     from ipykernel.kernelapp import IPKernelApp
 
-    IPKernelApp.launch_instance(parent_handle=parent)
+    end_at_once(lambda: IPKernelApp.launch_instance(parent_handle=parent))
 
 
 def kernel_options() -> dict[str, Any]:

@@ -148,13 +148,13 @@ def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> Estimate:
     home: where its results lie here; StudyError if what is there does not belong to it.
     """
     from studylib.forecasting.prospects import estimate_study
-    from studylib.planning.plan import plan_study
+    from studylib.planning.plan import plan_study, specs_left
     from studylib.planning.sweeps import sweeps_first
     from studylib.running.runner import serve_left
 
     waiting = set(serve_left(profile, home))
     return estimate_study(
-        [profile.run(run.run_id) for run in plan_study(profile, home).left],
+        specs_left(profile, plan_study(profile, home)),
         gpu.name,
         cards,
         [spec for spec in serve_specs(profile) if spec.serve_id in waiting] if waiting else [],

@@ -39,6 +39,7 @@ from studylib.planning.plan import (
     check_writable,
     pin_sources,
     plan_study,
+    specs_left,
 )
 from studylib.planning.stale import refuse_stale_serves
 from studylib.running.doctor import cards_here
@@ -91,17 +92,18 @@ def reproduce(
     for line in take_data(profile):
         progress.say(f"  {line}")
     check_inputs(profile, fetch=executor is run_batch)
+    left = specs_left(profile, plan)
     if executor is run_batch and not cards_here():
-        for run in plan.left:
-            refuse_without_card(profile.run(run.run_id))
+        for spec in left:
+            refuse_without_card(spec)
     if brings_models(profile):
         from studylib.modelling.preflight import check_models
 
         check_models(profile)
     check_writable(results / "runs")
     if executor is run_batch and not force:
-        refuse_full_disk([profile.run(run.run_id) for run in plan.left], results)
-    for line in tell_extents([profile.run(run.run_id) for run in plan.left]):
+        refuse_full_disk(left, results)
+    for line in tell_extents(left):
         progress.say(f"  {line}")
     with lock_folder(results / ".study", "study"):
         return run_left(profile, results, progress, force, executor, outcome)
@@ -156,18 +158,17 @@ def skip_misfits(
     profile: Profile, plan: Plan, results: Path, outcome: Outcome, progress: Progress
 ) -> None:
     """Record the runs that cannot fit, by forecast, instead of starting them."""
-    specs = [profile.run(run.run_id) for run in plan.left]
-    for run_id, prospect in foresee(specs).items():
+    specs = {spec.run_id: spec for spec in specs_left(profile, plan)}
+    for run_id, prospect in foresee([*specs.values()]).items():
         if not prospect.may_run:
-            record_misfit(profile.run(run_id), prospect, results / "runs" / run_id)
+            record_misfit(specs[run_id], prospect, results / "runs" / run_id)
             outcome.finished.append(run_id)
             progress.say(f"  {run_id}: not started, {prospect.reason} (--force starts it)")
 
 
 def order_batches(profile: Profile, plan: Plan) -> Iterator[list[RunSpec]]:
     """Bases before what is compared with them."""
-    left = {run.run_id for run in plan.left}
-    specs = [spec for spec in profile.runs() if spec.run_id in left]
+    specs = specs_left(profile, plan)
     for trains in (False, True):
         batch = [spec for spec in specs if spec.method.kind.trains == trains]
         if batch:

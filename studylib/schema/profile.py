@@ -152,11 +152,12 @@ class Profile(Frozen):
             methods = [parse_method(m, self.lora) for m in track.methods]
             trained = [m for m in methods if m.kind.trains]
             grid = [(m, BASE, 0) for m in track.models if ModelRef.parse(m).kind != "shape"]
+            asked = {m: frozenset(track.seeds_for(m)) for m in track.models}
             grid += [
                 (m, method, s)
                 for s in track.all_seeds
                 for m in track.models
-                if s in track.seeds_for(m)
+                if s in asked[m]
                 for method in trained
             ]
             runs += [self._run(track, model, method, seed) for model, method, seed in grid]
