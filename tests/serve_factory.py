@@ -6,7 +6,7 @@ from pathlib import Path
 
 from record_factory import Factory, make_spec
 
-from studylib.planning.footprint import Kept, find_break_even, tabulate_variants
+from studylib.planning.footprint import WayToKeep, find_break_even, tabulate_variants
 from studylib.schema.serve_records import ServeRecord, write_serve_record
 from studylib.schema.serving import (
     Equality,
@@ -74,7 +74,7 @@ def add_serving(
 
 def footprint(whole: int, adapter: bool, quantized: bool) -> dict:
     rows = [row("checkpoint", "fp32", whole)]
-    ways = [Kept("checkpoints", 0, 0, whole, whole)]
+    ways = [WayToKeep("checkpoints", 0, 0, whole, whole)]
     if adapter:
         base = whole
         if quantized:
@@ -84,7 +84,7 @@ def footprint(whole: int, adapter: bool, quantized: bool) -> dict:
         rows += [row("adapter", dtype, size) for dtype, size in small.items()]
         rows.append(row("merged model", "fp32", whole))
         name = "4-bit base" if quantized else "checkpoint"
-        ways += [Kept(f"{dtype} adapters on one {name}", base, base, size, size)
+        ways += [WayToKeep(f"{dtype} adapters on one {name}", base, base, size, size)
                  for dtype, size in small.items()]  # fmt: skip
     return {
         "footprint": tuple(rows),

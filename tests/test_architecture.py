@@ -212,6 +212,15 @@ def test_a_planted_name_of_a_method_is_seen(code, named):
     assert set(named_methods(code, trained_methods())) == named
 
 
+def test_a_class_name_stands_for_one_thing():
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_no_tracked_file_names_a_private_place_or_a_registry():
     # Written in parts, so that this file does not hold what it forbids.
     rooted = "|".join(("wo" + "rk", "ro" + "ot", "ho" + "me", "Us" + "ers"))

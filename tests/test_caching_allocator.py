@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from studylib.core.places import REFERENCE
 from studylib.forecasting.caching_allocator import MIB, CachingAllocator, NoRoom
 from studylib.forecasting.job import StepSettings
-from studylib.forecasting.moves import Depths, Held, LayersDiffer, Run, Trained, stretch
+from studylib.forecasting.moves import Depths, Held, LayersDiffer, SegmentMoves, Trained, stretch
 from studylib.forecasting.optimizers import make_optimizer
 from studylib.forecasting.replay import Demand, flatten, least_memory, replay
 from studylib.forecasting.run_forecasts import forecast_record
@@ -140,8 +140,8 @@ def test_gradients_live_until_the_update_is_done():
 
 def test_runs_become_moves_with_one_key_a_storage():
     runs = [
-        Run(("forward", 0), 0, [(8, None), (4, None), (0, ("forward", 0, 0, 0))]),
-        Run(("backward", 0), 0, [(2, None), (0, ("forward", 0, 0, 1))]),
+        SegmentMoves(("forward", 0), 0, [(8, None), (4, None), (0, ("forward", 0, 0, 0))]),
+        SegmentMoves(("backward", 0), 0, [(2, None), (0, ("forward", 0, 0, 1))]),
     ]
     assert flatten(runs) == [(0, 8), (1, 4), (0, -1), (2, 2), (1, -1)]
 

@@ -18,9 +18,9 @@ from studylib.checking.card_ceiling import measure_ceiling
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
 from studylib.running import card, card_facts, card_figures
-from studylib.running.card import Clock, order_steps, run_card, slice_seconds
+from studylib.running.card import TimedSteps, order_steps, run_card, slice_seconds
 from studylib.running.card_facts import card_slug
-from studylib.running.card_jobs import Place, card_profile, list_jobs, places_of
+from studylib.running.card_jobs import CardPlace, card_profile, list_jobs, places_of
 from studylib.schema.card_study import (
     CardFacts,
     CardStep,
@@ -224,7 +224,7 @@ def test_without_a_card_no_large_model_is_begun(monkeypatch):
 
 def place_of(gib, tmp_path):
     card = CardFacts(name="NVIDIA H200", memory_bytes=int(gib * 2**30), torch="2")
-    return Place("h200", tmp_path, read_steps(), card)
+    return CardPlace("h200", tmp_path, read_steps(), card)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_the_shipped_steps_are_runs_of_one_profile_and_fit_their_minutes(tmp_pat
 
 def test_other_models_take_the_places_of_the_own(tmp_path):
     steps = read_steps().with_models(["7b=ladder:0.4m"])
-    place = Place("x", tmp_path, steps, FACTS, own=False)
+    place = CardPlace("x", tmp_path, steps, FACTS, own=False)
     jobs = {job.name for step in steps.steps for job in list_jobs(step, place)}
     assert "ladder-0.4m--full--7b--s0" in jobs and "llama-2-13b--lora-r16--1x512--s0" in jobs
     assert place.fill("{7b} {1b} {folder}") == f"ladder:0.4m shape:OLMo-2-1B {tmp_path / 'x'}"
@@ -333,7 +333,7 @@ def test_figures_of_peers_and_questions_are_ratios(tmp_path):
 
 def test_a_step_that_is_partly_done_needs_less_to_be_begun_again(stub, tmp_path):
     step = stub("runs", "well", least=120)
-    clock = Clock(
+    clock = TimedSteps(
         CardStudy(card=FACTS, rehearsal=True, models={}),
         place_of(140, tmp_path), 12.0, time.monotonic(), lambda _: None,
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from record_factory import GPU, Factory, make_spec
 
 from studylib.core.verdicts import parse_rule
-from studylib.reporting.claim_sources import Forecast
+from studylib.reporting.claim_sources import ClaimForecast
 from studylib.reporting.claims import NOT_YET, Finding, evaluate_claims, read_claims
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
@@ -64,7 +64,7 @@ def test_what_is_not_measured_says_what_it_needs(counted: list[Finding]) -> None
 def test_ready_forecasts_are_judged_and_marked(
     value: float, low: float, high: float, verdict: str
 ) -> None:
-    forecast = Forecast(value, low, high, "traced, batch 1, length 512")
+    forecast = ClaimForecast(value, low, high, "traced, batch 1, length 512")
     found = find(evaluate_claims([], {"C2.lora": [forecast]}), "C2", "lora")
     assert found.verdict == verdict
     assert found.how == "forecast: traced, batch 1, length 512"

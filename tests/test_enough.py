@@ -63,7 +63,7 @@ def test_parts_of_an_interval_add_up_to_it_on_real_estimates():
 
     def arm(shift, seeds):
         sums = level + shift + rng.normal(0, 0.05, (seeds, 60)) + rng.normal(0, 0.03, (seeds, 1))
-        return item_stats.Items.of(sums * sizes, sizes)
+        return item_stats.ItemScores.of(sums * sizes, sizes)
 
     found = item_stats.compare(arm(0.1, 3), arm(0.0, 3))
     items, seeds = enough.split_width(found)

@@ -16,7 +16,7 @@ from studylib.forecasting.forecast import (
     Efficiency,
     Forecast,
     ForecastSettings,
-    Measured,
+    MeasuredPeaks,
     calibrate,
     fit_cuda_terms,
     forecast,
@@ -183,7 +183,9 @@ def test_efficiency_comes_from_measured_steps_of_the_same_card():
 
 
 def test_cuda_terms_are_fitted_on_measured_trainings():
-    peaks = [Measured(reserved_bytes=11 * GIB, process_bytes=p * GIB // 2) for p in (23, 24, 30)]
+    peaks = [
+        MeasuredPeaks(reserved_bytes=11 * GIB, process_bytes=p * GIB // 2) for p in (23, 24, 30)
+    ]
     assert fit_cuda_terms({"l4-24gb": peaks}).context_bytes == GIB
     assert fit_cuda_terms({}) == CudaTerms()
 

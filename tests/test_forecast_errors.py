@@ -17,7 +17,7 @@ from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import ASSUMED
 from studylib.reporting.exports import forecasts_csv
 from studylib.reporting.forecast_errors import (
-    Pair,
+    MeasuredAndForecast,
     compare_run,
     compare_runs,
     part_table,
@@ -27,7 +27,7 @@ from studylib.reporting.forecast_errors import (
 )
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise
-from studylib.schema.forecast_book import Span
+from studylib.schema.forecast_book import CaseRange
 from studylib.schema.records import read_records
 from studylib.schema.run_forecasts import (
     RUN_FORECASTS,
@@ -99,8 +99,10 @@ def test_paged_states_are_of_the_card_and_of_no_process():
     record = record.model_copy(update={"run": record.run.model_copy(update={"train": paged})})
     made = forecast_of(record).model_copy(update={"paged_bytes": GB})
     found = compare_run(record, made)
-    assert found.peak == Pair(34 * GB, 34 * GB)  # 33 of the process, and of the forecast without
-    assert found.parts["CUDA context"] == Pair(GB, GB)
+    assert found.peak == MeasuredAndForecast(
+        34 * GB, 34 * GB
+    )  # 33 of the process, and of the forecast without
+    assert found.parts["CUDA context"] == MeasuredAndForecast(GB, GB)
 
 
 def test_parts_of_a_forecast_add_up_to_its_peak():
@@ -127,7 +129,7 @@ def test_on_a_cpu_live_tensors_stand_in_and_no_card_is_spoken_of():
 def test_like_runs_share_a_row_with_the_worst_of_their_errors():
     records = [card_record(nvml_process_peak_bytes=n * GB) for n in (33, 30, 32)]
     records = [r.model_copy(update={"digest": str(i) * 64}) for i, r in enumerate(records)]
-    span = Span(low=0.4, mid=0.6, high=0.9)
+    span = CaseRange(low=0.4, mid=0.6, high=0.9)
     found = [compare_run(r, forecast_of(r, seconds=span)) for r in records]
     (row,) = peak_table(found).rows
     assert row[3:8] == ("3", "NVML", "32.0 GB", "33.0 GB", "+10.0 %")

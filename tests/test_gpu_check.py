@@ -39,8 +39,8 @@ from studylib.commands import cli
 from studylib.core.errors import StudyError
 from studylib.metering import allocator
 from studylib.schema.checks import (
+    CheckedFigure,
     CheckResult,
-    Figure,
     Found,
     format_checks,
     format_result,
@@ -441,7 +441,7 @@ def test_answers_that_are_off_fail_and_so_does_a_fallback(monkeypatch):
 
 
 def passing(_device):
-    return Found(figures=(Figure(what="error", value=0.5, unit="share"),))
+    return Found(figures=(CheckedFigure(what="error", value=0.5, unit="share"),))
 
 
 def raising(error):
@@ -502,14 +502,14 @@ def test_record_is_sealed_and_its_table_has_a_row_for_each_check(tmp_path):
 def test_what_is_not_a_number_is_a_word_in_the_record():
     result = CheckResult(
         name="one", passed=False, rule="", seconds=0, fault="why",
-        figures=(Figure(what="error", value=float("nan")),),
+        figures=(CheckedFigure(what="error", value=float("nan")),),
     )  # fmt: skip
     assert "error: not a number" in format_result(result)
 
 
 def test_counts_are_whole_and_errors_keep_three_digits():
     values = (2278, 0, 123456.7, 0.0016789)
-    texts = [Figure(what="", value=value).text for value in values]
+    texts = [CheckedFigure(what="", value=value).text for value in values]
     assert texts == ["2,278", "0", "123,457", "0.00168"]
 
 

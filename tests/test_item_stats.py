@@ -7,24 +7,24 @@ import pytest
 
 from studylib.core import item_stats, stats
 from studylib.core.errors import StudyError
-from studylib.core.item_stats import Items, compare, detectable, measure, share_of_gain
+from studylib.core.item_stats import ItemScores, compare, detectable, measure, share_of_gain
 
 RNG = np.random.default_rng(0)
 
 
 def test_a_figure_is_sum_over_sum_and_not_a_mean_of_means():
-    items = Items.of([[1.0, 30.0]], [1, 10])
+    items = ItemScores.of([[1.0, 30.0]], [1, 10])
     assert measure(items).value == pytest.approx(31 / 11)
 
 
 def test_shares_give_what_the_statistics_of_answers_give():
     right = RNG.random((3, 200)) < 0.7
     groups = np.repeat(np.arange(20), 10)
-    ours = measure(Items.of(right, np.ones(200), groups, share=True))
+    ours = measure(ItemScores.of(right, np.ones(200), groups, share=True))
     theirs = stats.measure_accuracy(right, groups)
     assert (ours.value, ours.low, ours.high) == (theirs.value, theirs.low, theirs.high)
     other = RNG.random((3, 200)) < 0.5
-    ours = compare(*(Items.of(x, np.ones(200), groups, share=True) for x in (right, other)))
+    ours = compare(*(ItemScores.of(x, np.ones(200), groups, share=True) for x in (right, other)))
     theirs = stats.compare_methods(right, other, groups)
     assert (ours.value, ours.low, ours.high) == (theirs.value, theirs.low, theirs.high)
 
@@ -33,7 +33,7 @@ def test_pairing_takes_off_what_items_have_in_common():
     """One method is worse by the same 0.1 a token in every example: the interval has no width."""
     sizes = RNG.integers(5, 50, 100)
     nats = sizes * RNG.uniform(1, 4, 100)
-    ours, theirs = (Items.of(sums, sizes, fixed=True) for sums in (nats + 0.1 * sizes, nats))
+    ours, theirs = (ItemScores.of(sums, sizes, fixed=True) for sums in (nats + 0.1 * sizes, nats))
     gap = compare(ours, theirs)
     assert gap.value == pytest.approx(0.1)
     assert gap.high - gap.low < 1e-9 and measure(ours).high - measure(ours).low > 0.1
@@ -43,8 +43,8 @@ def test_pairing_takes_off_what_items_have_in_common():
 def test_windows_of_a_document_are_no_items_of_their_own():
     document = np.repeat(RNG.normal(3, 1, 12), 25)
     sums = document + RNG.normal(0, 0.01, 300)
-    alone = measure(Items.of([sums], np.ones(300)))
-    together = measure(Items.of([sums], np.ones(300), np.repeat(np.arange(12), 25)))
+    alone = measure(ItemScores.of([sums], np.ones(300)))
+    together = measure(ItemScores.of([sums], np.ones(300), np.repeat(np.arange(12), 25)))
     assert together.clusters == 12 and alone.clusters == 300
     assert together.high - together.low > 3 * (alone.high - alone.low)
 
@@ -56,7 +56,7 @@ def test_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says():
         sizes = rng.integers(5, 30, 60)
         hard = rng.normal(2, 0.5, 60)
         ours, theirs = (
-            Items.of(sizes * (hard + level + rng.normal(0, 0.3, 60)), sizes, fixed=True)
+            ItemScores.of(sizes * (hard + level + rng.normal(0, 0.3, 60)), sizes, fixed=True)
             for level in (0.2, 0.0)
         )
         gap = compare(ours, theirs)
@@ -66,9 +66,9 @@ def test_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says():
 
 def test_share_of_gain_is_one_for_full_itself_and_a_half_half_way():
     sizes = RNG.integers(5, 50, 200)
-    base = Items.of(sizes * RNG.uniform(3, 4, 200), sizes, fixed=True)
-    full = Items.of(base.sums - sizes * RNG.uniform(0.9, 1.1, 200), sizes)
-    half = Items.of((base.sums + full.sums) / 2, sizes)
+    base = ItemScores.of(sizes * RNG.uniform(3, 4, 200), sizes, fixed=True)
+    full = ItemScores.of(base.sums - sizes * RNG.uniform(0.9, 1.1, 200), sizes)
+    half = ItemScores.of((base.sums + full.sums) / 2, sizes)
     assert share_of_gain(half, full, base).value == pytest.approx(0.5)
     whole = share_of_gain(full, full, base)
     assert whole.value == pytest.approx(1.0) and whole.low <= 1 <= whole.high
@@ -76,7 +76,7 @@ def test_share_of_gain_is_one_for_full_itself_and_a_half_half_way():
 
 
 def test_detectable_gap_shows_eight_times_in_ten():
-    gap = compare(*(Items.of(RNG.normal(0, 1, 400), np.ones(400), fixed=True) for _ in "ab"))
+    gap = compare(*(ItemScores.of(RNG.normal(0, 1, 400), np.ones(400), fixed=True) for _ in "ab"))
     assert detectable(gap) == pytest.approx(2.8 * np.sqrt(2 / 400), rel=0.15)
 
 
@@ -85,15 +85,15 @@ def test_items_that_do_not_fit_are_refused(change):
     sums, sizes = np.ones((1, 4)), np.ones(4)
     with pytest.raises(StudyError):
         if change == "sizes":
-            Items.of(sums, np.ones(3))
+            ItemScores.of(sums, np.ones(3))
         elif change == "items":
-            compare(Items.of(sums, sizes), Items.of(sums, 2 * sizes))
+            compare(ItemScores.of(sums, sizes), ItemScores.of(sums, 2 * sizes))
         else:
-            Items.of(sums * np.nan, sizes)
+            ItemScores.of(sums * np.nan, sizes)
 
 
 def test_bounds_of_shares_hold():
     right = np.ones((1, 50))
-    estimate = measure(Items.of(right, np.ones(50), share=True, fixed=True))
+    estimate = measure(ItemScores.of(right, np.ones(50), share=True, fixed=True))
     assert estimate.high == 1.0 and 0.9 < estimate.low < 1.0
     assert item_stats.SHARE == (0.0, 1.0)

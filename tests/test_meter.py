@@ -26,7 +26,7 @@ from studylib.metering import meter as meter_module
 from studylib.metering.devices import describe_devices, refuse_busy_devices
 from studylib.metering.meter import Meter
 from studylib.metering.nvml import Family, Reading, list_cards
-from studylib.metering.tally import Sample, StageTally, Trace, combine
+from studylib.metering.tally import Sample, SampleTrace, StageTally, combine
 
 MIB = 2**20
 MILLIJOULES = 1e-4  # the counter's steps, as a share of the joules here
@@ -462,7 +462,7 @@ def test_the_samples_make_a_table_with_nulls():
 
 
 def test_a_long_trace_is_thinned_and_keeps_peaks_and_means():
-    trace = Trace(limit=100)
+    trace = SampleTrace(limit=100)
     for i in range(1000):
         host_bytes = 10_000 if i == 333 else i
         stage = "load" if i < 500 else "train"

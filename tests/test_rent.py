@@ -20,7 +20,7 @@ from studylib.core.errors import StudyError
 from studylib.forecasting.prospects import record_misfit
 from studylib.planning import renting
 from studylib.planning.catalog import load_prices
-from studylib.planning.estimate import Estimate, RunHours, exactly
+from studylib.planning.estimate import RunHours, StudyEstimate, exactly
 from studylib.planning.renting import Clock, DownFailed, JobState, LaunchFailed, Limits, SyncFailed
 from studylib.running import rental
 from studylib.schema.profile import read_profile
@@ -38,7 +38,7 @@ def make_task(tmp_path, gpus="H100:1", spot=False, token=True, cloud=None, **opt
 
 
 def make_estimate(hours, runs=1):
-    return Estimate(
+    return StudyEstimate(
         gpu="h100-80gb",
         cards=1,
         hours=exactly(hours),

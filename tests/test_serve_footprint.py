@@ -23,7 +23,7 @@ from studylib.modelling.variants import add_adapters, share_weights, tensor_byte
 from studylib.modelling.weights import find_trained, keep
 from studylib.planning.catalog import find_gpu, find_shape
 from studylib.planning.footprint import (
-    Kept,
+    WayToKeep,
     count_cards,
     count_footprint,
     find_break_even,
@@ -97,11 +97,11 @@ def test_large_models_are_counted_and_not_written():
     assert written.disk_bytes == pytest.approx(counted.disk_bytes, rel=0.01)
 
 
-CHECKPOINTS = Kept("checkpoints", 0, 0, 100, 100)
+CHECKPOINTS = WayToKeep("checkpoints", 0, 0, 100, 100)
 
 
 def test_n_variants_by_hand():
-    rows = tabulate_variants([CHECKPOINTS, Kept("adapters", 100, 40, 3, 5)], (10, 1))
+    rows = tabulate_variants([CHECKPOINTS, WayToKeep("adapters", 100, 40, 3, 5)], (10, 1))
     assert [(r.way, r.variants, r.disk_bytes, r.memory_bytes) for r in rows] == [
         ("checkpoints", 1, 100, 100),
         ("checkpoints", 10, 1000, 1000),
@@ -111,9 +111,9 @@ def test_n_variants_by_hand():
 
 
 def test_adapters_pay_from_two_variants_from_one_on_a_small_base_and_never_when_as_large():
-    even = find_break_even(Kept("adapters", 100, 40, 3, 5), CHECKPOINTS)
+    even = find_break_even(WayToKeep("adapters", 100, 40, 3, 5), CHECKPOINTS)
     assert (even.disk_variants, even.memory_variants) == (2, 1)
-    even = find_break_even(Kept("adapters", 100, 100, 50, 100), CHECKPOINTS)
+    even = find_break_even(WayToKeep("adapters", 100, 100, 50, 100), CHECKPOINTS)
     assert even.disk_variants == 3  # with 2: 100 + 2 * 50 = 200, no less than 200
     assert even.memory_variants is None
 
@@ -121,10 +121,10 @@ def test_adapters_pay_from_two_variants_from_one_on_a_small_base_and_never_when_
 def test_cards_and_dollars_by_hand():
     card = find_gpu("a100-80gb")
     room = int(card.usable_bytes * 0.8)
-    assert count_cards(Kept("half a card", 0, 0, 0, room // 2), 5, card) == 3
-    assert count_cards(Kept("two cards each", 0, 0, 0, room + 1), 3, card) == 6
-    assert count_cards(Kept("adapters", 0, room // 2, 0, room // 4), 4, card) == 2
-    assert count_cards(Kept("large base", 0, 2 * room, 0, 1), 10, card) == 3
+    assert count_cards(WayToKeep("half a card", 0, 0, 0, room // 2), 5, card) == 3
+    assert count_cards(WayToKeep("two cards each", 0, 0, 0, room + 1), 3, card) == 6
+    assert count_cards(WayToKeep("adapters", 0, room // 2, 0, room // 4), 4, card) == 2
+    assert count_cards(WayToKeep("large base", 0, 2 * room, 0, 1), 10, card) == 3
     whole, adapters, _ = shape_ways(find_shape("Llama-2-13B"))
     assert monthly_usd(whole, 100, card, 2.0) == 50 * 2.0 * 730
     assert monthly_usd(adapters, 100, card, 2.0) == 2.0 * 730

@@ -10,7 +10,7 @@ import pytest
 
 from studylib.core import item_stats
 from studylib.core.errors import StudyError
-from studylib.core.item_stats import Items, item_spread, items_to_show, shown_by
+from studylib.core.item_stats import ItemScores, item_spread, items_to_show, shown_by
 from studylib.core.places import REFERENCE
 from studylib.planning.sizing import LOSS_SPREAD, SHARE_SPREAD, round_up, tell_sizing
 from studylib.schema.profile import read_profile
@@ -43,7 +43,7 @@ def test_that_many_items_find_such_a_difference_eight_times_in_ten():
     count, gap, found = items_to_show(0.5, 0.2), 0.2, 0
     for _ in range(300):
         values = rng.normal(gap, 0.5, count)
-        estimate = item_stats.measure(Items.of(values, np.ones(count), fixed=True))
+        estimate = item_stats.measure(ItemScores.of(values, np.ones(count), fixed=True))
         found += estimate.low > 0
     assert 0.73 < found / 300 < 0.87
     assert item_spread(estimate) == pytest.approx(np.std(values, ddof=1), rel=0.1)

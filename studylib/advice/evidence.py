@@ -19,7 +19,7 @@ from studylib.inputs.almanac import USUAL_FACTS
 from studylib.planning.case import AccuracyEvidence, Change, LatencyEvidence, LeftOut, Quote, Span
 from studylib.planning.catalog import Offer, find_shape, price_range
 from studylib.reporting.kept import share_of_gain
-from studylib.reporting.study import Answers, gather_answers, read_study
+from studylib.reporting.study import RightAnswers, gather_answers, read_study
 from studylib.reporting.summary import Comparison, Row, summarise
 from studylib.reporting.team_advice import is_deep
 from studylib.schema.methods import WHOLE
@@ -181,7 +181,7 @@ def gap_of_sizes(small: Comparison, big: Comparison) -> stats.Estimate | None:
     return stats.compare_methods(ours.correct, theirs.correct, ours.clusters)
 
 
-def full_answers(comparison: Comparison) -> Answers | None:
+def full_answers(comparison: Comparison) -> RightAnswers | None:
     row = comparison.row(WHOLE)
     if row is None or row.weights is None:
         return None

@@ -116,7 +116,7 @@ def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
     margin, limit = case.max_accuracy_loss_pp, case.max_latency_overhead_percent
     keeps = shown(loss, margin) and (model == case.model or loss.known)
     kept = kept_elsewhere(case, evidence, model, method, measured, distance)
-    grade = grade_kept([Share(piece) for piece in kept]) if kept else None
+    grade = grade_kept([ShareOfGain(piece) for piece in kept]) if kept else None
     quick = shown(latency, limit)
     affordable = cost is not None and (case.budget_usd is None or cost.mid <= case.budget_usd)
     holds = any(job.fit.may_run for job in allowed_jobs(case, evidence, model, method))
@@ -148,7 +148,7 @@ def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
     )
 
 
-class Share:
+class ShareOfGain:
     """A share's interval and seeds as studylib.reporting.team_advice judges it."""
 
     def __init__(self, piece: AccuracyEvidence) -> None:

@@ -26,7 +26,7 @@ from studylib.metering.nvml import (
     list_cards,
     open_nvml,
 )
-from studylib.schema.checks import Figure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, judge
 
 BLOCK_BYTES = 512 * 2**20
 # cudaMalloc's pages, and what a kernel's first launch adds to the context.
@@ -88,13 +88,13 @@ def check_nvml(device: torch.device, nvml: Any = None) -> Found:
     finally:
         library.nvmlShutdown()
     missing = dict(reading.failures)
-    figures = [Figure(what="card", value=cards[0].name + mig_words(cards[0]))]
+    figures = [CheckedFigure(what="card", value=cards[0].name + mig_words(cards[0]))]
     for field, (what, unit) in UNITS.items():
         value = getattr(reading, field)
         shown = missing.get(field, "no reason given") if value is None else float(value)
-        figures.append(Figure(what=what, value=shown, unit=unit))  # type: ignore[arg-type]
+        figures.append(CheckedFigure(what=what, value=shown, unit=unit))  # type: ignore[arg-type]
     energy: float | str = str(no_energy) if joules is None else joules
-    figures.append(Figure(what="energy counter in J", value=energy))
+    figures.append(CheckedFigure(what="energy counter in J", value=energy))
     if joules is None:
         missing["energy"] = str(no_energy)
     if missing.get("process_bytes") in (NOT_LISTED, HIDDEN_MEMORY):
@@ -148,17 +148,17 @@ def check_memory(
     assert allocated is not None and reserved is not None and earlier is not None
     grown, growth = seen - start, reserved - earlier
     figures = [
-        Figure(what="block", value=BLOCK_BYTES, unit="bytes"),
-        Figure(what="torch allocated", value=allocated, unit="bytes"),
-        Figure(what="torch reserved", value=reserved, unit="bytes"),
-        Figure(
+        CheckedFigure(what="block", value=BLOCK_BYTES, unit="bytes"),
+        CheckedFigure(what="torch allocated", value=allocated, unit="bytes"),
+        CheckedFigure(what="torch reserved", value=reserved, unit="bytes"),
+        CheckedFigure(
             what=f"NVML by the meter, {'process' if by_process else 'card'}",
             value=seen,
             unit="bytes",
         ),
-        Figure(what="reserved − allocated", value=reserved - allocated, unit="bytes"),
-        Figure(what="NVML − reserved (context)", value=seen - reserved, unit="bytes"),
-        Figure(what="NVML grew by", value=grown, unit="bytes"),
+        CheckedFigure(what="reserved − allocated", value=reserved - allocated, unit="bytes"),
+        CheckedFigure(what="NVML − reserved (context)", value=seen - reserved, unit="bytes"),
+        CheckedFigure(what="NVML grew by", value=grown, unit="bytes"),
     ]
     return judge(
         figures,
@@ -190,12 +190,12 @@ def check_software(device: torch.device) -> Found:
     bf16 = error_of(halves[0] @ halves[1], halves[0].double() @ halves[1].double())
     own = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
-    figures = [Figure(what=what, value=value) for what, value in versions.items()]
+    figures = [CheckedFigure(what=what, value=value) for what, value in versions.items()]
     figures += [
-        Figure(what="bf16", value="native" if own else "emulated"),
-        Figure(what="bf16 error", value=bf16),
-        Figure(what="TF32", value="on" if tf32 else "off"),
-        Figure(what="fp32 error", value=fp32),
+        CheckedFigure(what="bf16", value="native" if own else "emulated"),
+        CheckedFigure(what="bf16 error", value=bf16),
+        CheckedFigure(what="TF32", value="on" if tf32 else "off"),
+        CheckedFigure(what="fp32 error", value=fp32),
     ]
     return judge(
         figures,
@@ -221,8 +221,8 @@ def check_compile(device: torch.device, limit_seconds: float = COMPILE_SECONDS) 
         return Found(figures=(), fault=(raised or lines)[-1])
     seconds, error = map(float, done.stdout.split()[-2:])
     figures = [
-        Figure(what="compiling", value=seconds, unit="seconds"),
-        Figure(what="difference from eager", value=error),
+        CheckedFigure(what="compiling", value=seconds, unit="seconds"),
+        CheckedFigure(what="difference from eager", value=error),
     ]
     return judge(figures, (error <= 1e-3, f"compiled values differ from eager's by {error:.2g}"))
 

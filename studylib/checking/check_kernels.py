@@ -17,7 +17,7 @@ from torch import nn
 
 from studylib.checking.check_card import error_of
 from studylib.modelling.four_bit import LARGEST_ERROR, NF4_BLOCK, dequantize, quantize_part
-from studylib.schema.checks import Figure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, judge
 
 BF16_EPSILON = 2**-7
 # Norm of the error over the norm of the result. A bf16 product rounds weights, inputs' product and
@@ -72,7 +72,7 @@ def check_four_bit(device: torch.device) -> Found:
                 worst[what] = max(worst.get(what, 0.0), value)
         for what, value in worst.items():
             bound = {LOST: LARGEST_ERROR, LOST_BLOCK: DEQUANTIZED_TOLERANCE}.get(what, limit)
-            figures.append(Figure(what=f"{name} {what}", value=value))
+            figures.append(CheckedFigure(what=f"{name} {what}", value=value))
             rules.append((value <= bound, f"{name} {what} is {value:.2g} off"))
     return judge(figures, *rules)
 
@@ -151,8 +151,8 @@ def check_optimizers(device: torch.device) -> Found:
             ratio, _, states = descend(device, make)
         kinds = {str(state.dtype).removeprefix("torch.") for state in states}
         figures += [
-            Figure(what=f"{name}, loss after / before", value=ratio),
-            Figure(what=f"{name}, states", value=", ".join(sorted(kinds)) or "none"),
+            CheckedFigure(what=f"{name}, loss after / before", value=ratio),
+            CheckedFigure(what=f"{name}, states", value=", ".join(sorted(kinds)) or "none"),
         ]
         rules += [
             (ratio < 0.5, f"{name} does not lower the loss"),
@@ -165,9 +165,9 @@ def check_optimizers(device: torch.device) -> Found:
     foreach_ratio, foreach, _ = descend(device, torch.optim.AdamW, foreach=True)
     apart = error_of(fused, foreach)
     figures += [
-        Figure(what="fused AdamW, loss after / before", value=fused_ratio),
-        Figure(what="foreach AdamW, loss after / before", value=foreach_ratio),
-        Figure(what="fused against foreach", value=apart),
+        CheckedFigure(what="fused AdamW, loss after / before", value=fused_ratio),
+        CheckedFigure(what="foreach AdamW, loss after / before", value=foreach_ratio),
+        CheckedFigure(what="fused against foreach", value=apart),
     ]
     rules += [
         (max(fused_ratio, foreach_ratio) < 0.5, "AdamW does not lower the loss"),

@@ -24,7 +24,7 @@ from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.data import IGNORED, Row, TrainingData, prepare_data
 from studylib.modelling.chunked_loss import CHUNK_TOKENS, install_chunked_loss
 from studylib.modelling.models import load_tokenizer
-from studylib.schema.checks import Figure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, judge
 from studylib.schema.settings import (
     FULL,
     DataSettings,
@@ -107,10 +107,10 @@ def check_packing(device: torch.device, attention: str, dtype: torch.dtype) -> F
     off = abs(trained / separate - 1)
     limit, loss_limit = PACKED_TOLERANCE[dtype], LOSS_TOLERANCE[dtype]
     figures = [
-        Figure(what="examples", value=sum(len(row) for row in data.rows)),
-        Figure(what="packed against alone", value=apart),
-        Figure(what="one sequence against alone (control)", value=control),
-        Figure(what="training step's loss against separate", value=off),
+        CheckedFigure(what="examples", value=sum(len(row) for row in data.rows)),
+        CheckedFigure(what="packed against alone", value=apart),
+        CheckedFigure(what="one sequence against alone (control)", value=control),
+        CheckedFigure(what="training step's loss against separate", value=off),
     ]
     return judge(
         figures,
@@ -172,9 +172,9 @@ def check_chunked_loss(device: torch.device) -> Found:
     worst = max(map(error_of, sliced_gradients, whole_gradients))
     tokens = batch["input_ids"].numel()
     figures = [
-        Figure(what="tokens", value=tokens),
-        Figure(what="loss, sliced against whole", value=off),
-        Figure(what="worst gradient", value=worst),
+        CheckedFigure(what="tokens", value=tokens),
+        CheckedFigure(what="loss, sliced against whole", value=off),
+        CheckedFigure(what="worst gradient", value=worst),
     ]
     return judge(
         figures,

@@ -18,7 +18,7 @@ from studylib.forecasting.job_forecast import job_settings, this_machine, trace_
 from studylib.inputs.data import prepare_data
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
-from studylib.schema.checks import Figure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, judge
 from studylib.schema.methods import ADAPTER, QUANTIZED, WHOLE
 from studylib.schema.settings import (
     BASE,
@@ -86,9 +86,9 @@ def check_forecast(
     for name, seen in measured["peaks"].items():
         error = forecasts[name] / seen - 1
         figures += [
-            Figure(what=f"{name}, measured", value=seen, unit="bytes"),
-            Figure(what=f"{name}, forecast", value=forecasts[name], unit="bytes"),
-            Figure(what=f"{name}, forecast's error", value=error, unit="share"),
+            CheckedFigure(what=f"{name}, measured", value=seen, unit="bytes"),
+            CheckedFigure(what=f"{name}, forecast", value=forecasts[name], unit="bytes"),
+            CheckedFigure(what=f"{name}, forecast's error", value=error, unit="share"),
         ]
         rules.append((abs(error) <= FORECAST_TOLERANCE,
                       f"{name}: the forecast is {100 * error:+.0f} % off"))  # fmt: skip
@@ -98,7 +98,7 @@ def check_forecast(
     return judge(figures, *rules)
 
 
-def part_figures(parts: dict[str, int], measured: dict[str, Any]) -> list[Figure]:
+def part_figures(parts: dict[str, int], measured: dict[str, Any]) -> list[CheckedFigure]:
     """The parts that lie still and so can be measured: what is held between two steps."""
     held = sum(parts[name] for name in ("weights", "quantization_constants", "adapter"))
     known = {
@@ -108,22 +108,22 @@ def part_figures(parts: dict[str, int], measured: dict[str, Any]) -> list[Figure
     if measured["context_bytes"] is not None:
         known["CUDA context"] = (parts["cuda_context"], measured["context_bytes"])
     return [
-        Figure(what=f"{name}, forecast's error", value=ours / seen - 1, unit="share")
+        CheckedFigure(what=f"{name}, forecast's error", value=ours / seen - 1, unit="share")
         for name, (ours, seen) in known.items()
         if seen
     ]
 
 
-def time_figures(expected: Any, seconds: float | None) -> list[Figure]:
+def time_figures(expected: Any, seconds: float | None) -> list[CheckedFigure]:
     if seconds is None:
         return []
-    figures = [Figure(what="clean step", value=seconds, unit="seconds")]
+    figures = [CheckedFigure(what="clean step", value=seconds, unit="seconds")]
     if expected is None:
         words = "none: nothing is assumed about this device"
     else:
         place = "within" if expected.low <= seconds <= expected.high else "outside"
         words = f"{expected.low:.3g} to {expected.high:.3g} s, {place}"
-    return [*figures, Figure(what="clean step, forecast", value=words)]
+    return [*figures, CheckedFigure(what="clean step, forecast", value=words)]
 
 
 def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
@@ -190,10 +190,10 @@ def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:
     )
     apart = found.max_abs_loglikelihood_difference
     figures = [
-        Figure(what="questions", value=found.items),
-        Figure(what="answers changed", value=found.answers_changed),
-        Figure(what="largest difference", value=apart),
-        Figure(what="lm-eval's time over ours", value=found.time_ratio, unit="ratio"),
+        CheckedFigure(what="questions", value=found.items),
+        CheckedFigure(what="answers changed", value=found.answers_changed),
+        CheckedFigure(what="largest difference", value=apart),
+        CheckedFigure(what="lm-eval's time over ours", value=found.time_ratio, unit="ratio"),
     ]
     return judge(
         figures,

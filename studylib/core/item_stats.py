@@ -32,7 +32,7 @@ FEWEST_DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Items:
+class ItemScores:
     """What runs of one method gave on the same items. share: each item is 0 to 1, sizes are 1.
 
     fixed: the model was not trained here (base), so that seeds add no spread.
@@ -48,7 +48,7 @@ class Items:
     def of(
         cls, sums: ArrayLike, sizes: ArrayLike, groups: ArrayLike | None = None,
         share: bool = False, fixed: bool = False,
-    ) -> Items:  # fmt: skip
+    ) -> ItemScores:  # fmt: skip
         """Checked arrays; StudyError: shapes that do not fit, values that are no numbers, or
         fewer than two items."""
         top = np.atleast_2d(np.asarray(sums, dtype=np.float64))
@@ -65,7 +65,7 @@ class Items:
         return cls(top, below, labels, share, fixed)
 
     @classmethod
-    def of_tables(cls, tables: Sequence[Any], measure: Any, fixed: bool) -> Items:
+    def of_tables(cls, tables: Sequence[Any], measure: Any, fixed: bool) -> ItemScores:
         """What one method's runs gave for a figure: a table a run, of the same items in their
         order. measure: a row of studylib.schema.measures."""
         sums = np.stack([t[measure.column].to_numpy(dtype=float) for t in tables])
@@ -87,7 +87,7 @@ class Items:
         return float(self.sums.mean(0).sum() / self.sizes.sum())
 
 
-def measure(items: Items, confidence: float = 0.95) -> Estimate:
+def measure(items: ItemScores, confidence: float = 0.95) -> Estimate:
     """One method's figure over items and seeds."""
     totals = items.grouped()
     parts = stats.split_parts(
@@ -100,7 +100,7 @@ def measure(items: Items, confidence: float = 0.95) -> Estimate:
     return build(parts, totals, seeds, known, confidence, bounds, apart)
 
 
-def compare(ours: Items, theirs: Items, confidence: float = 0.95) -> Estimate:
+def compare(ours: ItemScores, theirs: ItemScores, confidence: float = 0.95) -> Estimate:
     """Difference ours - theirs on the same items, seeds averaged on each side.
 
     StudyError: they are not the same items.
@@ -123,7 +123,7 @@ def compare(ours: Items, theirs: Items, confidence: float = 0.95) -> Estimate:
     return build(parts, mine, seeds, seeds > 1 or not trained, confidence, bounds, apart)
 
 
-def share_of_gain(ours: Items, full: Items, base: Items) -> Estimate | None:
+def share_of_gain(ours: ItemScores, full: ItemScores, base: ItemScores) -> Estimate | None:
     """What share of full's gain over the base a method has, 1 being all of it.
 
     None where full's own gain is not told from zero: a share of nothing has no meaning. The
@@ -136,7 +136,7 @@ def share_of_gain(ours: Items, full: Items, base: Items) -> Estimate | None:
     whole = full.value - base.value
     share = (ours.value - base.value) / whole
     mixed = share * full.sums + (1 - share) * base.sums[:1]
-    rest = compare(ours, Items(mixed, full.sizes, full.groups))
+    rest = compare(ours, ItemScores(mixed, full.sizes, full.groups))
     half = (rest.high - rest.low) / 2 / abs(whole)
     return Estimate(
         value=share, low=share - half, high=share + half, se=rest.se / abs(whole), df=rest.df,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from studylib.core.places import REFERENCE
-from studylib.forecasting.article_memory import CASES, MODEL, Case, forecast_case
+from studylib.forecasting.article_memory import CASES, MODEL, Claimed, forecast_case
 from studylib.forecasting.fitting import largest_that_fits, least_bytes
 from studylib.forecasting.forecast import Forecast, ForecastSettings
 from studylib.forecasting.published import Published, compare, load_published
@@ -21,12 +21,12 @@ from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.roofline import ASSUMED, Range
 from studylib.schema.forecast_book import (
+    BookedForecast,
     CardAnswer,
+    CaseRange,
     ForecastBook,
-    JobForecast,
     JobRow,
     PublishedRow,
-    Span,
     write_book,
 )
 from studylib.schema.methods import ARTICLE
@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 def make_article_forecasts(
     out: Path = REFERENCE / "forecasts.json",
-    cases: Iterable[Case] = CASES,
+    cases: Iterable[Claimed] = CASES,
     published: Iterable[Published] | None = None,
     say: Say = print,
 ) -> Path:
@@ -59,7 +59,7 @@ def make_article_forecasts(
         model=MODEL,
         gpu=gpu,
         offers=describe_offers(gpu),
-        efficiency=Span(low=ASSUMED.low, mid=ASSUMED.mid, high=ASSUMED.high),
+        efficiency=CaseRange(low=ASSUMED.low, mid=ASSUMED.mid, high=ASSUMED.high),
         efficiency_source=ASSUMED.source,
         jobs=tuple(jobs),
         cards=tuple(answers),
@@ -70,7 +70,7 @@ def make_article_forecasts(
     return write_book(out, book)
 
 
-def describe_job(case: Case, made: Forecast) -> JobForecast:
+def describe_job(case: Claimed, made: Forecast) -> BookedForecast:
     """Hours and dollars are those of the smallest card that takes the job where the usual one does
     not; of none where none does."""
     settings, priced = made.settings, made
@@ -87,7 +87,7 @@ def describe_job(case: Case, made: Forecast) -> JobForecast:
         for form in TOKENS
         if (job := priced.jobs.get(form)) is not None
     ]
-    return JobForecast(
+    return BookedForecast(
         words=case.words,
         method=settings.method,
         article_bytes=round(case.article_gb * 1e9),
@@ -101,9 +101,9 @@ def describe_job(case: Case, made: Forecast) -> JobForecast:
     )
 
 
-def rounded(values: Range) -> Span:
+def rounded(values: Range) -> CaseRange:
     """Six figures: a sum of many operators' seconds depends on their order beyond that."""
-    return Span(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
+    return CaseRange(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
 
 
 def smallest_card(gigabytes: int) -> str:

@@ -23,7 +23,7 @@ EIGHT = {"gpus": 8, "sharding": "fsdp"}
 
 
 @dataclass(frozen=True)
-class Case:
+class Claimed:
     """A job in words, the article's figure in GB, and the settings that differ from defaults."""
 
     words: str
@@ -32,28 +32,28 @@ class Case:
 
 
 CASES = (
-    Case("full, bf16 throughout, checkpointing", 240, {"method": WHOLE, **ROWS}),
-    Case("full, fp32 weights under autocast, checkpointing", 240,
+    Claimed("full, bf16 throughout, checkpointing", 240, {"method": WHOLE, **ROWS}),
+    Claimed("full, fp32 weights under autocast, checkpointing", 240,
          {"method": WHOLE, **ROWS, **MIXED}),
-    Case("full, fp32 weights under autocast, no checkpointing, 8 × 512", 240,
+    Claimed("full, fp32 weights under autocast, no checkpointing, 8 × 512", 240,
          {"method": WHOLE, "micro_batch": 8, "seq_len": 512, "checkpointing": False, **MIXED}),
-    Case("full, bf16 throughout, 8 cards with FSDP", 240, {"method": WHOLE, **ROWS, **EIGHT}),
-    Case("full, fp32 shards, 8 cards with FSDP", 240,
+    Claimed("full, bf16 throughout, 8 cards with FSDP", 240, {"method": WHOLE, **ROWS, **EIGHT}),
+    Claimed("full, fp32 shards, 8 cards with FSDP", 240,
          {"method": WHOLE, **ROWS, **MIXED, **EIGHT}),
-    Case("LoRA, bf16 weights, checkpointing", 56, {"method": ADAPTER, **ROWS}),
-    Case("LoRA, fp32 weights under autocast, checkpointing, 1 × 512", 56,
+    Claimed("LoRA, bf16 weights, checkpointing", 56, {"method": ADAPTER, **ROWS}),
+    Claimed("LoRA, fp32 weights under autocast, checkpointing, 1 × 512", 56,
          {"method": ADAPTER, "seq_len": 512, **MIXED}),
-    Case("LoRA, bf16 weights, no checkpointing, 5 × 512", 56,
+    Claimed("LoRA, bf16 weights, no checkpointing, 5 × 512", 56,
          {"method": ADAPTER, "micro_batch": 5, "seq_len": 512, "checkpointing": False}),
-    Case("QLoRA, checkpointing", 18, {"method": QUANTIZED, **ROWS}),
-    Case("QLoRA, no checkpointing, 2 × 512", 18,
+    Claimed("QLoRA, checkpointing", 18, {"method": QUANTIZED, **ROWS}),
+    Claimed("QLoRA, no checkpointing, 2 × 512", 18,
          {"method": QUANTIZED, "micro_batch": 2, "seq_len": 512, "checkpointing": False}),
-    Case("QLoRA, checkpointing, 4 × 2048", 18,
+    Claimed("QLoRA, checkpointing, 4 × 2048", 18,
          {"method": QUANTIZED, "micro_batch": 4, "seq_len": 2048}),
 )  # fmt: skip
 
 
-def forecast_case(case: Case, gpu: str | None = None) -> Forecast:
+def forecast_case(case: Claimed, gpu: str | None = None) -> Forecast:
     """The forecast of one case; its peak times the number of cards is the article's kind of sum.
 
     gpu: on another card than the usual one.

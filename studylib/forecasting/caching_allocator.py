@@ -29,19 +29,19 @@ class NoRoom(Exception):
     """The card has no room for a segment, cached ones being given back."""
 
 
-class Block:
+class Stretch:
     """A stretch of a segment, in use or free, between its neighbours there."""
 
     __slots__ = ("address", "free", "next", "pool", "previous", "size")
 
     def __init__(self, address: int, size: int, pool: Pool):
         self.address, self.size, self.pool = address, size, pool
-        self.previous: Block | None = None
-        self.next: Block | None = None
+        self.previous: Stretch | None = None
+        self.next: Stretch | None = None
         self.free = True
 
 
-Pool = list[tuple[int, int, Block]]  # free blocks by size, then address
+Pool = list[tuple[int, int, Stretch]]  # free blocks by size, then address
 
 
 class CachingAllocator:
@@ -56,7 +56,7 @@ class CachingAllocator:
         self.reserved_bytes = self.peak_reserved_bytes = 0
         self.allocated_bytes = self.peak_allocated_bytes = 0
         self._pools: dict[tuple[bool, int], Pool] = defaultdict(list)
-        self._in_use: dict[Hashable, Block] = {}
+        self._in_use: dict[Hashable, Stretch] = {}
         self._next_address = 0
 
     def make(self, key: Hashable, count_bytes: int, stream: int = 0) -> None:
@@ -90,25 +90,25 @@ class CachingAllocator:
         block.free = True
         insort(block.pool, (block.size, block.address, block))
 
-    def _take_out(self, block: Block) -> None:
+    def _take_out(self, block: Stretch) -> None:
         del block.pool[bisect_left(block.pool, (block.size, block.address))]
 
-    def _swallow(self, block: Block, after: Block) -> None:
+    def _swallow(self, block: Stretch, after: Stretch) -> None:
         block.size += after.size
         block.next = after.next
         if after.next is not None:
             after.next.previous = block
 
-    def _cut(self, block: Block, size: int) -> None:
+    def _cut(self, block: Stretch, size: int) -> None:
         """Leave the block's first bytes, and its rest as a free block of its own."""
-        rest = Block(block.address + size, block.size - size, block.pool)
+        rest = Stretch(block.address + size, block.size - size, block.pool)
         rest.previous, rest.next = block, block.next
         if block.next is not None:
             block.next.previous = rest
         block.next, block.size = rest, size
         insort(block.pool, (rest.size, rest.address, rest))
 
-    def _ask_driver(self, pool: Pool, size: int) -> Block:
+    def _ask_driver(self, pool: Pool, size: int) -> Stretch:
         segment = segment_bytes(size)
         limit = self.limit_bytes
         if limit is not None and self.reserved_bytes + segment > limit:
@@ -117,7 +117,7 @@ class CachingAllocator:
                 raise NoRoom(size)
         self.reserved_bytes += segment
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-        block = Block(self._next_address, segment, pool)
+        block = Stretch(self._next_address, segment, pool)
         self._next_address += segment
         return block
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
 from studylib.planning.catalog import find_gpu, match_gpu
-from studylib.planning.cuda_terms import CudaTerms, Measured, fit_cuda_terms
+from studylib.planning.cuda_terms import CudaTerms, MeasuredPeaks, fit_cuda_terms
 from studylib.planning.roofline import Efficiency, calibrate, spread
 from studylib.schema.records import RECORD, Record, read_record
 from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
@@ -48,7 +48,7 @@ def usual_roots() -> tuple[Path, Path]:
 def learn_terms(gpu: str, *roots: Path) -> tuple[Efficiency, CudaTerms]:
     """The terms of a card of the catalog. roots: folders of results folders, if not the usual."""
     pairs = []
-    peaks: dict[str, list[Measured]] = {}  # by card
+    peaks: dict[str, list[MeasuredPeaks]] = {}  # by card
     for record, made in all_runs(is_on_card, roots or usual_roots()):
         card = match_gpu(record.environment.device)
         train = record.train
@@ -65,7 +65,7 @@ def learn_terms(gpu: str, *roots: Path) -> tuple[Efficiency, CudaTerms]:
         )
         if all(seen):
             reserved, process = (int(b or 0) for b in seen)
-            measured = Measured(reserved_bytes=reserved, process_bytes=process)
+            measured = MeasuredPeaks(reserved_bytes=reserved, process_bytes=process)
             peaks.setdefault(card.name, []).append(measured)
     like = {gpu: peaks[gpu]} if gpu in peaks else peaks
     return calibrate(pairs, find_gpu(gpu)), fit_cuda_terms(like)

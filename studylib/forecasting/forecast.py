@@ -23,7 +23,7 @@ from studylib.forecasting.trace import Trace
 from studylib.modelling.skeleton import read_config, shape_config, text_config
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
-from studylib.planning.cuda_terms import NO_CUDA, CudaTerms, Measured, fit_cuda_terms
+from studylib.planning.cuda_terms import NO_CUDA, CudaTerms, MeasuredPeaks, fit_cuda_terms
 from studylib.planning.fit import judge_fit
 from studylib.planning.roofline import (
     Efficiency,
@@ -36,7 +36,7 @@ from studylib.planning.roofline import (
 from studylib.schema.settings import ModelRef, nearest
 
 __all__ = [
-    "CudaTerms", "Efficiency", "Forecast", "ForecastSettings", "Job", "Measured", "Range",
+    "CudaTerms", "Efficiency", "Forecast", "ForecastSettings", "Job", "MeasuredPeaks", "Range",
     "calibrate", "fit_cuda_terms", "forecast", "format_forecast", "shape_config",
 ]  # fmt: skip
 

@@ -85,7 +85,7 @@ Item = TypeVar("Item", Held, Trained)
 
 
 @dataclass
-class Run:
+class SegmentMoves:
     """What happened during one segment, the `earlier`th of its name."""
 
     segment: Segment
@@ -98,7 +98,7 @@ class Ledger:
     """Writes down the runs of a step as it goes; `key` names a storage while it lives."""
 
     def __init__(self) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[SegmentMoves] = []
         self._born: dict[int, Birth] = {}
         self._seen: dict[Segment, int] = {}
 
@@ -113,11 +113,11 @@ class Ledger:
         if key in self._born:
             self._run(segment).moves.append((0, self._born.pop(key)))
 
-    def _run(self, segment: Segment) -> Run:
+    def _run(self, segment: Segment) -> SegmentMoves:
         if not self.runs or self.runs[-1].segment != segment:
             earlier = self._seen.get(segment, 0)
             self._seen[segment] = earlier + 1
-            self.runs.append(Run(segment, earlier))
+            self.runs.append(SegmentMoves(segment, earlier))
         return self.runs[-1]
 
 
@@ -131,7 +131,7 @@ def ordered(moves: Sequence[Move]) -> list[Move]:
     ]
 
 
-def shifted(run: Run, by: int) -> list[Move]:
+def shifted(run: SegmentMoves, by: int) -> list[Move]:
     """A layer's moves as those of the layer `by` further on."""
     return [
         (size, birth and (birth[0], birth[1] + by if birth[1] >= 0 else -1, *birth[2:]))
@@ -139,22 +139,24 @@ def shifted(run: Run, by: int) -> list[Move]:
     ]
 
 
-def continue_runs(short: Sequence[Run], long: Sequence[Run], depths: Depths) -> list[Run]:
+def continue_runs(
+    short: Sequence[SegmentMoves], long: Sequence[SegmentMoves], depths: Depths
+) -> list[SegmentMoves]:
     """The runs of the whole model; LayersDiffer where the short and the long do not fix them."""
     layers, period = depths.layers, depths.period
     before, after = by_name(short), by_name(long)
-    whole: list[Run] = []
+    whole: list[SegmentMoves] = []
     for run in long:
         (stage, layer), earlier = run.segment, run.earlier
         if layer < 0:
             moves = of_no_layer(before.get((stage, layer, earlier)), run, depths)
-            whole.append(Run(run.segment, earlier, moves))
+            whole.append(SegmentMoves(run.segment, earlier, moves))
         elif layer < period or layer == depths.long - 1:
             twin, target = (layer, layer) if layer < period else (depths.short - 1, layers - 1)
             match(before.get((stage, twin, earlier)), layer - twin, run)
-            whole.append(Run((stage, target), earlier, shifted(run, target - layer)))
+            whole.append(SegmentMoves((stage, target), earlier, shifted(run, target - layer)))
         elif layer == (period if stage == "forward" else depths.long - 2):
-            first: dict[int, Run] = {}
+            first: dict[int, SegmentMoves] = {}
             for inner in depths.twins:
                 found = after.get((stage, inner, earlier))
                 if inner < depths.short - 1:
@@ -166,21 +168,21 @@ def continue_runs(short: Sequence[Run], long: Sequence[Run], depths: Depths) -> 
             for index in depths.inner if stage == "forward" else reversed(depths.inner):
                 inner = depths.twin(index)
                 moves = shifted(first[inner], index - inner)
-                whole.append(Run((stage, index), earlier, moves))
+                whole.append(SegmentMoves((stage, index), earlier, moves))
     return whole
 
 
-def by_name(runs: Sequence[Run]) -> dict[tuple[str, int, int], Run]:
+def by_name(runs: Sequence[SegmentMoves]) -> dict[tuple[str, int, int], SegmentMoves]:
     return {(*run.segment, run.earlier): run for run in runs}
 
 
-def match(run: Run | None, by: int, twin: Run | None) -> None:
+def match(run: SegmentMoves | None, by: int, twin: SegmentMoves | None) -> None:
     if run is None or twin is None or shifted(run, by) != ordered(twin.moves):
-        name = (twin or run or Run(("no stage", -1), 0)).segment
+        name = (twin or run or SegmentMoves(("no stage", -1), 0)).segment
         raise LayersDiffer(f"{name[0]} of layer {name[1]} makes or frees other storages")
 
 
-def of_no_layer(short: Run | None, long: Run, depths: Depths) -> list[Move]:
+def of_no_layer(short: SegmentMoves | None, long: SegmentMoves, depths: Depths) -> list[Move]:
     """The moves outside the layers, which may free what the first and the last two made."""
 
     def named(moves: list[Move], depth: int, last: int) -> Iterator[Move]:

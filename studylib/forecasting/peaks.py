@@ -25,7 +25,7 @@ from studylib.planning.cuda_terms import CudaTerms, workspace_bytes
 THREADS = 2  # with a cuBLAS handle each: the forward's, and autograd's for the backward
 
 
-class Card(Protocol):
+class PeakSettings(Protocol):
     """What of a forecast's settings a peak depends on, beside the trace."""
 
     @property
@@ -65,7 +65,7 @@ class Peak:
         return replace(self, parts=self.parts | {"allocator": self.parts["allocator"] - over})
 
 
-def find_peak(trace: Trace, settings: Card, cuda: CudaTerms) -> Peak:
+def find_peak(trace: Trace, settings: PeakSettings, cuda: CudaTerms) -> Peak:
     """The stage and the parts of the fullest moment, and the figures that follow from a replay."""
     events = card_events(trace, settings.gpus, settings.sharding, settings.fp32_shards)
     top = int(np.argmax(events.sum(axis=1)))
@@ -83,7 +83,7 @@ def find_peak(trace: Trace, settings: Card, cuda: CudaTerms) -> Peak:
     return Peak(stage, parts, found.allocated_bytes, least + cuda.context_bytes)
 
 
-def replay_on(trace: Trace, settings: Card) -> tuple[Replayed, int]:
+def replay_on(trace: Trace, settings: PeakSettings) -> tuple[Replayed, int]:
     """The replayed peaks, and the least room for segments; replayed once a kind of card."""
     workspace = workspace_bytes(settings.gpu)
     key = (settings.gpus, settings.sharding, settings.fp32_shards, workspace)

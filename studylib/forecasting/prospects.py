@@ -31,8 +31,8 @@ from studylib.metering.environment import describe_environment, device_name, now
 from studylib.planning.catalog import find_gpu
 from studylib.planning.estimate import (
     NOTHING,
-    Estimate,
     RunHours,
+    StudyEstimate,
     add,
     download_hours,
     exactly,
@@ -177,7 +177,7 @@ def estimate_study(
     serving: Sequence[ServeSpec] = (),
     measured: Mapping[str, float] | None = None,
     sweeps: Sequence[Sweep] = (),
-) -> Estimate:
+) -> StudyEstimate:
     """Hours and dollars of runs, serving runs and sweeps on `cards` cards of the catalog's `gpu`.
 
     measured: run id -> seconds that like runs took there, in place of an estimate. Needs neither
@@ -194,7 +194,7 @@ def estimate_on(
     measured: Mapping[str, float] | None = None,
     force: bool = False,
     sweeps: Sequence[Sweep] = (),
-) -> Estimate:
+) -> StudyEstimate:
     """The same for a machine, this one for instance; its cards may be unknown to the catalog.
 
     force: runs that do not fit are started as well. sweeps: each trains and is asked as often as it
@@ -238,7 +238,7 @@ def estimate_on(
         else:
             runs[name] = RunHours(gpus=1, start=serving_hours(served, params[served.model]))
     total = add(download_hours(left, params), *(run.total for run in runs.values()))
-    return Estimate(
+    return StudyEstimate(
         gpu=machine.gpu,
         cards=machine.cards,
         hours=total,

@@ -33,7 +33,7 @@ class Published(Frozen):
     not_comparable: str | None = None
 
 
-class Comparison(Frozen):
+class PublishedError(Frozen):
     """A forecast of a published case; error is relative, above 0 where the forecast is higher."""
 
     published: Published
@@ -50,7 +50,7 @@ def load_published() -> tuple[Published, ...]:
     return tuple(Published.model_validate(row) for row in rows)
 
 
-def compare(published: Published) -> Comparison:
+def compare(published: Published) -> PublishedError:
     """Forecast a published case by the counter that its source used (2 to 4 seconds)."""
     from transformers import CONFIG_MAPPING
 
@@ -66,4 +66,4 @@ def compare(published: Published) -> Comparison:
     made = forecast(settings, efficiency=ASSUMED, cuda=CudaTerms(), config=config)
     reserved = made.peak_bytes - made.parts["cuda_context"]
     counted = reserved if published.counter == "reserved" else made.peak_allocated_bytes
-    return Comparison(published=published, forecast_bytes=counted)
+    return PublishedError(published=published, forecast_bytes=counted)

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from studylib.forecasting.caching_allocator import CachingAllocator, NoRoom
-from studylib.forecasting.moves import Birth, Run
+from studylib.forecasting.moves import Birth, SegmentMoves
 from studylib.forecasting.updates import FlatMove
 
 MOST_STEPS = 8
@@ -46,7 +46,7 @@ class Replayed:
     reserved_bytes: int
 
 
-def flatten(runs: Iterable[Run]) -> list[FlatMove]:
+def flatten(runs: Iterable[SegmentMoves]) -> list[FlatMove]:
     """Runs as moves with a key for every storage."""
     keys: dict[Birth, int] = {}
     moves: list[FlatMove] = []

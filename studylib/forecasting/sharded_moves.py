@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from studylib.forecasting.job import StepSettings
-from studylib.forecasting.moves import Birth, Run
+from studylib.forecasting.moves import Birth, SegmentMoves
 from studylib.forecasting.replay import Demand, flatten
 from studylib.forecasting.trace import Trace
 from studylib.forecasting.updates import FlatMove, trace_updates
@@ -73,7 +73,7 @@ class ShardedMoves:
             self.streams[key] = stream
         return key
 
-    def _follow(self, run: Run, freed: set[Birth]) -> None:
+    def _follow(self, run: SegmentMoves, freed: set[Birth]) -> None:
         (stage, layer), layers = run.segment, self.trace.layers
         if stage == "forward":
             self._gather(-1)

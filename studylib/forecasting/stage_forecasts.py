@@ -21,7 +21,7 @@ from studylib.planning.catalog import Gpu
 from studylib.planning.cuda_terms import NO_CUDA
 from studylib.planning.estimate import scoring_hours, serving_hours, start_hours, times
 from studylib.planning.roofline import Range
-from studylib.schema.forecast_book import Span
+from studylib.schema.forecast_book import CaseRange
 from studylib.schema.run_forecasts import HELD, PlannedStage
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import FULL
@@ -98,5 +98,5 @@ def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
     return PlannedStage()
 
 
-def in_seconds(hours: Range) -> Span:
+def in_seconds(hours: Range) -> CaseRange:
     return rounded(times(hours, 3600))

@@ -33,7 +33,7 @@ from studylib.forecasting.kernels import (
     is_dequantization,
     scratch_buffers,
 )  # fmt: skip
-from studylib.forecasting.moves import Held, Ledger, Run, Segment, Trained
+from studylib.forecasting.moves import Held, Ledger, Segment, SegmentMoves, Trained
 from studylib.forecasting.step import evaluate_once, make_batch, train_once
 from studylib.metering.live import LiveBytes, tensors_in
 from studylib.modelling.added import added_tensors, named_state
@@ -89,7 +89,7 @@ class Trace:
     dequantized_bytes: int = 0
     paged_bytes: int = 0
     held: list[Held] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    runs: list[SegmentMoves] = field(default_factory=list)
     trained: list[Trained] = field(default_factory=list)
     replayed: dict[Any, Any] = field(default_factory=dict)
 

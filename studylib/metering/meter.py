@@ -29,7 +29,7 @@ from studylib.core.errors import StudyError
 from studylib.core.measure import StageMeasure
 from studylib.metering import allocator, host
 from studylib.metering.nvml import CardReader, Family, list_cards, open_nvml
-from studylib.metering.tally import Sample, StageTally, Trace, combine, name_throttle_bits
+from studylib.metering.tally import Sample, SampleTrace, StageTally, combine, name_throttle_bits
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +74,7 @@ class Meter:
         self._throttle_names: dict[int, str] = {}
         self._done: dict[str, StageMeasure] = {}
         self._open: _OpenStage | None = None
-        self._trace = Trace(TRACE_ROWS)
+        self._trace = SampleTrace(TRACE_ROWS)
         self._cpu_seconds = self._start_seconds = 0.0
         self._end_seconds: float | None = None
 

@@ -80,7 +80,7 @@ def _sum_process_bytes(cards: list[Reading]) -> int | None:
     return _sum_known(values)
 
 
-class Trace:
+class SampleTrace:
     """The samples for a picture over time, thinned to `limit` rows at most."""
 
     def __init__(self, limit: int):

@@ -25,7 +25,7 @@ from studylib.inputs.sources import folder_sha256
 from studylib.modelling.models import Loaded, load_model, merge_into_bf16
 from studylib.modelling.serve import count_written
 from studylib.modelling.weights import MOVED, WHOLE, bring_in
-from studylib.schema.kept import MERGED, Kept, Place, place_of, why_not
+from studylib.schema.kept import MERGED, KeptWeights, Place, place_of, why_not
 from studylib.schema.records import Record
 from studylib.schema.settings import BASE
 from studylib.schema.spec import RunSpec
@@ -35,14 +35,14 @@ OWN_FILES = ("config.json", "generation_config.json", ORIGIN)
 SHARED_KINDS = (".json", ".model", ".txt", ".jinja")
 
 
-def leave_weights(spec: RunSpec, loaded: Loaded, trained: Path | None, folder: Path) -> Kept:
+def leave_weights(spec: RunSpec, loaded: Loaded, trained: Path | None, folder: Path) -> KeptWeights:
     """Move a run's trained weights to where they stay, in place of any that lie there.
 
     trained: where they are, by studylib.modelling.weights.find_trained; folder: the run's.
     """
     base, revision = name_base(spec, loaded)
     named = str(spec.model_ref.model_copy(update={"revision": None}))
-    told = Kept(base_model=named, base_revision=revision)
+    told = KeptWeights(base_model=named, base_revision=revision)
     reason = why_not(spec.keep, spec.model_ref, spec.method)
     if reason is not None or trained is None:
         clear_weights(folder)

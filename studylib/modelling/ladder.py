@@ -56,7 +56,7 @@ CHECK_QUESTIONS = 1_000
 
 
 @dataclass(frozen=True)
-class Reading:
+class OldHalfReading:
     """How the OLD half was learned. loss: mean of the last 50 steps; tokens: without padding."""
 
     loss: float
@@ -166,7 +166,7 @@ def _judge(
     rung: Rung,
     almanac: Almanac,
     tokenizer: PreTrainedTokenizerFast,
-    reading: Reading,
+    reading: OldHalfReading,
     device: torch.device,
 ) -> dict[str, Any]:
     """What ladder.json says of a model, judged as it is stored: read back, in float32."""
@@ -215,7 +215,7 @@ def _new_model(rung: Rung, seed: int, tokenizer: PreTrainedTokenizerFast) -> Lla
 
 def _read_by_heart(
     model: LlamaForCausalLM, rung: Rung, almanac: Almanac, tokenizer: PreTrainedTokenizerFast
-) -> Reading:
+) -> OldHalfReading:
     """Train on every OLD fact in every OLD wording, loss on all of the text."""
     texts = [
         f"{tell(almanac, fact, wording, 'native')} {fact.value}{EOS}"
@@ -269,7 +269,7 @@ def _read_by_heart(
                 break
     last = [float(loss) for loss in losses[-50:]]
     seconds = time.monotonic() - started
-    return Reading(sum(last) / len(last), len(losses), ended_by, tokens, seconds)
+    return OldHalfReading(sum(last) / len(last), len(losses), ended_by, tokens, seconds)
 
 
 def _schedule(step: int, steps: int) -> float:

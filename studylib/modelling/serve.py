@@ -22,7 +22,7 @@ from torch import nn
 
 from studylib.modelling.methods import DTYPES
 from studylib.modelling.variants import tensor_bytes
-from studylib.planning.footprint import Kept, find_break_even, tabulate_variants
+from studylib.planning.footprint import WayToKeep, find_break_even, tabulate_variants
 from studylib.schema.profile import MethodSettings
 from studylib.schema.serving import FootprintRow, ServeSpec
 
@@ -152,7 +152,7 @@ def measure_variants(
     limit = spec.settings.write_limit_bytes
     whole = model_row("checkpoint", base, spec.dtype, limit)
     rows, note = [whole], None
-    ways = [Kept("checkpoints", 0, 0, whole.disk_bytes, whole.memory_bytes)]
+    ways = [WayToKeep("checkpoints", 0, 0, whole.disk_bytes, whole.memory_bytes)]
     if dynamic is not None:
         under = whole
         if four_bit is not None:
@@ -172,9 +172,9 @@ def measure_variants(
     return found, note
 
 
-def adapter_way(adapter: FootprintRow, base: FootprintRow) -> Kept:
+def adapter_way(adapter: FootprintRow, base: FootprintRow) -> WayToKeep:
     """Adapters of one dtype on one base."""
-    return Kept(
+    return WayToKeep(
         f"{adapter.dtype} adapters on one {base.what}",
         base.disk_bytes,
         base.memory_bytes,

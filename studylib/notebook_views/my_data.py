@@ -18,7 +18,7 @@ from studylib.inputs.sources import model_folder
 from studylib.modelling.models import load_tokenizer
 from studylib.modelling.preflight import folder_here
 from studylib.notebook_views.views import quote, show_tokens
-from studylib.planning.estimate import Estimate, price
+from studylib.planning.estimate import StudyEstimate, price
 from studylib.planning.plan import Plan
 from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile
@@ -47,7 +47,7 @@ def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
 
 def tabulate_takes(
     made: Plan,
-    estimate: Estimate | None,
+    estimate: StudyEstimate | None,
     prospects: Mapping[str, Prospect],
     on_cpu: Mapping[str, Range] | None = None,
 ) -> pd.DataFrame:

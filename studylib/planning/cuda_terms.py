@@ -42,14 +42,14 @@ def card_label(gpu: str) -> str:
     return find_gpu(gpu).label
 
 
-class Measured(Frozen):
+class MeasuredPeaks(Frozen):
     """A device's peaks of one measured training, in bytes."""
 
     reserved_bytes: int
     process_bytes: int
 
 
-def fit_cuda_terms(peaks: Mapping[str, Sequence[Measured]]) -> CudaTerms:
+def fit_cuda_terms(peaks: Mapping[str, Sequence[MeasuredPeaks]]) -> CudaTerms:
     """Terms from measured trainings by card, by medians; the defaults where there are none."""
     context = [p.process_bytes - p.reserved_bytes for found in peaks.values() for p in found]
     if not context:

@@ -67,7 +67,7 @@ class RunHours(Frozen):
         return self.measured or add(self.start, self.train, self.evaluate)
 
 
-class Estimate(Frozen):
+class StudyEstimate(Frozen):
     """What is left of a study on a machine of `cards` cards that runs one run after the other.
 
     hours: the machine is held. usd: all its cards for that time, (low) fastest at the cheapest

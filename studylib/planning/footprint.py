@@ -32,7 +32,7 @@ TABLE_BYTES = 4 * 16 + 4 * 256 + 4  # NF4's code, the code of the constants, the
 
 
 @dataclass(frozen=True)
-class Kept:
+class WayToKeep:
     """One way to keep variants: bytes once (the base) and bytes for each variant."""
 
     way: str
@@ -82,7 +82,7 @@ def count_footprint(shape: Shape, rank: int = 16, dtype: str = "bf16") -> list[C
     return rows
 
 
-def tabulate_variants(ways: Iterable[Kept], counts: Sequence[int]) -> tuple[VariantsRow, ...]:
+def tabulate_variants(ways: Iterable[WayToKeep], counts: Sequence[int]) -> tuple[VariantsRow, ...]:
     """Bytes of N variants for each way, the ways in their order, N rising."""
     return tuple(
         VariantsRow(
@@ -96,7 +96,7 @@ def tabulate_variants(ways: Iterable[Kept], counts: Sequence[int]) -> tuple[Vari
     )
 
 
-def find_break_even(adapters: Kept, whole: Kept) -> BreakEven:
+def find_break_even(adapters: WayToKeep, whole: WayToKeep) -> BreakEven:
     """From how many variants on adapters take less than whole models; null where never.
 
     base + N·a < N·c is N > base / (c - a); an adapter as large as a checkpoint never pays.
@@ -115,7 +115,9 @@ def first_paying(base_bytes: int, adapter_bytes: int, whole_bytes: int) -> int |
     return None if saved <= 0 else base_bytes // saved + 1
 
 
-def count_cards(kept: Kept, variants: int, card: Gpu, reserve_share: float = RESERVE_SHARE) -> int:
+def count_cards(
+    kept: WayToKeep, variants: int, card: Gpu, reserve_share: float = RESERVE_SHARE
+) -> int:
     """Cards that hold N variants ready at once; a base is repeated on each card of adapters.
 
     What is larger than a card is spread over several, as tensor parallelism would.
@@ -130,13 +132,17 @@ def count_cards(kept: Kept, variants: int, card: Gpu, reserve_share: float = RES
 
 
 def monthly_usd(
-    kept: Kept, variants: int, card: Gpu, usd_per_hour: float, reserve_share: float = RESERVE_SHARE
+    kept: WayToKeep,
+    variants: int,
+    card: Gpu,
+    usd_per_hour: float,
+    reserve_share: float = RESERVE_SHARE,
 ) -> float:
     """Dollars a month to keep N variants on cards around the clock (730 hours)."""
     return count_cards(kept, variants, card, reserve_share) * usd_per_hour * HOURS_A_MONTH
 
 
-def shape_ways(shape: Shape, rank: int = 16, dtype: str = "bf16") -> list[Kept]:
+def shape_ways(shape: Shape, rank: int = 16, dtype: str = "bf16") -> list[WayToKeep]:
     """The ways to keep variants of a published shape: checkpoints, adapters on two kinds of base.
 
     Adapters on all linear layers, in `dtype`.
@@ -145,7 +151,7 @@ def shape_ways(shape: Shape, rank: int = 16, dtype: str = "bf16") -> list[Kept]:
     adapter = checkpoint_bytes(count_adapter(shape, rank), dtype)
     four_bit = four_bit_bytes(shape, dtype)
     return [
-        Kept("checkpoints", 0, 0, whole, whole),
-        Kept(f"adapters r={rank} on one {dtype} base", whole, whole, adapter, adapter),
-        Kept(f"adapters r={rank} on one 4-bit base", four_bit, four_bit, adapter, adapter),
+        WayToKeep("checkpoints", 0, 0, whole, whole),
+        WayToKeep(f"adapters r={rank} on one {dtype} base", whole, whole, adapter, adapter),
+        WayToKeep(f"adapters r={rank} on one 4-bit base", four_bit, four_bit, adapter, adapter),
     ]

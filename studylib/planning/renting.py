@@ -58,7 +58,7 @@ class DownFailed(Exception):
     """The machine could not be taken down this time."""
 
 
-class Machine(Protocol):
+class RentedMachine(Protocol):
     """A machine that may or may not be there."""
 
     name: str
@@ -98,7 +98,10 @@ class Clock:
 
 
 def carry_through(
-    machine: Machine, limits: Limits, clock: Clock | None = None, say: Callable[..., Any] = print
+    machine: RentedMachine,
+    limits: Limits,
+    clock: Clock | None = None,
+    say: Callable[..., Any] = print,
 ) -> int:
     """Run a study on a rented machine to its end; gives the exit code: 0, 1, or 130 after Ctrl-C.
 
@@ -128,7 +131,9 @@ def carry_through(
     return 0 if ending is Ending.SUCCEEDED and home and down else FAILED
 
 
-def run_to_end(machine: Machine, limits: Limits, clock: Clock, say: Callable[..., Any]) -> Ending:
+def run_to_end(
+    machine: RentedMachine, limits: Limits, clock: Clock, say: Callable[..., Any]
+) -> Ending:
     """Launch and watch; a spot machine that is taken away is replaced, and goes on."""
     left_seconds = limits.most_hours * 3600
     for losses in range(MOST_LOSSES + 1):
@@ -143,7 +148,7 @@ def run_to_end(machine: Machine, limits: Limits, clock: Clock, say: Callable[...
     return Ending.GONE
 
 
-def relaunch(machine: Machine, limits: Limits, clock: Clock, say: Callable[..., Any]) -> int:
+def relaunch(machine: RentedMachine, limits: Limits, clock: Clock, say: Callable[..., Any]) -> int:
     """Launch again, however long the cloud has no spot machine: waiting costs nothing."""
     while True:
         try:
@@ -155,7 +160,7 @@ def relaunch(machine: Machine, limits: Limits, clock: Clock, say: Callable[..., 
 
 
 def watch(
-    machine: Machine,
+    machine: RentedMachine,
     job: int,
     limits: Limits,
     end: float,
@@ -183,7 +188,9 @@ def watch(
         clock.wait(limits.poll_seconds)
 
 
-def bring_home(machine: Machine, checkpoints: bool, clock: Clock, say: Callable[..., Any]) -> bool:
+def bring_home(
+    machine: RentedMachine, checkpoints: bool, clock: Clock, say: Callable[..., Any]
+) -> bool:
     """Copy results home, trying again where that breaks; whether it worked."""
     for wait_seconds in (*RETRY_WAITS_SECONDS, None):
         try:
@@ -196,7 +203,7 @@ def bring_home(machine: Machine, checkpoints: bool, clock: Clock, say: Callable[
     return False
 
 
-def give_back(machine: Machine, clock: Clock, say: Callable[..., Any]) -> bool:
+def give_back(machine: RentedMachine, clock: Clock, say: Callable[..., Any]) -> bool:
     """Take the machine down and let nothing interrupt that; whether it worked."""
     with uninterrupted():
         for wait_seconds in (*RETRY_WAITS_SECONDS, None):

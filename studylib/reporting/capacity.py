@@ -34,7 +34,7 @@ from studylib.reporting.panels import (
     note,
     tint,
 )
-from studylib.reporting.study import Answers
+from studylib.reporting.study import RightAnswers
 from studylib.reporting.summary import Comparison, Row, Summary, read_answers
 from studylib.schema.methods import METHODS, WHOLE
 
@@ -196,7 +196,7 @@ def compare_points(one: Point, other: Point) -> stats.Estimate | None:
     return stats.compare_methods(ours.correct, theirs.correct, ours.clusters)
 
 
-def answers_of(point: Point) -> Answers | None:
+def answers_of(point: Point) -> RightAnswers | None:
     row = point.row
     return read_answers(point.comparison.study, row.complete, row.weights or "").get("questions")
 

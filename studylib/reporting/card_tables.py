@@ -11,7 +11,7 @@ from typing import Any
 from studylib.core.metrics import METRICS, MISSING, byte_size, percent, plain_number, points
 from studylib.reporting.blocks import NAMED, Number, Table, around, cell_of, figures, named, words
 from studylib.reporting.cells import rows_of, run_path
-from studylib.reporting.forecast_errors import Pair
+from studylib.reporting.forecast_errors import MeasuredAndForecast
 from studylib.reporting.study import Study
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
@@ -66,7 +66,7 @@ def compare_bytes(seen: int | None, ours: int | None) -> str:
         return MISSING
     if ours is None:
         return Number(f"{byte_size(seen)}; {NOT_FORECAST}", seen)
-    off = points(Pair(seen, ours).error)
+    off = points(MeasuredAndForecast(seen, ours).error)
     return Number(f"{byte_size(seen)}; {byte_size(ours)} ({off} %)", seen)
 
 

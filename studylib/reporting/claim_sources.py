@@ -20,7 +20,7 @@ from studylib.planning.counts import checkpoint_bytes, count_adapter, count_para
 from studylib.reporting.cells import p_value
 from studylib.reporting.kept import share_of_gain
 from studylib.reporting.measure_tables import first_measure, gap_sentence
-from studylib.reporting.passes import Job, commit_words
+from studylib.reporting.passes import PassSettings, commit_words
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.serve_records import ServeRecord
@@ -28,7 +28,7 @@ from studylib.schema.serving import LatencyRow, PairedRatio
 
 
 @dataclass(frozen=True)
-class Figure:
+class ClaimFigure:
     """Our figure for a part: in words, how it was got, for the rule, and what hinders comparing.
 
     settled: verdict and reason where the rule is in words and no figure alone decides. beside: what
@@ -44,7 +44,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class ClaimForecast:
     """A figure traced without the device, in the unit of the claim's rule.
 
     low, high: what its error leaves possible. source: how it was got, in words. more: what else
@@ -56,7 +56,7 @@ class Forecast:
     high: float
     source: str
     more: str = ""
-    job: Job | None = None
+    job: PassSettings | None = None
 
 
 Part = Mapping[str, Any]
@@ -67,36 +67,36 @@ HELD_OUT_SEEDS = 3  # as many as the rules of the claims ask for
 # Counted ------------------------------------------------------------------------------------------
 
 
-def count_adapter_parameters(source: Part) -> Figure:
+def count_adapter_parameters(source: Part) -> ClaimFigure:
     shape = find_shape(source["shape"])
     count = count_adapter(shape, source["rank"], targets_of(source))
     ours = f"{count:,} on {where(source)}"
-    return Figure(ours, counted(shape.name), Measured(count / 1e6, "M"))
+    return ClaimFigure(ours, counted(shape.name), Measured(count / 1e6, "M"))
 
 
-def count_adapter_share(source: Part) -> Figure:
+def count_adapter_share(source: Part) -> ClaimFigure:
     shape = find_shape(source["shape"])
     total = count_parameters(shape)
     share = 100 * count_adapter(shape, source["rank"], targets_of(source)) / total
     every = 100 * count_adapter(shape, source["rank"]) / total
     ours = f"{share:.4f} % of {total:,}; {every:.4f} % on all linear layers"
-    return Figure(ours, counted(shape.name), Measured(share, "%"))
+    return ClaimFigure(ours, counted(shape.name), Measured(share, "%"))
 
 
-def count_checkpoint_size(source: Part) -> Figure:
+def count_checkpoint_size(source: Part) -> ClaimFigure:
     shape = find_shape(source["shape"])
     size = checkpoint_bytes(count_parameters(shape), source["dtype"])
     ours = f"{size:,} bytes = {size / 1e9:.2f} GB in {source['dtype']}"
-    return Figure(ours, counted(shape.name), Measured(size / 1e9, "GB"))
+    return ClaimFigure(ours, counted(shape.name), Measured(size / 1e9, "GB"))
 
 
-def count_adapter_size(source: Part) -> Figure:
+def count_adapter_size(source: Part) -> ClaimFigure:
     """Bytes of an adapter in bf16 and in fp32, as one range."""
     shape = find_shape(source["shape"])
     count = count_adapter(shape, source["rank"], targets_of(source))
     low, high = (checkpoint_bytes(count, dtype) / 1e6 for dtype in ("bf16", "fp32"))
     ours = f"{low:.1f} MB in bf16, {high:.1f} MB in fp32, r={source['rank']} on {where(source)}"
-    return Figure(ours, counted(shape.name), Measured(high, "MB", low, high))
+    return ClaimFigure(ours, counted(shape.name), Measured(high, "MB", low, high))
 
 
 def targets_of(source: Part) -> tuple[str, ...] | None:
@@ -115,7 +115,7 @@ def counted(shape: str) -> str:
 # Measured -----------------------------------------------------------------------------------------
 
 
-def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
+def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> ClaimFigure | None:
     """How far a method's accuracy lies behind full fine-tuning's, in points.
 
     held_out: by the measure that judges the track, where it has one, instead of its questions:
@@ -136,7 +136,7 @@ def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Fig
     beside = tell_unmoved(comparison)
     ours += f"; {beside}" if beside else ""
     obstacle = find_obstacle(comparison, row)
-    return Figure(ours, measured_on(comparison), measured, obstacle, beside=beside)
+    return ClaimFigure(ours, measured_on(comparison), measured, obstacle, beside=beside)
 
 
 def tell_unmoved(comparison: Comparison) -> str:
@@ -150,7 +150,7 @@ def tell_unmoved(comparison: Comparison) -> str:
     return f"full fine-tuning itself did not clearly move it ({' to '.join(ends)})"
 
 
-def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
+def judge_held_out(comparison: Comparison, row: Row) -> ClaimFigure | None:
     """Whether a method ends clearly behind full by the first measure on held-out examples."""
     found = next((f for f in first_measure(comparison) if f.label == row.label), None)
     if found is None or found.gap is None:
@@ -166,10 +166,10 @@ def judge_held_out(comparison: Comparison, row: Row) -> Figure | None:
         value, low, high = (100 * end for end in shown[:3])
         measured = Measured(value, KEPT, low, high, shown[3])
     ours = f"{found.measure.label}: {words}"
-    return Figure(ours, measured_on(comparison), measured, settled=(verdict, words))
+    return ClaimFigure(ours, measured_on(comparison), measured, settled=(verdict, words))
 
 
-def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> Figure | None:
+def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> ClaimFigure | None:
     """A method's share of full fine-tuning's gain over the base, in per cent."""
     full = comparison.row(WHOLE)
     share = share_of_gain(comparison, row)
@@ -186,10 +186,10 @@ def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> F
         return None
     if share is None:
         obstacle = "full fine-tuning's own gain is not clear of zero"
-        return Figure(ours, measured_on(comparison), None, obstacle)
+        return ClaimFigure(ours, measured_on(comparison), None, obstacle)
     value, low, high = (100 * end for end in share[:3])
     measured = Measured(value, KEPT, low, high, share[3])
-    return Figure(ours, measured_on(comparison), measured, obstacle)
+    return ClaimFigure(ours, measured_on(comparison), measured, obstacle)
 
 
 def find_obstacle(comparison: Comparison, row: Row) -> str | None:
@@ -219,7 +219,7 @@ def interval(estimate: stats.Estimate) -> str:
 # Served -------------------------------------------------------------------------------------------
 
 
-def measure_overhead(source: Part, record: ServeRecord) -> Figure | None:
+def measure_overhead(source: Part, record: ServeRecord) -> ClaimFigure | None:
     """What a variant adds to the time between tokens, in per cent, at the smallest batch and
     prompt; the range over all settings stands beside it."""
     rows = [r for r in record.measures.overheads(source["variant"]) if r.against == "base"]
@@ -235,7 +235,7 @@ def measure_overhead(source: Part, record: ServeRecord) -> Figure | None:
     if len(known) > 1:
         middles = sorted(100 * (r.value - 1) for _, r in known)
         ours += f"; {signed(middles[0])} to {signed(middles[-1])} % over {len(known)} settings"
-    return Figure(ours, served_on(record), Measured(value, "%", low, high))
+    return ClaimFigure(ours, served_on(record), Measured(value, "%", low, high))
 
 
 def overhead_text(ratio: PairedRatio) -> str:
@@ -253,7 +253,7 @@ def setting(row: LatencyRow) -> str:
     return f"batch {row.batch}, prompt of {row.prompt_tokens:,} tokens"
 
 
-def measure_hot_swap(source: Part, record: ServeRecord) -> Figure | None:
+def measure_hot_swap(source: Part, record: ServeRecord) -> ClaimFigure | None:
     """Whether a switch gives the other adapter's answers, and sooner than loading the model."""
     swap = record.measures.swap
     if swap is None or not record.spec.method.kind.article:
@@ -277,7 +277,7 @@ def measure_hot_swap(source: Part, record: ServeRecord) -> Figure | None:
         )
         verdict = ("reproduced" if swap.sooner else "differs", figures)
     took = Measured(1e3 * switch.p50, "ms")
-    return Figure(ours, served_on(record), took, settled=verdict)
+    return ClaimFigure(ours, served_on(record), took, settled=verdict)
 
 
 def milliseconds(seconds: float) -> str:
@@ -292,13 +292,13 @@ def served_on(record: ServeRecord) -> str:
 # Forecast -----------------------------------------------------------------------------------------
 
 
-def forecast_figure(part: Part, forecast: Forecast) -> Figure:
+def forecast_figure(part: Part, forecast: ClaimForecast) -> ClaimFigure:
     """A forecast with what its error leaves possible."""
     unit = part["rule"]["unit"]
     measured = Measured(forecast.value, unit, forecast.low, forecast.high)
     ours = f"{with_unit(forecast.value, unit)} ({number_range(measured)})"
     ours += f"; {forecast.more}" if forecast.more else ""
-    return Figure(ours, f"forecast: {forecast.source}", measured)
+    return ClaimFigure(ours, f"forecast: {forecast.source}", measured)
 
 
 def with_unit(value: float, unit: str) -> str:
@@ -311,17 +311,17 @@ def number_range(measured: Measured) -> str:
     return f"{plain_number(low, 3)} to {plain_number(high, 3)}"
 
 
-COUNTS: dict[str, Callable[[Part], Figure]] = {
+COUNTS: dict[str, Callable[[Part], ClaimFigure]] = {
     "adapter_parameters": count_adapter_parameters,
     "adapter_share": count_adapter_share,
     "checkpoint_size": count_checkpoint_size,
     "adapter_size": count_adapter_size,
 }
-MEASURES: dict[str, Callable[[Comparison, Row, bool], Figure | None]] = {
+MEASURES: dict[str, Callable[[Comparison, Row, bool], ClaimFigure | None]] = {
     "behind_full": measure_behind_full,
     "share_of_gain": measure_share_of_gain,
 }
-SERVED: dict[str, Callable[[Part, ServeRecord], Figure | None]] = {
+SERVED: dict[str, Callable[[Part, ServeRecord], ClaimFigure | None]] = {
     "overhead": measure_overhead,
     "hot_swap": measure_hot_swap,
 }

@@ -24,8 +24,8 @@ from studylib.reporting.claim_sources import (
     COUNTS,
     MEASURES,
     SERVED,
-    Figure,
-    Forecast,
+    ClaimFigure,
+    ClaimForecast,
     Part,
     forecast_figure,
     with_unit,
@@ -122,7 +122,7 @@ def article_rule(method: str, track: str) -> Rule | None:
 
 
 def evaluate_claims(
-    summaries: Iterable[Summary], forecasts: Mapping[str, Sequence[Forecast]] | None = None
+    summaries: Iterable[Summary], forecasts: Mapping[str, Sequence[ClaimForecast]] | None = None
 ) -> list[Finding]:
     """All findings in the order of the claims; of one part what a card measured comes first, and
     forecasts last. forecasts: by CLAIM.PART, such as C2.qlora."""
@@ -145,13 +145,13 @@ def evaluate_claims(
     return found
 
 
-def find_figures(part: Part, studies: list[Summary]) -> list[tuple[Figure, Place | None]]:
+def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, Place | None]]:
     """Our figures for a part and where they were measured: one count, or one a comparison, or one
     a serving run, or none."""
     source = part.get("source", {})
     if "count" in source:
         return [(COUNTS[source["count"]](source), None)]
-    found: list[tuple[Figure | None, Place | None]] = []
+    found: list[tuple[ClaimFigure | None, Place | None]] = []
     if "measure" in source:
         cells = find_cells(source, studies)
         if source["measure"] in BY_PASS:
@@ -194,8 +194,8 @@ def find_cells(source: Part, studies: Sequence[Summary]) -> list[Cell]:
 
 
 def give_way(
-    forecasts: Sequence[Forecast], part: Part, studies: Sequence[Summary]
-) -> list[Forecast]:
+    forecasts: Sequence[ClaimForecast], part: Part, studies: Sequence[Summary]
+) -> list[ClaimForecast]:
     """The forecasts but those of a job that was measured: a record speaks before a forecast."""
     source = part.get("source", {})
     if source.get("measure") not in BY_PASS:
@@ -214,7 +214,7 @@ def speaks_of(source: Part, comparison: Comparison) -> bool:
     return comparison.track in source.get("tracks", [comparison.track]) and least <= size <= most
 
 
-def judge(claim: str, topic: str, part: Part, figure: Figure, at: Place | None) -> Finding:
+def judge(claim: str, topic: str, part: Part, figure: ClaimFigure, at: Place | None) -> Finding:
     """The finding of one figure, by the part's rule."""
     if figure.settled is not None:
         verdict, reason = figure.settled

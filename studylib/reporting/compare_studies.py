@@ -23,7 +23,7 @@ from studylib.core import stats
 from studylib.core.errors import StudyError
 from studylib.core.metrics import METRICS
 from studylib.reporting.resources import MEMORY, Spread, spread_figures, spread_memory
-from studylib.reporting.study import Answers, Study, gather_answers, read_study
+from studylib.reporting.study import RightAnswers, Study, gather_answers, read_study
 from studylib.schema.differences import changed_fields
 from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
@@ -56,7 +56,7 @@ class Move(Frozen):
     moved: bool
 
 
-class Compared(Frozen):
+class ComparedStudies(Frozen):
     """Two folders, figure by figure; `settings`: field -> (first, second) where they differ."""
 
     before: str
@@ -71,7 +71,7 @@ class Compared(Frozen):
         return [move for move in self.moves if move.moved]
 
 
-def compare_folders(before: Path, after: Path) -> Compared:
+def compare_folders(before: Path, after: Path) -> ComparedStudies:
     """Every figure that both folders have. StudyError: a folder without trusted records, or two
     folders that have no run in common."""
     one, other = read_study(before, planned=()), read_study(after, planned=())
@@ -89,7 +89,7 @@ def compare_folders(before: Path, after: Path) -> Compared:
         [m for k in shared for m in compare_answers(k, one, other, groups[k], others[k])]
     )
     moves += compare_servings(one.serves, other.serves)
-    return Compared(
+    return ComparedStudies(
         before=str(before),
         after=str(after),
         moves=tuple(moves),
@@ -191,7 +191,7 @@ def shared_weights(a: Iterable[Record], b: Iterable[Record], task: str) -> list[
 
 def answers_of(
     study: Study, records: Iterable[Record], task: str, weights: str
-) -> tuple[Answers, list[str]] | None:
+) -> tuple[RightAnswers, list[str]] | None:
     """Answers over seeds, and the items in their order; None where there are none."""
     frames = [f for r in records if r.complete and (f := study.items(r)) is not None]
     answers = gather_answers(frames, task, weights)
@@ -203,7 +203,7 @@ def answers_of(
 
 
 def judge_answers(
-    key: Group, figure: str, ours: Answers, theirs: Answers, fixed: bool, paired: bool
+    key: Group, figure: str, ours: RightAnswers, theirs: RightAnswers, fixed: bool, paired: bool
 ) -> Move:
     """The difference second less first; paired where the items are the very same."""
     values: dict[str, Any]
@@ -223,7 +223,7 @@ def judge_answers(
 
 
 def compare_independent(
-    ours: Answers, theirs: Answers, fixed: bool
+    ours: RightAnswers, theirs: RightAnswers, fixed: bool
 ) -> tuple[dict[str, float], float]:
     """Welch's t on two accuracies, each with its own standard error and degrees of freedom."""
     one, other = (

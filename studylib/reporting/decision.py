@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from studylib.reporting.evidence_kinds import model_words
-from studylib.reporting.kept import Kept, best_evidence, read_kept
+from studylib.reporting.kept import KeptGain, best_evidence, read_kept
 from studylib.reporting.panels import (
     INK,
     colour,
@@ -67,12 +67,12 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
     return figure
 
 
-def with_memory(comparison: Comparison) -> list[Kept]:
+def with_memory(comparison: Comparison) -> list[KeptGain]:
     found = read_kept(comparison)
     return found if all(one.memory is not None for one in found) else []
 
 
-def panel_title(comparison: Comparison, kept: Sequence[Kept]) -> str:
+def panel_title(comparison: Comparison, kept: Sequence[KeptGain]) -> str:
     """The kind of change, the track, the model, and the seeds where they are few."""
     change = "a new language" if is_deep(comparison) else f"a small change ({comparison.track})"
     seeds = tell_seeds([one.seeds for one in kept])

@@ -33,7 +33,7 @@ PARTS = ("Weights", "Optimizer states", "Rest of the step", "Allocator's reserve
 
 
 @dataclass(frozen=True)
-class Pair:
+class MeasuredAndForecast:
     """One quantity in bytes, measured and forecast."""
 
     measured: float
@@ -46,14 +46,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunBesideForecast:
     """A run beside its forecast. peak: None where it ran out of memory before it had one."""
 
     record: Record
     forecast: RunForecast
     counter: str
-    peak: Pair | None
-    parts: dict[str, Pair]
+    peak: MeasuredAndForecast | None
+    parts: dict[str, MeasuredAndForecast]
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -63,7 +63,7 @@ class Compared:
                 self.forecast.peak_bytes, self.counter, self.record.status)  # fmt: skip
 
 
-def compare_runs(studies: Iterable[Study]) -> list[Compared]:
+def compare_runs(studies: Iterable[Study]) -> list[RunBesideForecast]:
     """Every record that has a forecast of its own, by study and run id."""
     found = []
     for study in studies:
@@ -75,9 +75,9 @@ def compare_runs(studies: Iterable[Study]) -> list[Compared]:
     return found
 
 
-def compare_run(record: Record, made: RunForecast) -> Compared:
+def compare_run(record: Record, made: RunForecast) -> RunBesideForecast:
     if record.train is None or not record.complete:
-        return Compared(record, made, "", None, {})
+        return RunBesideForecast(record, made, "", None, {})
     measure, alone = record.train.measure, record.run.gpus <= 1
     counters = {
         "NVML": nvml_bytes(record),
@@ -86,11 +86,13 @@ def compare_run(record: Record, made: RunForecast) -> Compared:
     }
     forecasts = {"torch allocated": made.allocated_bytes, "NVML": made.card_bytes}
     counter, peak = next(((n, b) for n, b in counters.items() if b), ("", None))
-    pair = Pair(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
-    return Compared(record, made, counter, pair, compare_parts(record, made) if alone else {})
+    pair = MeasuredAndForecast(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
+    return RunBesideForecast(
+        record, made, counter, pair, compare_parts(record, made) if alone else {}
+    )
 
 
-def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
+def compare_parts(record: Record, made: RunForecast) -> dict[str, MeasuredAndForecast]:
     """The parts of a peak that can be told apart from outside, by name of PARTS.
 
     The rest of the step is the peak without weights and optimizer states: gradients, activations,
@@ -115,7 +117,7 @@ def compare_parts(record: Record, made: RunForecast) -> dict[str, Pair]:
         ),
         "CUDA context": (less(process, reserved), context),
     }
-    return {name: Pair(seen, ours) for name, (seen, ours) in pairs.items() if seen}
+    return {name: MeasuredAndForecast(seen, ours) for name, (seen, ours) in pairs.items() if seen}
 
 
 def less(whole: int | None, *parts: int | None) -> int | None:
@@ -124,9 +126,9 @@ def less(whole: int | None, *parts: int | None) -> int | None:
     return None if whole is None or len(known) < len(parts) else whole - sum(known)
 
 
-def group(found: Iterable[Compared]) -> list[list[Compared]]:
+def group(found: Iterable[RunBesideForecast]) -> list[list[RunBesideForecast]]:
     """Like runs together, in the order in which the first of each came."""
-    groups: dict[tuple[object, ...], list[Compared]] = {}
+    groups: dict[tuple[object, ...], list[RunBesideForecast]] = {}
     for one in found:
         groups.setdefault(one.kind, []).append(one)
     return list(groups.values())
@@ -138,14 +140,14 @@ def pass_of(record: Record) -> str:
     return f"{rows_of(record)}, {times} times" if times > 1 else rows_of(record)
 
 
-def worst(pairs: Sequence[Pair]) -> Pair:
+def worst(pairs: Sequence[MeasuredAndForecast]) -> MeasuredAndForecast:
     return max(pairs, key=lambda pair: abs(pair.error))
 
 
 # What the report shows ----------------------------------------------------------------------------
 
 
-def peak_table(found: Sequence[Compared]) -> Table:
+def peak_table(found: Sequence[RunBesideForecast]) -> Table:
     """One row for runs of the same forecast: the worst error of their peaks, and their step."""
     header = (*NAMED, *figures("Rows × tokens", "Runs"), *words("Counter"),
               *figures("Peak, measured", "Peak, forecast", "Worst error", "Step (s)",
@@ -153,7 +155,7 @@ def peak_table(found: Sequence[Compared]) -> Table:
     return Table(header, tuple(peak_row(like) for like in group(found)))
 
 
-def peak_row(like: Sequence[Compared]) -> tuple[str, ...]:
+def peak_row(like: Sequence[RunBesideForecast]) -> tuple[str, ...]:
     first, run = like[0], like[0].record.run
     pairs = [one.peak for one in like if one.peak]
     measured: str = first.record.status
@@ -168,7 +170,7 @@ def peak_row(like: Sequence[Compared]) -> tuple[str, ...]:
             first.counter or "—", *peaks, *step_cells(like))  # fmt: skip
 
 
-def step_cells(like: Sequence[Compared]) -> tuple[str, str]:
+def step_cells(like: Sequence[RunBesideForecast]) -> tuple[str, str]:
     own = [one for one in like if runs_on_card(one.record) == 1]
     seconds = [s for one in own if (s := one.record.train and one.record.train.clean_step_seconds)]
     show = METRICS["clean_step_seconds"].number
@@ -181,7 +183,7 @@ def step_cells(like: Sequence[Compared]) -> tuple[str, str]:
     return measured, Number(f"{show(span.mid)} ({show(span.low)}–{show(span.high)})", span.mid)
 
 
-def part_table(found: Sequence[Compared]) -> Table:
+def part_table(found: Sequence[RunBesideForecast]) -> Table:
     """Each part as it was measured (median of like runs) and the forecast's worst error."""
     names = [name for name in PARTS if any(name in one.parts for one in found)]
     rows = []
@@ -201,9 +203,9 @@ def part_table(found: Sequence[Compared]) -> Table:
     return Table(header, tuple(rows))
 
 
-def sentence(found: Sequence[Compared]) -> str:
+def sentence(found: Sequence[RunBesideForecast]) -> str:
     """How far the forecasts are off, by counter, and what they leave out."""
-    by_counter: dict[str, list[Pair]] = {}
+    by_counter: dict[str, list[MeasuredAndForecast]] = {}
     for one in found:
         if one.peak:
             by_counter.setdefault(one.counter, []).append(one.peak)

@@ -21,26 +21,26 @@ from studylib.reporting.blocks import (
     paragraph,
     words,
 )
-from studylib.reporting.claim_sources import Forecast
+from studylib.reporting.claim_sources import ClaimForecast
 from studylib.reporting.claims import read_claims
 from studylib.reporting.glossary import say
-from studylib.reporting.passes import Job
-from studylib.schema.forecast_book import CardAnswer, ForecastBook, JobForecast, Span
+from studylib.reporting.passes import PassSettings
+from studylib.schema.forecast_book import BookedForecast, CardAnswer, CaseRange, ForecastBook
 from studylib.schema.methods import ARTICLE, METHODS, QUANTIZED
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 # Kinds of job in words: the mark of such a published case in its name, and whether a job is one.
-KINDS: dict[str, tuple[str, Callable[[JobForecast], bool]]] = {
+KINDS: dict[str, tuple[str, Callable[[BookedForecast], bool]]] = {
     METHODS[QUANTIZED].label: (METHODS[QUANTIZED].label, lambda job: METHODS[job.method].quantized),
     "several cards": (" cards", lambda job: job.cards > 1),
 }
 
 
-def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
+def forecast_claims(book: ForecastBook | None) -> dict[str, list[ClaimForecast]]:
     """Figures for C2, C3 and C7's card by CLAIM.PART; none without a book."""
     if book is None:
         return {}
-    found: dict[str, list[Forecast]] = {}
+    found: dict[str, list[ClaimForecast]] = {}
     for method in ARTICLE:
         plain = [job for job in book.jobs if job.method == method and job.plain]
         found[f"C2.{method}"] = [memory_forecast(book, job) for job in plain]
@@ -57,25 +57,25 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[Forecast]]:
     return {key: value for key, value in found.items() if value}
 
 
-def memory_forecast(book: ForecastBook, job: JobForecast) -> Forecast:
+def memory_forecast(book: ForecastBook, job: BookedForecast) -> ClaimForecast:
     """The peak of all cards in GB, give or take the worst error against published peaks."""
     value, worst = job.total_bytes / 1e9, book.worst_error
     low, high = value / (1 + worst), value / (1 - worst)
-    return Forecast(
+    return ClaimForecast(
         value, low, high, f"traced, {describe(job)}", untested(book, job), job_of_forecast(job)
     )
 
 
-def job_of_forecast(job: JobForecast) -> Job:
+def job_of_forecast(job: BookedForecast) -> PassSettings:
     """What a forecast is of, for any card, to tell whether the same was measured."""
     asked = job.settings
-    return Job(
+    return PassSettings(
         job.method, asked["micro_batch"], asked["seq_len"], asked.get("weights"),
         asked.get("optimizer"), asked.get("checkpointing"), job.cards,
     )  # fmt: skip
 
 
-def describe(job: JobForecast) -> str:
+def describe(job: BookedForecast) -> str:
     rows, length = job.settings["micro_batch"], job.settings["seq_len"]
     size = f"{rows} × {length:,}"
     return job.words if f"{rows} × {length}" in job.words else f"{job.words}, {size} tokens"
@@ -91,7 +91,7 @@ def come_true(book: ForecastBook, method: str) -> str:
     return f"the article's figure comes true at: {'; '.join(near)}" if near else ""
 
 
-def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
+def cost_forecasts(book: ForecastBook, method: str) -> list[ClaimForecast]:
     """Dollars of the Alpaca-style run, packed and padded; full fine-tuning on several cards."""
     jobs = [job for job in book.jobs if job.method == method and job.plain]
     job = next((j for j in jobs if j.cards > 1), jobs[0] if jobs else None)
@@ -99,7 +99,7 @@ def cost_forecasts(book: ForecastBook, method: str) -> list[Forecast]:
         return []
     cards = f"{job.cards} cards" if job.cards > 1 else "one card"
     return [
-        Forecast(
+        ClaimForecast(
             row.usd.mid, row.usd.low, row.usd.high,
             f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
             f"{span(row.hours)} h on {cards}",
@@ -114,7 +114,7 @@ def gigabytes(count: float) -> Number:
     return Number(f"{plain_number(count / 1e9, 3)} GB", count)
 
 
-def span(values: Span, unit: str = "") -> Number:
+def span(values: CaseRange, unit: str = "") -> Number:
     """Expected, with the best and the worst case."""
     mid, low, high = (f"{unit}{plain_number(v, 3)}" for v in (values.mid, values.low, values.high))
     return Number(f"{mid} ({low} to {high})", values.mid)
@@ -137,7 +137,7 @@ def memory_table(book: ForecastBook) -> Table:
     return Table(header, tuple(rows))
 
 
-def claimed(job: JobForecast) -> str:
+def claimed(job: BookedForecast) -> str:
     return Number(f"{job.article_bytes / 1e9:g} GB", job.article_bytes)
 
 
@@ -255,7 +255,7 @@ def untested_kinds(book: ForecastBook) -> list[str]:
     return [words for words, (mark, _) in KINDS.items() if not any(mark in c for c in counted)]
 
 
-def untested(book: ForecastBook, job: JobForecast) -> str:
+def untested(book: ForecastBook, job: BookedForecast) -> str:
     """In words, what of this job no published peak that counts has; empty where all is tested."""
     bare = [words for words in untested_kinds(book) if KINDS[words][1](job)]
     return f"no published peak of {' or of '.join(bare)} bears the range out" if bare else ""

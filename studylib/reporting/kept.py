@@ -21,7 +21,7 @@ from studylib.schema.settings import MethodSettings
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptGain:
     """One method of a comparison: the share of full's gain (1 is all) with its 95 % interval, over
     how many seeds, and its peak memory of training as a share of full's, None where either was not
     measured."""
@@ -68,19 +68,19 @@ def measured_gain(comparison: Comparison) -> bool:
     return min(ends) > 0
 
 
-def read_kept(comparison: Comparison) -> list[Kept]:
+def read_kept(comparison: Comparison) -> list[KeptGain]:
     """Full fine-tuning and every method of which a share is known; empty without such a method."""
     full = comparison.row(WHOLE)
     if full is None or kind_of(comparison.model) == "random":
         return []
     found = [
-        Kept(row.method, *share, memory_share(comparison, row, full))
+        KeptGain(row.method, *share, memory_share(comparison, row, full))
         for row in comparison.rows
         if row.method.kind.trains and row.method.name != WHOLE
         if (share := share_of_gain(comparison, row)) is not None
     ]
     seeds = min((one.seeds for one in found), default=0)
-    return [Kept(full.method, 1.0, 1.0, 1.0, seeds, 1.0), *found] if found else []
+    return [KeptGain(full.method, 1.0, 1.0, 1.0, seeds, 1.0), *found] if found else []
 
 
 def memory_share(comparison: Comparison, row: Row, full: Row) -> float | None:

@@ -14,7 +14,7 @@ from studylib.core.metrics import MISSING, percent, points
 from studylib.core.stats import Estimate
 from studylib.reporting.blocks import Block, Number, Table, Text, figures, named, words
 from studylib.reporting.cells import NOT_TRAINED
-from studylib.reporting.measured import HELD_OUT, RETENTION, Measured
+from studylib.reporting.measured import HELD_OUT, RETENTION, MeasuredFigure
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.measures import Measure
@@ -71,7 +71,7 @@ def retention_table(comparisons: Sequence[Comparison]) -> Table:
     return Table(header, tuple(rows))
 
 
-def figure_cell(found: Measured) -> str:
+def figure_cell(found: MeasuredFigure) -> str:
     estimate = found.estimate
     count = f"{estimate.items:,}"
     count += f" in {estimate.clusters:,} groups" if estimate.clusters != estimate.items else ""
@@ -79,7 +79,7 @@ def figure_cell(found: Measured) -> str:
     return Number(f"{interval(found.measure, estimate, signed=False)} (n={count})", estimate.value)
 
 
-def difference_cells(found: Measured) -> tuple[str, str, str, str]:
+def difference_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
     """Gain over the base, gap to full, share of full's gain, smallest gap."""
     if not found.trains:
         return "reference", NOT_TRAINED, NOT_TRAINED, "—"
@@ -142,7 +142,7 @@ def meanings(summaries: Iterable[Summary]) -> list[tuple[str, str]]:
     return list({m.key: (m.label, m.meaning) for m in shown}.values())
 
 
-def first_measure(comparison: Comparison) -> list[Measured]:
+def first_measure(comparison: Comparison) -> list[MeasuredFigure]:
     """Each method's figure of the measure that was asked first, on its own weights: the one that
     chose the learning rates, and so the one that a track is judged by. Empty where questions do."""
     rows = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
@@ -189,14 +189,14 @@ def tell(comparison: Comparison) -> str:
     return " ".join(lines)
 
 
-def count_examples(found: Measured) -> str:
+def count_examples(found: MeasuredFigure) -> str:
     """`200 held-out examples`, or `6 held-out examples (92 windows)` where texts were divided."""
     items, groups = found.estimate.items, found.estimate.clusters
     windows = f" ({items:,} windows)" if items != groups else ""
     return f"{groups:,} held-out examples{windows}"
 
 
-def gap_sentence(found: Measured) -> str:
+def gap_sentence(found: MeasuredFigure) -> str:
     gap, measure = found.gap, found.measure
     assert gap is not None
     unit = "pp" if measure.is_share else measure.unit

@@ -13,7 +13,7 @@ import pandas as pd
 
 from studylib.core import item_stats
 from studylib.core.errors import StudyError
-from studylib.core.item_stats import Items
+from studylib.core.item_stats import ItemScores
 from studylib.core.stats import Estimate
 from studylib.reporting.study import Study
 from studylib.schema.measures import MEASURES, Measure, MeasureFigure, figures_of
@@ -24,7 +24,7 @@ HELD_OUT, RETENTION = "held_out", "retention"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFigure:
     """One figure of one method on one set of weights. Differences are None where there is nothing
     to compare with.
 
@@ -65,7 +65,7 @@ class Arm:
     frames: tuple[pd.DataFrame, ...]
     other_weights: bool
 
-    def items(self, of: str, measure: Measure) -> Items | None:
+    def items(self, of: str, measure: Measure) -> ItemScores | None:
         """StudyError: its runs measured other examples, or the same in another order."""
         parts = [
             frame[(frame["of"] == of) & (frame["measure"] == measure.asked)]
@@ -80,7 +80,7 @@ class Arm:
                 "runs of one comparison measured other examples",
                 "Run them again on the same held-out part.",
             )
-        return Items.of_tables(parts, measure, fixed=not self.trains)
+        return ItemScores.of_tables(parts, measure, fixed=not self.trains)
 
     def figure(self, of: str, key: str) -> MeasureFigure:
         block = self.records[0].evaluate
@@ -88,7 +88,9 @@ class Arm:
         return next(f for f in block.measures[key] if (f.of, f.weights) == (of, self.weights))
 
 
-def measure_all(study: Study, groups: Sequence[tuple[str, Iterable[Record]]]) -> list[Measured]:
+def measure_all(
+    study: Study, groups: Sequence[tuple[str, Iterable[Record]]]
+) -> list[MeasuredFigure]:
     """Every figure of every method: by measure, as the runs were asked, then by method.
 
     groups: (label, records) of each method. Empty where no run was measured so.
@@ -127,8 +129,8 @@ def read_arms(study: Study, label: str, records: list[Record]) -> list[Arm]:
 
 
 def describe(
-    arm: Arm, items: Items, of: str, measure: Measure, others: list[tuple[Arm, Items]]
-) -> Measured:
+    arm: Arm, items: ItemScores, of: str, measure: Measure, others: list[tuple[Arm, ItemScores]]
+) -> MeasuredFigure:
     """A method's figure with its differences to the first arms of full and of the base."""
     first = {other.method: found for other, found in reversed(others)}
     full, base = first.get(WHOLE), first.get(UNTRAINED)
@@ -139,6 +141,6 @@ def describe(
         share = item_stats.share_of_gain(items, full, base)
     key = figures_of(measure.asked)[0].key
     counts = arm.figure(of, key).counts
-    return Measured(measure, of, arm.label, arm.method, arm.weights, arm.trains,
+    return MeasuredFigure(measure, of, arm.label, arm.method, arm.weights, arm.trains,
                     item_stats.measure(items), counts, gap, gain, share,
                     arm.other_weights)  # fmt: skip

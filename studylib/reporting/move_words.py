@@ -6,7 +6,13 @@ Not covered: judging it (studylib.reporting.compare_studies).
 from __future__ import annotations
 
 from studylib.core.metrics import byte_size, plain_number, points
-from studylib.reporting.compare_studies import ALPHA, MEMORY_SHARE, TIME_SHARE, Compared, Move
+from studylib.reporting.compare_studies import (
+    ALPHA,
+    MEMORY_SHARE,
+    TIME_SHARE,
+    ComparedStudies,
+    Move,
+)
 
 RULES = {
     "paired": f"paired on the same items, Holm-corrected p at most {ALPHA}",
@@ -19,7 +25,7 @@ RULES = {
 }
 
 
-def format_moves(compared: Compared) -> str:
+def format_moves(compared: ComparedStudies) -> str:
     """What moved, by how much and by which rule; then how much did not."""
     lines = [f"{compared.before} -> {compared.after}"]
     lines += [f"  {key}: {a} -> {b}" for key, (a, b) in compared.settings.items()]

@@ -13,18 +13,18 @@ from studylib.core.metrics import plain_number, points
 from studylib.core.verdicts import Measured
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
-from studylib.reporting.claim_sources import Figure, measured_on, with_unit
+from studylib.reporting.claim_sources import ClaimFigure, measured_on, with_unit
 from studylib.reporting.passes import Cell, why_judged
 from studylib.reporting.resources import Spread, spread
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 
-Measure = Callable[[Comparison, Row], Figure | None]
+Measure = Callable[[Comparison, Row], ClaimFigure | None]
 TORCH_ALONE = "torch's allocator alone (reserved; NVML told nothing)"
 
 
-def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
+def measure_train_peak(comparison: Comparison, row: Row) -> ClaimFigure | None:
     """The peak of training in GB, all cards together: of NVML, which is what one rents; of torch's
     allocator, and named so, where NVML told nothing."""
     found = ((nvml_peak(row), "NVML"),
@@ -38,11 +38,13 @@ def measure_train_peak(comparison: Comparison, row: Row) -> Figure | None:
     ours = f"{row.label}, {rows_of(first)} tokens at once ({switches}): "
     if not row.complete:
         ours += f"{row.status}, {plain_number(value, 3)} GB reached"
-        return Figure(ours, measured_on(comparison), None, "the run needs more than was reached")
+        return ClaimFigure(
+            ours, measured_on(comparison), None, "the run needs more than was reached"
+        )
     ours += f"{plain_number(value, 3)} GB by {words}"
     if words == "NVML" and (made := forecast_of(comparison, first)):
         ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off(made, peak.value)})"
-    return Figure(ours, measured_on(comparison), Measured(value, "GB", low, high))
+    return ClaimFigure(ours, measured_on(comparison), Measured(value, "GB", low, high))
 
 
 def nvml_peak(row: Row) -> Spread | None:
@@ -64,7 +66,7 @@ def off(made: float, measured: float) -> str:
     return f"{points(made / measured - 1)} %"
 
 
-def measure_run_dollars(comparison: Comparison, row: Row) -> Figure | None:
+def measure_run_dollars(comparison: Comparison, row: Row) -> ClaimFigure | None:
     """Dollars of the article's Alpaca-style run at the measured tokens/s and listed prices."""
     speed, price = row.figures.get("tokens_per_second"), row.price
     if speed is None or price is None or price.single:
@@ -76,10 +78,10 @@ def measure_run_dollars(comparison: Comparison, row: Row) -> Figure | None:
         f"{plain_number(speed.value, 3)} tokens/s, {plain_number(hours, 3)} h: "
         f"{with_unit(mid, '$')} ({plain_number(low, 3)} to {plain_number(high, 3)}); {price.note}"
     )
-    return Figure(ours, measured_on(comparison), Measured(mid, "$", low, high))
+    return ClaimFigure(ours, measured_on(comparison), Measured(mid, "$", low, high))
 
 
-def measure_passes(measure: Measure, cells: Sequence[Cell]) -> Figure | None:
+def measure_passes(measure: Measure, cells: Sequence[Cell]) -> ClaimFigure | None:
     """The figure of one job at the pass to judge by (the first), the others' beside it."""
     figures = [(row, figure) for cell in cells if (figure := measure(*cell)) for row in [cell[1]]]
     if not figures:

@@ -26,7 +26,7 @@ VARIED = {"micro_batch", "seq_len", "accumulation", "steps", "checkpoint_every",
 Cell = tuple[Comparison, Row]
 
 
-class Job(NamedTuple):
+class PassSettings(NamedTuple):
     """What a peak or a speed depends on most, of a run or of a forecast, to tell whether they are
     of the same job. gpu: the catalog's name; None where it does not matter (a peak)."""
 
@@ -40,9 +40,9 @@ class Job(NamedTuple):
     gpu: str | None = None
 
 
-def job_of(record: Record) -> Job:
+def job_of(record: Record) -> PassSettings:
     run, card = record.run, match_gpu(record.environment.device)
-    return Job(
+    return PassSettings(
         run.method.name, run.train.micro_batch, run.train.seq_len, run.weights_dtype,
         run.optimizer, run.train.checkpointing, max(run.gpus, 1), card.name if card else None,
     )  # fmt: skip

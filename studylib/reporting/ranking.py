@@ -25,7 +25,7 @@ MANY = 6  # trained methods from which on a comparison is a ranking
 
 
 @dataclass(frozen=True)
-class Place:
+class RankedMethod:
     """One method: what it scored (turned so that more is better), and less the reference's with
     its interval, None of the reference itself. memory: peak of training in bytes."""
 
@@ -42,7 +42,7 @@ class Ranking:
     are told apart, of `pairs`. tuned: whether every rate came from a search of its own."""
 
     comparison: Comparison
-    places: tuple[Place, ...]
+    places: tuple[RankedMethod, ...]
     reference: Row
     measure: Measure | None
     pairs: int
@@ -51,29 +51,29 @@ class Ranking:
     tuned: bool
 
     @property
-    def others(self) -> list[tuple[Place, Pair]]:
+    def others(self) -> list[tuple[RankedMethod, Pair]]:
         return [(place, place.lead) for place in self.places if place.lead is not None]
 
     @property
-    def ahead(self) -> list[Place]:
+    def ahead(self) -> list[RankedMethod]:
         """What is told apart from the reference, and better."""
         return [place for place, lead in self.others if lead.low > 0]
 
     @property
-    def behind(self) -> list[Place]:
+    def behind(self) -> list[RankedMethod]:
         return [place for place, lead in self.others if lead.high < 0]
 
-    def most(self, adapters: bool) -> tuple[Place, Pair] | None:
+    def most(self, adapters: bool) -> tuple[RankedMethod, Pair] | None:
         """Who could be furthest ahead of the reference, by the upper ends of the intervals; of the
         adapters alone if so asked."""
         able = [o for o in self.others if not adapters or o[0].row.method.kind.adapter]
         return max(able, key=lambda other: other[1].high, default=None)
 
     @property
-    def frontier(self) -> list[Place]:
+    def frontier(self) -> list[RankedMethod]:
         """Methods than which none scores as much with less memory, from the cheapest."""
         known = [place for place in self.places if place.memory is not None]
-        kept: list[Place] = []
+        kept: list[RankedMethod] = []
         for place in sorted(known, key=lambda p: (p.memory, -p.score)):
             if not kept or place.score > kept[-1].score:
                 kept.append(place)
@@ -98,7 +98,7 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
     at, places = rows.index(reference), []
     for i, (row, own) in enumerate(zip(rows, totals, strict=True)):
         spread = row.memory.get(kind)
-        places.append(Place(
+        places.append(RankedMethod(
             row, float(own.scores.mean(0).sum() / own.sizes.sum()),
             row.gain if measure is None else gains.get(row.label),
             None if i == at else pairs.between(i, at), spread.value if spread else None,

@@ -18,7 +18,7 @@ from studylib.reporting.cells import p_value, spread_cell, trainable_cell
 from studylib.reporting.measure_tables import number
 from studylib.reporting.notes import join_words
 from studylib.reporting.panels import INK, colour, label_right, new_panels
-from studylib.reporting.ranking import Place, Ranking, rankings
+from studylib.reporting.ranking import RankedMethod, Ranking, rankings
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.summary import Comparison
 from studylib.schema.measures import Measure
@@ -177,5 +177,5 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
-def has_memory(place: Place) -> bool:
+def has_memory(place: RankedMethod) -> bool:
     return place.memory is not None

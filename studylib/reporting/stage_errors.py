@@ -16,10 +16,10 @@ from functools import partial
 
 from studylib.core.metrics import MISSING, byte_size, plain_number, points
 from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
-from studylib.reporting.forecast_errors import Pair, compare_runs, worst
+from studylib.reporting.forecast_errors import MeasuredAndForecast, compare_runs, worst
 from studylib.reporting.glossary import say
 from studylib.reporting.study import Study
-from studylib.schema.forecast_book import Span
+from studylib.schema.forecast_book import CaseRange
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import PlannedStage
 from studylib.schema.shared_card import runs_on_card
@@ -34,13 +34,15 @@ class Staged:
     stage: str
     device: str
     seconds: float | None
-    plan: Span | None
-    memory: Pair | None
+    plan: CaseRange | None
+    memory: MeasuredAndForecast | None
 
     @property
-    def time(self) -> Pair | None:
+    def time(self) -> MeasuredAndForecast | None:
         """None where one of the two is not known, or nothing was done."""
-        return Pair(self.seconds, self.plan.mid) if self.seconds and self.plan else None
+        return (
+            MeasuredAndForecast(self.seconds, self.plan.mid) if self.seconds and self.plan else None
+        )
 
     @property
     def inside(self) -> bool:
@@ -92,8 +94,12 @@ def start_seconds(record: Record) -> float | None:
     return max(0.0, (end - begin).total_seconds() - sum(others))
 
 
-def pair(measured: int | None, plan: PlannedStage) -> Pair | None:
-    return Pair(measured, plan.allocated_bytes) if measured and plan.allocated_bytes else None
+def pair(measured: int | None, plan: PlannedStage) -> MeasuredAndForecast | None:
+    return (
+        MeasuredAndForecast(measured, plan.allocated_bytes)
+        if measured and plan.allocated_bytes
+        else None
+    )
 
 
 def stage_table(found: Iterable[Staged]) -> Table:

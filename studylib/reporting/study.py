@@ -118,7 +118,7 @@ def read_study(
 
 
 @dataclass(frozen=True)
-class Answers:
+class RightAnswers:
     """Right and wrong answers of one method: `correct` [seeds, items], `subjects` [items]."""
 
     correct: NDArray[np.bool_]
@@ -130,7 +130,7 @@ class Answers:
         return self.subjects if len(set(self.subjects)) > 1 else None
 
 
-def gather_answers(frames: Iterable[pd.DataFrame], task: str, weights: str) -> Answers | None:
+def gather_answers(frames: Iterable[pd.DataFrame], task: str, weights: str) -> RightAnswers | None:
     """One row a run for a task's items on one set of weights; None where a run has fewer than two.
 
     StudyError: the runs answered other items, or the same in another order.
@@ -147,4 +147,4 @@ def gather_answers(frames: Iterable[pd.DataFrame], task: str, weights: str) -> A
     if any(key != keys[0] for key in keys):
         raise StudyError(task, "runs of one comparison answered other items",
                          "Run them again on the same questions.")  # fmt: skip
-    return Answers(np.stack(rows), np.array(keys[0][0], dtype=np.str_))
+    return RightAnswers(np.stack(rows), np.array(keys[0][0], dtype=np.str_))

@@ -20,9 +20,9 @@ from studylib.core import stats
 from studylib.reporting.comparable import Refusal, name_refusals, split_comparable
 from studylib.reporting.costs import Price, price_of
 from studylib.reporting.evidence_kinds import short_name
-from studylib.reporting.measured import Measured, measure_all
+from studylib.reporting.measured import MeasuredFigure, measure_all
 from studylib.reporting.resources import Spread, spread_figures, spread_memory
-from studylib.reporting.study import Answers, Study, gather_answers
+from studylib.reporting.study import RightAnswers, Study, gather_answers
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
 from studylib.schema.profile import MethodSettings, RunSpec
 from studylib.schema.records import Record, Score
@@ -140,7 +140,7 @@ class Comparison:
         return "host_peak_bytes"
 
     @cached_property
-    def measured(self) -> list[Measured]:
+    def measured(self) -> list[MeasuredFigure]:
         """Every method's figures on held-out examples; empty where none was taken."""
         return measure_all(self.study, [(row.method.label, row.records) for row in self.rows])
 
@@ -253,7 +253,7 @@ def untouched_params(records: Iterable[Record]) -> int | None:
     return None
 
 
-def read_answers(study: Study, records: list[Record], weights: str) -> dict[str, Answers]:
+def read_answers(study: Study, records: list[Record], weights: str) -> dict[str, RightAnswers]:
     """Answers of a method's complete runs by task, seeds in order, on one set of weights."""
     complete = sorted((r for r in records if r.complete), key=lambda r: r.run.seed)
     frames = [frame for r in complete if isinstance(frame := study.items(r), pd.DataFrame)]
@@ -277,9 +277,9 @@ def build_row(method: MethodSettings, records: list[Record], total_params: int |
 def with_answers(
     row: Row,
     weights: str,
-    answers: dict[str, Answers],
-    base: dict[str, Answers],
-    full: dict[str, Answers],
+    answers: dict[str, RightAnswers],
+    base: dict[str, RightAnswers],
+    full: dict[str, RightAnswers],
 ) -> Row:
     """The row with its accuracy and differences on one set of weights."""
     found: dict[str, Any] = {}
@@ -313,7 +313,7 @@ def find_score(record: Record, weights: str | None, task: str = "questions") -> 
 
 
 def difference(
-    ours: Answers, theirs: Answers | None, reference_fixed: bool = False
+    ours: RightAnswers, theirs: RightAnswers | None, reference_fixed: bool = False
 ) -> stats.Estimate | None:
     if theirs is None:
         return None
@@ -322,7 +322,7 @@ def difference(
     )
 
 
-def paired_test(ours: Answers, theirs: Answers | None) -> stats.McNemar | None:
+def paired_test(ours: RightAnswers, theirs: RightAnswers | None) -> stats.McNemar | None:
     if theirs is None:
         return None
     seeds = min(len(ours.correct), len(theirs.correct))

@@ -26,7 +26,7 @@ from studylib.reporting.evidence_kinds import (
     optimizer_words,
 )
 from studylib.reporting.glossary import word_link
-from studylib.reporting.kept import Kept, best_evidence, read_kept
+from studylib.reporting.kept import KeptGain, best_evidence, read_kept
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import METHODS, WHOLE
@@ -36,7 +36,7 @@ ENOUGH_LINK = f"[enough]({word_link('enough')})"
 
 
 @dataclass(frozen=True)
-class Advice:
+class TeamAdvice:
     """The three sentences, and one on what was not done."""
 
     small: str
@@ -45,11 +45,11 @@ class Advice:
     not_done: str
 
 
-def advise(studies: Sequence[Summary], findings: Sequence[Finding]) -> Advice:
+def advise(studies: Sequence[Summary], findings: Sequence[Finding]) -> TeamAdvice:
     found = best_evidence(studies)
     small = [c for c in found if not is_deep(c)]
     deep = [c for c in found if is_deep(c)]
-    return Advice(
+    return TeamAdvice(
         small=advise_small(small),
         deep=advise_deep(deep),
         memory=advise_memory(findings),
@@ -70,9 +70,9 @@ def deep_tracks() -> set[str]:
 # What is learned ----------------------------------------------------------------------------------
 
 
-def by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Kept]]:
+def by_method(comparisons: Sequence[Comparison]) -> dict[str, list[KeptGain]]:
     """Method -> what it keeps in each comparison; full fine-tuning left out."""
-    found: dict[str, list[Kept]] = {}
+    found: dict[str, list[KeptGain]] = {}
     for comparison in comparisons:
         for kept in read_kept(comparison):
             if not kept.is_full:
@@ -162,14 +162,14 @@ def advise_deep(comparisons: Sequence[Comparison]) -> str:
     return text
 
 
-def tell_shares(methods: dict[str, list[Kept]]) -> str:
+def tell_shares(methods: dict[str, list[KeptGain]]) -> str:
     """75 %, or 6 to 75 %: the smallest and the largest share."""
     shares = sorted(round(100 * k.share) for kept in methods.values() for k in kept)
     ends = dict.fromkeys((shares[0], shares[-1]))
     return f"{' to '.join(str(end) for end in ends)} %".replace("-", "−")
 
 
-def evidence(comparisons: Sequence[Comparison], methods: dict[str, list[Kept]]) -> str:
+def evidence(comparisons: Sequence[Comparison], methods: dict[str, list[KeptGain]]) -> str:
     """On which model it was seen, the largest of its kind; a toy leads to what it is. How many
     seeds, where some of these methods have few."""
     first = comparisons[0]

@@ -18,7 +18,7 @@ from studylib.core.metrics import percent
 from studylib.core.stats import Estimate
 from studylib.planning.sizing import round_up
 from studylib.reporting import measure_tables
-from studylib.reporting.measured import HELD_OUT, Measured
+from studylib.reporting.measured import HELD_OUT, MeasuredFigure
 from studylib.reporting.notes import at_edge, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
@@ -67,7 +67,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MethodVerdict:
     """A method's answer on one model and track. decision: None where nothing could be judged."""
 
     method: str
@@ -81,7 +81,7 @@ def tell_verdict(summary: Summary) -> str:
     return " ".join(word for word in words if word)
 
 
-def verdicts(summary: Summary) -> list[Verdict]:
+def verdicts(summary: Summary) -> list[MethodVerdict]:
     """A verdict for each adapter method of every model and track, in their order."""
     found = []
     several = len({c.name for c in summary.comparisons}) > 1
@@ -93,7 +93,7 @@ def verdicts(summary: Summary) -> list[Verdict]:
         one = judge_all(comparison, margin)
         opening = f"On your {'task' if comparison.measured else 'questions'}{where} "
         found += [
-            Verdict(v.method, v.decision, (opening if number == 0 else "") + v.sentence)
+            MethodVerdict(v.method, v.decision, (opening if number == 0 else "") + v.sentence)
             for number, v in enumerate(one)
         ]
     return found
@@ -106,46 +106,46 @@ def margin_of(comparison: Comparison) -> float:
     return specs[0].evaluate.margin
 
 
-def judge_all(comparison: Comparison, margin: float) -> list[Verdict]:
+def judge_all(comparison: Comparison, margin: float) -> list[MethodVerdict]:
     """The verdict on each trained method but full, or one sentence on why there is none."""
     rows = [row for row in comparison.rows if row.method.kind.trains and row.method.name != WHOLE]
     missing = dict.fromkeys(s.method.label for s in comparison.missing if s.method.kind.adapter)
     missing = {label: None for label in missing if label not in {r.method.label for r in rows}}
     if not rows and not missing:
-        return [Verdict("", None, "no method was run beside full fine-tuning: there is nothing to "
-                                  "choose between.")]  # fmt: skip
+        why = "no method was run beside full fine-tuning: there is nothing to choose between."
+        return [MethodVerdict("", None, why)]
     found = [judge_row(comparison, row, margin) for row in rows]
-    return [*found, *(Verdict(label, None, f"{label} was not run to its end.")
+    return [*found, *(MethodVerdict(label, None, f"{label} was not run to its end.")
                       for label in missing)]  # fmt: skip
 
 
-def judge_row(comparison: Comparison, row: Row, margin: float) -> Verdict:
+def judge_row(comparison: Comparison, row: Row, margin: float) -> MethodVerdict:
     label = row.method.label
     if not row.complete:
-        return Verdict(label, None, f"{label} has no result ({row.status}).")
+        return MethodVerdict(label, None, f"{label} has no result ({row.status}).")
     figures = read_figures(comparison, row)
     if not figures:
         why = next((r.evaluate.reason for r in row.complete if r.evaluate and r.evaluate.reason),
                    "nothing was asked")  # fmt: skip
-        return Verdict(label, None, f"{label} cannot be judged ({why}).")
+        return MethodVerdict(label, None, f"{label} cannot be judged ({why}).")
     return judge(figures[0], margin, full_status(comparison))
 
 
-def judge(judged: Judged, margin: float, full_ended: str = "") -> Verdict:
+def judge(judged: Judged, margin: float, full_ended: str = "") -> MethodVerdict:
     """The sentence on one figure. full_ended: how full fine-tuning ended where it has no result."""
     figures = figure_words(judged)
     if judged.full is None:
         why = full_ended or "it was not run"
         text = (f"{judged.label} has nothing to be compared with: full fine-tuning has no result "
                 f"({why}); {figures}.")  # fmt: skip
-        return Verdict(judged.label, None, text)
+        return MethodVerdict(judged.label, None, text)
     decision = decide(judged, margin)
     if decision is None:
         text = f"{judged.label} cannot be judged: {no_gain(judged)} ({figures}{gain_words(judged)})"
         text += f": {way_to_gain(judged)}."
-        return Verdict(judged.label, None, text)
+        return MethodVerdict(judged.label, None, text)
     allowed = f"{margin:g} {judged.lost_unit}"
-    return Verdict(judged.label, decision,
+    return MethodVerdict(judged.label, decision,
                    f"{judged.label} {lost_words(judged)} ({figures}, {interval_words(judged)}): "
                    f"{end_words(decision, judged, allowed, margin)}.")  # fmt: skip
 
@@ -167,13 +167,13 @@ def read_figures(comparison: Comparison, row: Row) -> list[Judged]:
     return [*found, *([asked] if asked else [])]
 
 
-def read_measure(ours: Measured, others: list[Measured]) -> Judged:
+def read_measure(ours: MeasuredFigure, others: list[MeasuredFigure]) -> Judged:
     """A method's figure on held-out examples. others: every method's of the same measure."""
     measure = ours.measure
     full = next((found for found in others if found.method == WHOLE), None)
     base = next((found for found in others if found.method == UNTRAINED), None)
 
-    def show(found: Measured | None) -> str | None:
+    def show(found: MeasuredFigure | None) -> str | None:
         if found is None:
             return None
         return measure_tables.number(measure, found.estimate.value, signed=False)

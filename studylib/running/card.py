@@ -28,7 +28,7 @@ from studylib.metering.devices import visible_cards
 from studylib.metering.environment import git_state, now
 from studylib.planning.plan import check_model
 from studylib.running.card_facts import card_slug, describe_card, wait_until_free, with_ceiling
-from studylib.running.card_jobs import Job, Place, descendants, list_jobs, places_of, stop
+from studylib.running.card_jobs import CardJob, CardPlace, descendants, list_jobs, places_of, stop
 from studylib.running.executor import explain_failure, launch, share_cores
 from studylib.running.warm import wait_until_ready, warm_starts
 from studylib.schema.card_study import (
@@ -94,7 +94,7 @@ def run_card(
         wait_until_ready(begin, READY_SECONDS)
         place = replace(place, card=study.card, begin=begin, threads=share_cores(hardware))
         say(describe_place(place, minutes))
-        return Clock(study, place, minutes, began, say).run(chosen)
+        return TimedSteps(study, place, minutes, began, say).run(chosen)
 
 
 def check_asked(steps: CardSteps, chosen: Sequence[CardStep], card: bool, data: str) -> None:
@@ -121,7 +121,7 @@ def make_place(
     card: CardFacts,
     rehearsal: bool,
     changes: dict[str, Any],
-) -> Place:
+) -> CardPlace:
     """Where to work: other models than the study's own, or no card, have folders of their own."""
     models = steps.models
     own = models == read_steps().models and not changes
@@ -131,7 +131,7 @@ def make_place(
         name += "-" + hashlib.sha256(asked.encode()).hexdigest()[:6]
     cards = visible_cards()
     environ = {"CUDA_VISIBLE_DEVICES": cards[0]} if cards else {}
-    return Place(
+    return CardPlace(
         name,
         results,
         steps,
@@ -143,7 +143,7 @@ def make_place(
     )
 
 
-def open_study(place: Place) -> CardStudy:
+def open_study(place: CardPlace) -> CardStudy:
     """What earlier calls left, or a new study. Another card of the same name goes on, too."""
     models = place.steps.models
     if not (place.folder / CARD_STUDY).is_file():
@@ -154,7 +154,7 @@ def open_study(place: Place) -> CardStudy:
     return study.model_copy(update={"card": card})
 
 
-def describe_place(place: Place, minutes: float) -> str:
+def describe_place(place: CardPlace, minutes: float) -> str:
     card = place.card
     lines = [
         f"{card.name}, {place.gib:.1f} GiB, driver {card.driver or 'none'}, torch {card.torch}"
@@ -193,10 +193,10 @@ def slice_seconds(step: CardStep, minutes: float, saved: float, left: float, lea
     return max(0.0, min(share + saved, left))
 
 
-class Clock:
+class TimedSteps:
     """One call: takes steps while there is time, and writes card.json after each."""
 
-    def __init__(self, study: CardStudy, place: Place, minutes: float, began: float, say: Say):
+    def __init__(self, study: CardStudy, place: CardPlace, minutes: float, began: float, say: Say):
         self.study, self.place, self.minutes, self.say = study, place, minutes, say
         self.began, self.end = began, began + 60 * minutes
         self.started_at, self.earlier = now(), study.calls
@@ -288,7 +288,7 @@ class Clock:
             return "it needs a CUDA card"
         return f"it needs {least:g} GiB, here are {self.place.gib:.1f}"
 
-    def do(self, job: Job, deadline: float, earlier: StepTaken | None = None) -> Part:
+    def do(self, job: CardJob, deadline: float, earlier: StepTaken | None = None) -> Part:
         """One process until it ends or its step's time is up."""
         if job.done_before:
             known = {part.name: part for part in (earlier.parts if earlier else ())}

@@ -32,7 +32,7 @@ GRACE_SECONDS = 1.0  # between being asked to end and being ended
 
 
 @dataclass(frozen=True)
-class Place:
+class CardPlace:
     """Where a card's study works and with what. name: the card's, and its folder's.
 
     data, mmlu: what DATA and MMLU say. changes: of the profile. own: whether models and profile are
@@ -73,7 +73,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Job:
+class CardJob:
     """One process of a step. ended_well: told its exit code, whether it left what it should.
     partial: the figures of one that was stopped."""
 
@@ -86,7 +86,7 @@ class Job:
     done_before: bool = False
 
 
-def list_jobs(step: CardStep, place: Place) -> list[Job]:
+def list_jobs(step: CardStep, place: CardPlace) -> list[CardJob]:
     """A step's processes in their order; those that do not suit this card are not among them."""
     if step.runs:
         profile, file = write_card_profile(place, step)
@@ -112,7 +112,7 @@ def places_of(step: CardStep) -> set[str]:
     return {key for key, model in models.items() if model in loaded or f"{{{key}}}" in words}
 
 
-def write_card_profile(place: Place, step: CardStep) -> tuple[Profile, Path]:
+def write_card_profile(place: CardPlace, step: CardStep) -> tuple[Profile, Path]:
     """The profile of a step's runs, and the file beside their results that they read it from."""
     profile = card_profile(place, step)
     folder = place.results / profile.name
@@ -120,7 +120,7 @@ def write_card_profile(place: Place, step: CardStep) -> tuple[Profile, Path]:
     return profile, write_profile(profile, folder)
 
 
-def card_profile(place: Place, step: CardStep) -> Profile:
+def card_profile(place: CardPlace, step: CardStep) -> Profile:
     """The profile `card` under this card's name: its models, the runs that suit it, one step's
     changes."""
     own, given = read_steps().models, place.steps.models
@@ -156,10 +156,10 @@ def find_serve(profile: Profile, asked: RunAsked) -> ServeSpec:
     )
 
 
-def run_job(spec: RunSpec, profile: Profile, file: Path, place: Place) -> Job:
+def run_job(spec: RunSpec, profile: Profile, file: Path, place: CardPlace) -> CardJob:
     """A run as `reproduce` starts it, but without asking the forecast first."""
     task = run_task(spec, file, place.results / profile.name)
-    return Job(
+    return CardJob(
         name=task.task_id,
         log=task.folder,
         start=lambda: place.begin(task.command(1), task.folder, place.threads, place.environ),
@@ -169,11 +169,11 @@ def run_job(spec: RunSpec, profile: Profile, file: Path, place: Place) -> Job:
     )
 
 
-def serve_job(spec: ServeSpec, profile: Profile, file: Path, place: Place) -> Job:
+def serve_job(spec: ServeSpec, profile: Profile, file: Path, place: CardPlace) -> CardJob:
     folder = place.results / profile.name / "serve" / spec.serve_id
     words = ["serve", spec.serve_id, "--profile", str(file), "--results", str(place.results)]
     result = folder / SERVE_RECORD
-    return Job(
+    return CardJob(
         name=f"{spec.serve_id} (serving)",
         log=folder,
         start=lambda: place.begin([*words, "--jobs", "1"], folder, place.threads, place.environ),
@@ -183,7 +183,7 @@ def serve_job(spec: ServeSpec, profile: Profile, file: Path, place: Place) -> Jo
     )
 
 
-def command_job(step: CardStep, place: Place) -> Job:
+def command_job(step: CardStep, place: CardPlace) -> CardJob:
     """One of the study's commands or a program: done when it left its file and says so, or, where
     its exit code is a finding, when it left a new one."""
     words = [place.fill(word) for word in (step.study or step.script)]
@@ -208,7 +208,7 @@ def command_job(step: CardStep, place: Place) -> Job:
                 start_new_session=True,
             )  # fmt: skip
 
-    return Job(
+    return CardJob(
         name=step.name,
         log=log,
         start=start,

@@ -19,7 +19,7 @@ import yaml
 
 from studylib.core.errors import StudyError
 from studylib.planning.catalog import Gpu, Offer, PriceRange, find_gpu, load_gpus, price_range
-from studylib.planning.estimate import Estimate
+from studylib.planning.estimate import StudyEstimate
 from studylib.planning.renting import with_results
 from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile, is_file_name
@@ -142,7 +142,7 @@ def make_rental(
     return rental, prices
 
 
-def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> Estimate:
+def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> StudyEstimate:
     """Hours of what is left of a profile on these cards, by forecast alone. Imports torch.
 
     home: where its results lie here; StudyError if what is there does not belong to it.
@@ -162,7 +162,9 @@ def estimate(profile: Profile, home: Path, gpu: Gpu, cards: int) -> Estimate:
     )
 
 
-def make_bill(made: Estimate, rental: Rental, prices: PriceRange | None, budget_usd: float) -> Bill:
+def make_bill(
+    made: StudyEstimate, rental: Rental, prices: PriceRange | None, budget_usd: float
+) -> Bill:
     """What it should cost, and when the machine is taken down at the latest.
 
     most_hours: those that the budget pays at the highest price; more where the slowest forecast

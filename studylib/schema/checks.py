@@ -22,7 +22,7 @@ CHECKS_VERSION = 1
 Unit = Literal["", "bytes", "seconds", "share", "ratio"]
 
 
-class Figure(Frozen):
+class CheckedFigure(Frozen):
     """One measured value, or a word in its place. share: a part of a whole, signed if an error."""
 
     what: str
@@ -55,7 +55,7 @@ class Figure(Frozen):
 class Found(Frozen):
     """What a check measured. fault: the first thing that breaks the rule; None if all is well."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[CheckedFigure, ...]
     fault: str | None = None
 
 
@@ -64,7 +64,7 @@ class CheckResult(Frozen):
 
     name: str
     passed: bool
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[CheckedFigure, ...] = ()
     rule: str
     fault: str | None = None
     seconds: float = Field(ge=0)
@@ -91,7 +91,7 @@ def read_checks(path: Path) -> GpuChecks:
     return read_sealed(path, GpuChecks, CHECKS_VERSION, "the self-check", remedy)
 
 
-def judge(figures: list[Figure], *rules: tuple[bool, str]) -> Found:
+def judge(figures: list[CheckedFigure], *rules: tuple[bool, str]) -> Found:
     """The figures with the faults of the rules that do not hold. rules: (holds, fault if not)."""
     faults = [fault for holds, fault in rules if not holds]
     return Found(figures=tuple(figures), fault="; ".join(faults) or None)

@@ -19,7 +19,7 @@ FORECASTS = "forecasts.json"
 BOOK_VERSION = 1
 
 
-class Span(Frozen):
+class CaseRange(Frozen):
     """Best case, expected, worst case of one quantity."""
 
     low: float
@@ -33,12 +33,12 @@ class JobRow(Frozen):
 
     form: Literal["packed", "padded"]
     tokens: int
-    hours: Span
-    usd: Span | None
+    hours: CaseRange
+    usd: CaseRange | None
     gpu: str
 
 
-class JobForecast(Frozen):
+class BookedForecast(Frozen):
     """One training job traced without its device. peak_bytes: of one card; article_bytes: claimed.
 
     settings: those of studylib.forecasting.forecast.ForecastSettings.
@@ -113,9 +113,9 @@ class ForecastBook(Frozen):
     model: str
     gpu: str
     offers: str
-    efficiency: Span
+    efficiency: CaseRange
     efficiency_source: str
-    jobs: tuple[JobForecast, ...]
+    jobs: tuple[BookedForecast, ...]
     cards: tuple[CardAnswer, ...]
     published: tuple[PublishedRow, ...]
     packages: dict[str, str]

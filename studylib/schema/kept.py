@@ -20,7 +20,7 @@ Place = Literal["adapter", "model"]
 MERGED = "merged"
 
 
-class Kept(Frozen):
+class KeptWeights(Frozen):
     """The weights in a run's folder, or why there are none.
 
     folder: adapter or model, in the run's own; null where nothing stayed. file_bytes: of all files

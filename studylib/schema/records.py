@@ -19,7 +19,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error, file_sha256, write_atomically
 from studylib.core.measure import StageMeasure
 from studylib.core.sealed import canonical, read_sealed, write_sealed
-from studylib.schema.kept import Kept
+from studylib.schema.kept import KeptWeights
 from studylib.schema.measures import MeasureFigure
 from studylib.schema.profile import Frozen, RunSpec
 
@@ -225,7 +225,7 @@ class Record(Frozen):
     train: TrainBlock | None = None
     evaluate: EvaluateBlock | None = None
     serve: ServeBlock | None = None
-    kept: Kept | None = None
+    kept: KeptWeights | None = None
     environment: Environment
     fingerprint: dict[str, Scalar]
     files: dict[str, str]

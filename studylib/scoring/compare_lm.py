@@ -19,7 +19,7 @@ from studylib.scoring.evaluate import choose_all
 
 
 @dataclass(frozen=True)
-class Comparison:
+class LmComparison:
     """Stock against ours: counts, seconds summed over the rounds, natural-log differences.
 
     time_ratio is of the clock's seconds, cpu_ratio of the processor's, which other work on the
@@ -86,7 +86,7 @@ def compare(
     task_dict: dict[str, Any],
     limit: int | None = None,
     rounds: int = 1,
-) -> Comparison:
+) -> LmComparison:
     """Evaluate the tasks with both wrappers, rounds times in turn, and compare item by item.
 
     make_stock, make_ours: build lm-eval models on the CPU or on a device (there, scoring ends with
@@ -104,7 +104,7 @@ def compare(
         our_items = evaluate_items(ours, task_dict, limit, our_clock)
         pairs += list(zip(stock_items, our_items, strict=True))
     answers = [(a, b) for left, right in pairs for a, b in zip(left[0], right[0], strict=True)]
-    return Comparison(
+    return LmComparison(
         items=len(pairs) // rounds,
         requests=len(answers) // rounds,
         rounds=rounds,

@@ -16,7 +16,7 @@ import pandas as pd
 
 from studylib.core import item_stats
 from studylib.core.errors import StudyError
-from studylib.core.item_stats import Items
+from studylib.core.item_stats import ItemScores
 from studylib.inputs.forms import Example
 from studylib.inputs.parts import of_lowest_hash, read_part, source_of
 from studylib.schema.measures import MEASURES, MeasureFigure, Of, figures_of, held_out_part
@@ -110,7 +110,7 @@ def measure_one(asked: Asked, name: str, of: Of, weights: str) -> HeldOut:
 def summarise(frame: pd.DataFrame, key: str, counts: dict[str, int]) -> MeasureFigure:
     """A figure of one model with its interval over items."""
     measure = MEASURES[key]
-    estimate = item_stats.measure(Items.of_tables([frame], measure, fixed=True))
+    estimate = item_stats.measure(ItemScores.of_tables([frame], measure, fixed=True))
     return MeasureFigure(
         of=frame["of"].iloc[0], weights=frame["weights"].iloc[0], value=estimate.value,
         low=estimate.low, high=estimate.high, unit="share" if measure.is_share else measure.unit,

@@ -25,7 +25,7 @@ from studylib.scoring.token_tree import TokenTree, iterate_blocks
 UNKNOWN = ("softcap", "position_bias", "s_aux", "sliding_window")
 
 
-class Block(NamedTuple):
+class QueryBlock(NamedTuple):
     """Queries start .. stop - 1 of a pass, the positions of the keys that they see, and which.
 
     keys: [seen]; mask: [stop - start, seen], True where a query sees a key.
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 class BlockMask(NamedTuple):
     """The blocks of a pass, and their masks as the kernel adds them, by (heads of a key, dtype)."""
 
-    blocks: list[Block]
+    blocks: list[QueryBlock]
     added: dict[tuple[int, torch.dtype], list[torch.Tensor]]
 
 
@@ -58,7 +58,7 @@ def lay_out_blocks(
         nodes, queries = keys[seen], np.arange(start, stop)[:, None]
         mask = (nodes <= queries) & (queries < tree.ends[nodes])
         found = (torch.as_tensor(array, device=device) for array in (seen, mask))
-        blocks.append(Block(start - first, stop - first, *found))
+        blocks.append(QueryBlock(start - first, stop - first, *found))
     return BlockMask(blocks, {})
 
 
