@@ -73,6 +73,15 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_there(tmp_path, monkey
             list(read_rows(path)[0])
 
 
+def test_column_whose_name_is_no_text_is_one_message(tmp_path):
+    """Found by fuzzing: pyarrow reads the name only where it is asked for its columns' paths."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "answer": ["b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"prompt", b"pro\x80pt"))
+    with pytest.raises(StudyError, match="not a whole Parquet file"):
+        read_rows(path)
+
+
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
 def test_lines_of_a_table_may_end_in_any_way(tmp_path, end):
     """Found by fuzzing: the search for the separator met a carriage return within its line."""

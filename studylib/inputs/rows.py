@@ -201,7 +201,7 @@ def read_parquet(content: bytes, path: Path) -> Places:
 
     try:
         rows = open_parquet(content, path).read().to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         why = " ".join(str(error).split())[:160]
         rule = f"this is not a whole Parquet file ({why})"
         raise StudyError(path, rule, "Write it again.") from None
