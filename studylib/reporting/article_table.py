@@ -143,12 +143,13 @@ def give_reason(content: Mapping[str, Any], verdict: str, shown: Sequence[Findin
 def tell_found(parts: Sequence[tuple[Part, Sequence[Finding]]]) -> str:
     """Each part's figure under its name; forecasts beside what was measured, as a range."""
     shown = [f for _, found in parts for f in found]
-    words = [
-        f"{part.get('name', '')} {figures}".strip()
-        for part, found in parts
-        if (figures := tell_figures(found))
-    ]
-    told = ", ".join(dict.fromkeys(words)) or UNKNOWN
+    groups: dict[str, dict[str, None]] = {}
+    for part, found in parts:
+        if figures := tell_figures(found):
+            words = groups.setdefault(part.get("of", ""), {})
+            words[f"{part.get('name', '')} {figures}".strip()] = None
+    told = "; ".join(f"{of}: {', '.join(w)}" if of else ", ".join(w) for of, w in groups.items())
+    told = told or UNKNOWN
     beside = dict.fromkeys(f.beside for f in shown if f.beside and not f.is_toy)
     told = "; ".join([told, *beside])
     if not shown or not all(f.is_toy for f in shown):
@@ -169,7 +170,7 @@ def tell_figures(findings: Sequence[Finding]) -> str:
     assert first is not None
     if unit == KEPT:
         kept = dict.fromkeys(tell_kept(f.measured) for f in known if f.measured)
-        return f"{' and '.join(kept)} of full's gain"
+        return " and ".join(kept)
     text = figure(first.value, unit)
     if known[0].rule and first.low is not None and unit in SAMPLED:
         ends = [plain_number(end, 2) for end in first.interval]
