@@ -490,7 +490,8 @@ def test_shipped_records_of_cards_may_be_of_older_code_and_their_forecasts_may_n
     """Cheap studies are made again when measuring code changes; a card's records keep the commit
     that made them, which must be known. Their forecasts cost seconds and are today's."""
     for folder in sorted(path.parent for path in REFERENCE.glob(f"*/{CARD_STUDY}")):
-        records = read_records(folder / "runs")
-        assert read_run_forecasts(folder).made_for(records, code_sha256(FORECASTING))
-        for record in (*records, *read_serve_records(folder / "serve")):
+        records, serves = read_records(folder / "runs"), read_serve_records(folder / "serve")
+        served = [record.serve_id for record in serves]
+        assert read_run_forecasts(folder).made_for(records, code_sha256(FORECASTING), served)
+        for record in (*records, *serves):
             assert record.environment.git_commit and record.environment.git_dirty is False

@@ -232,7 +232,7 @@ def test_untrained_runs_and_runs_that_were_not_started_have_none(tmp_path):
     assert digests(read_records(tmp_path / "cpu" / "runs")) == {}
 
 
-@pytest.mark.parametrize("name", ["cpu", "capacity"])
+@pytest.mark.parametrize("name", ["cpu", "capacity", "methods"])
 def test_shipped_run_forecasts_are_of_the_shipped_records_and_close(name):
     """The promise of the forecaster on a CPU: 3 % of every peak, and of each part that is seen."""
     folder = REFERENCE / name
