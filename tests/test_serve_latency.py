@@ -152,6 +152,7 @@ def test_kernels_that_are_planned_for_each_length_are_planned_before_the_clock_s
     assert len(planned) == 31
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_every_case_of_compiled_decoding_runs_compiled(tiny_folder, method):
     """Dynamo gives up, with a log line, on a function that it has compiled 8 times. In a process of
