@@ -101,7 +101,6 @@ check: ## style, types, notebooks kept clean
 
 test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
 	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
-	$(if $(TESTS),,@$(PY) -m pytest -m alone tests/test_serve_latency.py)
 
 bench: # has anything become slower than benchmarks/bench.json says; the short part: make bench QUICK=1
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick) $(call opt,DATA,data) $(call opt,ROWS,rows)

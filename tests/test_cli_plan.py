@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
 
 from studylib.commands import cli_options, cli_tune
+from studylib.commands.forecast_only import SWITCH, forecast_only
 from studylib.forecasting import prospects
 from studylib.forecasting.job_forecast import Machine
 from studylib.metering import environment
@@ -206,3 +208,15 @@ def test_a_measure_that_the_examples_do_not_bear_is_refused_before_any_run(
     code, _, err = call(*words, *held, f"evaluate.measures=[{measure}]")
     assert code == 2 and rule in err and "evaluate.measures" in err
     assert call(*words, *held, "evaluate.measures=[loss]")[0] == 0
+
+
+def test_compiler_is_kept_out_of_a_forecast_and_of_nothing_after_it(monkeypatch):
+    """What was served compiled after it, in this process or one that it started, was not."""
+    seen = []
+    command = forecast_only(lambda: seen.append(os.environ[SWITCH]))
+    monkeypatch.delenv(SWITCH, raising=False)
+    command()
+    assert seen == ["1"] and SWITCH not in os.environ
+    monkeypatch.setenv(SWITCH, "0")
+    command()
+    assert seen == ["1", "0"] and os.environ[SWITCH] == "0"

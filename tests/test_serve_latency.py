@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from studylib.core.errors import StudyError
-from studylib.core.places import python_path
 from studylib.modelling.models import load_model
 from studylib.modelling.variants import add_adapters, plain_copy, share_weights
 from studylib.schema.profile import (
@@ -152,20 +147,9 @@ def test_kernels_that_are_planned_for_each_length_are_planned_before_the_clock_s
     assert len(planned) == 31
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_every_case_of_compiled_decoding_runs_compiled(tiny_folder, method):
-    """Dynamo gives up, with a log line, on a function that it has compiled 8 times. In a process of
-    its own, as a serving run is: after enough other work dynamo leaves a model as it is."""
-    code = f"import test_serve_latency as t; t.decode_compiled({str(tiny_folder)!r}, {method!r})"
-    environ = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, env=environ,
-                          capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
-def decode_compiled(folder, method):
-    """Time all cases of two pairs, each of which has to be compiled, and count the graphs."""
+def test_every_case_of_compiled_decoding_runs_compiled(tiny, tiny_folder, monkeypatch, method):
+    """Dynamo gives up, with a log line, on a function that it has compiled 8 times."""
     graphs, runs, compiler = [], [], torch.compile
 
     def count(graph, _):
@@ -177,14 +161,13 @@ def decode_compiled(folder, method):
 
         return run
 
-    torch.compile = lambda model, **_: compiler(model, backend=count)
-    ref, settings = ModelRef.parse(f"path:{folder}"), parse_method(method, LoraSettings())
-    plain = load_model(ref, MethodSettings(name="base"), "fp32").model.eval()
-    own = load_model(ref, settings, "fp32").model.eval() if method == "qlora" else plain
+    monkeypatch.setattr(torch, "compile", lambda model, **_: compiler(model, backend=count))
+    ref, settings = ModelRef.parse(f"path:{tiny_folder}"), parse_method(method, LoraSettings())
+    own = load_model(ref, settings, "fp32").model.eval() if method == "qlora" else tiny
     adapted = add_adapters(share_weights(own), settings, 2, "fp32")
     pairs = [
-        (Served("base", plain, "compiled"), Served("dynamic", adapted, "compiled")),
-        (Served("own", own, "compiled"), Served("copy", plain_copy(plain), "compiled")),
+        (Served("base", tiny, "compiled"), Served("dynamic", adapted, "compiled")),
+        (Served("own", own, "compiled"), Served("copy", plain_copy(tiny), "compiled")),
     ]
     for prompt_tokens in (8, 12):
         for batch in (1, 2, 3):

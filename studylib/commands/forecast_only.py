@@ -10,11 +10,14 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 from studylib.core.uncollected import uncollected
+
+SWITCH = "TORCHDYNAMO_DISABLE"  # torch's own
 
 
 def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
@@ -27,14 +30,26 @@ def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def called(*args: Any, **values: Any) -> None:
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         teller = logging.StreamHandler(sys.stderr)
         teller.setFormatter(logging.Formatter("%(message)s"))
         logger = logging.getLogger("studylib.forecasting")
         logger.handlers, logger.propagate = [teller], False
         logger.setLevel(logging.INFO)
         atexit.register(gc.freeze)
-        with uncollected():
+        with uncompiled(), uncollected():
             command(*args, **values)
 
     return called
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Keep torch's compiler out unless the user says otherwise; afterwards it is as before, for
+    what else this process does and starts."""
+    ours = SWITCH not in os.environ
+    os.environ.setdefault(SWITCH, "1")
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ.pop(SWITCH, None)
