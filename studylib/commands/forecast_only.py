@@ -5,7 +5,6 @@ Not covered: forecasting (studylib.forecasting).
 
 from __future__ import annotations
 
-import atexit
 import gc
 import logging
 import os
@@ -35,9 +34,11 @@ def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
         logger = logging.getLogger("studylib.forecasting")
         logger.handlers, logger.propagate = [teller], False
         logger.setLevel(logging.INFO)
-        atexit.register(gc.freeze)
         with uncompiled(), uncollected():
-            command(*args, **values)
+            try:
+                command(*args, **values)
+            finally:
+                gc.freeze()  # or all of it is looked through when collecting is on again
 
     return called
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from studylib.forecasting.skeleton_counts import count_skeleton
+from studylib.forecasting.skeleton_counts import count_ahead, count_skeleton
 from studylib.schema.profile import RunSpec
 
 
@@ -18,12 +18,14 @@ def tell_extents(specs: Sequence[RunSpec]) -> list[str]:
 
     The ladder's Llamas are whole in both, and are not built to be told so.
     """
-    lines = []
-    for spec in {(spec.model, spec.method): spec for spec in specs}.values():
-        known = spec.model_ref.kind == "ladder" and spec.method.targets == "all-linear"
-        if spec.method.kind.adapter and not known:
-            lines += [f"{spec.model}: {line}" for line in tell_extent(spec)]
-    return lines
+    asked = [
+        spec
+        for spec in {(spec.model, spec.method): spec for spec in specs}.values()
+        if spec.method.kind.adapter
+        and not (spec.model_ref.kind == "ladder" and spec.method.targets == "all-linear")
+    ]
+    count_ahead(asked)
+    return [f"{spec.model}: {line}" for spec in asked for line in tell_extent(spec)]
 
 
 def tell_extent(spec: RunSpec) -> list[str]:

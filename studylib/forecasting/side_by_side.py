@@ -19,20 +19,30 @@ from typing import Any
 from studylib.core.errors import StudyError
 
 Make = Callable[[], Any]
+NUMBER_BYTES = 8
 
 
 def make_ahead(makes: Sequence[Make]) -> None:
-    """Make every other one in another process, and the rest here; where a copy is safe."""
+    """Make them here and in other processes, each taking the next one; where a copy is safe."""
     count = min(len(makes), count_cores())
     if count < 2 or not may_fork():
         return
     import_libraries()
-    helpers = [pid for number in range(1, count) if (pid := start(makes[number::count]))]
-    for make in makes[::count]:
-        with suppress(StudyError):  # said where it is asked for
-            make()
+    left, numbers = os.pipe()
+    with os.fdopen(numbers, "wb") as queue:  # a pipe holds 8,000 of them at least
+        queue.write(b"".join(number.to_bytes(NUMBER_BYTES) for number in range(len(makes))))
+    helpers = [start(makes, left) for _ in range(1, count)]
+    make_next(makes, left)
+    os.close(left)
     for pid in helpers:
         os.waitpid(pid, 0)
+
+
+def make_next(makes: Sequence[Make], left: int) -> None:
+    """Make one after the other of those that no process has taken."""
+    while number := os.read(left, NUMBER_BYTES):
+        with suppress(StudyError):  # said where it is asked for
+            makes[int.from_bytes(number)]()
 
 
 def count_cores() -> int:
@@ -59,8 +69,8 @@ def import_libraries() -> None:
     import studylib.modelling.skeleton  # noqa: F401
 
 
-def start(makes: Sequence[Make]) -> int:
-    """A copy of this process that makes these and ends; returns its number."""
+def start(makes: Sequence[Make], left: int) -> int:
+    """A copy of this process that makes some of these and ends; returns its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -69,9 +79,7 @@ def start(makes: Sequence[Make]) -> int:
         import torch
 
         torch.set_num_threads(1)
-        for make in makes:
-            with suppress(StudyError):
-                make()
+        make_next(makes, left)
         code = 0
     finally:
         os._exit(code)

@@ -5,14 +5,18 @@ Not covered: what is said of the counts (studylib.forecasting.extent, studylib.f
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, partial
+from typing import Any
 
 from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.job_forecast import find_config
-from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
+from studylib.forecasting.kept_forecasts import config_mark, keep_forecast, may_be_kept
+from studylib.forecasting.side_by_side import make_ahead
 from studylib.schema.extent_words import tell_base, tell_reach
 from studylib.schema.frozen import Frozen
 from studylib.schema.settings import MethodSettings
+from studylib.schema.spec import RunSpec
 
 
 class Counted(Frozen):
@@ -29,13 +33,24 @@ class Counted(Frozen):
 @lru_cache(maxsize=64)
 def count_skeleton(model: str, method: MethodSettings, dtype: str) -> Counted:
     """dtype: in which the weights are loaded. Unfit where the model cannot take its method."""
-    question = {
+    question = ask(model, method, dtype)
+    return keep_forecast(question, Counted, lambda: build_skeleton(model, method, dtype))
+
+
+def count_ahead(specs: Iterable[RunSpec]) -> None:
+    """Count what is not kept yet, on all cores."""
+    asked = dict.fromkeys((spec.model, spec.method, spec.weights_dtype) for spec in specs)
+    new = [one for one in asked if may_be_kept(ask(*one), Counted)]
+    make_ahead([partial(count_skeleton, *one) for one in new])
+
+
+def ask(model: str, method: MethodSettings, dtype: str) -> dict[str, Any]:
+    return {
         "model": model,
         "method": method.model_dump(mode="json"),
         "dtype": dtype,
         "config": config_mark(model, True),
     }
-    return keep_forecast(question, Counted, lambda: build_skeleton(model, method, dtype))
 
 
 def build_skeleton(model: str, method: MethodSettings, dtype: str) -> Counted:
