@@ -185,9 +185,7 @@ def full_answers(comparison: Comparison) -> RightAnswers | None:
     row = comparison.row(WHOLE)
     if row is None or row.weights is None:
         return None
-    frames = [comparison.study.items(record) for record in row.complete]
-    known = [frame for frame in frames if frame is not None]
-    return gather_answers(known, "questions", row.weights)
+    return gather_answers(comparison.study.items(row.complete), "questions", row.weights)
 
 
 def asked(comparison: Comparison) -> set[object]:

@@ -20,6 +20,7 @@ from studylib.commands.cli_options import (
     ResultsOption,
     results_name,
 )
+from studylib.commands.forecast_only import quick
 from studylib.core.errors import StudyError
 
 
@@ -76,7 +77,8 @@ def make_report(
         raise StudyError(results, "no record lies below its runs folder",
                          "Run the study first: make reproduce.")  # fmt: skip
     if not is_fresh(sources.out, sources.inputs):
-        if not sources.shipped:
-            refresh_forecasts(results, read_records(results / "runs"))
-        write_report(sources, compose_report(sources))
+        with quick():
+            if not sources.shipped:
+                refresh_forecasts(results, read_records(results / "runs"))
+            write_report(sources, compose_report(sources))
     return sources.out / REPORT

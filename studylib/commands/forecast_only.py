@@ -1,4 +1,4 @@
-"""What a command does that forecasts and trains nothing: say what it traces, import less.
+"""What a command does that trains nothing: say what it traces, import less.
 
 Not covered: forecasting (studylib.forecasting).
 """
@@ -20,12 +20,7 @@ SWITCH = "TORCHDYNAMO_DISABLE"  # torch's own
 
 
 def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, telling each step that is being traced on stderr, torch's compiler kept out.
-
-    bitsandbytes decorates functions with torch.compile, which imports the whole compiler (a second)
-    for what no forecast calls. Nor is garbage looked for: the libraries' million objects all stay,
-    and looking through them takes a fifth of the time, and as long again when the process ends.
-    """
+    """The command, telling each step that is being traced on stderr, and `quick`."""
 
     @wraps(command)
     def called(*args: Any, **values: Any) -> None:
@@ -34,13 +29,25 @@ def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
         logger = logging.getLogger("studylib.forecasting")
         logger.handlers, logger.propagate = [teller], False
         logger.setLevel(logging.INFO)
-        with uncompiled(), uncollected():
-            try:
-                command(*args, **values)
-            finally:
-                gc.freeze()  # or all of it is looked through when collecting is on again
+        with quick():
+            command(*args, **values)
 
     return called
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Keep torch's compiler out, and look for no garbage.
+
+    bitsandbytes decorates functions with torch.compile, which imports the whole compiler (a second)
+    for what no forecast calls. The libraries' million objects all stay: looking through them takes
+    a fifth of the time, and as long again at every later collection, so none looks at them.
+    """
+    with uncompiled(), uncollected():
+        try:
+            yield
+        finally:
+            gc.freeze()
 
 
 @contextmanager

@@ -14,12 +14,13 @@ from studylib.core.places import REFERENCE
 from studylib.forecasting.article_memory import CASES, MODEL, Claimed, forecast_case
 from studylib.forecasting.fitting import largest_that_fits, least_bytes
 from studylib.forecasting.forecast import Forecast, ForecastSettings
+from studylib.forecasting.job import rounded
 from studylib.forecasting.published import Published, compare, load_published
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.metering.environment import TRACING_PACKAGES, package_versions
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
-from studylib.planning.roofline import ASSUMED, Range
+from studylib.planning.roofline import ASSUMED
 from studylib.schema.forecast_book import (
     BookedForecast,
     CardAnswer,
@@ -99,11 +100,6 @@ def describe_job(case: Claimed, made: Forecast) -> BookedForecast:
         smallest_gpu=made.smallest_gpu,
         jobs=tuple(jobs),
     )
-
-
-def rounded(values: Range) -> CaseRange:
-    """Six figures: a sum of many operators' seconds depends on their order beyond that."""
-    return CaseRange(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
 
 
 def smallest_card(gigabytes: int) -> str:

@@ -39,6 +39,7 @@ class Output(NamedTuple):
     offset: int
     dtype: torch.dtype
     device: torch.device
+    state: dict[str, Any]  # what the constructor of FakeTensor set, one by one
 
 
 class FakeResults:
@@ -97,8 +98,9 @@ def describe(out: Any, inputs: list[FakeTensor]) -> Output:
     shared = (n for n, one in enumerate(inputs) if storage_of(one) == storage_of(out))
     source = next(same, None)
     is_view = source is None and (source := next(shared, None)) is not None
+    state = {name: value for name, value in vars(out).items() if name != "fake_mode"}
     form = Output(source, is_view, tuple(out.shape), out.stride(), out.storage_offset(), out.dtype,
-                  out.fake_device)  # fmt: skip
+                  out.fake_device, state)  # fmt: skip
     if count_bytes(make(form, inputs)) != count_bytes(out):
         raise NotByForm
     return form
@@ -122,4 +124,8 @@ def make(told: Output, inputs: list[FakeTensor]) -> FakeTensor:
         if told.source is not None:
             storage = inputs[told.source].untyped_storage()
             bare.set_(storage, told.offset, told.size, told.stride)
-    return FakeTensor(mode, bare, told.device)
+    made = torch.Tensor._make_subclass(
+        FakeTensor, bare, False, dispatch_device=True, device_for_backend_keys=told.device
+    )
+    vars(made).update(told.state, fake_mode=mode)
+    return made

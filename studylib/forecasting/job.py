@@ -13,6 +13,7 @@ from pydantic import Field
 from studylib.core.errors import StudyError
 from studylib.planning.fit import Fit, judge_fit
 from studylib.planning.roofline import Efficiency, Range
+from studylib.schema.forecast_book import CaseRange
 from studylib.schema.methods import ADAPTER, METHODS, trained_names
 from studylib.schema.settings import Frozen, MethodSettings, nearest
 
@@ -117,6 +118,11 @@ class ForecastSettings(Recipe):
     def fp32_shards(self) -> bool:
         """Whether FSDP keeps fp32 shards and gathers bf16 layers (its mixed precision)."""
         return self.sharding == "fsdp" and self.weights == "fp32" and self.master_weights
+
+
+def rounded(values: Range) -> CaseRange:
+    """Six figures: a sum of many operators' seconds depends on their order beyond that."""
+    return CaseRange(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
 
 
 class Job(Frozen):

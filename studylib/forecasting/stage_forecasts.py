@@ -13,9 +13,7 @@ from contextlib import suppress
 
 from studylib.core.errors import StudyError
 from studylib.forecasting import cpu_hours
-from studylib.forecasting.article_forecasts import rounded
-from studylib.forecasting.fitting import forecast_evaluation, forecast_serving
-from studylib.forecasting.job import Forecast, ForecastSettings
+from studylib.forecasting.job import Forecast, ForecastSettings, rounded
 from studylib.forecasting.job_forecast import count_params
 from studylib.planning.catalog import Gpu
 from studylib.planning.cuda_terms import NO_CUDA
@@ -46,6 +44,8 @@ def plan_card_stages(spec: RunSpec, settings: ForecastSettings, made: Forecast, 
     }
     if spec.model_ref.kind == "shape":  # random weights are not asked
         return stages
+    from studylib.forecasting.fitting import forecast_evaluation  # torch, which few need
+
     scored = settings.model_copy(update={"weights": spec.train.dtype, "master_weights": False})
     seconds = allocated = None
     with suppress(StudyError):  # questions or examples that are not here
@@ -75,6 +75,8 @@ def plan_host_stages(spec: RunSpec, made: Forecast, speed: float) -> Stages:
 def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
     """A serving run on a card: all its stages, and its fullest case beside another whole copy, with
     which every variant is compared in turns."""
+    from studylib.forecasting.fitting import forecast_serving
+
     asked = spec.settings
     method = spec.method if spec.method.kind.trains else FULL
     settings = ForecastSettings(

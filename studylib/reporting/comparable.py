@@ -9,8 +9,9 @@ Not covered: which fields those are (studylib.schema.differences.SHARED_FIELDS).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from studylib.reporting.study import PER_SEED_FIELDS
 from studylib.schema.differences import SHARED_FIELDS, find_mismatches
@@ -90,20 +91,19 @@ def name_refusals(track: str, model: str, records: Iterable[Record]) -> list[Ref
     rows = list(records)
     found = {f: v for f, v in find_mismatches(rows).items() if f not in PER_SEED_FIELDS}
     for field in PER_SEED_FIELDS:
-        for seed in sorted({r.run.seed for r in rows if r.run.method.kind.trains}):
-            values: dict[str, list[str]] = {}
-            for record in rows:
-                value = record.fingerprint.get(field)
-                if record.run.seed == seed and value is not None:
-                    values.setdefault(str(value), []).append(record.run_id)
-            if len(values) > 1:
-                found[f"{field} (seed {seed})"] = values
-    for method in sorted({r.run.method.slug for r in rows}):
-        values = {}
-        for record in rows:
-            value = record.fingerprint.get("evaluate.weights")
-            if record.run.method.slug == method and value is not None:
-                values.setdefault(str(value), []).append(record.run_id)
-        if len(values) > 1:
-            found[f"evaluate.weights ({method})"] = values
+        for seed, values in several_values(rows, field, lambda r: r.run.seed):
+            found[f"{field} (seed {seed})"] = values
+    for method, values in several_values(rows, "evaluate.weights", lambda r: r.run.method.slug):
+        found[f"evaluate.weights ({method})"] = values
     return [Refusal(track, model, field, values) for field, values in sorted(found.items())]
+
+
+def several_values(
+    records: Iterable[Record], field: str, group: Callable[[Record], Any]
+) -> Iterator[tuple[Any, dict[str, list[str]]]]:
+    """Each group whose records do not share a field: value -> run ids."""
+    found: dict[Any, dict[str, list[str]]] = {}
+    for record in records:
+        if (value := record.fingerprint.get(field)) is not None:
+            found.setdefault(group(record), {}).setdefault(str(value), []).append(record.run_id)
+    yield from ((key, values) for key, values in found.items() if len(values) > 1)

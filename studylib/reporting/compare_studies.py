@@ -193,13 +193,10 @@ def answers_of(
     study: Study, records: Iterable[Record], task: str, weights: str
 ) -> tuple[RightAnswers, list[str]] | None:
     """Answers over seeds, and the items in their order; None where there are none."""
-    frames = [f for r in records if r.complete and (f := study.items(r)) is not None]
-    answers = gather_answers(frames, task, weights)
+    answers = gather_answers(study.items(r for r in records if r.complete), task, weights)
     if answers is None:
         return None
-    first = frames[0]
-    part = first[(first["task"] == task) & (first["weights"] == weights)]
-    return answers, [f"{s}/{i}" for s, i in zip(part["subject"], part["item"], strict=True)]
+    return answers, [f"{s}/{i}" for s, i in zip(answers.subjects, answers.items, strict=True)]
 
 
 def judge_answers(

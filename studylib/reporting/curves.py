@@ -44,17 +44,14 @@ def draw_loss(comparisons: Sequence[Comparison]) -> Figure | None:
 
 def read_loss(comparison: Comparison, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
     """Updates [n] and losses [seeds, n], smoothed over a twentieth of the run."""
-    frames = [comparison.study.steps(r) for r in row.complete if r.train]
-    tables = [frame for frame in frames if isinstance(frame, pd.DataFrame) and len(frame)]
+    tables = [t for t in comparison.study.losses(r for r in row.complete if r.train) if len(t)]
     if not tables:
         return None
-    count = min(len(table) for table in tables)
+    count = min(map(len, tables))
     window = max(1, count // 20)
-    losses = [
-        table["loss"].iloc[:count].rolling(window, min_periods=1).mean().to_numpy()
-        for table in tables
-    ]
-    return tables[0]["step"].to_numpy()[:count], np.stack(losses)
+    losses = pd.DataFrame({n: t["loss"][:count].to_numpy() for n, t in enumerate(tables)})
+    smooth = losses.rolling(window, min_periods=1).mean().to_numpy()
+    return tables[0]["step"][:count].to_numpy(), np.ascontiguousarray(smooth.T)
 
 
 def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
-
 from studylib.core import stats
 from studylib.reporting.comparable import Refusal, name_refusals, split_comparable
 from studylib.reporting.costs import Price, price_of
@@ -256,8 +254,8 @@ def untouched_params(records: Iterable[Record]) -> int | None:
 def read_answers(study: Study, records: list[Record], weights: str) -> dict[str, RightAnswers]:
     """Answers of a method's complete runs by task, seeds in order, on one set of weights."""
     complete = sorted((r for r in records if r.complete), key=lambda r: r.run.seed)
-    frames = [frame for r in complete if isinstance(frame := study.items(r), pd.DataFrame)]
-    found = {t: gather_answers(frames, t, weights) for t in ("questions", "retention")}
+    asked = study.items(complete)
+    found = {t: gather_answers(asked, t, weights) for t in ("questions", "retention")}
     return {task: answers for task, answers in found.items() if answers is not None}
 
 
