@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from studylib.forecasting.fitting import (
@@ -13,7 +14,11 @@ from studylib.forecasting.fitting import (
     least_bytes,
 )
 from studylib.forecasting.forecast import ForecastSettings
+from studylib.metering.live import LiveBytes
+from studylib.modelling.models import load_model
 from studylib.modelling.skeleton import shape_config
+from studylib.schema.settings import BASE, ModelRef
+from studylib.scoring.evaluate import build_lm
 
 
 @pytest.mark.parametrize("limit", [0, 9, 10, 57, 58, 409, 410, 10_000])
@@ -49,9 +54,24 @@ def test_cache_of_llama_2_13b_is_its_textbook_size():
 def test_evaluation_and_serving_need_less_than_training():
     settings = ForecastSettings(model="shape:smollm2-135m", method="full", checkpointing=False)
     trained = least_bytes(settings)
-    scored = forecast_evaluation(settings)
+    scored = forecast_evaluation(settings, 2048)
     assert scored.peak_bytes < trained
-    assert scored.tokens == 3440
+    cache, logits = cache_bytes(shape_config("smollm2-135m"), 2048), 2048 * 49_152 * 2
+    assert scored.allocated_bytes == pytest.approx(269e6 + cache + 2 * logits, rel=0.04)
     served = forecast_serving(settings, context_tokens=1024, requests=4)
     assert served.parts["kv_cache"] == cache_bytes(shape_config("smollm2-135m"), 4096)
     assert served.peak_bytes == sum(served.parts.values()) < trained
+
+
+def test_a_scoring_pass_needs_what_the_engine_that_scores_takes():
+    """On a processor, whose trace leaves the masks out (a seventh here), tensor by tensor."""
+    loaded = load_model(ModelRef.parse("ladder:0.4m"), BASE, "fp32", 0)
+    lm = build_lm(loaded.model, loaded.tokenizer)
+    lm.tokens_per_pass, lm._is_checked = 512, True
+    ids = np.random.default_rng(0).integers(0, 1024, (12, 128)).tolist()
+    with LiveBytes() as live:
+        lm._loglikelihood_tokens([(None, row[:1], row[1:]) for row in ids], disable_tqdm=True)
+    settings = ForecastSettings(
+        model="ladder:0.4m", method="full", weights="fp32", autocast=False, kernels="cpu"
+    )
+    assert 0.8 < forecast_evaluation(settings, 512).allocated_bytes / live.peak_bytes < 1

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from record_factory import GPU
+from record_factory import GPU, make_spec
 from serve_factory import add_serving
 from taught import CPU, GB, add_run, keep_plans
 
+from studylib.core.places import REFERENCE
 from studylib.forecasting import calibration, cpu_hours, run_forecasts
 from studylib.forecasting.calibration import learn_from, learn_share, learn_terms
 from studylib.forecasting.run_forecasts import refresh_forecasts
-from studylib.reporting.stage_errors import compare_stages, section, stage_table
+from studylib.planning.estimate import PROCESS_SECONDS, load_hours, start_hours, times
+from studylib.reporting.stage_errors import compare_stages, section, stage_table, start_seconds
 from studylib.reporting.study import read_study
 from studylib.schema.forecast_book import CaseRange
 from studylib.schema.records import read_records
@@ -92,6 +94,30 @@ def test_another_machines_processor_has_no_plan_in_seconds(tmp_path):
     refresh_forecasts(tmp_path / "cpu", read_records(tmp_path / "cpu" / "runs"), lambda line: None)
     made = read_run_forecasts(tmp_path / "cpu")
     assert made.runs[0].stages == {} and made.speeds == {}
+
+
+def test_a_plan_knows_how_long_a_run_on_a_card_takes_to_begin():
+    """The eight that an H200 ran one after the other, by their shipped records: no plan is three
+    times too long, and most lie within its range."""
+    records = read_records(REFERENCE / "h200" / "runs")
+    seen = [start_seconds(record) for record in records]
+    plans = [times(load_hours(r.run, r.load.total_params), 3600) for r in records]
+    assert len(seen) == 8 and all(
+        plan.mid < 3 * max(1.0, taken) + 1 for plan, taken in zip(plans, seen, strict=True)
+    )
+    inside = [plan.low <= taken <= plan.high for plan, taken in zip(plans, seen, strict=True)]
+    assert sum(inside) >= 7
+
+
+def test_weights_that_are_drawn_are_not_read_and_the_process_comes_before_all():
+    spec = make_spec("lora")
+    drawn, read = (
+        load_hours(spec.model_copy(update={"model": name}), 13 * 10**9)
+        for name in ("shape:llama-2-13b", "path:model")
+    )
+    assert times(read, 3600).mid > 5 * times(drawn, 3600).mid
+    whole = start_hours(spec, 10**6)
+    assert whole.mid - load_hours(spec, 10**6).mid == pytest.approx(PROCESS_SECONDS.mid / 3600)
 
 
 # What runs teach a plan ---------------------------------------------------------------------------

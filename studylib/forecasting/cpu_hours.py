@@ -25,8 +25,10 @@ from studylib.schema.settings import EvaluateSettings
 # Of the product's speed that whole passes reach. One thread on an AMD EPYC with bf16 units took
 # 2.8 s for a step of SmolLM2-135M with LoRA over 1,024 tokens: 0.4 of it.
 SHARE = Range(low=0.2, mid=0.4, high=0.6)
-# A process, its imports, its data: 5 to 15 s of runs on toy models.
-START_SECONDS = Range(low=4, mid=10, high=60)
+# A process and its imports; then its data, loading and the record: 0.3 to 4.6 s of 112 runs of toy
+# models (results/reference), 5 to 15 s with the process.
+PROCESS_SECONDS = Range(low=3.5, mid=7.5, high=50)
+OWN_SECONDS = Range(low=0.5, mid=2.5, high=10)
 # Forward and backward; a frozen weight needs no gradient of its own, a quantized one is read anew.
 FULL_PASSES, FROZEN_PASSES, QUANTIZED_PASSES = 3, 2, 3
 SHAPE, TRIES = (1024, 576, 1536), 8
@@ -72,7 +74,9 @@ def expect_runs(
     known = lru_cache(learned)  # it looks at the machine, which is the same for all of them
     return {
         spec.run_id: add(
-            START_SECONDS, work_seconds(spec, spec.evaluate, params[spec.model], speed, known)
+            PROCESS_SECONDS,
+            OWN_SECONDS,
+            work_seconds(spec, spec.evaluate, params[spec.model], speed, known),
         )
         for spec in specs
         if spec.model in params

@@ -23,6 +23,7 @@ PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.lay
          torch.memory_format}  # fmt: skip
 NOT_BY_FORM = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape,
                torch.Tag.inplace_view}  # fmt: skip
+MOST_KNOWN = 20_000  # a trace has some 300; together they take some tens of megabytes
 
 
 class NotByForm(Exception):
@@ -57,6 +58,8 @@ class FakeResults:
         if key not in self.known:
             out = func(*args, **kwargs)
             if inputs and NOT_BY_FORM.isdisjoint(func.tags):
+                if len(self.known) >= MOST_KNOWN:
+                    self.known.clear()
                 with suppress(NotByForm):
                     self.known[key] = describe_all(out, inputs)
             return out

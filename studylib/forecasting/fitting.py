@@ -1,6 +1,6 @@
 """Turn a forecast around: the longest sequence and the largest micro-batch that fit a card.
 
-Also the stages beside training: scoring MMLU's longest prompt, and serving with a cache.
+Also the stages beside training: scoring, and serving with a cache.
 
 Not covered: paging of caches, several cards, quantized caches.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.depth import trace_depth
@@ -23,9 +23,6 @@ from studylib.schema.settings import Frozen
 
 SEQUENCE_STEP = 256
 MOST_ROWS = 256
-# MMLU's longest 5-shot prompt has 14,448 characters (high_school_european_history); English prose
-# takes about 4.2 characters a token with 32,000-token vocabularies.
-MMLU_LONGEST_TOKENS = 14_448 * 10 // 42
 
 
 class Largest(Frozen):
@@ -99,12 +96,13 @@ def last_fitting(values: range, need: Callable[[int], int], limit: int) -> int |
 
 
 def forecast_evaluation(
-    settings: ForecastSettings, tokens: int = MMLU_LONGEST_TOKENS, cuda: CudaTerms | None = None
+    settings: ForecastSettings, tokens: int, cuda: CudaTerms | None = None
 ) -> StageForecast:
-    """The peak of scoring one prompt as lm-eval does: logits at every position, in fp32."""
-    config = text_config(find_config(settings.model, False))
-    tokens = min(tokens, config.max_position_embeddings)
-    return trace_stage(settings, tokens, cuda)
+    """The peak of scoring a pass of so many tokens, of all of which the next one is asked.
+
+    Not covered: models whose prompts cannot share a pass, which lm-eval reads in its own way.
+    """
+    return trace_stage(settings, "score", tokens, cuda)
 
 
 def forecast_serving(
@@ -114,7 +112,7 @@ def forecast_serving(
     """Weights with their adapter, and keys and values of every request's whole context in bf16."""
     if context_tokens < 1 or requests < 1:
         raise StudyError(f"{requests} × {context_tokens}", "both counts are 1 or more", "Raise it.")
-    stage = trace_stage(settings, requests, cuda)
+    stage = trace_stage(settings, "serve", requests, cuda)
     cache = cache_bytes(text_config(find_config(settings.model, False)), context_tokens * requests)
     return StageForecast(
         tokens=context_tokens * requests,
@@ -131,10 +129,15 @@ def cache_bytes(config: Any, tokens: int) -> int:
     return 2 * config.num_hidden_layers * heads * width * 2 * tokens
 
 
-def trace_stage(settings: ForecastSettings, tokens: int, cuda: CudaTerms | None) -> StageForecast:
+def trace_stage(
+    settings: ForecastSettings,
+    stage: Literal["score", "serve"],
+    tokens: int,
+    cuda: CudaTerms | None,
+) -> StageForecast:
     config = find_config(settings.model, False)
     alone = settings.model_copy(update={"gpus": 1, "micro_batch": 1, "seq_len": tokens})
-    step = alone.step.model_copy(update={"trains": False, "masked": False})
+    step = alone.step.model_copy(update={"stage": stage, "masked": stage == "score"})
     cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
     peak = find_peak(trace_depth(config, step), alone, cuda)
     return StageForecast(

@@ -51,10 +51,11 @@ class Recipe(Frozen):
 
 
 class StepSettings(Recipe):
-    """One training step, as far as its memory depends on it; or a scoring forward (not trains)."""
+    """What is traced, as far as its memory depends on it: a training step, a pass that scores
+    tokens, or one that serves."""
 
     method: MethodSettings
-    trains: bool = True
+    stage: Literal["train", "score", "serve"] = "train"
 
     @property
     def mixed(self) -> bool:

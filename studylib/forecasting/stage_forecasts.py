@@ -17,9 +17,10 @@ from studylib.forecasting.job import Forecast, ForecastSettings, rounded
 from studylib.forecasting.job_forecast import count_params
 from studylib.planning.catalog import Gpu
 from studylib.planning.cuda_terms import NO_CUDA
-from studylib.planning.estimate import scoring_hours, serving_hours, start_hours, times
+from studylib.planning.estimate import load_hours, scoring_hours, serving_hours, times
 from studylib.planning.roofline import Range
 from studylib.schema.forecast_book import CaseRange
+from studylib.schema.methods import WHOLE
 from studylib.schema.run_forecasts import HELD, PlannedStage
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import FULL
@@ -30,11 +31,11 @@ Stages = dict[str, PlannedStage]
 
 
 def plan_card_stages(spec: RunSpec, settings: ForecastSettings, made: Forecast, gpu: Gpu) -> Stages:
-    """Load (with the start of a process), train and evaluate, on a card of the catalog."""
+    """Load (with all around it but the process), train and evaluate, on a card of the catalog."""
     size = made.total_params
     stages = {
         "load": PlannedStage(
-            seconds=in_seconds(start_hours(spec, size)),
+            seconds=in_seconds(load_hours(spec, size)),
             allocated_bytes=sum(made.parts.get(name, 0) for name in HELD),
         ),
         "train": PlannedStage(
@@ -44,23 +45,35 @@ def plan_card_stages(spec: RunSpec, settings: ForecastSettings, made: Forecast, 
     }
     if spec.model_ref.kind == "shape":  # random weights are not asked
         return stages
-    from studylib.forecasting.fitting import forecast_evaluation  # torch, which few need
-
-    scored = settings.model_copy(update={"weights": spec.train.dtype, "master_weights": False})
     seconds = allocated = None
     with suppress(StudyError):  # questions or examples that are not here
         seconds = in_seconds(scoring_hours(spec, size, gpu))
     with suppress(StudyError):
-        allocated = forecast_evaluation(scored, SCORED_TOKENS, NO_CUDA).allocated_bytes
+        allocated = scored_bytes(spec, settings, stages["load"].allocated_bytes or 0)
     stages["evaluate"] = PlannedStage(seconds=seconds, allocated_bytes=allocated)
     return stages
+
+
+def scored_bytes(spec: RunSpec, settings: ForecastSettings, loaded: int) -> int:
+    """The fullest moment of scoring; a 4-bit base stays beside the merged model, in 16 bits, that
+    is asked after it. loaded: bytes of the model as it was trained."""
+    from studylib.forecasting.fitting import forecast_evaluation  # torch, which few need
+
+    recipe = {"weights": spec.train.dtype, "master_weights": False}
+    own = settings.model_copy(update=recipe)
+    peak = forecast_evaluation(own, SCORED_TOKENS, NO_CUDA).allocated_bytes
+    if not spec.method.kind.quantized:
+        return peak
+    merged = settings.model_copy(update=recipe | {"method": WHOLE})
+    also = loaded + forecast_evaluation(merged, SCORED_TOKENS, NO_CUDA).allocated_bytes
+    return max(peak, also)
 
 
 def plan_host_stages(spec: RunSpec, made: Forecast, speed: float) -> Stages:
     """The same on a processor of `speed` operations by second, in seconds."""
     size, at = made.total_params, lambda dtype: speed
     stages = {
-        "load": PlannedStage(seconds=rounded(cpu_hours.START_SECONDS)),
+        "load": PlannedStage(seconds=rounded(cpu_hours.OWN_SECONDS)),
         "train": PlannedStage(
             seconds=rounded(cpu_hours.train_seconds(spec, size, at)),
             allocated_bytes=made.peak_allocated_bytes,

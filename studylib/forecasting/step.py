@@ -22,6 +22,9 @@ from studylib.forecasting.shifted_loss import install_shifted_loss
 from studylib.modelling.chunked_loss import install_chunked_loss
 
 
+LOGIT_ROWS_PER_BLOCK = 256  # as studylib.scoring.prefix_lm has it
+
+
 class Watcher(Protocol):
     """What a step tells about where it is (studylib.forecasting.trace.StepTrace listens)."""
 
@@ -86,7 +89,7 @@ def make_batch(model: nn.Module, settings: StepSettings) -> dict[str, torch.Tens
     rows, length = settings.micro_batch, settings.seq_len
     ids = torch.zeros(rows, length, dtype=torch.int64)
     batch = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
-    if settings.trains:
+    if settings.stage == "train":
         batch["labels"] = torch.zeros_like(ids)
     config: Any = model.config
     if settings.masked and config._attn_implementation != "eager":  # which makes its own
@@ -112,12 +115,34 @@ def forward_backward(
         loss.backward()
 
 
-def evaluate_once(model: nn.Module, batch: dict[str, torch.Tensor], live: Watcher) -> None:
-    """One scoring forward: logits of every position and their log-softmax in fp32, as lm-eval."""
+def score_once(model: nn.Module, batch: dict[str, torch.Tensor], live: Watcher) -> Any:
+    """A pass over a token tree as studylib.scoring.prefix_lm has it, every position being asked:
+    keys and values stay, a block of logits at a time becomes log-probabilities in fp32, and the
+    next pass makes its logits before these are let go.
+
+    Returns what stays after it.
+    """
+    begin_pass(model, live)
+    with torch.no_grad():
+        outputs = model(**batch, use_cache=True)
+        logits, kept = outputs.logits[0], outputs.past_key_values
+        for rows in logits.split(LOGIT_ROWS_PER_BLOCK)[:2]:  # beside the second lies the first
+            block = rows.float().log_softmax(-1)
+        del block, rows
+        return kept, logits, torch.empty_like(logits)
+
+
+def serve_once(model: nn.Module, batch: dict[str, torch.Tensor], live: Watcher) -> Any:
+    """A forward with logits of every position and their log-softmax in fp32; keys and values are
+    counted apart."""
+    begin_pass(model, live)
+    with torch.no_grad():
+        logits = model(**batch, use_cache=False).logits
+        return nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)
+
+
+def begin_pass(model: nn.Module, live: Watcher) -> None:
     model.eval()
     live.recording = True
     live.enter("forward", -1, "saved_activations")
     live.note_peak(0)
-    with torch.no_grad():
-        logits = model(**batch, use_cache=False).logits
-        nn.functional.log_softmax(logits, dim=-1, dtype=torch.float32)

@@ -35,7 +35,7 @@ from studylib.forecasting.kernels import (
     scratch_buffers,
 )  # fmt: skip
 from studylib.forecasting.moves import Held, Ledger, Segment, SegmentMoves, Trained
-from studylib.forecasting.step import evaluate_once, make_batch, train_once
+from studylib.forecasting.step import make_batch, score_once, serve_once, train_once
 from studylib.metering.live import LiveBytes, tensors_in
 from studylib.modelling.added import added_tensors, named_state
 from studylib.modelling.attention import choose_attention
@@ -199,11 +199,12 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
             batch = make_batch(model, settings)
             numbers = {id(m): i for i, layer in enumerate(layers) for m in layer.modules()}
             trace.held = list(list_held(model, batch, numbers))
-            trace.trained = list(list_trained(model, numbers)) if settings.trains else []
-            if settings.trains:
+            if settings.stage == "train":
+                trace.trained = list(list_trained(model, numbers))
                 trace.paged_bytes = train_once(model, batch, settings, live)
             else:
-                evaluate_once(model, batch, live)
+                once = score_once if settings.stage == "score" else serve_once
+                left = once(model, batch, live)  # noqa: F841 - alive until all is written down
             live.recording = False
             trace.runs = live.ledger.runs
     except EndlessTrace:

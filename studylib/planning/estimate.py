@@ -25,15 +25,22 @@ from studylib.planning.answers import read_labels
 from studylib.planning.catalog import Gpu, load_prices, price_range
 from studylib.planning.roofline import ASSUMED, Efficiency, Range
 from studylib.schema.serving import ServeSpec
-from studylib.schema.settings import DataSettings, EvaluateSettings, Frozen
+from studylib.schema.settings import DataSettings, EvaluateSettings, Frozen, ModelRef
 from studylib.schema.spec import RunSpec
 
 NOTHING = Range(low=0, mid=0, high=0)
-# A notebook's process: imports, tokenising and packing some 50,000 examples, writing the record.
-START_SECONDS = Range(low=20, mid=45, high=120)
+# A notebook's process and imports: 3 to 5 s from the end of one run to the next one's begin, of
+# eight on an NVIDIA H200 (results/reference/h200).
+PROCESS_SECONDS = Range(low=3, mid=4, high=10)
+# What a run does besides its stages (tokenising, packing, trying the model, writing the record):
+# 1 to 4 s with the drawing of 13B weights there, 2 to 10 s of each of ten runs at a time
+# (results/reference/real, 50,000 examples at most).
+OWN_SECONDS = Range(low=0.5, mid=2, high=10)
 # From a hub to the disk, once for each model; and from the disk to the card, once for each load.
 DOWNLOAD_BYTES_PER_SECOND = Range(low=30e6, mid=150e6, high=600e6)
 READ_BYTES_PER_SECOND = Range(low=0.3e9, mid=1e9, high=3e9)
+# Random weights are drawn where they lie: 26 GB in 1.1 to 2.6 s on that H200.
+DRAW_BYTES_PER_SECOND = Range(low=5e9, mid=15e9, high=25e9)
 # Share of the datasheet's bf16 arithmetic that packed scoring passes of 4,096 tokens reach; the
 # lowest one is that of 4-bit weights, which are dequantized at every pass.
 SCORING_SHARE = Range(low=0.1, mid=0.3, high=0.6)
@@ -149,10 +156,22 @@ def download_hours(specs: Iterable[RunSpec], params: dict[str, int]) -> Range:
 
 
 def start_hours(spec: RunSpec, params: int) -> Range:
-    """The process and its weights: read once; a quantized run reads them again to merge."""
-    loads = 2 if spec.method.kind.quantized else 1
-    size = params * (4 if spec.train.dtype == "fp32" else 2)
-    return hours(add(START_SECONDS, over(float(loads * size), READ_BYTES_PER_SECOND)))
+    """All before and around the stages: the process, what it does there, its weights."""
+    return add(hours(PROCESS_SECONDS), load_hours(spec, params))
+
+
+def load_hours(spec: RunSpec, params: int) -> Range:
+    """The same without the process. Weights are read once; of a quantized run again to merge."""
+    drawn = spec.model_ref.kind == "shape"
+    loads = 2 if spec.method.kind.quantized and not drawn else 1
+    size = loads * params * (4 if spec.train.dtype == "fp32" else 2)
+    return hours(add(OWN_SECONDS, weights_seconds(spec.model_ref, size)))
+
+
+def weights_seconds(model: ModelRef, count_bytes: int) -> Range:
+    """Of so many bytes of a model's weights, until they lie on the card."""
+    speed = DRAW_BYTES_PER_SECOND if model.kind == "shape" else READ_BYTES_PER_SECOND
+    return over(float(count_bytes), speed)
 
 
 def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
@@ -168,7 +187,7 @@ def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
 def serving_hours(spec: ServeSpec, params: int) -> Range:
     asked, adapter = spec.settings, spec.method.kind.adapter
     size = params * (4 if spec.dtype == "fp32" else 2)
-    reads = over(float(size), READ_BYTES_PER_SECOND)
+    reads = weights_seconds(spec.model_ref, size)
     loads = Range(
         low=SERVING_LOADS.low * reads.low,
         mid=SERVING_LOADS.mid * reads.mid,
@@ -178,7 +197,8 @@ def serving_hours(spec: ServeSpec, params: int) -> Range:
     graphs = (1 + adapter + spec.method.kind.quantized) * ("compiled" in asked.decoding)
     cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
     timing = times(TIMING_SHARE, asked.budget_seconds)
-    return hours(add(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
+    start = add(PROCESS_SECONDS, OWN_SECONDS)
+    return hours(add(start, loads, timing, times(COMPILE_SECONDS, cases)))
 
 
 def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
