@@ -1,4 +1,4 @@
-"""What an operator gives on fake tensors is the same when it is not asked again, and seldom is it."""
+"""What operators give on fake tensors is the same where they are not asked again."""
 
 from __future__ import annotations
 

@@ -31,10 +31,9 @@ class NotByForm(Exception):
 
 
 class Output(NamedTuple):
-    """source: which of the inputs it is, or is a view of; None where it is new."""
+    """Of an operator, a new tensor or a view. source: the input that it is a view of; None: new."""
 
     source: int | None
-    is_view: bool
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
@@ -43,11 +42,14 @@ class Output(NamedTuple):
     state: dict[str, Any]  # what the constructor of FakeTensor set, one by one
 
 
+Told = int | Output | None  # an output: which input it is, what it is, or nothing
+
+
 class FakeResults:
     """Calls operators, or gives what they gave."""
 
     def __init__(self) -> None:
-        self.known: dict[Any, tuple[type, tuple[Output | None, ...]]] = {}
+        self.known: dict[Any, tuple[type, list[Told]]] = {}
 
     def __call__(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         inputs: list[FakeTensor] = []
@@ -64,7 +66,7 @@ class FakeResults:
                     self.known[key] = describe_all(out, inputs)
             return out
         kind, told = self.known[key]
-        made = [None if one is None else make(one, inputs) for one in told]
+        made = [make(one, inputs) for one in told]
         return kind(made) if kind in (tuple, list) else made[0]
 
 
@@ -82,29 +84,37 @@ def form_of(value: Any, inputs: list[FakeTensor]) -> Any:
     raise NotByForm
 
 
-def describe_all(out: Any, inputs: list[FakeTensor]) -> tuple[type, tuple[Output | None, ...]]:
+def describe_all(out: Any, inputs: list[FakeTensor]) -> tuple[type, list[Told]]:
     """In what outputs come, and each. NotByForm where two share a new storage."""
     kind, outs = (type(out), out) if type(out) in (tuple, list) else (object, [out])
-    told = tuple(None if one is None else describe(one, inputs) for one in outs)
+    told = [describe(one, inputs) for one in outs]
     new = [storage_of(one) for one, form in zip(outs, told, strict=True)
-           if form is not None and form.source is None]  # fmt: skip
+           if isinstance(form, Output) and form.source is None]  # fmt: skip
     if len(set(new)) < len(new):
         raise NotByForm
     return kind, told
 
 
-def describe(out: Any, inputs: list[FakeTensor]) -> Output:
+def describe(out: Any, inputs: list[FakeTensor]) -> Told:
     """How an output came from the inputs, and its form. NotByForm."""
-    if type(out) is not FakeTensor or out.constant is not None or out.requires_grad:
+    if out is None:
+        return None
+    if type(out) is not FakeTensor:
         raise NotByForm
-    same = (number for number, one in enumerate(inputs) if one is out)
-    shared = (n for n, one in enumerate(inputs) if storage_of(one) == storage_of(out))
-    source = next(same, None)
-    is_view = source is None and (source := next(shared, None)) is not None
+    for number, one in enumerate(inputs):
+        if one is out:
+            return number
+    if out.constant is not None or out.requires_grad:
+        raise NotByForm
+    shared = [n for n, one in enumerate(inputs) if storage_of(one) == storage_of(out)]
+    if len(shared) > 1:  # a view of which of them
+        raise NotByForm
     state = {name: value for name, value in vars(out).items() if name != "fake_mode"}
-    form = Output(source, is_view, tuple(out.shape), out.stride(), out.storage_offset(), out.dtype,
+    size = tuple(map(int, out.shape))
+    form = Output(shared[0] if shared else None, size, out.stride(), int(out.storage_offset()), out.dtype,
                   out.fake_device, state)  # fmt: skip
-    if count_bytes(make(form, inputs)) != count_bytes(out):
+    again = make(form, inputs)
+    if again is None or count_bytes(again) != count_bytes(out):
         raise NotByForm
     return form
 
@@ -117,10 +127,10 @@ def count_bytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def make(told: Output, inputs: list[FakeTensor]) -> FakeTensor:
-    """An output of that form, as FakeTensorMode makes it."""
-    if told.source is not None and not told.is_view:
-        return inputs[told.source]
+def make(told: Told, inputs: list[FakeTensor]) -> FakeTensor | None:
+    """An output as it is told, made as FakeTensorMode makes it."""
+    if not isinstance(told, Output):
+        return None if told is None else inputs[told]
     mode = inputs[0].fake_mode
     with in_kernel_invocation_manager(mode):
         bare = torch.empty_strided(told.size, told.stride, dtype=told.dtype, device="meta")

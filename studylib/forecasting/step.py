@@ -21,7 +21,6 @@ from studylib.forecasting.optimizers import Optimizer, make_optimizer
 from studylib.forecasting.shifted_loss import install_shifted_loss
 from studylib.modelling.chunked_loss import install_chunked_loss
 
-
 LOGIT_ROWS_PER_BLOCK = 256  # as studylib.scoring.prefix_lm has it
 
 
