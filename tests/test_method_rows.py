@@ -22,7 +22,8 @@ from studylib.modelling.kept import open_kept
 from studylib.modelling.merging import answer_probe
 from studylib.modelling.models import load_model
 from studylib.reporting.report import compose_report, own_sources
-from studylib.schema.methods import METHODS, METHODS_TABLE, read_methods
+from studylib.schema.method_names import METHODS_TABLE, name_methods
+from studylib.schema.methods import METHODS, read_methods
 from studylib.schema.profile import read_profile
 from studylib.schema.records import read_record
 from studylib.schema.serve_records import read_serve_record
@@ -262,3 +263,8 @@ def test_a_name_that_a_run_could_not_have_is_refused(tmp_path, name):
     path.write_text(f"{name}: {{label: X}}\n")
     with pytest.raises(StudyError, match="name"):
         read_methods(path)
+
+
+def test_help_names_the_methods_that_train():
+    named = name_methods().replace(" or ", ", ").split(", ")
+    assert named == [name for name, row in read_methods().items() if row.trains]

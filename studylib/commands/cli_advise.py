@@ -14,7 +14,7 @@ import typer
 
 from studylib.commands.cli_options import split
 from studylib.commands.forecast_only import forecast_only
-from studylib.schema.methods import name_methods
+from studylib.schema.method_names import name_methods
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 

@@ -17,7 +17,6 @@ import typer
 
 from studylib.commands.cli_options import JsonOption
 from studylib.core.errors import StudyError
-from studylib.schema.methods import METHODS, WHOLE
 
 
 def check_model(
@@ -45,6 +44,7 @@ def check_model(
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
     os.environ["CUDA_VISIBLE_DEVICES"] = shown.partition(",")[0]
     from studylib.checking.check_model import check_model as check
+    from studylib.schema.methods import METHODS, WHOLE
     from studylib.schema.model_report import format_report
     from studylib.schema.settings import ModelRef
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from studylib.core.errors import StudyError
-from studylib.schema.methods import UNTRAINED
 
 CUTS = ["tokens", "shots"]
 
@@ -28,7 +27,9 @@ def evaluate(
     shots: Annotated[int, typer.Option(min=0, max=25)] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions a subject or task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts a batch of lm-eval's.")] = 8,
-    method: Annotated[str, typer.Option(help="A fresh adapter on it: a method.")] = UNTRAINED,
+    method: Annotated[
+        str | None, typer.Option(help="A fresh adapter on it: a method; none if left out.")
+    ] = None,
     cut: Annotated[
         str, typer.Option(help="What too long a prompt loses: tokens from the left, or shots.")
     ] = "tokens",
@@ -41,6 +42,7 @@ def evaluate(
     if (tasks is None) == (mmlu is None):
         raise StudyError("--tasks, --mmlu", "give one of them", "For example --mmlu hub.")
     source = mmlu if mmlu is not None else f"tasks:{tasks}" + (f"@{include}" if include else "")
+    from studylib.schema.methods import UNTRAINED
     from studylib.schema.settings import (
         EvaluateSettings,
         LoraSettings,
@@ -58,7 +60,7 @@ def evaluate(
     from studylib.scoring.evaluate import NotANumber, build_lm
     from studylib.scoring.tasks import fit_shots
 
-    chosen = parse_method(method, LoraSettings())
+    chosen = parse_method(method or UNTRAINED, LoraSettings())
     loaded = load_model(ModelRef.parse(model), chosen, "fp32")
     network = attach(loaded.model, chosen)
     lm = build_lm(network, loaded.tokenizer, batch_size, stock and not compare)

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 
 from studylib.commands.forecast_only import forecast_only
 from studylib.core.errors import StudyError
-from studylib.schema.methods import ADAPTER, name_methods
+from studylib.schema.method_names import name_methods
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 PricesOption = Annotated[
@@ -27,7 +26,9 @@ PricesOption = Annotated[
 @forecast_only
 def forecast(
     model: Annotated[str, typer.Option(help="shape:NAME, hub:ID, path:FOLDER or ladder:NAME.")],
-    method: Annotated[str, typer.Option(help=name_methods())] = ADAPTER,
+    method: Annotated[
+        str | None, typer.Option(help=f"{name_methods()}; the first adapter if left out.")
+    ] = None,
     rank: int | None = None,
     targets: Annotated[
         str | None, typer.Option(help="all-linear (the usual), or q_proj,v_proj,…")
@@ -76,11 +77,14 @@ def forecast(
     What is not stated is as a study on a card has it: bf16, fp32 masters in full fine-tuning, the
     loss in pieces, checkpointing, packed rows of 2,048 tokens.
     """
+    from pydantic import ValidationError
+
     from studylib.forecasting.calibration import learn_from
     from studylib.forecasting.forecast_text import format_forecast
     from studylib.forecasting.job_forecast import trace_once
     from studylib.forecasting.usual_recipe import usual_settings
     from studylib.planning.catalog import load_prices
+    from studylib.schema.methods import ADAPTER
 
     learn_from(results)
     given: dict[str, Any] = {
@@ -94,7 +98,7 @@ def forecast(
         all_linear = targets == "all-linear"
         stated["targets"] = targets if all_linear else tuple(t.strip() for t in targets.split(","))
     try:
-        settings = usual_settings(model, method, gpu, gpus, **stated)
+        settings = usual_settings(model, method or ADAPTER, gpu, gpus, **stated)
     except ValidationError as error:
         raise explain_option(error) from None
     count = own_tokens(tokens, data, epochs)
@@ -131,7 +135,8 @@ def count_letters(value: Any) -> int:
     return sum(map(count_letters, value)) if isinstance(value, list | tuple) else 0
 
 
-def explain_option(error: ValidationError) -> StudyError:
+def explain_option(error: Any) -> StudyError:
+    """Of pydantic's error, the message on the first option that is wrong."""
     fault = error.errors()[0]
     option = "--" + str(fault["loc"][0]).replace("_", "-")
     return StudyError(f"{option} {fault['input']}", fault["msg"], "See `study forecast --help`.")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from studylib.core.errors import StudyError
-from studylib.schema.methods import name_methods
+from studylib.schema.method_names import name_methods
 
 FOR_GPUS = ("gpu", "systems")
 OWN_MODELS = ("hub", "path", "gguf", "pypi")

@@ -20,8 +20,6 @@ from studylib.commands.cli_options import (
 from studylib.commands.cli_plan import agree_to_sweep
 from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
-from studylib.schema.methods import ADAPTER, WHOLE
-from studylib.schema.settings import nearest
 
 
 @takes_study
@@ -41,6 +39,7 @@ def tune(
     from studylib.planning.plan import check_inputs
     from studylib.planning.sweeps import sweeps_left
     from studylib.running.runner import follow_parent
+    from studylib.schema.methods import ADAPTER, WHOLE
 
     name, why = study.name()
     chosen = study.open()
@@ -99,6 +98,7 @@ def say_untuned(profile: Any, folder: Path) -> None:
 
 def sweep_one(profile: Any, sweep_id: str, folder: Path, extend: int | None, jobs: int) -> None:
     from studylib.planning.sweeps import rates_beyond, sweep_id_of, tune_of
+    from studylib.schema.settings import nearest
     from studylib.schema.tuning import read_sweep, write_sweep
     from studylib.training.tune import run_sweep
 

@@ -110,9 +110,9 @@ def describe(out: Any, inputs: list[FakeTensor]) -> Told:
     if len(shared) > 1:  # a view of which of them
         raise NotByForm
     state = {name: value for name, value in vars(out).items() if name != "fake_mode"}
-    size = tuple(map(int, out.shape))
-    form = Output(shared[0] if shared else None, size, out.stride(), int(out.storage_offset()), out.dtype,
-                  out.fake_device, state)  # fmt: skip
+    source = shared[0] if shared else None
+    size, offset = tuple(map(int, out.shape)), int(out.storage_offset())
+    form = Output(source, size, out.stride(), offset, out.dtype, out.fake_device, state)
     again = make(form, inputs)
     if again is None or count_bytes(again) != count_bytes(out):
         raise NotByForm

@@ -22,10 +22,10 @@ from studylib.core.errors import StudyError, Unfit, first_line
 from studylib.modelling.added import adapter_layers
 from studylib.modelling.four_bit import count_weights, keep_unpacked
 from studylib.modelling.reach import linear_names, reach
+from studylib.schema.method_names import METHODS_TABLE
 from studylib.schema.methods import (
     ADAPTER,
     METHODS,
-    METHODS_TABLE,
     WHOLE,
     LastLayers,
     fill_holes,

@@ -18,7 +18,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from studylib.core.errors import StudyError
 from studylib.planning.catalog import find_gpu
 from studylib.planning.fit import Fit
-from studylib.schema.methods import ADVISED, WHOLE, name_methods, trained_names
+from studylib.schema.method_names import name_methods
+from studylib.schema.methods import ADVISED, WHOLE, trained_names
 from studylib.schema.settings import Frozen, ModelRef, Settings, nearest
 
 CHANGES = ("task", "knowledge", "language")

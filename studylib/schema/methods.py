@@ -18,10 +18,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
-from studylib.core.places import PACKAGE
 from studylib.schema.frozen import Frozen
+from studylib.schema.method_names import METHODS_TABLE
 
-METHODS_TABLE = PACKAGE / "methods.yaml"
 NAME = r"[a-z][a-z0-9]*(?:-[a-z][a-z0-9]*)*?"
 NUMBERS = ("rank", "alpha", "dropout", "targets")  # of a profile's section `lora`
 FROM_DATA = ("corda", "eva", "lora_ga")  # LoRA's beginnings
@@ -204,9 +203,3 @@ ADVISED = tuple(name for name, row in METHODS.items() if row.advised)
 def trained_names() -> list[str]:
     """The names of all methods that train."""
     return [name for name, row in METHODS.items() if row.trains]
-
-
-def name_methods() -> str:
-    """Those names in words, for a help text."""
-    *most, last = trained_names()
-    return f"{', '.join(most)} or {last}"

@@ -13,7 +13,8 @@ from typing import Any
 
 from studylib.core.errors import first_line
 from studylib.modelling.methods import raised_by_peft
-from studylib.schema.methods import METHODS_TABLE, Ability, Method
+from studylib.schema.method_names import METHODS_TABLE
+from studylib.schema.methods import Ability, Method
 
 Attempt = Callable[[str, Ability, Callable[[], Any]], Any]
 

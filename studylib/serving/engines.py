@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from studylib.core.errors import StudyError
-from studylib.schema.methods import METHODS_TABLE
+from studylib.schema.method_names import METHODS_TABLE
 from studylib.schema.serve_settings import FEWEST_PAIRS
 from studylib.schema.serving import LatencyRow, ServeSpec, Skipped, summarise_seconds
 from studylib.serving.latency import make_prompt, paired_ratio, take_turns, undisturbed
