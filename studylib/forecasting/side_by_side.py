@@ -26,7 +26,7 @@ def make_ahead(makes: Sequence[Make]) -> None:
     count = min(len(makes), count_cores())
     if count < 2 or not may_fork():
         return
-    import_libraries()
+    import_forecaster()
     helpers = [pid for number in range(1, count) if (pid := start(makes[number::count]))]
     for make in makes[::count]:
         with suppress(StudyError):  # said where it is asked for
@@ -51,7 +51,7 @@ def may_fork() -> bool:
     )
 
 
-def import_libraries() -> None:
+def import_forecaster() -> None:
     """What every copy would import for itself."""
     import peft  # noqa: F401
 

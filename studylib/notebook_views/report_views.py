@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from html import escape
 from itertools import groupby
 
-from studylib.reporting.appendix_files import title_of, turn_links
+from studylib.reporting.appendix_files import appendix_title, turn_links
 from studylib.reporting.blocks import Block, Heading, Picture, to_markdown
 from studylib.reporting.compose import Report
 from studylib.reporting.notebook_text import dollar_signs
@@ -36,7 +36,7 @@ def show_part(report: Report, *names: str) -> None:
 def show_appendices(report: Report) -> None:
     """Display all appendices."""
     for name, blocks in report.appendices.items():
-        show_blocks(report, [Heading(2, title_of(name)), *blocks])
+        show_blocks(report, [Heading(2, appendix_title(name)), *blocks])
 
 
 def show_blocks(report: Report, blocks: Iterable[Block]) -> None:

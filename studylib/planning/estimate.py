@@ -64,7 +64,7 @@ class RunHours(Frozen):
     @property
     def total(self) -> Range:
         """What like runs took where they were measured, else the sum of the parts."""
-        return self.measured or add(self.start, self.train, self.evaluate)
+        return self.measured or add_ranges(self.start, self.train, self.evaluate)
 
 
 class StudyEstimate(Frozen):
@@ -104,7 +104,7 @@ def exactly(value: float) -> Range:
     return Range(low=value, mid=value, high=value)
 
 
-def add(*parts: Range) -> Range:
+def add_ranges(*parts: Range) -> Range:
     return Range(
         low=sum(p.low for p in parts),
         mid=sum(p.mid for p in parts),
@@ -152,7 +152,7 @@ def start_hours(spec: RunSpec, params: int) -> Range:
     """The process and its weights: read once; a quantized run reads them again to merge."""
     loads = 2 if spec.method.kind.quantized else 1
     size = params * (4 if spec.train.dtype == "fp32" else 2)
-    return hours(add(START_SECONDS, over(float(loads * size), READ_BYTES_PER_SECOND)))
+    return hours(add_ranges(START_SECONDS, over(float(loads * size), READ_BYTES_PER_SECOND)))
 
 
 def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
@@ -178,18 +178,18 @@ def serving_hours(spec: ServeSpec, params: int) -> Range:
     graphs = (1 + adapter + spec.method.kind.quantized) * ("compiled" in asked.decoding)
     cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
     timing = times(TIMING_SHARE, asked.budget_seconds)
-    return hours(add(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
+    return hours(add_ranges(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
 
 
 def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that a model reads to be scored: questions, and examples of measures."""
-    return add(question_tokens(asked), measure_tokens(data, asked))
+    return add_ranges(question_tokens(asked), measure_tokens(data, asked))
 
 
 def question_tokens(asked: EvaluateSettings) -> Range:
     """Tokens that a model reads for all questions, every shared prefix once."""
     sources = [source for source in (asked.questions, asked.retention) if source]
-    characters = add(*(count_characters(asked, source) for source in sources))
+    characters = add_ranges(*(count_characters(asked, source) for source in sources))
     return over(characters, CHARACTERS_PER_TOKEN)
 
 
