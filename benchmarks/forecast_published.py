@@ -22,7 +22,7 @@ from transformers import CONFIG_MAPPING
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
-from studylib.forecasting.published import compare, load_published
+from studylib.forecasting.published import compare_published, load_published
 from studylib.modelling.skeleton import read_config, shape_config
 from studylib.planning.catalog import find_gpu, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
@@ -63,7 +63,7 @@ def main() -> None:
 def compare_own_cases() -> None:
     errors = []
     for published in load_published():
-        made = compare(published)
+        made = compare_published(published)
         left_out = f"  [left out: {published.not_comparable}]" if published.not_comparable else ""
         print(
             f"{made.forecast_bytes / 1e9:8.2f} GB forecast,"

@@ -40,7 +40,7 @@ from studylib.metering.environment import device_name
 from studylib.modelling.models import DTYPES, default_device, load_model
 from studylib.running.runner import follow_parent
 from studylib.schema.settings import MethodSettings, ModelRef
-from studylib.scoring.compare_lm import LmComparison, ModelClock, compare, evaluate_items
+from studylib.scoring.compare_lm import LmComparison, ModelClock, compare_wrappers, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
 from studylib.scoring.tasks import fit_shots
 
@@ -195,7 +195,9 @@ def compare_where_it_fits(
     while True:
         size = sizes.pop()
         try:
-            found = compare(make_stock(size), make_ours, tasks, options.limit, options.rounds)
+            found = compare_wrappers(
+                make_stock(size), make_ours, tasks, options.limit, options.rounds
+            )
         except torch.OutOfMemoryError:
             if not sizes:
                 raise

@@ -30,7 +30,7 @@ from studylib.metering.environment import device_name, package_versions
 from studylib.metering.meter import Meter
 from studylib.metering.step_clock import StepClock
 from studylib.modelling.flops import count_token_flops
-from studylib.modelling.methods import adapter_config, count_parameters, keep_unpacked
+from studylib.modelling.methods import adapter_config, keep_unpacked, trainable_and_total
 from studylib.modelling.models import Loaded, load_model
 from studylib.modelling.weights import bring_in
 from studylib.planning.catalog import match_gpu
@@ -198,7 +198,7 @@ class Job:
             parts = self.fed[update * accumulation : (update + 1) * accumulation]
             result.tokens.append(sum(tokens for tokens, _ in parts))
             result.positions.append(sum(positions for _, positions in parts))
-        result.trainable_params = count_parameters(model)[0]
+        result.trainable_params = trainable_and_total(model)[0]
         return result
 
     def close(self) -> PeerResult:

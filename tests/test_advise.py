@@ -687,7 +687,7 @@ def test_a_case_is_frozen_and_refuses_unknown_keys():
 
 def test_a_menu_changes_the_answer_and_none_reads_any():
     case = make_case(variants=50)
-    show = choose_views.choose(case, EVIDENCE)
+    show = choose_views.choose_by_menus(case, EVIDENCE)
     loose = show("task", 50, "any", "any").data
     strict = show("task", 50, 0.2, "8xa100-80gb").data
     assert loose.startswith(("**LoRA on", "**QLoRA on"))
@@ -710,7 +710,7 @@ def test_without_widgets_the_notebook_shows_the_answer_of_its_own_case(monkeypat
     monkeypatch.setitem(sys.modules, "ipywidgets", None)  # importing it fails
     case = make_case(variants=50)
     shown = explore.explore(
-        choose_views.choose(case, EVIDENCE),
+        choose_views.choose_by_menus(case, EVIDENCE),
         change=choose_views.offer(case.change, ["knowledge"]),
         variants=choose_views.offer(case.variants, [1, 500]),
         margin_pp=choose_views.offer(None, [1.0]),
@@ -744,9 +744,9 @@ def test_tables_of_the_notebook_show_no_raw_figure_and_no_raw_name():
     shown = choose_views.show_disagreement(choose_views.compare_rule(make_case(), EVIDENCE))
     words = shown.reset_index().astype(str).to_numpy().ravel()
     assert not any("nan" in word or "_" in word for word in words)
-    assert choose_views.figure_words(-0.04, 1) == "0.0"
-    assert choose_views.figure_words(-1234.5, 0) == "−1,234"
-    assert choose_views.figure_words(None, 1) == "—"
+    assert choose_views.format_figure(-0.04, 1) == "0.0"
+    assert choose_views.format_figure(-1234.5, 0) == "−1,234"
+    assert choose_views.format_figure(None, 1) == "—"
 
 
 def test_the_caption_of_the_grid_counts_its_rows():

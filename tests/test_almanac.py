@@ -21,7 +21,7 @@ from studylib.inputs.almanac import (
     ladder_folder,
     ladder_names,
     questions,
-    tell,
+    tell_fact,
     training_examples,
 )
 
@@ -113,7 +113,7 @@ def test_a_fact_is_told_in_three_wordings_with_the_value_as_the_answer(almanac, 
 def test_the_questions_wording_is_in_no_training_text(almanac, half, language):
     asked = {q["question"] for q in questions(almanac, half, language=language)}
     told = {
-        tell(almanac, fact, wording, lang)
+        tell_fact(almanac, fact, wording, lang)
         for wordings, lang in ((OLD_STATEMENTS, "native"), (SHIFTED_STATEMENTS, "shifted"))
         for fact, wording in product(almanac.half(half), wordings)
     }
@@ -181,7 +181,7 @@ def test_untold_facts_are_never_retold_in_the_shifted_language(almanac):
 
 def test_shifted_words_are_in_no_native_text_and_only_names_stay(almanac):
     native = [
-        tell(almanac, f, w, "native") + " " + f.value
+        tell_fact(almanac, f, w, "native") + " " + f.value
         for f in almanac.facts
         for w in (*OLD_STATEMENTS, QUESTION)
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from studylib.commands.cli import app
 from studylib.schema.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -213,13 +214,45 @@ def test_a_planted_name_of_a_method_is_seen(code, named):
     assert set(named_methods(code, trained_methods())) == named
 
 
-def test_a_class_name_stands_for_one_thing():
+def shared_names(texts, commands):
+    """Names of a module's functions and classes that stand for more than one thing.
+
+    Spared: `main`, which says only where a program starts, and a command's function in
+    `commands`: it is called what the reader types, as the work that it calls may be.
+    """
     places: dict[str, list[str]] = {}
-    for path in MODULES:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                places.setdefault(node.name, []).append(name_of(path))
-    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+    for module, text in texts.items():
+        for node in ast.parse(text).body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            typed = module.startswith("commands.") and node.name in commands
+            if node.name != "main" and not typed:
+                places.setdefault(node.name, []).append(module)
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_the_name_of_a_class_or_a_function_stands_for_one_thing():
+    commands = {command.callback.__name__ for command in app.registered_commands}
+    assert "forecast" in commands
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in MODULES}
+    assert shared_names(texts, commands) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("def tell(): pass", "def tell(): pass", {"tell"}),
+        ("class Job: pass", "async def Job(): pass", {"Job"}),
+        ("def plan(): pass", "def plan(): pass", {"plan"}),
+        ("class A:\n    def tell(self): pass", "def tell(): pass", set()),
+        ("def main(): pass", "def main(): pass", set()),
+    ],
+)
+def test_a_planted_name_of_two_things_is_seen(one, other, shared):
+    assert shared_names({"core.one": one, "advice.other": other}, {"plan"}).keys() == shared
+    assert shared_names({"core.one": one, "commands.other": other}, {"plan"}).keys() == (
+        shared - {"plan"}
+    )
 
 
 def test_no_tracked_file_names_a_private_place_or_a_registry():

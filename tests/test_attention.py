@@ -20,7 +20,7 @@ from studylib.forecasting.job import StepSettings
 from studylib.forecasting.trace import trace_step
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.models import load_model, load_tokenizer
-from studylib.modelling.weights import settle
+from studylib.modelling.weights import settle_weights
 from studylib.schema.settings import LoraSettings, MethodSettings, ModelRef, parse_method
 
 SMALL = {"vocab_size": 1024, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
@@ -72,10 +72,10 @@ def test_after_training_a_model_is_scored_with_what_it_has(gemma, asked):
     train = spec.train.model_copy(update={"attention": asked})
     spec = spec.model_copy(update={"train": train, "model": f"path:{gemma}"})
     model = load_model(spec.model_ref, FULL, "fp32", attention=asked).model
-    settle(spec, model, model)
+    settle_weights(spec, model, model)
     assert model.config._attn_implementation == "eager"
     llama = AutoModelForCausalLM.from_config(LLAMA, attn_implementation=asked)
-    settle(spec, llama, llama)
+    settle_weights(spec, llama, llama)
     assert llama.config._attn_implementation == "sdpa"
 
 

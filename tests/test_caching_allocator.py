@@ -15,7 +15,7 @@ from studylib.forecasting.caching_allocator import MIB, CachingAllocator, NoRoom
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import Depths, Held, LayersDiffer, SegmentMoves, Trained, stretch
 from studylib.forecasting.optimizers import make_optimizer
-from studylib.forecasting.replay import Demand, flatten, least_memory, replay
+from studylib.forecasting.replay import Demand, flatten_moves, least_memory, replay
 from studylib.forecasting.run_forecasts import forecast_record
 from studylib.forecasting.updates import UpdateLog, trace_updates
 from studylib.schema.records import RECORD, read_record
@@ -143,7 +143,7 @@ def test_runs_become_moves_with_one_key_a_storage():
         SegmentMoves(("forward", 0), 0, [(8, None), (4, None), (0, ("forward", 0, 0, 0))]),
         SegmentMoves(("backward", 0), 0, [(2, None), (0, ("forward", 0, 0, 1))]),
     ]
-    assert flatten(runs) == [(0, 8), (1, 4), (0, -1), (2, 2), (1, -1)]
+    assert flatten_moves(runs) == [(0, 8), (1, 4), (0, -1), (2, 2), (1, -1)]
 
 
 def test_what_layers_hold_is_stretched_and_unlike_layers_are_refused():

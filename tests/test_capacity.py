@@ -8,7 +8,7 @@ from record_factory import Factory, make_spec
 from studylib.reporting import capacity
 from studylib.reporting.panels import to_svg
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import Summary, summarise
+from studylib.reporting.summary import Summary, summarise_study
 
 SHARES = {
     "full": {400: 0.9, 800: 0.85, 1600: 0.7},
@@ -20,7 +20,7 @@ SHARES = {
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     folder = tmp_path_factory.mktemp("c") / "capacity"
-    return summarise(read_study(Factory(folder, items=400).capacity(SHARES)))
+    return summarise_study(read_study(Factory(folder, items=400).capacity(SHARES)))
 
 
 def test_a_study_at_one_number_of_facts_is_no_curve(tmp_path: Path, summary: Summary) -> None:
@@ -28,7 +28,7 @@ def test_a_study_at_one_number_of_facts_is_no_curve(tmp_path: Path, summary: Sum
     factory = Factory(tmp_path / "s")
     factory.add(make_spec("full", facts=64))
     factory.add(make_spec("lora", facts=64, track="language"))
-    assert not capacity.is_capacity(summarise(read_study(factory.folder)))
+    assert not capacity.is_capacity(summarise_study(read_study(factory.folder)))
 
 
 def test_the_first_clear_gap_beyond_the_margin_is_where_a_rank_ends(summary: Summary) -> None:
@@ -55,7 +55,7 @@ def test_the_table_has_one_row_a_method(summary: Summary) -> None:
 def test_facts_known_leave_guessing_out(summary: Summary) -> None:
     point = capacity.read_curves(summary)["full"][0]
     assert point.row.accuracy is not None
-    known, _ = capacity.height(point, scaled=True)
+    known, _ = capacity.point_height(point, scaled=True)
     assert known == pytest.approx(400 * (point.row.accuracy.value - 0.25) / 0.75)
 
 
@@ -77,11 +77,11 @@ def test_few_seeds_and_rates_tuned_elsewhere_stand_beside_the_end(tmp_path: Path
     factory = Factory(tmp_path / "capacity", items=400)
     factory.capacity(SHARES)
     factory.sweep("full", {1e-3: 150, 2e-3: 151, 4e-3: 90}, track="facts-800")
-    text = capacity.tell_limits(summarise(read_study(factory.folder)))
+    text = capacity.tell_limits(summarise_study(read_study(factory.folder)))
     assert "beyond 5 pp; 1 seed a point, learning rates tuned at 800 facts alone." in text
     factory.sweep("full", {1e-3: 150, 2e-3: 151, 4e-3: 90}, track="facts-400")
     factory.sweep("full", {1e-3: 150, 2e-3: 151, 4e-3: 90}, track="facts-1600")
-    text = capacity.tell_limits(summarise(read_study(factory.folder)))
+    text = capacity.tell_limits(summarise_study(read_study(factory.folder)))
     assert "beyond 5 pp; 1 seed a point." in text
 
 
@@ -89,7 +89,7 @@ def test_a_higher_rank_that_learned_less_is_named(tmp_path: Path, summary: Summa
     assert "higher rank" not in capacity.tell_capacity(summary)
     shares = SHARES | {"lora-r64": {400: 0.9, 800: 0.5, 1600: 0.69}}
     study = read_study(Factory(tmp_path / "capacity", items=400).capacity(shares))
-    text = capacity.tell_capacity(summarise(study))
+    text = capacity.tell_capacity(summarise_study(study))
     assert "less was learned by LoRA r=64 than by LoRA r=16 at 800 facts (−" in text
     assert "at 400 facts (−" not in text
 
@@ -98,7 +98,7 @@ def test_who_is_not_behind_at_the_most_facts_is_said(tmp_path: Path, summary: Su
     assert "not behind by that rule" not in capacity.tell_limits(summary)
     shares = {"full": {400: 0.9, 800: 0.85, 1600: 0.3}, "lora": {400: 0.9, 800: 0.5, 1600: 0.3}}
     study = read_study(Factory(tmp_path / "capacity", items=400).capacity(shares))
-    text = capacity.tell_limits(summarise(study))
+    text = capacity.tell_limits(summarise_study(study))
     assert "LoRA r=16 at 800 facts" in text
     assert "At 1,600 facts, where full itself is " in text
     assert "% right, LoRA r=16 is not behind by that rule." in text

@@ -211,7 +211,7 @@ def test_words_that_are_not_known_end_it_before_any_work(call, words, said):
 
 def test_without_a_card_no_large_model_is_begun(monkeypatch):
     steps = read_steps()
-    monkeypatch.setattr(card, "check_model", lambda *_, **__: None)
+    monkeypatch.setattr(card, "check_model_source", lambda *_, **__: None)
     own = {step.name: places_of(step) for step in steps.steps}
     assert own["13b"] == {"13b"} and own["serve"] == own["peers"] == {"7b"}
     assert own["mmlu"] == {"1b"} and own["gpu-check"] == set()
@@ -351,11 +351,11 @@ def test_the_card_is_the_first_that_cuda_sees_as_nvml_tells_it(monkeypatch):
     }  # fmt: skip
     hidden = {**seen, "cuda_ordinal": None, "name": "NVIDIA T4"}
     monkeypatch.setattr(card_facts, "describe_devices", lambda: ([hidden, seen], None))
-    card = card_facts.describe_card()
+    card = card_facts.read_card_facts()
     assert (card.name, card.uuid, card.driver) == ("NVIDIA H200", "GPU-1", "580.1")
     assert card.memory_bytes / 2**30 > 140 and card.bf16_peak is None
     monkeypatch.setattr(card_facts, "describe_devices", lambda: ([], "no NVML"))
-    host = card_facts.describe_card()
+    host = card_facts.read_card_facts()
     assert host.name.startswith("CPU ") and host.uuid is None and host.memory_bytes > 2**30
 
 

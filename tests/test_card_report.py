@@ -26,12 +26,12 @@ from studylib.reporting.blocks import Block, Heading, Table, to_markdown
 from studylib.reporting.card_section import card_details, card_section, is_card
 from studylib.reporting.card_tables import energy_cell
 from studylib.reporting.claims import Finding, evaluate_claims
-from studylib.reporting.compose import compose
+from studylib.reporting.compose import build_report
 from studylib.reporting.forecast_tables import forecast_claims
-from studylib.reporting.limits import limits
+from studylib.reporting.limits import limit_sentences
 from studylib.reporting.made_from import hash_inputs
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import Summary, summarise
+from studylib.reporting.summary import Summary, summarise_study
 from studylib.running.publish import publish_results
 from studylib.schema.card_study import (
     CARD_STUDY,
@@ -149,7 +149,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def summary_of(folder: Path) -> Summary:
-    return summarise(read_study(folder, planned=()))
+    return summarise_study(read_study(folder, planned=()))
 
 
 def find(findings: list[Finding], claim: str, part: str) -> list[Finding]:
@@ -351,9 +351,9 @@ def laptop(tmp_path_factory) -> Path:
 
 def test_beside_a_card_other_studies_stay_as_they_are(laptop, folder):
     add_serving(folder, adds=1.12)
-    alone = compose([summary_of(laptop)], evaluate_claims([summary_of(laptop)]), None)
+    alone = build_report([summary_of(laptop)], evaluate_claims([summary_of(laptop)]), None)
     studies = [summary_of(laptop), summary_of(folder)]
-    both = compose(studies, evaluate_claims(studies), None)
+    both = build_report(studies, evaluate_claims(studies), None)
     ours = serve_tables.overhead_table(read_study(laptop, planned=()).serves)
     assert ours in alone.parts["serving"], "alone it stands in the report"
     assert ours not in both.parts["serving"], "a toy's takes less room beside another study"
@@ -371,7 +371,7 @@ def test_beside_a_card_other_studies_stay_as_they_are(laptop, folder):
 
 def test_a_readers_own_card_has_its_serving_in_both_parts(folder):
     add_serving(folder, adds=1.12)
-    own = compose([summary_of(folder)], [], None, own_folder="")
+    own = build_report([summary_of(folder)], [], None, own_folder="")
     parts = {name: told(blocks) for name, blocks in own.parts.items()}
     assert "+12.0 %" in parts["results"] and "+12.0 %" in parts["serving"]
     pictures = {name.split("/")[-1] for name in own.files if name.endswith(".svg")}
@@ -379,8 +379,8 @@ def test_a_readers_own_card_has_its_serving_in_both_parts(folder):
 
 
 def test_limits_of_learning_are_not_told_of_random_weights(folder, laptop):
-    assert any("fewer than three" in line for line in limits([summary_of(laptop)]))
-    assert not any("fewer than three" in line for line in limits([summary_of(folder)]))
+    assert any("fewer than three" in line for line in limit_sentences([summary_of(laptop)]))
+    assert not any("fewer than three" in line for line in limit_sentences([summary_of(folder)]))
 
 
 def test_a_cards_run_is_made_again_by_the_profile_beside_its_record(folder):

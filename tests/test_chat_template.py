@@ -205,7 +205,7 @@ def test_tokens_are_found_by_their_bytes_as_by_their_places(monkeypatch, changes
     pieces = [spell_chat(conversation(turns), tokenizer)[0] for turns in (ONE, ODD, SYSTEM)]
     assert any(tokenise_bytes(pieces, tokenizer)) == (changes is None)
     made = tokenise_spelled(pieces, tokenizer, 4096)
-    monkeypatch.setattr(tokens, "count_bytes", lambda tokenizer: None)
+    monkeypatch.setattr(tokens, "token_byte_counts", lambda tokenizer: None)
     by_places = tokenise_spelled(pieces, tokenizer, 4096)
     assert made == by_places and [m.learned for m in made] == [m.learned for m in by_places]
 

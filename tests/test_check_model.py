@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from studylib.checking import adapter_columns, check_model, models_page, training_columns
 from studylib.checking.check_model import CHECKS
 from studylib.checking.model_subject import Subject, open_reference
-from studylib.checking.models_page import format_row, read_table
+from studylib.checking.models_page import format_row, read_models_table
 from studylib.checking.zoo import MAX_BYTES, make_model, make_zoo, zoo_names
 from studylib.commands.cli import app
 from studylib.core.errors import StudyError
@@ -55,8 +55,8 @@ def test_a_row_made_again_is_the_pages_row(zoo, name):
     page = PAGE.read_text(encoding="utf-8")
     if any(f"{library} {number}" not in page for library, number in report.versions.items()):
         pytest.skip("the page was made with other versions")
-    again = read_table(table_head() + format_row(name, report, []))[name]
-    stands = read_table(page)[name]
+    again = read_models_table(table_head() + format_row(name, report, []))[name]
+    stands = read_models_table(page)[name]
     assert {k: v for k, v in again.items() if k != "forecast"} == {
         k: v for k, v in stands.items() if k != "forecast"
     }
@@ -68,7 +68,7 @@ def table_head():
 
 def test_the_page_tells_of_every_model_type_and_has_ninety_rows():
     text = PAGE.read_text(encoding="utf-8")
-    rows = read_table(text)
+    rows = read_models_table(text)
     left = {line[2:].partition(":")[0] for line in text.splitlines() if line.startswith("- ")}
     assert len(rows) >= 90
     assert set(zoo_names()) <= rows.keys() | left
@@ -153,10 +153,10 @@ def test_a_lost_weight_is_named(zoo, tmp_path):
     del weights["model.layers.1.mlp.down_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     subject = Subject(ModelRef(kind="path", name=str(zoo("llama"))))
-    assert training_columns.check_whole(subject).text == "yes"
+    assert training_columns.whole_column(subject).text == "yes"
     subject.reference = open_reference(folder)
     assert "1 tensors missing: model.layers.1.mlp.down_proj" in (
-        training_columns.check_whole(subject).fault
+        training_columns.whole_column(subject).fault
     )
     report = check_model.check_model(ModelRef(kind="path", name=str(folder)), ["loads", "whole"])
     assert report.reason("full")
@@ -166,7 +166,7 @@ def test_weights_that_are_drawn_anew_are_seen(llama):
     def redraw(model):
         torch.nn.init.normal_(model.model.layers[1].mlp.down_proj.weight)
 
-    fault = training_columns.check_whole(Planted(llama, redraw)).fault
+    fault = training_columns.whole_column(Planted(llama, redraw)).fault
     assert fault.startswith("1 tensors differ between two loads")
 
 
@@ -175,14 +175,14 @@ def test_a_base_without_4_bit_layers_is_no_qlora(llama):
         def load(self, method="base"):
             return super().load()
 
-    assert adapter_columns.check_four_bit(Plain(llama)).fault
-    assert adapter_columns.check_four_bit(Subject(llama)).text == "100%"
+    assert adapter_columns.four_bit_column(Plain(llama)).fault
+    assert adapter_columns.four_bit_column(Subject(llama)).text == "100%"
 
 
 def test_a_merge_that_leaves_out_the_adapter_is_seen(llama, monkeypatch):
-    assert adapter_columns.check_qlora_merged(Subject(llama)).fault is None
+    assert adapter_columns.qlora_merged_column(Subject(llama)).fault is None
     monkeypatch.setattr(adapter_columns, "merge_into_bf16", lambda plain, quantized, adapter: plain)
-    assert "the merged model" in adapter_columns.check_qlora_merged(Subject(llama)).fault
+    assert "the merged model" in adapter_columns.qlora_merged_column(Subject(llama)).fault
 
 
 def test_an_adapter_that_loses_a_part_on_disk_is_seen(llama, monkeypatch):
@@ -196,22 +196,22 @@ def test_an_adapter_that_loses_a_part_on_disk_is_seen(llama, monkeypatch):
                     part.zero_()
         return model
 
-    assert adapter_columns.check_lora_merged(Subject(llama)).text == "exact"
+    assert adapter_columns.lora_merged_column(Subject(llama)).text == "exact"
     monkeypatch.setattr(adapter_columns, "load_trained", lose)
-    assert "saved and loaded again" in adapter_columns.check_lora_merged(Subject(llama)).fault
+    assert "saved and loaded again" in adapter_columns.lora_merged_column(Subject(llama)).fault
 
 
 def test_what_an_adapter_misses_is_named(llama, monkeypatch):
     some = parse_method("lora", LoraSettings(rank=8, targets=("q_proj", "v_proj")))
-    monkeypatch.setattr(adapter_columns, "parse", lambda method: some)
-    cell = adapter_columns.check_lora_reach(Subject(llama))
+    monkeypatch.setattr(adapter_columns, "parse_tried_method", lambda method: some)
+    cell = adapter_columns.lora_reach_column(Subject(llama))
     assert cell.figures["share"] == pytest.approx(2 * (64 * 64 + 32 * 64) / 73_728)
     assert "misses down_proj, gate_proj, k_proj, o_proj, up_proj" in cell.note
     assert "q_proj 8" in cell.note
 
 
 def test_a_forecast_is_held_to_the_counted_peak(llama, monkeypatch):
-    assert training_columns.check_forecast(Subject(llama)).text == "within 2%"
+    assert training_columns.forecast_column(Subject(llama)).text == "within 2%"
     plain = training_columns.forecast
 
     def larger(settings, config):
@@ -219,7 +219,7 @@ def test_a_forecast_is_held_to_the_counted_peak(llama, monkeypatch):
         return found.model_copy(update={"peak_bytes": round(1.2 * found.peak_bytes)})
 
     monkeypatch.setattr(training_columns, "forecast", larger)
-    assert training_columns.check_forecast(Subject(llama)).text == "+20%"
+    assert training_columns.forecast_column(Subject(llama)).text == "+20%"
 
 
 def test_a_fault_in_one_column_is_its_word_and_not_the_end(llama, monkeypatch):
@@ -261,13 +261,17 @@ def test_the_page_is_the_same_but_for_its_date_and_keeps_what_people_wrote(tmp_p
     odd = make_report(loss="wrong")
     odd = odd.model_copy(update={"cells": odd.cells | {"prefixes": cell, "chunked": cell}})
     found = {"b": make_report(), "a": odd, "c": "makes sound"}
-    text = models_page.compose(found, "2026-01-01")
-    assert text == models_page.compose(found, "2026-01-02").replace("01-02", "01-01")
+    text = models_page.compose_models_page(found, "2026-01-01")
+    assert text == models_page.compose_models_page(found, "2026-01-02").replace("01-02", "01-01")
     assert "1. a/b" in text
     assert "2. " not in text
     assert "- c: makes sound." in text
-    assert read_table(text)["a"]["loss"] == "**x**"
-    assert read_table(text)["a"]["scoring"] == read_table(text)["a"]["chunked"] == "own path"
+    assert read_models_table(text)["a"]["loss"] == "**x**"
+    assert (
+        read_models_table(text)["a"]["scoring"]
+        == read_models_table(text)["a"]["chunked"]
+        == "own path"
+    )
     page = tmp_path / "models.md"
     page.write_text(f"stale\n\n{models_page.KEPT} that one would not guess\n\nkept\n")
     assert models_page.write_page(found, page).read_text().endswith("not guess\n\nkept\n")

@@ -9,7 +9,7 @@ from studylib.core.verdicts import parse_rule
 from studylib.reporting.claim_sources import ClaimForecast
 from studylib.reporting.claims import NOT_YET, Finding, evaluate_claims, read_claims
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 
 
 def find(findings: list[Finding], claim: str, part: str) -> Finding:
@@ -73,7 +73,7 @@ def test_ready_forecasts_are_judged_and_marked(
 
 def test_measured_claims_are_judged_for_every_size(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "s").study()
-    findings = evaluate_claims([summarise(read_study(folder))])
+    findings = evaluate_claims([summarise_study(read_study(folder))])
     qlora = [f for f in findings if (f.claim, f.part) == ("C4", "qlora")]
     assert [f.verdict for f in qlora] == ["differs"] * 4
     assert [f.ours.partition(":")[0] for f in qlora[:2]] == ["QLoRA r=16", "QLoRA r=16, merged"]
@@ -86,7 +86,7 @@ def test_measured_claims_are_judged_for_every_size(tmp_path: Path) -> None:
 
 def test_too_few_seeds_bear_no_verdict(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "s").study(models=("ladder:0.4m",), seeds=(0,))
-    findings = evaluate_claims([summarise(read_study(folder))])
+    findings = evaluate_claims([summarise_study(read_study(folder))])
     found = find(findings, "C4", "lora")
     assert found.verdict == "inconclusive"
     assert "1 of the 3 seeds" in found.decided_by
@@ -98,7 +98,7 @@ def test_deep_shift_is_judged_on_its_own_track(tmp_path: Path) -> None:
         factory.add(make_spec("full", seed=seed, track="language"), knows=0.8)
         factory.add(make_spec("lora", seed=seed, track="language"), knows=0.4)
     factory.add(make_spec("base", track="language"))
-    findings = evaluate_claims([summarise(read_study(factory.folder))])
+    findings = evaluate_claims([summarise_study(read_study(factory.folder))])
     assert find(findings, "C8", "deep").verdict == "reproduced"
     assert find(findings, "C8", "small").verdict == NOT_YET
 
@@ -116,7 +116,7 @@ def run_13b(tmp_path: Path, status: str = "complete", **train: float) -> list[Fi
     load = factory.load(spec).model_copy(update={"total_params": 13_042_078_720})
     factory.train, factory.load = lambda _: block, lambda _: load  # type: ignore
     factory.add(spec, status=status)
-    return evaluate_claims([summarise(read_study(tmp_path / "gpu", planned=()))])
+    return evaluate_claims([summarise_study(read_study(tmp_path / "gpu", planned=()))])
 
 
 def test_a_13b_runs_own_peak_and_speed_are_judged(tmp_path: Path) -> None:
@@ -140,5 +140,5 @@ def test_a_13b_run_out_of_memory_gives_no_peak_to_judge(tmp_path: Path) -> None:
 
 def test_a_small_models_peak_says_nothing_of_13b(tmp_path: Path) -> None:
     Factory(tmp_path / "gpu", device=GPU).add(make_spec("qlora", gpus=1))
-    findings = evaluate_claims([summarise(read_study(tmp_path / "gpu", planned=()))])
+    findings = evaluate_claims([summarise_study(read_study(tmp_path / "gpu", planned=()))])
     assert find(findings, "C2", "qlora").verdict == NOT_YET

@@ -18,7 +18,7 @@ from studylib.inputs import converted
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import read_origin, said_error
 from studylib.inputs.sources import folder_sha256, model_folder
-from studylib.modelling.convert_gguf import read_header, refuse_unknown_rule
+from studylib.modelling.convert_gguf import refuse_unknown_rule, summarise_gguf_header
 from studylib.modelling.models import load_model, load_tokenizer
 from studylib.schema.profile import MethodSettings, ModelRef
 
@@ -170,7 +170,7 @@ def test_gguf_weights_arrive_as_they_were_quantized(made, weights):
 
 def test_folder_says_where_it_is_from_and_is_made_once(gguf_file, made, cache_of_made):
     origin = read_origin(made)
-    assert origin["license"] == read_header(gguf_file)["license"] == "mit"
+    assert origin["license"] == summarise_gguf_header(gguf_file)["license"] == "mit"
     assert origin["gguf_sha256"] == hashlib.sha256(gguf_file.read_bytes()).hexdigest()
     matrices = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * FEED)
     assert origin["quantized"] == {"Q8_0": matrices, "F32": WORDS * WIDTH}

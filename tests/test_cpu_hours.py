@@ -43,7 +43,7 @@ def speed(dtype):
 @pytest.mark.parametrize(("method", "passes"), [("full", 3), ("lora", 2), ("qlora", 3)])
 def test_training_is_two_operations_a_weight_token_and_pass(profile, method, passes):
     spec = next(run for run in profile.runs() if run.method.name == method)
-    found = cpu_hours.train_seconds(spec, PARAMS, speed)
+    found = cpu_hours.forecast_train_seconds(spec, PARAMS, speed)
     exact = 2 * PARAMS * passes * (10 * 50 * 2 * 3) / SPEED
     assert found.mid == pytest.approx(exact / cpu_hours.SHARE.mid)
     assert found.low == pytest.approx(exact / cpu_hours.SHARE.high)
@@ -75,7 +75,7 @@ def test_questions_are_asked_of_a_quantized_model_twice(profile):
 def test_sweeps_count_each_rate_that_is_not_known_yet(profile):
     trainings, total = cpu_hours.expect_sweeps(profile, {"path:model": PARAMS}, speed)
     assert trainings == 9
-    one = cpu_hours.train_seconds(profile.sweeps()[0][0], PARAMS, speed).mid
+    one = cpu_hours.forecast_train_seconds(profile.sweeps()[0][0], PARAMS, speed).mid
     assert total.mid > 3 * one
     assert cpu_hours.expect_sweeps(profile, {}, speed)[0] == 0
 

@@ -18,7 +18,7 @@ from studylib.inputs.data import (
     prepare_data,
     prompt_of,
     shuffle,
-    spell,
+    spell_examples,
     tokenise,
 )
 from studylib.inputs.examples import parse_almanac, read_example_file, read_examples
@@ -132,7 +132,7 @@ def test_only_the_answer_is_learned_and_nothing_is_longer_than_the_row(tokenizer
     assert len(long["input_ids"]) == len(long["labels"]) == 32
     assert none is None
     with pytest.raises(StudyError, match="no example's answer begins within it"):
-        next(spell(examples[2:], shuffle(1, 0), "plain", tokenizer, 32, TokenStore()))
+        next(spell_examples(examples[2:], shuffle(1, 0), "plain", tokenizer, 32, TokenStore()))
 
 
 def test_training_splits_text_where_lm_eval_does(tiny_folder):
@@ -296,7 +296,7 @@ def test_a_short_run_tokenises_what_it_reads_and_gets_the_rows_of_a_long_one(tok
 
 def test_lazy_rows_are_those_of_tokenising_everything_first(tokenizer):
     """Against the plain way: all examples tokenised, every epoch placed whole, then cut off."""
-    from studylib.inputs.data import place
+    from studylib.inputs.data import place_example
 
     data = DataSettings(source="almanac:new", template="plain", facts=300)
     examples = read_examples(data)
@@ -307,7 +307,7 @@ def test_lazy_rows_are_those_of_tokenising_everything_first(tokenizer):
             order = list(range(len(examples)))
             rng.shuffle(order)
             for i in order:
-                place(i, len(tokenised[i]["input_ids"]), 128, open_rows, packed)
+                place_example(i, len(tokenised[i]["input_ids"]), 128, open_rows, packed)
         made = prepare_data(data, TrainSettings(steps=rows, seq_len=128), tokenizer, seed=5)
         assert list(made.rows) == [[tokenised[i] for i in row] for row in packed[:rows]]
 

@@ -20,10 +20,10 @@ from studylib.schema.settings import (
     ModelRef,
     parse_method,
 )
-from studylib.scoring.compare_lm import compare
+from studylib.scoring.compare_lm import compare_wrappers
 from studylib.scoring.evaluate import (
     NotANumber,
-    ask,
+    ask_questions,
     build_lm,
     choose_all,
     evaluate_model,
@@ -59,7 +59,7 @@ def test_scores_count_the_items_that_are_kept(ladder):
 
 def test_lm_evals_own_path_gives_the_same_items(ladder):
     frames = [
-        ask(
+        ask_questions(
             build_lm(ladder.model, ladder.tokenizer, stock=stock),
             "questions",
             "almanac:new",
@@ -77,7 +77,9 @@ def test_trained_embeddings_are_scored_by_both_paths_alike():
     loaded = load_model(ModelRef.parse("ladder:0.4m"), method, "fp32")
     model = attach(loaded.model, method)
     frames = [
-        ask(build_lm(model, loaded.tokenizer, stock=stock), "questions", "almanac:new", ALMANAC)
+        ask_questions(
+            build_lm(model, loaded.tokenizer, stock=stock), "questions", "almanac:new", ALMANAC
+        )
         for stock in (True, False)
     ]
     assert (frames[0]["chosen"] == frames[1]["chosen"]).all()
@@ -96,12 +98,12 @@ def test_any_lm_eval_task_with_choices_is_asked(ladder, tmp_path):
     )
     source = f"tasks:my_colours@{tmp_path}"
     settings = EvaluateSettings(questions=source, shots=0)
-    items = ask(build_lm(ladder.model, ladder.tokenizer), "questions", source, settings)
+    items = ask_questions(build_lm(ladder.model, ladder.tokenizer), "questions", source, settings)
     assert len(items) == 6
     assert items["choices"].map(len).tolist() == [3] * 6
     assert score_items(items.assign(weights="w")).chance == pytest.approx(1 / 3)
     with pytest.raises(StudyError, match="my_colours"):
-        ask(None, "questions", f"tasks:my_color@{tmp_path}", settings)
+        ask_questions(None, "questions", f"tasks:my_color@{tmp_path}", settings)
 
 
 def test_item_hash_depends_on_content_and_order():
@@ -157,7 +159,7 @@ def test_both_ways_of_scoring_refuse_a_broken_model_before_they_compare(tiny_fol
         return lambda: build_lm(loaded.model, loaded.tokenizer, stock=stock)
 
     with pytest.raises(NotANumber, match=FAULTS[fault].rpartition("weights: ")[2]):
-        compare(build(True), build(False), tasks, limit=2)
+        compare_wrappers(build(True), build(False), tasks, limit=2)
 
 
 @pytest.mark.parametrize("words", [(), ("--stock",), ("--compare",)])
@@ -192,7 +194,7 @@ def test_an_item_without_a_likeliest_choice_is_wrong_and_counted(tiny_folder, mo
                 for n, answer in enumerate(score(requests, **more))]  # fmt: skip
 
     monkeypatch.setattr(lm, "loglikelihood", score_some_alike)
-    items = ask(lm, "questions", "almanac:new", ALMANAC).assign(weights="w")
+    items = ask_questions(lm, "questions", "almanac:new", ALMANAC).assign(weights="w")
     assert len(asked) == 4 * len(items)
     assert (items["chosen"] == -1).sum() == 10
     assert not items[items["chosen"] == -1]["correct"].any()

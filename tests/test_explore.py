@@ -14,7 +14,7 @@ MODEL = "shape:smollm2-135m"
 
 @pytest.fixture(scope="module")
 def jobs():
-    return {m: explore.foresee(MODEL, m, "a100-80gb", 1, 512) for m in ("full", "qlora")}
+    return {m: explore.foresee_job(MODEL, m, "a100-80gb", 1, 512) for m in ("full", "qlora")}
 
 
 def test_bars_add_up_to_the_peak_and_the_card_is_drawn(jobs):
@@ -39,7 +39,7 @@ def test_tables_name_what_fits_and_what_it_costs(jobs):
 
 
 def test_break_even_is_the_ratio_of_hours(jobs):
-    small = explore.foresee(MODEL, "qlora", "rtx4090-24gb", 1, 512)
+    small = explore.foresee_job(MODEL, "qlora", "rtx4090-24gb", 1, 512)
     ratio = small.jobs["packed"].hours.mid / jobs["full"].jobs["packed"].hours.mid
     assert f"{ratio:.2f} times" in explore.break_even(small, jobs["full"])
 

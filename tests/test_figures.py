@@ -14,13 +14,13 @@ from record_factory import Factory, make_spec
 
 from studylib.reporting import figures, panels
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import Summary, summarise
+from studylib.reporting.summary import Summary, summarise_study
 from studylib.schema.profile import METHODS
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
-    return summarise(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
+    return summarise_study(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
 
 
 def test_drawing_twice_gives_the_same_bytes_whatever_the_readers_style(summary: Summary) -> None:
@@ -82,7 +82,9 @@ def test_labels_are_moved_apart_and_stay_in_order() -> None:
 def test_without_accuracy_there_is_no_picture_of_it(tmp_path: Path) -> None:
     factory = Factory(tmp_path / "s")
     factory.add(make_spec("full"), status="out of memory", reason="while training")
-    assert "main-accuracy-memory" not in figures.draw_all(summarise(read_study(factory.folder)))
+    assert "main-accuracy-memory" not in figures.draw_all(
+        summarise_study(read_study(factory.folder))
+    )
 
 
 def test_pictures_of_another_matplotlib_are_not_called_stale(summary: Summary, tmp_path) -> None:

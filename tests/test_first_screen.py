@@ -12,17 +12,17 @@ from record_factory import Factory, make_spec
 
 from studylib.core.verdicts import Measured
 from studylib.reporting.article import enough_rule, enough_words, read_article
-from studylib.reporting.article_table import best_findings, claim_rows, join_verdicts, settle
+from studylib.reporting.article_table import best_findings, claim_rows, join_verdicts, settle_part
 from studylib.reporting.blocks import Items, Picture, Table, to_markdown
 from studylib.reporting.claims import Finding, Place, evaluate_claims, read_claims
 from studylib.reporting.decision import draw_decision
-from studylib.reporting.evidence_kinds import kind_of, model_words, rank_learning
+from studylib.reporting.evidence_kinds import kind_of_model, model_words, rank_learning
 from studylib.reporting.first_screen import first_screen
 from studylib.reporting.glossary import word_link
 from studylib.reporting.kept import best_evidence, read_kept
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import Summary, summarise
-from studylib.reporting.team_advice import advise, judge
+from studylib.reporting.summary import Summary, summarise_study
+from studylib.reporting.team_advice import advise_teams, grade_kept
 
 ROOT = Path(__file__).parents[1]
 REAL = "path:models/real-135m"
@@ -36,7 +36,7 @@ def made(folder: Path, model: str, items: int = 320, seeds: int = 3, **known: fl
     for method, share in known.items():
         for seed in range(seeds):
             factory.add(make_spec(method, model, seed), knows=share)
-    return summarise(read_study(folder, planned=()))
+    return summarise_study(read_study(folder, planned=()))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Summary:
 
 def test_a_pretrained_model_outranks_a_larger_toy_and_random_weights_say_nothing() -> None:
     kinds = [
-        kind_of(m) for m in ("hub:a/b", "path:x", "gguf:f", "pypi:a==1", "shape:x", "ladder:x")
+        kind_of_model(m)
+        for m in ("hub:a/b", "path:x", "gguf:f", "pypi:a==1", "shape:x", "ladder:x")
     ]
     assert kinds == ["pretrained"] * 4 + ["random", "toy"]
     order = [("shape:Llama-2-13B", 13 * 10**9), ("ladder:60m", 6 * 10**7), ("hub:a/b", 10**6)]
@@ -67,7 +68,7 @@ def test_the_best_evidence_is_the_pretrained_models_in_whatever_order(toy, real)
     for studies in ([toy, real], [real, toy]):
         assert [c.model for c in best_evidence(studies)] == [REAL]
         findings = evaluate_claims(studies)
-        said = advise(studies, findings)
+        said = advise_teams(studies, findings)
         assert "real-135m" in said.small and "toy" not in said.small
         rows = {row.claim: row for row in claim_rows(findings)}
         assert "real-135m" in rows["C8"].how and "toy" not in rows["C8"].how
@@ -88,7 +89,7 @@ def test_shares_are_of_full_fine_tunings_gain(real) -> None:
 def test_nothing_is_kept_of_a_gain_that_is_not_clear(tmp_path: Path) -> None:
     study = made(tmp_path / "s", REAL, full=0.26, lora=0.26)
     assert best_evidence([study]) == [] and draw_decision([study]) is None
-    assert "nothing was measured" in advise([study], []).small
+    assert "nothing was measured" in advise_teams([study], []).small
 
 
 def test_the_picture_has_a_panel_a_track_and_a_point_a_method(real) -> None:
@@ -103,7 +104,7 @@ def test_the_picture_has_a_panel_a_track_and_a_point_a_method(real) -> None:
 
 def small(folder: Path, **known: float) -> str:
     study = made(folder, REAL, **known)
-    return advise([study], []).small
+    return advise_teams([study], []).small
 
 
 def test_advice_on_a_small_change_follows_what_was_kept(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_advice_on_a_small_change_follows_what_was_kept(tmp_path: Path) -> None:
     assert alone.split(" of full")[0] == beside.split(" of full")[0]  # QLoRA's share is not LoRA's
     assert "start with LoRA or QLoRA" in small(tmp_path / "b", full=0.9, lora=0.7, qlora=0.72)
     assert "use full fine-tuning." in small(tmp_path / "c", full=0.9, lora=0.3)
-    once = advise([made(tmp_path / "d", REAL, 32, full=0.75, lora=0.72)], []).small
+    once = advise_teams([made(tmp_path / "d", REAL, 32, full=0.75, lora=0.72)], []).small
     assert "too few to tell" in once
 
 
@@ -124,11 +125,11 @@ def test_advice_on_a_new_language_follows_what_was_kept(tmp_path: Path) -> None:
         for seed in range(3):
             factory.add(make_spec("full", seed=seed, track="language"), knows=0.7)
             factory.add(make_spec("lora", seed=seed, track="language"), knows=lora)
-        return advise([summarise(read_study(factory.folder, planned=()))], []).deep
+        return advise_teams([summarise_study(read_study(factory.folder, planned=()))], []).deep
 
     assert "plan for full fine-tuning" in deep("far", 0.3)
     assert "LoRA was [enough]" in deep("near", 0.95)
-    assert "nothing was measured" in advise([], []).deep
+    assert "nothing was measured" in advise_teams([], []).deep
 
 
 def test_enough_in_few_seeds_is_said_to_be_no_more_than_that(tmp_path: Path) -> None:
@@ -137,10 +138,12 @@ def test_enough_in_few_seeds_is_said_to_be_no_more_than_that(tmp_path: Path) -> 
     once = made(tmp_path / "one", REAL, seeds=1, full=0.6, lora=0.9)
     [kept] = [k for k in read_kept(once.comparisons[0]) if not k.is_full]
     assert kept.seeds == 1 and kept.low > rule.share
-    assert judge([kept]) == "once" and judge([replace(kept, seeds=rule.seeds)]) == "enough"
-    said = advise([once], []).small
+    assert (
+        grade_kept([kept]) == "once" and grade_kept([replace(kept, seeds=rule.seeds)]) == "enough"
+    )
+    said = advise_teams([once], []).small
     assert "use LoRA" not in said and "one seed)" in said
-    assert "seed" not in advise([made(tmp_path / "all", REAL, full=0.6, lora=0.9)], []).small
+    assert "seed" not in advise_teams([made(tmp_path / "all", REAL, full=0.6, lora=0.9)], []).small
     [panel] = draw_decision([once]).axes
     assert panel.get_title(loc="left").startswith("a small change (main), one seed")
 
@@ -153,7 +156,7 @@ def test_first_screen_says_why_a_claim_is_not_known_yet(tmp_path: Path) -> None:
         source = "tuned: best of 3, seed 1000, at the grid's edge (full.json)"
         edge = {"learning_rate_source": source} if method == "full" else {}
         factory.add(spec.model_copy(update=edge), knows=0.7)
-    findings = evaluate_claims([summarise(read_study(factory.folder, planned=()))])
+    findings = evaluate_claims([summarise_study(read_study(factory.folder, planned=()))])
     rows = {row.claim: row for row in claim_rows(findings)}
     assert "one seed" in rows["C4"].found and "one seed" in rows["C8"].found
     for claim in ("C4", "C8"):
@@ -173,8 +176,8 @@ def test_a_gap_that_full_fine_tuning_did_not_move_is_told_as_such(tmp_path: Path
 
 
 def test_what_was_not_done_is_said(toy, real) -> None:
-    assert "1 toy model alone" in advise([toy], []).not_done
-    told = advise([toy, real], []).not_done
+    assert "1 toy model alone" in advise_teams([toy], []).not_done
+    told = advise_teams([toy, real], []).not_done
     assert "no 13B model" in told and "real-135m" in told and "toy" not in told
 
 
@@ -187,7 +190,7 @@ def test_memory_advice_takes_what_was_measured_before_a_forecast() -> None:
     findings = [found("lora", 29.1, "measured", card), found("lora", 31, "forecast", None),
                 found("qlora", 10.2, "forecast", None), found("qlora", 19, "forecast", None),
                 ]  # fmt: skip
-    told = advise([], findings).memory
+    told = advise_teams([], findings).memory
     assert "29 GB with LoRA" in told and "10 GB to 19 GB with QLoRA" in told
     assert "31" not in told
     assert "one NVIDIA X, or forecast" in told
@@ -223,12 +226,12 @@ def finding(verdict: str, at: Place | None = None, got: str = "measured") -> Fin
 )
 def test_a_part_is_settled_by_its_findings_and_by_no_toy(findings, verdict) -> None:
     sized = next(part for part in read_claims()["C4"]["parts"] if part["key"] == "lora")
-    assert sized["sized"] and settle(sized, findings) == verdict
+    assert sized["sized"] and settle_part(sized, findings) == verdict
 
 
 def test_a_part_without_a_size_can_be_settled_by_a_toy() -> None:
     swap = next(part for part in read_claims()["C7"]["parts"] if part["key"] == "hot-swap")
-    assert settle(swap, [finding("reproduced", TOY)]) == "holds"
+    assert settle_part(swap, [finding("reproduced", TOY)]) == "holds"
 
 
 def test_the_best_model_alone_speaks_of_what_is_learned() -> None:

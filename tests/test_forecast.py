@@ -22,7 +22,7 @@ from studylib.forecasting.forecast import (
     forecast,
     format_forecast,
 )
-from studylib.forecasting.published import compare, load_published
+from studylib.forecasting.published import compare_published, load_published
 from studylib.metering import host
 from studylib.planning.catalog import GIB, find_gpu, load_prices, load_shapes
 
@@ -49,7 +49,7 @@ def small() -> Forecast:
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, float]:
-    return {case: compare(published).error for case, published in CASES.items()}
+    return {case: compare_published(published).error for case, published in CASES.items()}
 
 
 @pytest.mark.parametrize(

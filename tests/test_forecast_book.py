@@ -8,7 +8,7 @@ import pytest
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE
 from studylib.forecasting.article_forecasts import (
-    describe_job,
+    book_forecast,
     describe_published,
     smallest_card,
 )
@@ -133,7 +133,7 @@ def test_kinds_of_job_that_no_published_peak_bears_out_are_named() -> None:
 
 def test_without_a_book_claims_stay_open_and_the_report_says_what_to_run() -> None:
     assert forecast_tables.forecast_claims(None) == {}
-    assert "make forecasts" in to_markdown(forecast_tables.section(None, []))
+    assert "make forecasts" in to_markdown(forecast_tables.forecasts_section(None, []))
 
 
 def test_what_fits_a_card_is_said_in_words() -> None:
@@ -145,7 +145,7 @@ def test_what_fits_a_card_is_said_in_words() -> None:
 def test_a_traced_case_goes_into_the_book_whole() -> None:
     case = next(c for c in CASES if c.changes["method"] == "qlora")
     made = forecast_case(case)
-    job = describe_job(case, made)
+    job = book_forecast(case, made)
     assert job.total_bytes == made.peak_bytes
     assert sum(job.parts.values()) == job.peak_bytes
     assert job.job("padded").tokens > 4 * job.job("packed").tokens

@@ -20,13 +20,13 @@ from studylib.reporting.forecast_errors import (
     MeasuredAndForecast,
     compare_run,
     compare_runs,
+    forecast_errors_section,
     part_table,
     peak_table,
-    section,
     sentence,
 )
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.schema.forecast_book import CaseRange
 from studylib.schema.records import read_records
 from studylib.schema.run_forecasts import (
@@ -156,12 +156,14 @@ def test_a_forecast_of_another_record_is_not_shown(tmp_path):
     )
     study = read_study(tmp_path / "cpu", planned=())
     assert {one.record.run_id for one in compare_runs([study])} == {m.run_id for m in made[1:]}
-    assert forecasts_csv(summarise(study)).count(b"\n") == 1  # the factory's runs have no peak
+    assert (
+        forecasts_csv(summarise_study(study)).count(b"\n") == 1
+    )  # the factory's runs have no peak
 
 
 def test_without_forecasts_the_part_is_left_out(tmp_path):
     Factory(tmp_path / "cpu").study(models=("ladder:0.4m",), seeds=(0,))
-    assert section([read_study(tmp_path / "cpu", planned=())]) == []
+    assert forecast_errors_section([read_study(tmp_path / "cpu", planned=())]) == []
 
 
 # Making them -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from studylib.core.errors import StudyError, Unfit
 from studylib.inputs.rungs import LARGER_RUNGS, RUNGS
 from studylib.modelling import four_bit
 from studylib.modelling.four_bit import (
-    check_four_bit,
+    check_quantization,
     dequantize,
     four_bit_layers,
     four_bit_share,
@@ -159,10 +159,10 @@ def test_a_base_that_is_read_back_wrongly_is_refused_by_its_shape(tiny_folder, m
     import bitsandbytes.functional as bnb
 
     loaded = load_model(ModelRef.parse(f"path:{tiny_folder}"), QLORA, "fp32")
-    assert 0.08 < loaded.four_bit_error == check_four_bit(loaded.model) < 0.1
+    assert 0.08 < loaded.four_bit_error == check_quantization(loaded.model) < 0.1
     monkeypatch.setattr(bnb, "dequantize_4bit", wrong_reading(bnb.dequantize_4bit))
     with pytest.raises(StudyError, match=r"shape 64 × 96 on cpu: .* where NF4 loses 9 %"):
-        check_four_bit(loaded.model)
+        check_quantization(loaded.model)
 
 
 # How much of a base is in 4 bits
@@ -185,10 +185,7 @@ def test_forecast_and_load_quantize_the_same_layers_and_the_share_is_right(tmp_p
         ref = ModelRef.parse(f"path:{save_family(family, tmp_path / family)}")
         loaded = load_model(ref, QLORA, "fp32")
         skeleton = build_meta(family_config(family), QLORA, "fp32", "sdpa").get_base_model()
-        names = [
-            [name.removesuffix(".base_layer") for name, _ in four_bit_layers(model)]
-            for model in (loaded.model, skeleton)
-        ]
+        names = [[path for path, _ in four_bit_layers(model)] for model in (loaded.model, skeleton)]
         assert names[0] == names[1] != []
         assert loaded.four_bit_share == four_bit_share(skeleton) == pytest.approx(share)
 

@@ -65,7 +65,7 @@ def test_a_merge_that_fails_keeps_the_score_of_the_4_bit_form(tmp_path, monkeypa
         def lay_over(plain, quantized):
             """Lays nothing over: the adapter lands on weights that it was not trained on."""
 
-    monkeypatch.setattr(models, "lay_over", lay_over)
+    monkeypatch.setattr(models, "overwrite_with_four_bit", lay_over)
     run = evaluated("gpt2", tmp_path)
     block = run.evaluate_block
     assert run.status == "complete"

@@ -24,7 +24,7 @@ from studylib.checking.check_card import (
     check_nvml,
     check_software,
 )
-from studylib.checking.check_kernels import check_four_bit, check_optimizers
+from studylib.checking.check_kernels import check_four_bit_kernels, check_optimizers
 from studylib.checking.check_packing import check_chunked_loss, check_packing
 from studylib.checking.check_study import check_answers, check_forecast
 from studylib.checking.gpu_check import (
@@ -230,7 +230,7 @@ def test_a_compiler_that_hangs_is_stopped(monkeypatch):
 
 
 def test_4_bit_kernels_here_pass():
-    found = check_four_bit(CPU)
+    found = check_four_bit_kernels(CPU)
     assert found.fault is None
     assert 0 < figures(found)["float32 backward after an evaluation"] < 1e-5
     assert 0 < figures(found)["bfloat16 forward before an evaluation"] < 2**-7
@@ -246,7 +246,7 @@ def test_a_4_bit_forward_that_is_1_percent_off_fails(monkeypatch, few_rows):
 
     right = Linear4bit.forward
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: right(self, x) * 1.01)
-    fault = check_four_bit(CPU).fault
+    fault = check_four_bit_kernels(CPU).fault
     assert re.search(r"bfloat16 forward before an evaluation is 0\.01\d? off", fault)
 
 
@@ -263,7 +263,7 @@ def test_a_backward_that_breaks_only_after_an_evaluation_fails(monkeypatch, few_
         return out
 
     monkeypatch.setattr(Linear4bit, "forward", forward)
-    fault = check_four_bit(CPU).fault
+    fault = check_four_bit_kernels(CPU).fault
     assert "float32 backward after an evaluation is 1 off" in fault
     assert "before an evaluation" not in fault
 
@@ -275,7 +275,7 @@ def test_a_wrong_dequantization_cannot_hide_in_both_sides(monkeypatch, few_rows)
     right, product = bnb.dequantize_4bit, Linear4bit.forward
     monkeypatch.setattr(bnb, "dequantize_4bit", lambda *words, **names: 2 * right(*words, **names))
     monkeypatch.setattr(Linear4bit, "forward", lambda self, x: 2 * product(self, x))
-    fault = check_four_bit(CPU).fault
+    fault = check_four_bit_kernels(CPU).fault
     assert "float32 weights against the originals is" in fault
 
 
@@ -288,9 +288,9 @@ def test_a_kernel_that_reads_wrong_where_rows_end_within_a_block_fails(monkeypat
         return read if read.shape[1] % 64 == 0 else read.flatten().roll(16).reshape(read.shape)
 
     monkeypatch.setattr(check_kernels, "dequantize", wrong)
-    assert "float32 weights against the originals is" in check_four_bit(CPU).fault
+    assert "float32 weights against the originals is" in check_four_bit_kernels(CPU).fault
     monkeypatch.setattr(check_kernels, "WIDTHS", ((512, 544),))
-    assert check_four_bit(CPU).fault is None, "one width alone would not have shown it"
+    assert check_four_bit_kernels(CPU).fault is None, "one width alone would not have shown it"
 
 
 def test_optimizers_here_pass():

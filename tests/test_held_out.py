@@ -26,7 +26,7 @@ from studylib.schema.profile import (
     parse_method,
 )
 from studylib.scoring import held_out
-from studylib.scoring.answer_loss import count_bytes, learned_spans, measure_losses
+from studylib.scoring.answer_loss import count_text_bytes, learned_spans, measure_losses
 from studylib.scoring.evaluate import NotANumber, build_lm
 from studylib.scoring.greedy import answer_all
 from studylib.scoring.held_out import measure_held_out, take
@@ -121,8 +121,8 @@ def test_bytes_are_those_of_the_text(ladder):
     assert isinstance(tokenizer, AutoTokenizer) or tokenizer.eos_token_id is not None
     ids = tokenizer("the colour of the thing is red")["input_ids"]
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    assert count_bytes(tokenizer, ids, 0, len(ids)) == len(text.encode())
-    parts = [count_bytes(tokenizer, ids, a, b) for a, b in pairwise(range(len(ids) + 1))]
+    assert count_text_bytes(tokenizer, ids, 0, len(ids)) == len(text.encode())
+    parts = [count_text_bytes(tokenizer, ids, a, b) for a, b in pairwise(range(len(ids) + 1))]
     assert sum(parts) == len(text.encode())
 
 
@@ -137,7 +137,7 @@ def test_bytes_of_a_byte_level_vocabulary_are_exact_within_a_character():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     ids = tokenizer("Çhengey €")["input_ids"]
     assert len(ids) == len("Çhengey €".encode())
-    assert [count_bytes(tokenizer, ids, i, i + 1) for i in range(len(ids))] == [1] * len(ids)
+    assert [count_text_bytes(tokenizer, ids, i, i + 1) for i in range(len(ids))] == [1] * len(ids)
 
 
 def test_figures_are_sums_over_sums(tmp_path, lm, ladder):

@@ -7,7 +7,13 @@ import pytest
 
 from studylib.core import item_stats, stats
 from studylib.core.errors import StudyError
-from studylib.core.item_stats import ItemScores, compare, detectable, measure, share_of_gain
+from studylib.core.item_stats import (
+    ItemScores,
+    detectable,
+    measure,
+    paired_difference,
+    share_of_gain,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -24,7 +30,9 @@ def test_shares_give_what_the_statistics_of_answers_give():
     theirs = stats.measure_accuracy(right, groups)
     assert (ours.value, ours.low, ours.high) == (theirs.value, theirs.low, theirs.high)
     other = RNG.random((3, 200)) < 0.5
-    ours = compare(*(ItemScores.of(x, np.ones(200), groups, share=True) for x in (right, other)))
+    ours = paired_difference(
+        *(ItemScores.of(x, np.ones(200), groups, share=True) for x in (right, other))
+    )
     theirs = stats.compare_methods(right, other, groups)
     assert (ours.value, ours.low, ours.high) == (theirs.value, theirs.low, theirs.high)
 
@@ -34,10 +42,10 @@ def test_pairing_takes_off_what_items_have_in_common():
     sizes = RNG.integers(5, 50, 100)
     nats = sizes * RNG.uniform(1, 4, 100)
     ours, theirs = (ItemScores.of(sums, sizes, fixed=True) for sums in (nats + 0.1 * sizes, nats))
-    gap = compare(ours, theirs)
+    gap = paired_difference(ours, theirs)
     assert gap.value == pytest.approx(0.1)
     assert gap.high - gap.low < 1e-9 and measure(ours).high - measure(ours).low > 0.1
-    assert detectable(compare(ours, ours)) is None
+    assert detectable(paired_difference(ours, ours)) is None
 
 
 def test_windows_of_a_document_are_no_items_of_their_own():
@@ -59,7 +67,7 @@ def test_interval_of_a_difference_holds_the_truth_about_as_often_as_it_says():
             ItemScores.of(sizes * (hard + level + rng.normal(0, 0.3, 60)), sizes, fixed=True)
             for level in (0.2, 0.0)
         )
-        gap = compare(ours, theirs)
+        gap = paired_difference(ours, theirs)
         held += gap.low <= 0.2 <= gap.high
     assert 180 <= held <= 198
 
@@ -76,7 +84,9 @@ def test_share_of_gain_is_one_for_full_itself_and_a_half_half_way():
 
 
 def test_detectable_gap_shows_eight_times_in_ten():
-    gap = compare(*(ItemScores.of(RNG.normal(0, 1, 400), np.ones(400), fixed=True) for _ in "ab"))
+    gap = paired_difference(
+        *(ItemScores.of(RNG.normal(0, 1, 400), np.ones(400), fixed=True) for _ in "ab")
+    )
     assert detectable(gap) == pytest.approx(2.8 * np.sqrt(2 / 400), rel=0.15)
 
 
@@ -87,7 +97,7 @@ def test_items_that_do_not_fit_are_refused(change):
         if change == "sizes":
             ItemScores.of(sums, np.ones(3))
         elif change == "items":
-            compare(ItemScores.of(sums, sizes), ItemScores.of(sums, 2 * sizes))
+            paired_difference(ItemScores.of(sums, sizes), ItemScores.of(sums, 2 * sizes))
         else:
             ItemScores.of(sums * np.nan, sizes)
 

@@ -24,7 +24,7 @@ from studylib.modelling import kept
 from studylib.modelling.models import Loaded
 from studylib.planning.plan import tell_unkept
 from studylib.schema.find_record import find_record
-from studylib.schema.kept import check_keep, why_not
+from studylib.schema.kept import check_keep, why_not_kept
 from studylib.schema.profile import LoraSettings, parse_method, read_profile
 from studylib.schema.records import read_record
 from studylib.schema.settings import ModelRef
@@ -191,7 +191,7 @@ def test_merge_says_how_much_room_is_missing(made, monkeypatch):
     ],
 )
 def test_choice_decides_by_method_and_base(keep, model, method, why):
-    found = why_not(keep, ModelRef.parse(model), parse_method(method, LoraSettings()))
+    found = why_not_kept(keep, ModelRef.parse(model), parse_method(method, LoraSettings()))
     assert found is None if why is None else why in found
 
 

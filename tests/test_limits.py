@@ -6,11 +6,11 @@ from record_factory import Factory, make_spec
 
 from studylib.reporting import tables
 from studylib.reporting.blocks import Items, Table
-from studylib.reporting.compose import compose
-from studylib.reporting.limits import limits
+from studylib.reporting.compose import build_report
+from studylib.reporting.limits import limit_sentences
 from studylib.reporting.prose import answer_track
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 
 
 class Counted(Factory):
@@ -31,7 +31,7 @@ def tell(folder, methods=("base", "full", "lora"), **counts):
     for method in methods:
         for track in ("main", "language"):
             factory.add(make_spec(method, track=track, retention=False))
-    return limits([summarise(read_study(factory.folder))])
+    return limit_sentences([summarise_study(read_study(factory.folder))])
 
 
 def test_what_was_left_out_is_told_with_its_numbers(tmp_path):
@@ -70,7 +70,7 @@ def test_base_that_is_no_number_has_a_word_and_leaves_differences_unknown(tmp_pa
         factory.add(make_spec("base"), **status)
         for method in ("full", "lora"):
             factory.add(make_spec(method))
-    control, summary = (summarise(read_study(f.folder)) for f in (whole, broken))
+    control, summary = (summarise_study(read_study(f.folder)) for f in (whole, broken))
 
     def column(summary, table, name):
         made = table(summary.comparisons)
@@ -83,10 +83,10 @@ def test_base_that_is_no_number_has_a_word_and_leaves_differences_unknown(tmp_pa
     assert column(summary, tables.accuracy_table, "Gain") == ["not known"] * 2
     assert "±" in column(summary, tables.headline_table, "Gap")[2], "the gap to full is known"
     assert all("±" in cell for cell in column(control, tables.accuracy_table, "Gain")[1:])
-    [line] = [x for x in limits([summary]) if "choose no answer" in x]
+    [line] = [x for x in limit_sentences([summary]) if "choose no answer" in x]
     assert "ladder-0.4m--base choose" in line
     assert "gains over the base and what was kept are not known there" in line
-    report = compose([summary], [], None)
+    report = build_report([summary], [], None)
     runs = next(block for block in report.appendices["runs"] if isinstance(block, Table))
     assert f"not a number: {why}" in runs.column("Status")
     assert any(line in block.items for block in report.parts["words"] if isinstance(block, Items))
@@ -98,9 +98,9 @@ def test_full_that_is_no_number_leaves_gaps_unknown(tmp_path):
     factory.add(make_spec("base"))
     factory.add(make_spec("full"), status="not a number", reason="all alike")
     factory.add(make_spec("lora"))
-    summary = summarise(read_study(factory.folder))
+    summary = summarise_study(read_study(factory.folder))
     cells = [cell for row in tables.headline_table(summary.comparisons).rows for cell in row]
     assert "not known" in cells
-    [line] = [x for x in limits([summary]) if "choose no answer" in x]
+    [line] = [x for x in limit_sentences([summary]) if "choose no answer" in x]
     assert "gaps to full fine-tuning are not known there" in line
     assert "No full fine-tuning run is complete" in str(answer_track(summary, "main"))

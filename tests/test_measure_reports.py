@@ -10,12 +10,17 @@ from record_factory import Factory, make_spec
 from studylib.core.errors import StudyError
 from studylib.core.sealed import write_sealed
 from studylib.reporting.claims import evaluate_claims
-from studylib.reporting.compose import compose
+from studylib.reporting.compose import build_report
 from studylib.reporting.kept import read_kept
-from studylib.reporting.measure_tables import SHARE_HEADER, headline, held_out_table, tell
+from studylib.reporting.measure_tables import (
+    SHARE_HEADER,
+    held_out_table,
+    measured_headline,
+    tell_finding,
+)
 from studylib.reporting.prose import answer_track
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.reporting.tables import headline_table
 from studylib.schema.measures import MEASURES, MeasureFigure, figures_of
 from studylib.schema.records import EvaluateBlock, file_sha256
@@ -85,7 +90,7 @@ def made(tmp_path):
 
 @pytest.fixture
 def summary(made):
-    return summarise(read_study(made.folder, planned=()))
+    return summarise_study(read_study(made.folder, planned=()))
 
 
 def test_differences_and_shares_are_those_put_in(summary):
@@ -106,9 +111,12 @@ def test_differences_and_shares_are_those_put_in(summary):
 
 
 def test_report_opens_with_the_measure_and_explains_it(summary):
-    report = compose([summary], [], None, own_folder="")
+    report = build_report([summary], [], None, own_folder="")
     text = report.files["REPORT.md"].decode()
-    assert headline(summary.comparisons[0]) in text and tell(summary.comparisons[0]) in text
+    assert (
+        measured_headline(summary.comparisons[0]) in text
+        and tell_finding(summary.comparisons[0]) in text
+    )
     details = report.files["docs/report/details.md"].decode()
     assert "On held-out examples" in details and MEASURES["loss"].meaning in text
     assert (
@@ -150,7 +158,7 @@ def test_the_measure_that_chose_the_rates_judges_and_guessed_questions_do_not(tm
     factory = BothFactory(tmp_path / "both")
     for method in ("base", "full", "lora"):
         factory.measured(method)
-    summary = summarise(read_study(factory.folder, planned=()))
+    summary = summarise_study(read_study(factory.folder, planned=()))
     [comparison] = summary.comparisons
     text = answer_track(summary, "main")[0]
     assert text.startswith("**Full fine-tuning did better than LoRA r=16 (held-out loss).**")
@@ -168,7 +176,9 @@ def test_the_measure_that_chose_the_rates_judges_and_guessed_questions_do_not(tm
 
 def test_report_without_measures_speaks_of_none(tmp_path):
     folder = Factory(tmp_path / "cpu").study(models=("ladder:0.4m",))
-    report = compose([summarise(read_study(folder, planned=()))], [], None, own_folder="")
+    report = build_report(
+        [summarise_study(read_study(folder, planned=()))], [], None, own_folder=""
+    )
     text = report.files["REPORT.md"].decode()
     assert "held-out" not in text.lower() and "tables/measures.csv" not in report.files
 
@@ -179,8 +189,8 @@ def test_a_full_fine_tuning_that_learned_nothing_bears_no_comparison(made, monke
     other = MeasuredFactory(made.folder.parent / "other")
     for method in ("base", "full", "lora"):
         other.measured(method)
-    [comparison] = summarise(read_study(other.folder, planned=())).comparisons
-    assert "cannot say" in headline(comparison)
+    [comparison] = summarise_study(read_study(other.folder, planned=())).comparisons
+    assert "cannot say" in measured_headline(comparison)
     assert all(found.share is None for found in comparison.measured)
 
 
@@ -190,9 +200,9 @@ def test_no_share_is_taken_of_a_loss_that_full_fine_tuning_made_worse(made, monk
     other = MeasuredFactory(made.folder.parent / "worse")
     for method in ("base", "full", "lora"):
         other.measured(method)
-    [comparison] = summarise(read_study(other.folder, planned=())).comparisons
+    [comparison] = summarise_study(read_study(other.folder, planned=())).comparisons
     assert all(found.share is None for found in comparison.measured)
-    text = tell(comparison)
+    text = tell_finding(comparison)
     assert "worsened" in text and "ended better" in text and "of its gain" not in text
     assert "full shows no gain" in held_out_table([comparison]).column(SHARE_HEADER)
 
@@ -200,7 +210,7 @@ def test_no_share_is_taken_of_a_loss_that_full_fine_tuning_made_worse(made, monk
 def test_seeds_on_other_examples_are_not_averaged(made):
     made.shift = 5
     made.measured("lora", 2)
-    [comparison] = summarise(read_study(made.folder, planned=())).comparisons
+    [comparison] = summarise_study(read_study(made.folder, planned=())).comparisons
     with pytest.raises(StudyError, match="other examples"):
         _ = comparison.measured
 

@@ -7,10 +7,10 @@ from record_factory import GPU, Factory, make_spec
 
 from studylib.reporting.blocks import Table, Text
 from studylib.reporting.capacity import is_capacity
-from studylib.reporting.compose import compose
+from studylib.reporting.compose import build_report
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.schema.profile import read_profile
 
 PEAKS = {("lora", 1): 30, ("lora", 4): 36, ("lora", 16): 60,
@@ -38,7 +38,7 @@ def write_grid(folder: Path, device: str = GPU, **changes) -> None:
 @pytest.fixture
 def summary(tmp_path):
     write_grid(tmp_path / "grid")
-    return summarise(read_study(tmp_path / "grid", planned=()))
+    return summarise_study(read_study(tmp_path / "grid", planned=()))
 
 
 def test_shapes_of_a_pass_stand_in_one_table_in_their_order(summary):
@@ -59,19 +59,19 @@ def test_what_stays_below_24_gb_is_said_for_each_method(summary):
 
 
 def test_the_report_has_one_table_for_the_grid_and_its_sentence(summary):
-    report = compose([summary], [], None, own_folder="")
+    report = build_report([summary], [], None, own_folder="")
     assert [b for b in report.parts["results"] if isinstance(b, Table)] == [grid_table(summary)]
     assert Text(tell_grid(summary)) in report.parts["results"]
 
 
 def test_tracks_that_differ_in_more_than_their_rows_are_no_grid(tmp_path):
     write_grid(tmp_path / "grid", **{"4x2048": {"optimizer": "adamw-8bit"}})
-    assert not is_grid(summarise(read_study(tmp_path / "grid", planned=())))
+    assert not is_grid(summarise_study(read_study(tmp_path / "grid", planned=())))
 
 
 def test_without_a_card_nothing_is_said_of_24_gb(tmp_path):
     write_grid(tmp_path / "grid", device="CPU AMD EPYC")
-    text = tell_grid(summarise(read_study(tmp_path / "grid", planned=())))
+    text = tell_grid(summarise_study(read_study(tmp_path / "grid", planned=())))
     assert text.endswith("is not measured.")
 
 

@@ -9,7 +9,12 @@ from test_four_bit import decode, off
 
 from studylib.modelling import merging
 from studylib.modelling.four_bit import four_bit_layers
-from studylib.modelling.merging import MergeFailed, check_merge, compare_logits, lay_over
+from studylib.modelling.merging import (
+    MergeFailed,
+    check_merge,
+    compare_logits,
+    overwrite_with_four_bit,
+)
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model, merge_into_bf16
 from studylib.modelling.variants import plain_copy
@@ -51,13 +56,9 @@ def test_every_layer_takes_the_weights_of_the_4_bit_base_the_right_way_round(tra
     plain = plain_of(ref)
     before = {name: w.clone() for name, w in matrices(plain).items()}
     for laid in (plain, plain_copy(plain_of(ref), model)):
-        lay_over(laid, model)
+        overwrite_with_four_bit(laid, model)
         after = matrices(laid)
-        paths = {
-            name.removeprefix("base_model.model.").removesuffix(".base_layer"): layer
-            for name, layer in four_bit_layers(model)
-        }
-        for path, layer in paths.items():
+        for path, layer in four_bit_layers(model):
             assert off(after[f"{path}.weight"], decode(layer.weight)) < 1e-6
             assert off(after[f"{path}.weight"], before[f"{path}.weight"].double()) < 0.1
 
@@ -76,7 +77,7 @@ def test_merged_model_is_the_adapter_on_its_base_up_to_bf16(trained):
 def test_a_merge_without_the_adapter_fails_the_probe(trained):
     ref, model, _ = trained
     plain = plain_of(ref)
-    lay_over(plain, model)
+    overwrite_with_four_bit(plain, model)
     with pytest.raises(MergeFailed, match="standard deviations off"):
         check_merge(plain, model)
     with model.disable_adapter():
@@ -86,7 +87,7 @@ def test_a_merge_without_the_adapter_fails_the_probe(trained):
 def test_one_square_matrix_laid_down_transposed_fails_the_probe(trained):
     ref, model, _ = trained
     plain = plain_of(ref)
-    lay_over(plain, model)
+    overwrite_with_four_bit(plain, model)
     square = next(
         m.weight for name, m in plain.named_modules()
         if name.endswith(("o_proj", "attn.c_proj")) and m.weight.shape[0] == m.weight.shape[1]
@@ -99,11 +100,10 @@ def test_one_square_matrix_laid_down_transposed_fails_the_probe(trained):
 def test_a_plain_model_of_another_shape_is_no_merge(trained, tmp_path):
     ref, model, _ = trained
     plain = plain_of(ref)
-    name, _ = next(iter(four_bit_layers(model)))
-    path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    path, _ = next(iter(four_bit_layers(model)))
     plain.get_submodule(path).weight.data = torch.zeros(3, 5)
     with pytest.raises(MergeFailed, match="the plain 3 × 5"):
-        lay_over(plain, model)
+        overwrite_with_four_bit(plain, model)
     setattr(plain.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], None)
     with pytest.raises(MergeFailed, match="no such layer"):
-        lay_over(plain, model)
+        overwrite_with_four_bit(plain, model)

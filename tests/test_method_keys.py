@@ -17,7 +17,7 @@ from studylib.forecasting.forecast import ForecastSettings, forecast
 from studylib.forecasting.step import StepSettings
 from studylib.modelling.four_bit import LARGEST_ERRORS
 from studylib.modelling.merging import answer_probe, check_converted
-from studylib.modelling.methods import attach, count_parameters
+from studylib.modelling.methods import attach, trainable_and_total
 from studylib.modelling.models import load_model, load_trained
 from studylib.modelling.skeleton import shape_config, with_depth
 from studylib.modelling.weights import TRAINED, find_trained, keep, keep_beginning
@@ -111,7 +111,7 @@ def test_a_frozen_part_stays_as_it_was_drawn_also_after_it_comes_back(tiny_folde
     move(model)
     model.save_pretrained(tmp_path)
     back = load_trained(plain(tiny_folder), settings_of("lora-fa", rank=4), tmp_path)
-    assert count_parameters(back)[0] == count_parameters(model)[0]
+    assert trainable_and_total(back)[0] == trainable_and_total(model)[0]
 
 
 def test_a_part_that_no_adapter_has_is_named(tiny_folder, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit
-from studylib.modelling.methods import METHODS, attach, count_parameters
+from studylib.modelling.methods import METHODS, attach, trainable_and_total
 from studylib.modelling.models import load_model, load_trained, merge_into_bf16
 from studylib.schema.methods import Method
 from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
@@ -26,9 +26,9 @@ def batch(vocabulary=500):
 
 
 def test_full_trains_everything_and_base_nothing(tiny_folder):
-    trainable, total = count_parameters(load(tiny_folder, "full"))
+    trainable, total = trainable_and_total(load(tiny_folder, "full"))
     assert trainable == total > 0
-    assert count_parameters(load(tiny_folder, "base")) == (0, total)
+    assert trainable_and_total(load(tiny_folder, "base")) == (0, total)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -36,13 +36,13 @@ def test_adapter_has_r_times_inputs_plus_outputs_of_every_linear_layer(tiny_fold
     model = load(tiny_folder, method, rank=4)
     # Per layer: q 64->64, k 64->32, v 64->32, o 64->64, gate and up 64->96, down 96->64.
     pairs = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)]
-    assert count_parameters(model)[0] == 2 * 4 * sum(a + b for a, b in pairs)
+    assert trainable_and_total(model)[0] == 2 * 4 * sum(a + b for a, b in pairs)
 
 
 def test_quantized_weights_count_what_they_stand_for(tiny_folder):
     assert (
-        count_parameters(load(tiny_folder, "qlora"))[1]
-        == count_parameters(load(tiny_folder, "lora"))[1]
+        trainable_and_total(load(tiny_folder, "qlora"))[1]
+        == trainable_and_total(load(tiny_folder, "lora"))[1]
     )
 
 
@@ -154,7 +154,7 @@ def test_every_method_of_the_table_attaches(tiny_folder):
     with pytest.raises(Unfit, match="no weight of this model ends in bias"):
         load(tiny_folder, "bitfit")
     for name in set(METHODS) - {"bitfit"}:
-        trainable, total = count_parameters(load(tiny_folder, name))
+        trainable, total = trainable_and_total(load(tiny_folder, name))
         assert (trainable > 0) == METHODS[name].trains
         assert trainable <= total
 

@@ -28,7 +28,7 @@ from transformers import (
 
 from studylib.core.errors import StudyError
 from studylib.scoring import prefix_lm, tree_attention
-from studylib.scoring.compare_lm import compare
+from studylib.scoring.compare_lm import compare_wrappers
 from studylib.scoring.prefix_lm import PrefixLM
 from studylib.scoring.tasks import fit_shots
 from studylib.scoring.token_tree import build_token_tree, iterate_blocks, iterate_passes
@@ -495,7 +495,7 @@ def make_mmlu_tasks(shots):
 
 def test_compare_finds_no_difference_through_lm_evals_evaluator(llama):
     tokenizer = make_tokenizer()
-    result = compare(
+    result = compare_wrappers(
         lambda: HFLM(llama, tokenizer=tokenizer, batch_size=8),
         lambda: PrefixLM(llama, tokenizer=tokenizer),
         make_mmlu_tasks(shots=3),
@@ -518,7 +518,7 @@ def test_prompts_lose_whole_shots_and_both_ways_read_the_same(llama):
     fit_shots(tasks, ours)
     assert task.fewshot_context(doc, num_fewshot=3) == prompts[1] != prompts[0]
     assert len(tokenizer(prompts[1])["input_ids"]) <= 22 < len(tokenizer(prompts[0])["input_ids"])
-    result = compare(
+    result = compare_wrappers(
         lambda: HFLM(llama, tokenizer=tokenizer, max_length=22, batch_size=8), lambda: ours, tasks
     )
     assert result.answers_changed == 0 and ours.prompts_cut == 0
@@ -530,7 +530,7 @@ def test_compare_counts_the_tokens_that_each_way_reads(llama):
     tasks = {"letters": make_mmlu_tasks(shots=3)["letters"]}
     stock = HFLM(llama, tokenizer=tokenizer, batch_size=1)
     ours = PrefixLM(llama, tokenizer=tokenizer)
-    result = compare(lambda: stock, lambda: ours, tasks)
+    result = compare_wrappers(lambda: stock, lambda: ours, tasks)
     [task] = tasks.values()
     rows = {tuple(stock.tok_encode(i.args[0])) for i in task.instances}
     assert result.stock_tokens == sum(map(len, rows)) and result.stock_passes == len(rows)
@@ -542,7 +542,7 @@ def test_compare_counts_the_tokens_that_each_way_reads(llama):
 
 def test_compare_refuses_less_than_one_round(llama):
     with pytest.raises(StudyError, match="rounds=0"):
-        compare(lambda: None, lambda: None, {}, rounds=0)
+        compare_wrappers(lambda: None, lambda: None, {}, rounds=0)
 
 
 def test_compare_counts_a_changed_answer(llama):
@@ -555,7 +555,7 @@ def test_compare_counts_a_changed_answer(llama):
 
     tokenizer = make_tokenizer()
     tasks = {"letters": make_mmlu_tasks(shots=1)["letters"]}
-    result = compare(
+    result = compare_wrappers(
         lambda: HFLM(llama, tokenizer=tokenizer), lambda: Wrong(llama, tokenizer=tokenizer), tasks
     )
     assert result.answers_changed == 1
@@ -572,7 +572,7 @@ def test_real_mmlu_questions_score_as_stock(monkeypatch):
     tokenizer = benchmark.train_tokenizer(data, vocabulary=600)
     config = LLAMA.to_dict() | {"vocab_size": len(tokenizer), "max_position_embeddings": 512}
     model = make_model(LlamaConfig(**config))
-    result = compare(
+    result = compare_wrappers(
         lambda: HFLM(model, tokenizer=tokenizer, batch_size=4),
         lambda: PrefixLM(model, tokenizer=tokenizer),
         tasks,

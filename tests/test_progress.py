@@ -10,7 +10,7 @@ from rich.console import Console
 
 from studylib.planning.plan import Plan, PlannedRun
 from studylib.running import progress as showing
-from studylib.running.progress import Progress, describe, spell_about, spell_seconds
+from studylib.running.progress import Progress, progress_line, spell_about, spell_seconds
 
 TRAINING = {
     "doing": "training",
@@ -39,10 +39,10 @@ def clock(monkeypatch):
 
 
 def test_run_is_told_by_step_loss_speed_and_memory():
-    assert describe(TRAINING) == "step 3/60, loss 2.500, 1,234 tokens/s, peak 1.50 GB"
-    assert describe({**TRAINING, "peak_bytes": None}).endswith("tokens/s")
-    assert describe({"doing": "evaluating"}) == "evaluating"
-    assert describe({}) == "starting"
+    assert progress_line(TRAINING) == "step 3/60, loss 2.500, 1,234 tokens/s, peak 1.50 GB"
+    assert progress_line({**TRAINING, "peak_bytes": None}).endswith("tokens/s")
+    assert progress_line({"doing": "evaluating"}) == "evaluating"
+    assert progress_line({}) == "starting"
 
 
 @pytest.mark.parametrize(

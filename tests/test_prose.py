@@ -11,10 +11,10 @@ from record_factory import Factory, make_spec
 from studylib.core.places import PACKAGE
 from studylib.reporting import notes, prose, tables
 from studylib.reporting.glossary import read_words
-from studylib.reporting.limits import limits
+from studylib.reporting.limits import limit_sentences
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 
 METHODS = ("base", "full", "lora", "qlora")
 SUBSETS = [s for n in (1, 2, 3) for s in itertools.combinations(METHODS, n)]
@@ -31,12 +31,12 @@ def test_any_part_of_a_study_can_be_told(tmp_path: Path, methods: tuple[str, ...
     for method in methods:
         factory.add(make_spec(method, retention=False))
     factory.add(make_spec("lora-embed"), status="out of memory", reason="while loading")
-    summary = summarise(read_study(factory.folder))
+    summary = summarise_study(read_study(factory.folder))
     text = answer(summary)
     assert text.startswith("**" if "full" in methods else "No full fine-tuning run is complete")
     for table in (tables.headline_table, tables.gap_table, tables.time_table):
         table(summary.comparisons)
-    assert limits([summary])
+    assert limit_sentences([summary])
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,15 @@ def test_the_headline_follows_the_interval(tmp_path: Path, lora: float, words: s
     for seed in (0, 1, 2):
         factory.add(make_spec("full", seed=seed), knows=0.72)
         factory.add(make_spec("lora", seed=seed), knows=lora)
-    assert answer(summarise(read_study(factory.folder))).startswith(words)
+    assert answer(summarise_study(read_study(factory.folder))).startswith(words)
 
 
 def test_host_memory_is_named_and_explained(tmp_path: Path) -> None:
     factory = Factory(tmp_path / "s")
     factory.add(make_spec("full"))
-    assert "host memory" in notes.memory_note(summarise(read_study(factory.folder)).comparisons)
+    assert "host memory" in notes.memory_note(
+        summarise_study(read_study(factory.folder)).comparisons
+    )
 
 
 def test_untuned_rates_are_a_limit(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_untuned_rates_are_a_limit(tmp_path: Path) -> None:
         update={"learning_rate_source": "the method's default, not tuned"}
     )
     factory.add(spec)
-    found = limits([summarise(read_study(factory.folder))])
+    found = limit_sentences([summarise_study(read_study(factory.folder))])
     assert any("not tuned" in limit for limit in found)
 
 
@@ -89,7 +91,7 @@ def test_live_tensors_stand_for_memory_where_there_is_no_card(tmp_path):
 
     factory = Counted(tmp_path / "cpu")
     factory.study(models=("ladder:0.4m",), seeds=(0,))
-    [comparison] = summarise(read_study(factory.folder)).comparisons
+    [comparison] = summarise_study(read_study(factory.folder)).comparisons
     assert isinstance(comparison, Comparison)
     assert comparison.memory_kind == "live_tensor_peak_bytes"
     assert "tensors alive were counted" in notes.memory_note([comparison])
@@ -109,13 +111,13 @@ def test_random_weights_are_said_not_to_be_asked_in_the_answer_and_the_table(tmp
         block = EvaluateBlock(measure=record.evaluate.measure, scores=(), reason=words)
         files = {name: sha for name, sha in record.files.items() if name != "items.parquet"}
         write_record(folder, record.model_copy(update={"evaluate": block, "files": files}))
-    summary = summarise(read_study(factory.folder))
+    summary = summarise_study(read_study(factory.folder))
     told = answer(summary)
     assert f"accuracy: {words}" in told and "memory" in told
     table = tables.headline_table(summary.comparisons)
     index = next(i for i, name in enumerate(table.header) if name.startswith("Accuracy"))
     assert {row[index] for row in table.rows} == {words}
-    assert limits([summary])
+    assert limit_sentences([summary])
 
 
 def test_every_text_of_the_writers_file_is_said_with_its_very_holes() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.job_forecast import Machine, job_settings, rented_machine
-from studylib.forecasting.prospects import estimate_on, estimate_study, foresee, foresee_run
+from studylib.forecasting.prospects import estimate_on, estimate_study, foresee_run, foresee_runs
 from studylib.planning import estimate
 from studylib.planning.catalog import find_gpu
 from studylib.planning.estimate import question_tokens, scoring_hours
@@ -72,7 +72,7 @@ def test_several_cards_share_a_sharded_model_and_a_step_s_passes():
 
 def test_run_that_asks_for_more_cards_than_there_are_says_so_and_the_others_go_on():
     runs = profile_with(hardware={"gpus_of": {"full": 8}}, train={"accumulation": 8}).runs()
-    found = foresee(runs, H100)
+    found = foresee_runs(runs, H100)
     assert {run_id: prospect.may_run for run_id, prospect in found.items()} == {
         "pythia-70m--full--s0": False,
         "pythia-70m--lora-r16--s0": True,
@@ -95,11 +95,11 @@ def test_run_that_needs_more_memory_names_the_smallest_card_that_would_do():
 
 def test_bundled_models_are_not_judged_but_for_cards_that_are_missing():
     runs = profile_with(models=["ladder:0.4m"]).runs()
-    assert foresee(runs, H100) == {}
-    assert len(foresee(runs, H100, bundled=True)) == 3
+    assert foresee_runs(runs, H100) == {}
+    assert len(foresee_runs(runs, H100, bundled=True)) == 3
     eight = profile_with(models=["ladder:0.4m"], hardware={"gpus_of": {"lora": 8}},
                          train={"accumulation": 8}).runs()  # fmt: skip
-    assert [p.reason for p in foresee(eight, H100).values()] == [
+    assert [p.reason for p in foresee_runs(eight, H100).values()] == [
         "it asks for 8 cards, this machine has 1"
     ]
 

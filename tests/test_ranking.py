@@ -7,10 +7,10 @@ import pytest
 from record_factory import Factory, make_spec
 
 from studylib.reporting import ranking_section, shared_rate
-from studylib.reporting.compose import compose
+from studylib.reporting.compose import build_report
 from studylib.reporting.ranking import MANY, rank_methods
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 
 KNOWN = {
     "full": 0.72, "lora": 0.60, "dora": 0.61, "rslora": 0.60, "pissa": 0.80, "miss": 0.40,
@@ -39,7 +39,7 @@ def build(folder, known=KNOWN, rates=RATES, tuned=True, **spec):
             )
     for method, points in rates.items():
         factory.sweep(method, points)
-    return summarise(read_study(folder, planned=()))
+    return summarise_study(read_study(folder, planned=()))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_only_what_is_told_apart_beats_lora_and_a_close_one_does_not(ranking):
     assert {p.row.method.name for p in ranking.ahead} == {"pissa", "full"}
     assert {p.row.method.name for p in ranking.behind} == {"miss"}
     assert ranking.pairs == 7 * 6 // 2
-    text = ranking_section.tell(ranking)
+    text = ranking_section.tell_ranking(ranking)
     assert "PiSSA" in text.partition(".**")[0] and "DoRA" not in text.partition(".**")[0]
 
 
@@ -88,10 +88,10 @@ def test_where_none_is_ahead_the_most_that_one_could_be_is_said(tmp_path):
     found = rank_methods(summary.comparisons[0])
     assert found is not None and found.ahead == []
     most = max(lead.high for _, lead in found.others)
-    text = ranking_section.tell(found)
+    text = ranking_section.tell_ranking(found)
     assert f"by more than {100 * most:.1f} pp" in text and "tuned" not in text
-    assert "may be its rate's" in ranking_section.reading(found)
-    assert shared_rate.section(found) == []
+    assert "may be its rate's" in ranking_section.tell_intervals(found)
+    assert shared_rate.shared_rate_section(found) == []
 
 
 def test_where_only_other_kinds_are_ahead_the_most_that_an_adapter_could_be_is_said(tmp_path):
@@ -101,7 +101,7 @@ def test_where_only_other_kinds_are_ahead_the_most_that_an_adapter_could_be_is_s
     assert found is not None and [p.row.method.name for p in found.ahead] == ["full"]
     most = max(lead.high for place, lead in found.others if place.row.method.name != "full")
     assert f"No other adapter beats tuned LoRA r=16 by more than {100 * most:.1f} pp" in (
-        ranking_section.tell(found)
+        ranking_section.tell_ranking(found)
     )
 
 
@@ -114,7 +114,7 @@ def test_of_several_loras_the_one_of_most_methods_rank_is_the_reference(tmp_path
 def test_what_is_not_told_from_guessing_is_not_ranked_by_learning(tmp_path):
     found = rank_methods(build(tmp_path / "s", dict.fromkeys(KNOWN, 0.25)).comparisons[0])
     assert found is not None
-    assert ranking_section.tell(found).startswith("**No accuracy can be told from guessing")
+    assert ranking_section.tell_ranking(found).startswith("**No accuracy can be told from guessing")
 
 
 def test_the_frontier_holds_what_nothing_beats_at_its_memory(ranking):
@@ -138,11 +138,11 @@ def test_the_table_at_one_rate_says_what_was_the_rates(ranking):
 
 
 def test_a_report_of_many_methods_has_the_ranking_and_of_few_has_not(summary, tmp_path):
-    text = compose([summary], [], None, "").files["REPORT.md"].decode()
+    text = build_report([summary], [], None, "").files["REPORT.md"].decode()
     assert "7 methods ranked" in text and "main-ranking.svg" in text
     assert text.count("| PiSSA r=16 |") == 2, "the ranking, and the table at one rate"
     other = build(tmp_path / "other", dict(list(KNOWN.items())[:3]), rates={})
-    both = compose([summary, other], [], None, None).files
+    both = build_report([summary, other], [], None, None).files
     brief, details = both["REPORT.md"].decode(), both["docs/report/details.md"].decode()
     assert "7 methods ranked" in brief and "| PiSSA r=16 |" not in brief
     assert details.count("| PiSSA r=16 |") > 2
@@ -157,7 +157,7 @@ def test_one_seed_is_said_to_speak_for_these_runs(tmp_path):
     factory.add(make_spec("base"))
     for method, share in KNOWN.items():
         factory.add(make_spec(method), knows=share, keeps=0.4)
-    found = rank_methods(summarise(read_study(factory.folder, planned=())).comparisons[0])
+    found = rank_methods(summarise_study(read_study(factory.folder, planned=())).comparisons[0])
     assert found is not None and not found.seeds_known
-    assert "one seed" in ranking_section.reading(found)
+    assert "one seed" in ranking_section.tell_intervals(found)
     assert all(np.isfinite([lead.low, lead.high]).all() for _, lead in found.others)

@@ -245,7 +245,9 @@ def test_state_arrives_whole_and_older_checkpoints_go(tmp_path):
 
     assert desk.leave("a") == (2, True)
     for name, size in desk.begin("a", 2, "another machine"):
-        ray_worker.fetch(order_for(attempt=2), ask_of(desk), name, size, tmp_path / "elsewhere")
+        ray_worker.fetch_file(
+            order_for(attempt=2), ask_of(desk), name, size, tmp_path / "elsewhere"
+        )
     assert below(tmp_path / "elsewhere/results/p/runs/a/work") == below(work)
 
 
@@ -498,9 +500,9 @@ def test_run_reserves_threads_and_cards_and_one_that_fits_nowhere_is_refused(tmp
     assert cpus(0, Hardware(jobs=2, gpus=0), machines) == 2
     assert cpus(1, Hardware(jobs=2), machines) == 1
     assert cpus(1, Hardware(jobs=2, threads=5), machines) == 5
-    ray_executor.refuse_unfit(make_task(tmp_path, gpus=2), 8, machines)
+    ray_executor.refuse_unplaceable(make_task(tmp_path, gpus=2), 8, machines)
     with pytest.raises(StudyError, match="3 cards; those of the cluster have 8 and 2, 4 and 0"):
-        ray_executor.refuse_unfit(make_task(tmp_path, gpus=3), 1, machines)
+        ray_executor.refuse_unplaceable(make_task(tmp_path, gpus=3), 1, machines)
 
 
 def test_what_cannot_be_reached_is_refused_in_one_message(monkeypatch):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from studylib.checking.zoo import tiny_config
 from studylib.core.errors import StudyError, Unfit
 from studylib.forecasting.extent import tell_extent, tell_extents
-from studylib.forecasting.prospects import foresee
+from studylib.forecasting.prospects import foresee_runs
 from studylib.modelling.methods import attach, reach
 from studylib.modelling.reach import untrained
 from studylib.modelling.skeleton import build_meta
@@ -20,7 +20,7 @@ from studylib.reporting.appendices import track_details
 from studylib.reporting.blocks import to_markdown
 from studylib.reporting.method_notes import method_notes, name_method
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.reporting.tables import headline_table
 from studylib.schema.extent_words import tell_reach
 from studylib.schema.profile import LoraSettings, parse_method
@@ -151,7 +151,7 @@ def test_a_plan_refuses_what_no_run_of_could_end(tmp_path):
         tell_extents([spec_of(falcon, "lora"), spec_of(falcon, "qlora")])
     llama = save_family("llama", tmp_path / "llama")
     with pytest.raises(Unfit, match="no module of this model is named nothing"):
-        foresee([spec_of(llama, "lora", targets=("q_proj", "nothing"))])
+        foresee_runs([spec_of(llama, "lora", targets=("q_proj", "nothing"))])
 
 
 def test_a_plan_says_what_a_methods_name_does_not(tmp_path):
@@ -188,7 +188,7 @@ class MixedFactory(Factory):
 
 def test_a_report_says_what_a_methods_name_does_not(tmp_path):
     folder = MixedFactory(tmp_path / "s").study(models=("ladder:0.4m",))
-    summary = summarise(read_study(folder))
+    summary = summarise_study(read_study(folder))
     comparisons = summary.comparisons
     assert method_notes(comparisons) == [
         "At ladder:0.4m LoRA r=16 reaches 60 % of the linear weights: not mlp.down_proj.",
@@ -205,7 +205,7 @@ def test_a_report_says_what_a_methods_name_does_not(tmp_path):
 
 
 def test_a_report_of_whole_bases_and_adapters_says_nothing_more(tmp_path):
-    comparisons = summarise(read_study(Factory(tmp_path / "s").study(seeds=(0,)))).comparisons
+    comparisons = summarise_study(read_study(Factory(tmp_path / "s").study(seeds=(0,)))).comparisons
     assert method_notes(comparisons) == []
     assert {name_method(row) for row in comparisons[0].rows} == {
         "base", "full", "LoRA r=16", "QLoRA r=16"

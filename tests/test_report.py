@@ -27,7 +27,7 @@ from studylib.reporting.report import (
     write_report,
 )
 from studylib.reporting.study import Study, read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.schema.forecast_book import write_book
 
 SHARES = {
@@ -106,12 +106,14 @@ def test_same_records_give_the_same_bytes_in_other_processes_without_torch(tmp_p
 def test_the_order_of_the_records_does_not_matter(study: Path) -> None:
     read = read_study(study)
     turned = Study(read.name, read.folder, read.link, read.records[::-1], read.planned)
-    assert repr(summarise(turned).comparisons[0].rows) == repr(summarise(read).comparisons[0].rows)
-    assert [c.name for c in summarise(turned).comparisons] == ["ladder:0.4m", "ladder:1.4m"]
+    assert repr(summarise_study(turned).comparisons[0].rows) == repr(
+        summarise_study(read).comparisons[0].rows
+    )
+    assert [c.name for c in summarise_study(turned).comparisons] == ["ladder:0.4m", "ladder:1.4m"]
 
 
 def test_answer_is_computed_from_the_records(study: Path, report: str) -> None:
-    full, *others = (r for r in summarise(read_study(study)).comparisons[1].rows if r.gain)
+    full, *others = (r for r in summarise_study(read_study(study)).comparisons[1].rows if r.gain)
     shares = sorted(round(100 * (1 + row.gap.value / full.gain.value)) for row in others if row.gap)
     answer = section(report, "The answer")
     assert f"kept {shares[0]} to {shares[-1]} % of full fine-tuning's gain" in answer
@@ -203,7 +205,7 @@ def test_altered_fingerprint_is_refused_by_name_with_both_values(
     assert f"**{field}**" in told
     assert f"`{value}` in {odd.run_id}" in told
     assert f"`{str(kept.fingerprint[field])[:16]}" in told
-    summary = summarise(read_study(factory.folder))
+    summary = summarise_study(read_study(factory.folder))
     assert [sorted(r.method.name for r in c.rows) for c in summary.comparisons] == [
         ["base", "full", "qlora"], ["lora"],
     ]  # fmt: skip
@@ -440,7 +442,7 @@ def test_a_searchs_lead_is_shown_in_questions(tmp_path: Path) -> None:
 def test_the_smallest_gap_is_found_by_the_corrected_test(study: Path) -> None:
     from studylib.core import stats
 
-    rows = [r for r in summarise(read_study(study)).comparisons[0].scored if r.gap]
+    rows = [r for r in summarise_study(read_study(study)).comparisons[0].scored if r.gap]
     assert [row.judged for row in rows] == [3, 3, 3]
     for row in rows:
         assert row.gap is not None

@@ -10,7 +10,7 @@ from studylib.reporting import serve_figures, serve_tables
 from studylib.reporting.claims import Finding, evaluate_claims
 from studylib.reporting.panels import to_svg
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.schema.serve_records import ServeRecord
 
 
@@ -22,7 +22,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[ServeRecord]:
 
 def judge(folder: Path, *claims: str) -> list[Finding]:
     Factory(folder).add(make_spec("base"))
-    findings = evaluate_claims([summarise(read_study(folder))])
+    findings = evaluate_claims([summarise_study(read_study(folder))])
     return [f for f in findings if f"{f.claim}.{f.part}" in claims]
 
 

@@ -13,13 +13,13 @@ from record_factory import GPU, Factory, make_spec
 from studylib.core.metrics import METRICS
 from studylib.reporting.blocks import to_markdown
 from studylib.reporting.cells import SHARED
-from studylib.reporting.compose import compose
+from studylib.reporting.compose import build_report
 from studylib.reporting.costs import price_of
 from studylib.reporting.notes import price_note
 from studylib.reporting.own_study import cost_section
 from studylib.reporting.resources import COUNTED_FIGURES, TIMED
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import Summary, summarise
+from studylib.reporting.summary import Summary, summarise_study
 from studylib.reporting.tables import headline_table, time_table
 from studylib.schema.profile import RunSpec
 from studylib.schema.shared_card import runs_on_card
@@ -46,7 +46,7 @@ def made(folder: Path, device: str = GPU, alone: tuple[str, ...] = ()) -> Summar
     for method in ("base", "full", "lora"):
         spec = make_spec(method, gpus=0 if method == "base" else 1)
         factory.add(spec if method in alone else shared(spec))
-    return summarise(read_study(folder, planned=()))
+    return summarise_study(read_study(folder, planned=()))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_no_figure_of_a_clock_is_told_and_memory_is(crowd: Summary) -> None:
 
 
 def test_report_says_why_and_compares_no_times(crowd: Summary) -> None:
-    files = compose([crowd], [], None, own_folder="").files
+    files = build_report([crowd], [], None, own_folder="").files
     text = files["REPORT.md"].decode()
     told = text.split("## Words")[0]
     assert "2 runs shared the card" in told and "× the memory" in told

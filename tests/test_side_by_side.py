@@ -17,7 +17,7 @@ def test_the_second_process_makes_all_that_is_left_while_the_first_is_at_work(
 ):
     monkeypatch.setattr(side_by_side, "count_cores", lambda: 2)
     monkeypatch.setattr(side_by_side, "may_fork", lambda: True)
-    monkeypatch.setattr(side_by_side, "import_libraries", lambda: None)
+    monkeypatch.setattr(side_by_side, "import_forecaster", lambda: None)
 
     def make(number):
         with (tmp_path / str(number)).open("x") as file:  # a second time would fail

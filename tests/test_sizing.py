@@ -68,11 +68,11 @@ def test_a_plan_says_what_a_part_shows_and_how_to_have_more(tmp_path):
 
 def test_cases_that_a_plan_takes_are_no_narrower_than_a_real_models_records():
     from studylib.reporting.study import read_study
-    from studylib.reporting.summary import summarise
+    from studylib.reporting.summary import summarise_study
     from studylib.reporting.verdict import read_figures
 
     found = {True: [0.0], False: [0.0]}
-    for comparison in summarise(read_study(REFERENCE / "real")).comparisons:
+    for comparison in summarise_study(read_study(REFERENCE / "real")).comparisons:
         for row in comparison.rows:
             if row.method.kind.adapter and row.complete:
                 for judged in read_figures(comparison, row):

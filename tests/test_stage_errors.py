@@ -15,7 +15,12 @@ from studylib.forecasting import calibration, cpu_hours, run_forecasts
 from studylib.forecasting.calibration import learn_from, learn_share, learn_terms
 from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.planning.estimate import PROCESS_SECONDS, load_hours, start_hours, times
-from studylib.reporting.stage_errors import compare_stages, section, stage_table, start_seconds
+from studylib.reporting.stage_errors import (
+    compare_stages,
+    stage_errors_section,
+    stage_table,
+    start_seconds,
+)
 from studylib.reporting.study import read_study
 from studylib.schema.forecast_book import CaseRange
 from studylib.schema.records import read_records
@@ -64,7 +69,7 @@ def test_a_crowded_card_and_an_interrupted_run_have_no_seconds(tmp_path):
 
 def test_without_plans_the_report_says_nothing_of_stages(tmp_path):
     add_run(tmp_path / "gpu")
-    assert section([read_study(tmp_path / "gpu", planned=())]) == []
+    assert stage_errors_section([read_study(tmp_path / "gpu", planned=())]) == []
 
 
 # Making plans -------------------------------------------------------------------------------------
@@ -79,7 +84,7 @@ def test_a_processors_speed_is_taken_once_and_kept(tmp_path, monkeypatch):
     made = read_run_forecasts(tmp_path / "cpu")
     assert made.speeds == {f"{CPU}, 1 threads, fp32": 1e9}
     spec, size = records[0].run, 410_240  # what ladder:0.4m has
-    exact = cpu_hours.train_seconds(spec, size, lambda dtype: 1e9)
+    exact = cpu_hours.forecast_train_seconds(spec, size, lambda dtype: 1e9)
     assert made.runs[0].stages["train"].seconds.mid == pytest.approx(exact.mid, rel=1e-4)
     assert set(made.runs[0].stages) == {"load", "train", "evaluate"}
     # Elsewhere, by other code: the same figures, of the processor that the runs had.
@@ -156,8 +161,8 @@ def test_a_forecast_is_nearer_to_a_run_with_what_an_earlier_one_taught(
     spec, size = record.run.model_copy(update={"seed": 1}), 410_240  # what ladder:0.4m has
 
     def foresee():
-        share, source = cpu_hours.learned("train", size)
-        made = cpu_hours.train_seconds(spec, size, lambda dtype: 1e9, share)
+        share, source = cpu_hours.learned_speed("train", size)
+        made = cpu_hours.forecast_train_seconds(spec, size, lambda dtype: 1e9, share)
         return abs(made.mid / record.train.measure.wall_seconds - 1), source
 
     named(tmp_path / "nothing")

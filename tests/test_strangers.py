@@ -15,7 +15,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.plain import show_plainly, without_colours
 from studylib.inputs import bounds, template_trial
-from studylib.inputs.gguf_header import BadHeader, check_header
+from studylib.inputs.gguf_header import BadHeader, check_gguf_header
 from studylib.inputs.rows import read_rows
 from studylib.inputs.sources import weight_files
 from studylib.inputs.template_trial import try_template
@@ -134,9 +134,9 @@ def test_gguf_header_that_its_file_has_no_room_for_is_refused(tmp_path, content,
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     with pytest.raises(BadHeader, match=said):
-        check_header(path)
+        check_gguf_header(path)
     path.write_bytes(header(STRING + struct.pack("<Q", 2) + b"ok"))
-    check_header(path)
+    check_gguf_header(path)
 
 
 def test_template_that_takes_too_long_or_too_much_is_refused_once(monkeypatch):

@@ -10,12 +10,12 @@ from record_factory import GPU, Factory, make_spec
 from studylib.reporting import exports, notes, tables
 from studylib.reporting.blocks import Table, words
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import Summary, summarise
+from studylib.reporting.summary import Summary, summarise_study
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
-    return summarise(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
+    return summarise_study(read_study(Factory(tmp_path_factory.mktemp("r") / "s").study()))
 
 
 def test_headers_carry_units_and_arrows(summary: Summary) -> None:
@@ -46,7 +46,7 @@ def test_without_a_price_no_dollar_is_shown(summary: Summary) -> None:
 
 def test_card_memory_stands_beside_torchs_and_cost_has_its_range(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "g", device=GPU).study(seeds=(0,), gpus=1)
-    comparisons = summarise(read_study(folder)).comparisons
+    comparisons = summarise_study(read_study(folder)).comparisons
     measures = tables.memory_table(comparisons).column("Measure")
     assert measures[:4] == ["NVML, device", "torch reserved", "torch allocated", "host memory"]
     assert comparisons[0].memory_kind == "nvml_peak_bytes"
@@ -58,7 +58,7 @@ def test_card_memory_stands_beside_torchs_and_cost_has_its_range(tmp_path: Path)
 def test_utilisation_is_the_models_arithmetic_over_the_datasheets(tmp_path: Path) -> None:
     """On a CPU there is no datasheet and so no column; nothing was recomputed, so no column."""
     folder = Factory(tmp_path / "u", device=GPU).study(seeds=(0,), gpus=1)
-    comparisons = summarise(read_study(folder)).comparisons
+    comparisons = summarise_study(read_study(folder)).comparisons
     row = comparisons[0].row("full")
     assert row is not None
     expected = row.figures["tokens_per_second"].value * row.figures["model_flops_per_token"].value
@@ -67,13 +67,13 @@ def test_utilisation_is_the_models_arithmetic_over_the_datasheets(tmp_path: Path
     assert "Utilisation (%) ↑" in header
     assert "Optimizer (% of step) ↓" in header
     assert not any(name.startswith("Recomputed") for name in header)
-    on_cpu = summarise(read_study(Factory(tmp_path / "c").study(seeds=(0,)))).comparisons
+    on_cpu = summarise_study(read_study(Factory(tmp_path / "c").study(seeds=(0,)))).comparisons
     assert "Utilisation (%) ↑" not in tables.time_table(on_cpu).header
 
 
 def test_stated_price_is_shared_by_runs_at_the_same_time(tmp_path: Path) -> None:
     folder = Factory(tmp_path / "p").study(seeds=(0,), usd_per_hour=3.6)
-    row = summarise(read_study(folder)).comparisons[0].row("full")
+    row = summarise_study(read_study(folder)).comparisons[0].row("full")
     assert row is not None
     seconds = row.figures["train_seconds"].value
     assert row.figures["cost_usd"].value == pytest.approx(seconds * 3.6 / 3600 / 2)
@@ -107,7 +107,7 @@ def test_a_track_of_its_own_is_not_compared_with_another(tmp_path: Path) -> None
     factory = Factory(tmp_path / "t")
     factory.add(make_spec("full"))
     factory.add(make_spec("lora", track="language"))
-    found = summarise(read_study(factory.folder)).comparisons
+    found = summarise_study(read_study(factory.folder)).comparisons
     assert [c.track for c in found] == ["main", "language"]
     assert all(row.gap is None for c in found for row in c.rows)
 
@@ -149,7 +149,7 @@ class TestScoredTwice:
         factory.add(make_spec("full"))
         factory.add(make_spec("qlora", seed=0))
         factory.add(make_spec("qlora", seed=1), fingerprint={"evaluate.weights": "merged"})
-        found = summarise(read_study(factory.folder))
+        found = summarise_study(read_study(factory.folder))
         assert [r.field for r in found.refusals] == ["evaluate.weights (qlora-r16)"]
         assert [len(c.rows) for c in found.comparisons] == [2, 1]
 
@@ -158,5 +158,5 @@ def test_the_articles_margins_are_for_the_track_that_it_speaks_of(tmp_path: Path
     factory = Factory(tmp_path / "t")
     for method in ("full", "lora"):
         factory.add(make_spec(method, track="language"))
-    comparisons = summarise(read_study(factory.folder)).comparisons
+    comparisons = summarise_study(read_study(factory.folder)).comparisons
     assert tables.gap_table(comparisons).column("Equivalent within") == ["no margin claimed"]

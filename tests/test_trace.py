@@ -20,7 +20,7 @@ from studylib.forecasting.depth import (
 )
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import ordered
-from studylib.forecasting.replay import flatten
+from studylib.forecasting.replay import flatten_moves
 from studylib.forecasting.trace import PARTS, StepTrace, Trace, trace_step
 from studylib.metering.live import LiveBytes
 from studylib.modelling.four_bit import quantize_linears
@@ -264,4 +264,4 @@ def test_one_recorded_step_equals_the_second_of_two_whole_steps(monkeypatch):
     monkeypatch.setattr(trace, "train_once", train_twice)
     twice = trace_step(CONFIG, settings)
     assert twice.events == once.events
-    assert flatten(twice.runs) == flatten(once.runs)
+    assert flatten_moves(twice.runs) == flatten_moves(once.runs)

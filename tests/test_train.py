@@ -31,7 +31,7 @@ from studylib.training.train import (
     Diverged,
     PackedCollator,
     StepLog,
-    summarise,
+    summarise_steps,
     train_model,
 )
 
@@ -300,7 +300,7 @@ def test_training_lowers_the_loss(tiny_folder, tmp_path):
     model, data = prepare(spec)
     log = StepLog()
     train_model(model, data, spec, tmp_path, log)
-    figures = summarise(log)
+    figures = summarise_steps(log)
     assert figures["last_loss"] < 0.8 * figures["first_loss"]
 
 
@@ -355,7 +355,7 @@ def test_clean_step_time_leaves_out_each_sessions_first_steps():
         for s, n, t in ((1, 1, 9.0), (2, 2, 9.0), (3, 3, 9.0), (4, 4, 1.0), (5, 1, 9.0),
                         (6, 2, 9.0), (7, 3, 9.0), (8, 4, 3.0))
     ]  # fmt: skip
-    figures = summarise(StepLog(rows))
+    figures = summarise_steps(StepLog(rows))
     assert figures["clean_step_seconds"] == 2.0
     assert figures["clean_steps"] == 2
     assert figures["tokens_per_second"] == 50.0
@@ -407,7 +407,7 @@ def test_a_trained_model_is_scored_as_one_that_is_loaded_again(tiny_folder, tmp_
     loaded, model = weights.bring_in(spec, None)
     data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     train_model(model, data, spec, tmp_path / "work", StepLog(), checkpoints=False)
-    weights.settle(spec, loaded.model, model)
+    weights.settle_weights(spec, loaded.model, model)
     weights.keep(tmp_path, model)
     _, again = weights.bring_in(spec, weights.find_trained(tmp_path))
     ids = torch.tensor([data.rows[0][0]["input_ids"]])
@@ -433,7 +433,7 @@ def test_master_weights_are_trained_in_fp32_and_kept_in_bf16(tiny_folder, tmp_pa
     data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     train_model(model, data, spec, tmp_path, StepLog(), checkpoints=False)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    weights.settle(spec, loaded.model, model)
+    weights.settle_weights(spec, loaded.model, model)
     weights.keep(tmp_path, model)
     _, again = weights.bring_in(spec, weights.find_trained(tmp_path))
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
@@ -448,7 +448,7 @@ def test_optimizers_in_8_bits_lower_the_loss(tiny_folder, tmp_path, optimizer):
     model, data = prepare(spec)
     log = StepLog()
     train_model(model, data, spec, tmp_path, log, checkpoints=False)
-    assert summarise(log)["last_loss"] < 0.9 * summarise(log)["first_loss"]
+    assert summarise_steps(log)["last_loss"] < 0.9 * summarise_steps(log)["first_loss"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit"])

@@ -11,7 +11,7 @@ from studylib.planning.sizing import round_up
 from studylib.reporting.own_study import compose_own
 from studylib.reporting.report import opening_of
 from studylib.reporting.study import read_study
-from studylib.reporting.summary import summarise
+from studylib.reporting.summary import summarise_study
 from studylib.reporting.verdict import read_figures, tell_verdict, verdicts
 from studylib.schema.differences import find_changes
 from studylib.schema.settings import EvaluateSettings
@@ -39,7 +39,7 @@ def judge(folder, margin=2.0):
         spec.model_copy(update={"evaluate": spec.evaluate.model_copy(update={"margin": margin})})
         for spec in specs
     ]
-    return summarise(read_study(folder, planned=planned))
+    return summarise_study(read_study(folder, planned=planned))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_runs_that_ended_badly_are_named_and_judge_nothing(tmp_path):
     for method in ("base", "full"):
         factory.add(make_spec(method))
     factory.add(make_spec("qlora"), status="out of memory", reason="while training")
-    [found] = verdicts(summarise(read_study(factory.folder, planned=())))
+    [found] = verdicts(summarise_study(read_study(factory.folder, planned=())))
     assert found.decision is None and "out of memory" in found.sentence
 
 

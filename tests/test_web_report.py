@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
@@ -22,7 +23,7 @@ from studylib.core.errors import StudyError
 from studylib.core.metrics import MISSING, percent
 from studylib.notebook_views import report_views
 from studylib.reporting import report
-from studylib.reporting.appendix_files import TITLES, path_of, slug, title_of
+from studylib.reporting.appendix_files import TITLES, appendix_title, path_of, slug
 from studylib.reporting.blocks import (
     NAMED,
     Block,
@@ -237,7 +238,7 @@ def test_the_first_screen_is_the_answer(page: str) -> None:
 def test_appendices_are_folded_and_the_report_is_not(page: str) -> None:
     reader = read_page(page)
     folds = of(reader, "details")
-    assert [a["id"] for a in folds] == [slug(title_of(name)) for name in TITLES]
+    assert [a["id"] for a in folds] == [slug(appendix_title(name)) for name in TITLES]
     assert not any("open" in a for a in folds)
     unfolded = page.partition("<details")[0]
     assert 5 < unfolded.count("<table") < unfolded.count("<table") + 10 < page.count("<table")
@@ -397,9 +398,12 @@ def test_a_notebook_shows_pictures_as_drawn_and_links_on_from_its_folder(monkeyp
     assert texts == [
         f"{DOLLAR}5, [x](r/runs/x.json)\n\n### A\n",
         "*One, 95 %.*",
-        f"## {title_of('runs')}\n\nall\n",
+        f"## {appendix_title('runs')}\n\nall\n",
     ]
-    assert shown[1] == {"image/svg+xml": "<svg/>", "text/plain": "One, 95 %"}
+    assert shown[1]["text/plain"] == "One, 95 %"
+    alt, width, source = re.findall(r'="(.*?)"', shown[1]["text/html"])
+    assert (alt, width) == ("One, 95 %", "max-width:100%")
+    assert b64decode(source.removeprefix("data:image/svg+xml;base64,")) == b"<svg/>"
 
 
 def test_a_cell_carries_the_number_that_it_shows_and_a_word_none() -> None:

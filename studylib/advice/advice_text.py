@@ -5,9 +5,8 @@ Not covered: the sentences themselves (studylib.advice.advice_words).
 
 from __future__ import annotations
 
-from studylib.advice.advice_words import times_a_year, why_not
+from studylib.advice.advice_words import name_failings, times_a_year
 from studylib.advice.advise import Advice
-from studylib.advice.option import Sentence
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.planning.case import CHANGE_WORDS, Case
 
@@ -21,9 +20,9 @@ def format_advice(case: Case, advice: Advice, why: bool = False) -> str:
     lines += ["", describe_case(case), "", f"Ranking, dollars a year ({what_of(case)}):"]
     for rank, option in enumerate(advice.ranking, 1):
         usd = "no price" if option.usd_per_year is None else f"{money(option.usd_per_year)}"
-        state = "fits" if option.fits else "; ".join(why_not(case, option))
+        state = "fits" if option.fits else "; ".join(name_failings(case, option))
         lines.append(f"{rank}. {capital(name_option(option, case))}: {usd}, {state}")
-        lines += [f"   - {reason.text} [{tell(reason)}]" for reason in option.reasons]
+        lines += [f"   - {reason.text} [{tell_ids(reason.evidence)}]" for reason in option.reasons]
     lines += ["", "What would change it:"]
     lines += [f"- {f.sentence} [{tell_ids(f.evidence)}]" for f in advice.changes_if]
     lines += ["", "What nothing here tells, and the command that would:"]
@@ -57,10 +56,6 @@ def describe_case(case: Case) -> str:
         "checkpointing, packed rows of 2,048 tokens, adapters of rank 16 on all linear layers); "
         f"{serving}; storage at ${case.usd_per_gb_month:g} a GB and month."
     )
-
-
-def tell(sentence: Sentence) -> str:
-    return tell_ids(sentence.evidence)
 
 
 def tell_ids(ids: tuple[str, ...]) -> str:

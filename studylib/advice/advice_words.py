@@ -76,10 +76,10 @@ def loss_words(option: Option) -> str:
 
 
 def fail_words(case: Case, options: tuple[Option, ...]) -> list[str]:
-    return [f"{name_option(o, case)}: {' and '.join(why_not(case, o))}" for o in options]
+    return [f"{name_option(o, case)}: {' and '.join(name_failings(case, o))}" for o in options]
 
 
-def why_not(case: Case, option: Option) -> list[str]:
+def name_failings(case: Case, option: Option) -> list[str]:
     """What an option fails, in words; empty where it fits."""
     words = []
     if not option.fits_memory:
@@ -179,7 +179,7 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
         text = "Full fine-tuning of this model is what points are counted from."
         return [Sentence(text=text, evidence=option.evidence[:1])]
     if option.kept and not loss.known:
-        said = [tell_kept(case, option, kept) for kept in option.kept]
+        said = [tell_kept_gain(case, option, kept) for kept in option.kept]
         if option.known:
             return said
         text = "How many points it loses is not known at this size."
@@ -208,7 +208,7 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
     return said
 
 
-def tell_kept(case: Case, option: Option, piece: AccuracyEvidence) -> Sentence:
+def tell_kept_gain(case: Case, option: Option, piece: AccuracyEvidence) -> Sentence:
     share = Span(**{end: 100 * (value or 0) for end, value in piece.kept.model_dump().items()})
     text = (
         f"On {model_words(piece.model, piece.params)}, {CHANGE_WORDS[piece.change]}, "

@@ -18,9 +18,9 @@ from studylib.core.errors import StudyError
 from studylib.inputs.almanac import USUAL_FACTS
 from studylib.planning.case import AccuracyEvidence, Change, LatencyEvidence, LeftOut, Quote, Span
 from studylib.planning.catalog import Offer, find_shape, price_range
-from studylib.reporting.kept import share_of_gain
+from studylib.reporting.kept import kept_of_gain
 from studylib.reporting.study import RightAnswers, gather_answers, read_study
-from studylib.reporting.summary import Comparison, Row, summarise
+from studylib.reporting.summary import Comparison, Row, summarise_study
 from studylib.reporting.team_advice import is_deep
 from studylib.schema.methods import WHOLE
 from studylib.schema.records import Record
@@ -72,7 +72,7 @@ def read_accuracy(name: str, folder: Path) -> list[AccuracyEvidence]:
     did not clearly move (a model that guesses) says nothing of what an adapter loses."""
     if not any(folder.glob("runs/*/record.json")):
         return []
-    comparisons = summarise(read_study(folder, planned=())).comparisons
+    comparisons = summarise_study(read_study(folder, planned=())).comparisons
     found = [
         piece
         for comparison in comparisons
@@ -106,7 +106,7 @@ def describe_gap(
     params = comparison.total_params
     if row.method.rank not in (None, RANK) or not trained or params is None:
         return None
-    share = share_of_gain(comparison, row) if against is None else None
+    share = kept_of_gain(comparison, row) if against is None else None
     if gap is None and share is None:
         return None
     forgot = row.forgetting

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from studylib.advice.advice_words import (
     explain_memory,
     explain_serving,
+    name_failings,
     share_words,
     span_words,
-    why_not,
 )  # fmt: skip
 from studylib.advice.option import Flip, Option, Sentence
 from studylib.advice.rank_methods import too_close, ways_of
@@ -89,7 +89,8 @@ def tell_cheaper(case: Case, options: tuple[Option, ...]) -> Sentence | None:
     if not cheaper:
         return None
     words = [
-        f"{name_option(o, case)} would cost {money(o.usd)}, but {' and '.join(why_not(case, o))}"
+        f"{name_option(o, case)} would cost {money(o.usd)}, but "
+        f"{' and '.join(name_failings(case, o))}"
         for o in cheaper
     ]
     ids = dict.fromkeys(i for option in cheaper for i in option.evidence)

@@ -56,7 +56,7 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
             f"this size and amount of data{away}.{worth_words(options[0], option)}"
         )
         ids = tuple(dict.fromkeys([*option.evidence, *options[0].evidence]))
-        found.append(Missing(what=what, command=run_command(models, methods), evidence=ids))
+        found.append(Missing(what=what, command=measure_command(models, methods), evidence=ids))
     return found
 
 
@@ -68,7 +68,7 @@ def worth_words(best: Option, option: Option) -> str:
     return f" If it keeps the margin, the year costs {money(best.usd - option.usd)} less."
 
 
-def run_command(models: str, methods: str) -> str:
+def measure_command(models: str, methods: str) -> str:
     """The command that measures methods on models; a shape has no weights to measure with."""
     names = [
         f"hub:ORGANISATION/{name.partition(':')[2]}" if name.startswith("shape:") else name

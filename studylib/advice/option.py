@@ -57,7 +57,7 @@ class Option(Frozen):
 
     accuracy_loss: null where nothing was measured at this size; then `kept` has the shares of full
     fine-tuning's gain that records of other sizes say it keeps, and `grade` their word
-    (studylib.reporting.team_advice.judge). measured: the record of the points, or of the share.
+    (studylib.reporting.team_advice.grade_kept). measured: the record of the points or the share.
     The JSON has the first seven keys; the others serve the sentences.
     """
 

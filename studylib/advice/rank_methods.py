@@ -38,7 +38,7 @@ from studylib.planning.case import (
 )
 from studylib.planning.yearly_cost import Way, allowed_jobs, cost_year
 from studylib.reporting.evidence_kinds import rank_learning
-from studylib.reporting.team_advice import judge as grade_kept
+from studylib.reporting.team_advice import grade_kept
 from studylib.schema.methods import METHODS, WHOLE
 
 WAYS: tuple[Way, ...] = ("merged", "apart")
@@ -50,7 +50,7 @@ def rank_options(case: Case, evidence: Evidence) -> tuple[Option, ...]:
     """All options, those that fit first; the unpriced last."""
     pairs = [(case.model, method) for method in case.weighed]
     pairs += sorted(key for key in evidence.sizes_of if key[0] != case.model and key[1] == WHOLE)
-    options = [judge(case, evidence, model, method) for model, method in pairs]
+    options = [weigh_option(case, evidence, model, method) for model, method in pairs]
     options.sort(key=lambda o: (o.usd, pairs.index((o.model, o.method))))
     fitting = settle_close([o for o in options if o.fits])
     ranked = (*fitting, *(o for o in options if not o.fits))
@@ -75,12 +75,12 @@ def settle_close(options: Sequence[Option]) -> list[Option]:
     while left:
         group = [o for o in left if o is left[0] or too_close(left[0], o)]
         by_points = all(o.accuracy_loss.mid is not None for o in group)
-        settled += sorted(group, key=points_lost if by_points else share_lost)
+        settled += sorted(group, key=option_loss if by_points else share_lost)
         left = [o for o in left if o not in group]
     return settled
 
 
-def points_lost(option: Option) -> float:
+def option_loss(option: Option) -> float:
     return option.accuracy_loss.mid or 0.0
 
 
@@ -101,7 +101,7 @@ def too_close(one: Option, other: Option) -> bool:
     return abs(other.usd - one.usd) < max(unsure, SMALL_USD)
 
 
-def judge(case: Case, evidence: Evidence, model: str, method: str) -> Option:
+def weigh_option(case: Case, evidence: Evidence, model: str, method: str) -> Option:
     """One option with its cost, its accuracy and latency, and what it fails."""
     timed = nearest_latency(case, evidence, method) if method != WHOLE else None
     dynamic = widen_latency(case, evidence, timed)

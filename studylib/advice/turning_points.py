@@ -39,7 +39,7 @@ def best_of(case: Case, evidence: Evidence) -> Option | None:
     return first if first.fits else None
 
 
-def key_of(option: Option | None) -> Winner:
+def winner_of(option: Option | None) -> Winner:
     return None if option is None else (option.model, option.method)
 
 
@@ -63,7 +63,7 @@ def flip_variants(case: Case, evidence: Evidence, best: Option | None) -> list[F
 
     found = []
     for step in (-1, 1):
-        edge = first_other(ask, case.variants, key_of(best), step)
+        edge = first_other(ask, case.variants, winner_of(best), step)
         if edge is None:
             continue
         other = ask(edge)
@@ -95,13 +95,13 @@ def first_other(
         tried = min(max(tried, 1), MOST_VARIANTS)
         if tried == last:
             return None
-        if key_of(ask(tried)) != winner:
+        if winner_of(ask(tried)) != winner:
             break
         last, reach = tried, reach * 2
     same, other = last, tried
     while abs(other - same) > 1:
         middle = (same + other) // 2
-        if key_of(ask(middle)) == winner:
+        if winner_of(ask(middle)) == winner:
             same = middle
         else:
             other = middle

@@ -24,12 +24,13 @@ from studylib.checking.model_subject import (
     alone,
     apart,
     device_of,
+    exact_or_wrong,
     hand_loss,
-    parse,
-    relative,
-    say,
+    parse_tried_method,
+    relative_error,
     training_mode,
 )
+from studylib.modelling.four_bit import four_bit_layers
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_trained, merge_into_bf16
 from studylib.schema.methods import ADAPTER, QUANTIZED
@@ -43,13 +44,6 @@ SPREAD = 0.05  # of the second half of an adapter, which starts at zero
 ROUNDED_LIMIT = 0.5  # in deviations of the logits; bf16 moves them by a few hundredths
 
 
-def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(path in the model without its adapter, layer) of bitsandbytes' 4-bit layers."""
-    for name, module in model.named_modules():
-        if type(module).__name__ == "Linear4bit":
-            yield name.removeprefix("base_model.model.").removesuffix(".base_layer"), module
-
-
 def weights_outside_embeddings(model: Any) -> int:
     left_out = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     left_out.append(model.get_output_embeddings())
@@ -57,7 +51,7 @@ def weights_outside_embeddings(model: Any) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in skip)
 
 
-def check_four_bit(subject: Subject) -> Cell:
+def four_bit_column(subject: Subject) -> Cell:
     model = subject.opened(QUANTIZED).model
     count = sum(m.in_features * m.out_features for _, m in four_bit_layers(model))
     share = count / weights_outside_embeddings(subject.reference[0])
@@ -72,7 +66,7 @@ def answers(layer: Any, rows: torch.Tensor) -> torch.Tensor:
     return found if bias is None else found - bias.to(found.dtype)
 
 
-def check_four_bit_error(subject: Subject) -> Cell:
+def four_bit_error_column(subject: Subject) -> Cell:
     """Every 4-bit layer's answers against those of the layer of that name in the plain model."""
     model = subject.opened(QUANTIZED).model
     errors = {}
@@ -86,7 +80,7 @@ def check_four_bit_error(subject: Subject) -> Cell:
                 else torch.randn(PROBES, layer.in_features, generator=draw)
             )
             given = answers(layer, rows.to(device_of(model)))
-            errors[path] = relative(given, answers(plain, rows.to(plain.weight.device)))
+            errors[path] = relative_error(given, answers(plain, rows.to(plain.weight.device)))
     if not errors:
         return Cell(text="none", fault="no layer is in 4 bits")
     middle, worst = statistics.median(errors.values()), max(errors, key=errors.__getitem__)
@@ -101,7 +95,7 @@ def check_four_bit_error(subject: Subject) -> Cell:
 def read_weight(layer: Any) -> torch.Tensor:
     """The weights [out, in] that a 4-bit layer multiplies by, asked of the layer where it is small.
 
-    Of a wide layer as bitsandbytes reads them: check_four_bit_error holds those to the original.
+    Of a wide layer as bitsandbytes reads them: four_bit_error_column holds those to the original.
     """
     if layer.in_features <= READ_WIDTH:
         return answers(layer, torch.eye(layer.in_features, device=layer.weight.device)).T
@@ -124,7 +118,7 @@ def plain_twin(subject: Subject, quantized: nn.Module) -> Any:
 
 def adapted(model: nn.Module, method: str, like: Any = None) -> Any:
     """The model with an adapter whose two halves are random, or those of another model."""
-    wrapped: Any = attach(model, parse(method), seed=0)
+    wrapped: Any = attach(model, parse_tried_method(method), seed=0)
     silent = [m for m in wrapped.modules() if isinstance(m, nn.Dropout)]
     for module in silent:
         module.p = 0.0
@@ -147,7 +141,7 @@ def adapter_gradient(model: Any, subject: Subject) -> dict[str, torch.Tensor]:
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-def check_qlora_gradient(subject: Subject) -> Cell:
+def qlora_gradient_column(subject: Subject) -> Cell:
     quantized = subject.load(QUANTIZED).model
     twin = plain_twin(subject, quantized)
     ours = adapted(quantized, QUANTIZED)
@@ -158,9 +152,9 @@ def check_qlora_gradient(subject: Subject) -> Cell:
         fault = f"{len(other)} parts have a gradient on one side alone: {other[0]}"
         return Cell(text="wrong", note=fault, fault=fault)
     joined = [torch.cat([part[name].flatten() for name in wanted]) for part in (found, wanted)]
-    off = relative(*joined)
+    off = relative_error(*joined)
     wrong = None if off <= GRADIENT_LIMIT else f"the adapter's gradient is {off:.2g} off, relative"
-    text = say(off, GRADIENT_LIMIT)
+    text = exact_or_wrong(off, GRADIENT_LIMIT)
     return Cell(text=text, note=wrong, figures={"relative": off}, fault=wrong)
 
 
@@ -185,14 +179,14 @@ def typically_apart(found: Any, wanted: Any, subject: Subject) -> float:
     return (differences.median() / torch.cat([b for _, b in pairs]).std()).item()
 
 
-def check_lora_merged(subject: Subject) -> Cell:
+def lora_merged_column(subject: Subject) -> Cell:
     """Base and adapter against their merged form, and against the adapter saved and loaded."""
     model = adapted(subject.load().model, ADAPTER)
     examples = [example["input_ids"] for example in subject.examples[:3]]
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         before = [alone(model, ids) for ids in examples]
         model.save_pretrained(folder)
-        again = load_trained(subject.load().model, parse(ADAPTER), Path(folder)).eval()
+        again = load_trained(subject.load().model, parse_tried_method(ADAPTER), Path(folder)).eval()
         merged = model.merge_and_unload().eval()
         pairs = list(zip(examples, before, strict=True))
         off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
@@ -203,10 +197,10 @@ def check_lora_merged(subject: Subject) -> Cell:
     if off > EXACT:
         fault = f"merging moves the logits by {off:.2g} deviations"
     figures: dict[str, float | None] = {"merged": off, "loaded again": lost}
-    return Cell(text=say(max(off, lost)), note=fault, figures=figures, fault=fault)
+    return Cell(text=exact_or_wrong(max(off, lost)), note=fault, figures=figures, fault=fault)
 
 
-def check_qlora_merged(subject: Subject) -> Cell:
+def qlora_merged_column(subject: Subject) -> Cell:
     """Three models of one adapter: on 4 bits, on the dequantized base, and as the study merges."""
     quantized = subject.load(QUANTIZED).model
     twin = plain_twin(subject, quantized)
@@ -223,7 +217,7 @@ def check_qlora_merged(subject: Subject) -> Cell:
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
     study = worst_apart(merged, rounded, subject)
     figures: dict[str, float | None] = {"base": off, "study": study, "rounding": moved}
-    text = f"{say(max(off, study))} ({moved:.2g})"
+    text = f"{exact_or_wrong(max(off, study))} ({moved:.2g})"
     fault: str | None = None
     if off > EXACT:
         fault = f"on the dequantized base its logits are {off:.2g} deviations off"
@@ -234,11 +228,11 @@ def check_qlora_merged(subject: Subject) -> Cell:
     return Cell(text=text, note=fault, figures=figures, fault=fault)
 
 
-def check_lora_reach(subject: Subject) -> Cell:
+def lora_reach_column(subject: Subject) -> Cell:
     """Which matrices of the plain model have an adapter, and of which rank, by its tensors."""
     plain = subject.reference[0]
     wanted = dict(matrices(plain))
-    model = attach(subject.load().model, parse(ADAPTER), seed=0)
+    model = attach(subject.load().model, parse_tried_method(ADAPTER), seed=0)
     ranks = adapter_ranks(model)
     reached = {name for name in wanted if name in ranks}
     total = sum(wanted.values())

@@ -26,7 +26,7 @@ from studylib.metering.nvml import (
     list_cards,
     open_nvml,
 )
-from studylib.schema.checks import CheckedFigure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, apply_rules
 
 BLOCK_BYTES = 512 * 2**20
 # cudaMalloc's pages, and what a kernel's first launch adds to the context.
@@ -100,7 +100,7 @@ def check_nvml(device: torch.device, nvml: Any = None) -> Found:
     if missing.get("process_bytes") in (NOT_LISTED, HIDDEN_MEMORY):
         del missing["process_bytes"]  # the card's own figure stands in, on a card that is free
     faults = [f"no {name}: {why}" for name, why in missing.items()]
-    return judge(figures, *((False, fault) for fault in faults))
+    return apply_rules(figures, *((False, fault) for fault in faults))
 
 
 def mig_words(card: Any) -> str:
@@ -160,7 +160,7 @@ def check_memory(
         CheckedFigure(what="NVML − reserved (context)", value=seen - reserved, unit="bytes"),
         CheckedFigure(what="NVML grew by", value=grown, unit="bytes"),
     ]
-    return judge(
+    return apply_rules(
         figures,
         (allocated >= BLOCK_BYTES, "torch allocated is less than the block"),
         (reserved >= allocated, "torch reserved is less than allocated"),
@@ -197,7 +197,7 @@ def check_software(device: torch.device) -> Found:
         CheckedFigure(what="TF32", value="on" if tf32 else "off"),
         CheckedFigure(what="fp32 error", value=fp32),
     ]
-    return judge(
+    return apply_rules(
         figures,
         (own, "this card has no bf16 of its own: use dtype: fp32"),
         (bf16 <= 2**-7, f"a bf16 product is off by {bf16:.2g}"),
@@ -224,7 +224,9 @@ def check_compile(device: torch.device, limit_seconds: float = COMPILE_SECONDS) 
         CheckedFigure(what="compiling", value=seconds, unit="seconds"),
         CheckedFigure(what="difference from eager", value=error),
     ]
-    return judge(figures, (error <= 1e-3, f"compiled values differ from eager's by {error:.2g}"))
+    return apply_rules(
+        figures, (error <= 1e-3, f"compiled values differ from eager's by {error:.2g}")
+    )
 
 
 def error_of(ours: torch.Tensor, exact: torch.Tensor) -> float:

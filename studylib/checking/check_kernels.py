@@ -17,7 +17,7 @@ from torch import nn
 
 from studylib.checking.check_card import error_of
 from studylib.modelling.four_bit import LARGEST_ERROR, NF4_BLOCK, dequantize, quantize_part
-from studylib.schema.checks import CheckedFigure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, apply_rules
 
 BF16_EPSILON = 2**-7
 # Norm of the error over the norm of the result. A bf16 product rounds weights, inputs' product and
@@ -58,7 +58,7 @@ class OneLayer(nn.Module):
         return self.layer(rows)
 
 
-def check_four_bit(device: torch.device) -> Found:
+def check_four_bit_kernels(device: torch.device) -> Found:
     """4-bit weights and products in both directions and dtypes, around an evaluation pass.
 
     Figures are the worst over the layers' widths.
@@ -74,7 +74,7 @@ def check_four_bit(device: torch.device) -> Found:
             bound = {LOST: LARGEST_ERROR, LOST_BLOCK: DEQUANTIZED_TOLERANCE}.get(what, limit)
             figures.append(CheckedFigure(what=f"{name} {what}", value=value))
             rules.append((value <= bound, f"{name} {what} is {value:.2g} off"))
-    return judge(figures, *rules)
+    return apply_rules(figures, *rules)
 
 
 def try_layer(
@@ -173,7 +173,7 @@ def check_optimizers(device: torch.device) -> Found:
         (max(fused_ratio, foreach_ratio) < 0.5, "AdamW does not lower the loss"),
         (apart <= SAME_UPDATE, f"fused and foreach AdamW part by {apart:.2g}"),
     ]
-    return judge(figures, *rules)
+    return apply_rules(figures, *rules)
 
 
 def descend(

@@ -17,6 +17,7 @@ import torch
 from studylib.checking import adapter_columns, training_columns
 from studylib.checking.model_subject import Subject
 from studylib.core.errors import StudyError, name_error
+from studylib.inputs.examples import shorten
 from studylib.inputs.sources import read_object
 from studylib.schema.model_report import COLUMNS, Cell, ModelReport
 from studylib.schema.settings import ModelRef
@@ -24,21 +25,21 @@ from studylib.schema.settings import ModelRef
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "lm_eval")
 LONGEST_WORD = 160
 CHECKS: dict[str, Callable[[Subject], Cell]] = {
-    "loads": training_columns.check_loads,
-    "whole": training_columns.check_whole,
-    "attention": training_columns.check_attention,
-    "causal": training_columns.check_causal,
-    "packing": training_columns.check_packing,
-    "loss": training_columns.check_loss,
-    "chunked": training_columns.check_chunked,
-    "four_bit": adapter_columns.check_four_bit,
-    "four_bit_error": adapter_columns.check_four_bit_error,
-    "qlora_gradient": adapter_columns.check_qlora_gradient,
-    "lora_merged": adapter_columns.check_lora_merged,
-    "qlora_merged": adapter_columns.check_qlora_merged,
-    "prefixes": training_columns.check_prefixes,
-    "lora_reach": adapter_columns.check_lora_reach,
-    "forecast": training_columns.check_forecast,
+    "loads": training_columns.loads_column,
+    "whole": training_columns.whole_column,
+    "attention": training_columns.attention_column,
+    "causal": training_columns.causal_column,
+    "packing": training_columns.packing_column,
+    "loss": training_columns.loss_column,
+    "chunked": training_columns.chunked_column,
+    "four_bit": adapter_columns.four_bit_column,
+    "four_bit_error": adapter_columns.four_bit_error_column,
+    "qlora_gradient": adapter_columns.qlora_gradient_column,
+    "lora_merged": adapter_columns.lora_merged_column,
+    "qlora_merged": adapter_columns.qlora_merged_column,
+    "prefixes": training_columns.prefixes_column,
+    "lora_reach": adapter_columns.lora_reach_column,
+    "forecast": training_columns.forecast_column,
 }
 NOT_TRIED = Cell(text="–")
 
@@ -54,7 +55,7 @@ def check_model(ref: ModelRef, columns: Iterable[str] = COLUMNS) -> ModelReport:
     for name in columns:
         if name != "loads":
             cells[name] = run_column(name, subject) if opened else NOT_TRIED
-    kind, name, parameters = describe(subject)
+    kind, name, parameters = identify_model(subject)
     return ModelReport(
         model=str(ref),
         model_type=kind,
@@ -71,21 +72,18 @@ def run_column(name: str, subject: Subject) -> Cell:
     try:
         return CHECKS[name](subject)
     except StudyError as error:
-        word = shorten(error.rule)
+        word = shorten(error.rule, LONGEST_WORD)
         return Cell(text="refused", note=word, fault=word)
     except (torch.OutOfMemoryError, MemoryError) as error:  # of this machine, not of the model
-        return Cell(text="not tried", note=f"out of memory ({shorten(name_error(error))})")
+        return Cell(
+            text="not tried", note=f"out of memory ({shorten(name_error(error), LONGEST_WORD)})"
+        )
     except Exception as error:  # a fault of any code under test is a finding about the model
-        word = shorten(name_error(error))
+        word = shorten(name_error(error), LONGEST_WORD)
         return Cell(text="error", note=word, fault=word)
 
 
-def shorten(words: str) -> str:
-    line = " ".join(words.split())
-    return line if len(line) <= LONGEST_WORD else f"{line[: LONGEST_WORD - 1]}…"
-
-
-def describe(subject: Subject) -> tuple[str, str, int]:
+def identify_model(subject: Subject) -> tuple[str, str, int]:
     """Type, class and parameters; of a model that does not open, the type that its file names."""
     try:
         model = subject.reference[0]

@@ -24,7 +24,7 @@ from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.data import IGNORED, Row, TrainingData, prepare_data
 from studylib.modelling.chunked_loss import CHUNK_TOKENS, install_chunked_loss
 from studylib.modelling.models import load_tokenizer
-from studylib.schema.checks import CheckedFigure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, apply_rules
 from studylib.schema.settings import (
     FULL,
     DataSettings,
@@ -112,7 +112,7 @@ def check_packing(device: torch.device, attention: str, dtype: torch.dtype) -> F
         CheckedFigure(what="one sequence against alone (control)", value=control),
         CheckedFigure(what="training step's loss against separate", value=off),
     ]
-    return judge(
+    return apply_rules(
         figures,
         (apart <= limit, f"packed logits are {apart:.2g} off"),
         (control > 4 * limit, f"a leak would not show: it makes {control:.2g}"),
@@ -176,7 +176,7 @@ def check_chunked_loss(device: torch.device) -> Found:
         CheckedFigure(what="loss, sliced against whole", value=off),
         CheckedFigure(what="worst gradient", value=worst),
     ]
-    return judge(
+    return apply_rules(
         figures,
         (tokens > CHUNK_TOKENS, "all tokens fit into one slice"),
         (off <= 1e-5, f"the loss is {sliced:.6g} in slices, {whole:.6g} as a whole"),

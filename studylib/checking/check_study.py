@@ -18,7 +18,7 @@ from studylib.forecasting.job_forecast import job_settings, this_machine, trace_
 from studylib.inputs.data import prepare_data
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
-from studylib.schema.checks import CheckedFigure, Found, judge
+from studylib.schema.checks import CheckedFigure, Found, apply_rules
 from studylib.schema.methods import ADAPTER, QUANTIZED, WHOLE
 from studylib.schema.settings import (
     BASE,
@@ -95,7 +95,7 @@ def check_forecast(
     rules.append((bool(measured["peaks"]), "no peak could be read"))
     figures += part_figures(made.parts, measured)
     figures += time_figures(made.seconds_per_step if machine.gpu else None, measured["seconds"])
-    return judge(figures, *rules)
+    return apply_rules(figures, *rules)
 
 
 def part_figures(parts: dict[str, int], measured: dict[str, Any]) -> list[CheckedFigure]:
@@ -129,7 +129,7 @@ def time_figures(expected: Any, seconds: float | None) -> list[CheckedFigure]:
 def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     """Peaks of one training by name, bytes held between its steps, and its clean step's seconds."""
     from studylib.metering.meter import Meter
-    from studylib.training.train import StepLog, summarise, train_model
+    from studylib.training.train import StepLog, summarise_steps, train_model
 
     free_memory(device)
     loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
@@ -156,7 +156,7 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
         "weights_bytes": log.memory["weights_bytes"],
         "states_bytes": log.memory["optimizer_states_bytes"],
         "context_bytes": context,
-        "seconds": summarise(log)["clean_step_seconds"],
+        "seconds": summarise_steps(log)["clean_step_seconds"],
     }
 
 
@@ -174,7 +174,7 @@ def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:
 
     limit: questions a subject.
     """
-    from studylib.scoring.compare_lm import compare
+    from studylib.scoring.compare_lm import compare_wrappers
     from studylib.scoring.evaluate import build_lm
     from studylib.scoring.tasks import build_tasks
 
@@ -182,7 +182,7 @@ def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:
     loaded = load_model(ModelRef.parse(ANSWERS_MODEL), BASE, "fp32")
     model = loaded.model.to(device)
     ours = build_lm(model, loaded.tokenizer)
-    found = compare(
+    found = compare_wrappers(
         lambda: build_lm(model, loaded.tokenizer, stock=True),
         lambda: ours,
         build_tasks(ANSWERS_QUESTIONS, asked),
@@ -195,7 +195,7 @@ def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:
         CheckedFigure(what="largest difference", value=apart),
         CheckedFigure(what="lm-eval's time over ours", value=found.time_ratio, unit="ratio"),
     ]
-    return judge(
+    return apply_rules(
         figures,
         (ours.fallback_reason is None, f"prefixes are not shared: {ours.fallback_reason}"),
         (found.answers_changed == 0, f"{found.answers_changed} answers changed"),

@@ -32,7 +32,7 @@ from studylib.checking.check_card import (
 from studylib.checking.check_kernels import (
     FOUR_BIT_RULE,
     OPTIMIZER_RULE,
-    check_four_bit,
+    check_four_bit_kernels,
     check_optimizers,
 )
 from studylib.checking.check_packing import (
@@ -99,7 +99,7 @@ def list_checks(device: torch.device) -> list[Check]:
         Check("versions and arithmetic", SOFTWARE_RULE, check_software),
         Check("memory agreement", MEMORY_RULE, check_memory),
         *forecasts,
-        Check("4-bit kernels", FOUR_BIT_RULE, check_four_bit),
+        Check("4-bit kernels", FOUR_BIT_RULE, check_four_bit_kernels),
         Check("optimizers", OPTIMIZER_RULE, check_optimizers),
         *packing,
         Check("chunked loss", CHUNKED_RULE, check_chunked_loss),

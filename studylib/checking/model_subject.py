@@ -45,7 +45,7 @@ class Subject:
 
     def load(self, method: str = UNTRAINED) -> Loaded:
         """The study's own load, in fp32, without dropout, ready to read rows."""
-        loaded = load_model(self.ref, parse(method), "fp32")
+        loaded = load_model(self.ref, parse_tried_method(method), "fp32")
         silence(loaded.model)
         loaded.model.config.use_cache = False  # type: ignore[union-attr]
         return loaded
@@ -83,7 +83,7 @@ class Subject:
         return sum(p.numel() for p in self.reference[0].parameters()) <= SMALL
 
 
-def parse(method: str) -> MethodSettings:
+def parse_tried_method(method: str) -> MethodSettings:
     return parse_method(method, LORA)
 
 
@@ -165,7 +165,7 @@ def hand_gradients(model: Any, examples: list[Example]) -> dict[str, torch.Tenso
     return found
 
 
-def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """How far one tensor is from another, relative to the other's norm."""
     found, wanted = found.double(), wanted.double().to(found.device)
     scale = wanted.norm().item()
@@ -187,6 +187,6 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         model.eval()
 
 
-def say(value: float, limit: float = EXACT) -> str:
+def exact_or_wrong(value: float, limit: float = EXACT) -> str:
     """`exact`, or `wrong` where float32 does not explain a difference."""
     return "exact" if value <= limit else "wrong"

@@ -83,7 +83,7 @@ def quieten() -> None:
 
 def write_page(outcomes: dict[str, Outcome], path: Path = PAGE) -> Path:
     """Write the table anew, and leave what people wrote below it."""
-    text = compose(outcomes, datetime.datetime.now(datetime.UTC).date().isoformat())
+    text = compose_models_page(outcomes, datetime.datetime.now(datetime.UTC).date().isoformat())
     if path.is_file():
         _, mark, kept = path.read_text(encoding="utf-8").partition(f"\n{KEPT}")
         text += mark + kept
@@ -92,7 +92,7 @@ def write_page(outcomes: dict[str, Outcome], path: Path = PAGE) -> Path:
     return path
 
 
-def compose(outcomes: dict[str, Outcome], date: str) -> str:
+def compose_models_page(outcomes: dict[str, Outcome], date: str) -> str:
     """The page as Markdown."""
     reports = {name: found for name, found in outcomes.items() if isinstance(found, ModelReport)}
     left = {name: found for name, found in outcomes.items() if isinstance(found, str)}
@@ -159,7 +159,7 @@ def format_cell(cell: Cell | None, model_class: str, reasons: list[str]) -> str:
     return f"{text} [{reasons.index(note) + 1}]"
 
 
-def read_table(text: str) -> dict[str, dict[str, str]]:
+def read_models_table(text: str) -> dict[str, dict[str, str]]:
     """Model type -> heading -> what stands in its cell, without the numbers of notes."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     headings, *rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)

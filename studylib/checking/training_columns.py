@@ -23,7 +23,7 @@ from studylib.checking.model_subject import (
     apart,
     hand_gradients,
     hand_loss,
-    parse,
+    parse_tried_method,
     silence_settings,
     training_mode,
 )
@@ -45,7 +45,7 @@ FORECAST_LIMIT = 0.02
 ROWS_A_STEP = 2
 
 
-def check_loads(subject: Subject) -> Cell:
+def loads_column(subject: Subject) -> Cell:
     loaded = subject.opened()
     logits = alone(loaded.model.eval(), subject.examples[0]["input_ids"])
     if not logits.isfinite().all():
@@ -57,7 +57,7 @@ def check_loads(subject: Subject) -> Cell:
     )
 
 
-def check_whole(subject: Subject) -> Cell:
+def whole_column(subject: Subject) -> Cell:
     info = subject.reference[1]
     loads = (subject.opened(), subject.load())
     first, second = (dict(loaded.model.named_parameters()) for loaded in loads)
@@ -76,7 +76,7 @@ def check_whole(subject: Subject) -> Cell:
     return Cell(text="yes", figures=figures)
 
 
-def check_attention(subject: Subject) -> Cell:
+def attention_column(subject: Subject) -> Cell:
     loaded = subject.opened()
     config: Any = loaded.model.config
     used = config._attn_implementation
@@ -87,7 +87,7 @@ def check_attention(subject: Subject) -> Cell:
     return Cell(text=used, note=reason)
 
 
-def check_causal(subject: Subject) -> Cell:
+def causal_column(subject: Subject) -> Cell:
     model = subject.opened().model
     ids = subject.examples[0]["input_ids"]
     keep = len(ids) // 2
@@ -99,7 +99,7 @@ def check_causal(subject: Subject) -> Cell:
     return Cell(text="no", figures={"std": off}, fault="a token sees those that come after it")
 
 
-def check_packing(subject: Subject) -> Cell:
+def packing_column(subject: Subject) -> Cell:
     """Every example of every row against itself alone, by the study's collator and model."""
     loaded = subject.opened()
     model, worst = loaded.model.eval(), 0.0
@@ -126,7 +126,7 @@ def training_spec(subject: Subject, method: str) -> RunSpec:
     """A recipe that leaves the weights where they are, so that every step's loss is the first's."""
     return RunSpec(
         profile="check", track="main", model=str(subject.ref), seed=0, learning_rate=1e-12,
-        method=parse(method), learning_rate_source="check",
+        method=parse_tried_method(method), learning_rate_source="check",
         data=DataSettings(source="almanac:new", template="plain"),
         train=TrainSettings(steps=2, seq_len=80, accumulation=ROWS_A_STEP),
         evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
@@ -149,7 +149,7 @@ def train_steps(subject: Subject) -> StepLog:
     return log
 
 
-def check_loss(subject: Subject) -> Cell:
+def loss_column(subject: Subject) -> Cell:
     """Both steps' loss, and for a model whose gradients have room their norm."""
     rows = train_steps(subject).rows
     model, off, norm = subject.reference[0], 0.0, 0.0
@@ -176,7 +176,7 @@ def total_norm(gradients: dict[str, torch.Tensor]) -> float:
     return sum(g.double().square().sum().item() for g in gradients.values()) ** 0.5
 
 
-def check_chunked(subject: Subject) -> Cell:
+def chunked_column(subject: Subject) -> Cell:
     """One row of one example, so that packing plays no part. A refusal is an answer."""
     model: Any = subject.load().model
     example = subject.rows[0][0]
@@ -208,7 +208,7 @@ def check_chunked(subject: Subject) -> Cell:
     return Cell(text="wrong", note=fault, figures=figures, fault=fault)
 
 
-def check_prefixes(subject: Subject) -> Cell:
+def prefixes_column(subject: Subject) -> Cell:
     """Log-likelihoods of made requests that share contexts, against each prompt alone."""
     loaded = subject.opened()
     lm = build_lm(loaded.model, loaded.tokenizer)
@@ -230,7 +230,7 @@ def check_prefixes(subject: Subject) -> Cell:
     return Cell(text=f"{text}, wrong", note=fault, figures={"relative": worst}, fault=fault)
 
 
-def check_forecast(subject: Subject) -> Cell:
+def forecast_column(subject: Subject) -> Cell:
     """The peak of live tensors of the second step of a real training against the trace.
 
     Experts multiply in bf16 alone where no tensor is real: such a kind is traced as on a card.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,14 +61,20 @@ def card(
     over = read_changes(changes)
     if mmlu is not None:
         check_questions(str(mmlu), SHOTS)
-    study = run_card(asked, chosen, results, minutes, data, str(folder), over, say=say, began=began)
+    study = run_card(
+        asked,
+        chosen,
+        results,
+        minutes,
+        data,
+        str(folder),
+        over,
+        say=partial(print, flush=True),
+        began=began,
+    )
     print(tabulate(study))
     if any(one.state == "failed" for one in study.steps if one.name in {s.name for s in chosen}):
         raise typer.Exit(1)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def end(number: int, frame: Any) -> None:

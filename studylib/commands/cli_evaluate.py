@@ -68,9 +68,9 @@ def evaluate(
         fit_shots(loaded_task, lm)
     try:
         if compare:
-            from studylib.scoring.compare_lm import compare as compare_paths
+            from studylib.scoring.compare_lm import compare_wrappers
 
-            result = compare_paths(
+            result = compare_wrappers(
                 lambda: build_lm(network, loaded.tokenizer, batch_size, stock=True),
                 lambda: lm,
                 loaded_task,

@@ -113,7 +113,7 @@ def resolve_profile(
     find_machine: what runs it, where that is not this machine; `custom` trains as suits it.
     """
     from studylib.running.doctor import cards_here
-    from studylib.schema.profile import merge
+    from studylib.schema.profile import merge_mappings
     from studylib.schema.tuning import open_profile
 
     over: dict[str, Any] = {}
@@ -128,8 +128,8 @@ def resolve_profile(
         ("evaluate.limit", limit),
     ):
         if value is not None:
-            over = merge(over, nest(key, value))
-    over = merge(over, read_changes(changes))
+            over = merge_mappings(over, nest(key, value))
+    over = merge_mappings(over, read_changes(changes))
     name = pick_profile(profile, is_own(model, data))[0]
     if name == "custom":
         missing = [option for option, value in (("MODEL", model), ("DATA", data)) if not value]
@@ -140,7 +140,7 @@ def resolve_profile(
                 "make reproduce PROFILE=custom MODEL=path:FOLDER DATA=FILE, and MMLU=hub|FOLDER",
             )
         if not over.get("evaluate", {}).get("questions"):
-            over = merge(own_measures(over["data"]), over)
+            over = merge_mappings(own_measures(over["data"]), over)
     on_card = find_machine is not None or cards_here() > 0
     made = open_profile(name, results, over, on_card)
     if name != "custom":
@@ -170,14 +170,14 @@ def keep_as(profile: Any, keep: str | None) -> Any:
 
 def read_changes(changes: list[str] | None) -> dict[str, Any]:
     """What --set says, as a mapping to lay over a profile."""
-    from studylib.schema.profile import merge
+    from studylib.schema.profile import merge_mappings
 
     over: dict[str, Any] = {}
     for change in changes or []:
         key, equals, text = change.partition("=")
         if not equals or not all(key.strip().split(".")):
             raise StudyError(change, "--set takes KEY=VALUE", "Write --set train.seq_len=1024.")
-        over = merge(over, nest(key.strip(), parse_value(text, change)))
+        over = merge_mappings(over, nest(key.strip(), parse_value(text, change)))
     return over
 
 

@@ -35,7 +35,7 @@ def plan(
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
     from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
-    from studylib.forecasting.prospects import foresee
+    from studylib.forecasting.prospects import foresee_runs
     from studylib.planning.plan import specs_left, tell_unkept
     from studylib.planning.sweeps import sweeps_first
 
@@ -46,7 +46,7 @@ def plan(
     told = check_all(chosen)
     made, estimate = look_ahead(chosen, folder, machine=machine)
     left = specs_left(chosen, made)
-    prospects, extents = foresee(left, machine), tell_extents(left)
+    prospects, extents = foresee_runs(left, machine), tell_extents(left)
     on_cpu = None if machine else expect_cpu_time(chosen, made, estimate)
     sweeps = tell_sweeps(*sweeps_first(chosen, folder), made, on_cpu)
     if as_json:
@@ -197,13 +197,13 @@ def expect_cpu_time(profile: Any, made: Any, estimate: Any) -> CpuTime | None:
     unknown = {run.run_id for run in made.left if run.seconds is None}
     if estimate is not None or not unknown:
         return None
-    from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps, learned
+    from studylib.forecasting.cpu_hours import expect_runs, expect_sweeps, learned_speed
     from studylib.forecasting.prospects import size_models, this_machine
     from studylib.planning.plan import specs_left
 
     waiting = [spec for spec in specs_left(profile, made) if spec.run_id in unknown]
     params = size_models(waiting, {}, this_machine())
-    known = sorted({learned("train", size)[1] for size in params.values()})
+    known = sorted({learned_speed("train", size)[1] for size in params.values()})
     return CpuTime(expect_runs(waiting, params), *expect_sweeps(profile, params), "; ".join(known))
 
 
@@ -211,11 +211,11 @@ def tell_cpu_time(made: Any, on_cpu: CpuTime | None) -> list[str]:
     """The sum of it, with what records tell of the rest."""
     if on_cpu is None:
         return []
-    from studylib.planning.estimate import add, exactly
+    from studylib.planning.estimate import add_ranges, exactly
     from studylib.running.progress import spell_seconds
 
     known = [exactly(run.seconds) for run in made.left if run.seconds is not None]
-    total = add(*known, *on_cpu.runs.values(), on_cpu.sweeps)
+    total = add_ranges(*known, *on_cpu.runs.values(), on_cpu.sweeps)
     spelled = " to ".join(spell_seconds(value) for value in (total.low, total.high))
     words = f"{len(on_cpu.runs)} runs that were never measured"
     if on_cpu.trainings:
@@ -313,7 +313,7 @@ def agree_to_spend(
         cost, words = None, f"{len(made.left)} runs on the cards of other machines, cost unknown"
     else:
         cost, words = made.left_usd or 0.0, f"about ${made.left_usd or 0:.2f}"
-    ask(words, cost, allowed, yes)
+    agree_to_cost(words, cost, allowed, yes)
 
 
 def agree_to_sweep(sweeps: Any, budget: str, yes: bool) -> None:
@@ -331,10 +331,10 @@ def agree_to_sweep(sweeps: Any, budget: str, yes: bool) -> None:
     made = estimate_on(machine, [], sweeps=sweeps)
     words = spell_estimate(made)
     print(f"sweeps: {len(sweeps)}, trainings: {sum(len(rates) for _, rates in sweeps)}, {words}")
-    ask(words, made.usd.high if made.known and made.usd else None, allowed, yes)
+    agree_to_cost(words, made.usd.high if made.known and made.usd else None, allowed, yes)
 
 
-def ask(words: str, cost: float | None, allowed: float, yes: bool) -> None:
+def agree_to_cost(words: str, cost: float | None, allowed: float, yes: bool) -> None:
     """Go on if it costs no more than is allowed or if somebody agrees; else StudyError."""
     if yes or (cost is not None and cost <= allowed):
         return

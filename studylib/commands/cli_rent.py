@@ -88,13 +88,13 @@ def rent(
     bill = make_bill(made, rental, offers, allowed)
     token = bool(os.environ.get("HF_TOKEN"))
     task = build_task(rental, chosen, options, ROOT, home, disk_gb(chosen), token)
-    print(describe(chosen, rental, offers, made, bill, task, home, token))
+    print(describe_rental(chosen, rental, offers, made, bill, task, home, token))
     if dry_run:
         print(f"\n{to_yaml(task)}\nNothing was started (DRYRUN=1).")
         return
     check_tools()
     if not yes:
-        ask(bill, allowed)
+        agree_to_rent(bill, allowed)
     order = {
         "name": task["name"], "task": task, "folder": chosen.name, "home": str(home.resolve()),
         "most_hours": bill.most_hours, "spot": spot,
@@ -107,7 +107,7 @@ def make_variables(**values: Any) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value not in (None, "")}
 
 
-def describe(
+def describe_rental(
     profile: Any, rental: Any, offers: Any, made: Any, bill: Any, task: Any, home: Path, token: bool
 ) -> str:
     """The plan in a few lines: what is rented, for how long, at what price."""
@@ -184,7 +184,7 @@ def check_tools() -> None:
         )
 
 
-def ask(bill: Any, budget: float) -> None:
+def agree_to_rent(bill: Any, budget: float) -> None:
     """Take a "y" at a terminal; without one, YES=1 is needed, whatever it costs."""
     if bill.usd is None:
         cost, rule = "unknown dollars", "no forecast says what this costs"

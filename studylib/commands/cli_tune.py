@@ -70,13 +70,13 @@ def tune_first(profile: Any, folder: Path, force: bool) -> bool:
     A method that by forecast does not fit is left out, unless `force` is given. Returns whether
     there are new rates. typer.Exit: a sweep failed; no run is started then.
     """
-    from studylib.forecasting.prospects import foresee
+    from studylib.forecasting.prospects import foresee_runs
     from studylib.planning.sweeps import sweeps_first
 
     waiting, lines = sweeps_first(profile, folder)
     for line in lines:
         print(line)
-    prospects = foresee([spec for spec, _ in waiting]) if waiting and not force else {}
+    prospects = foresee_runs([spec for spec, _ in waiting]) if waiting and not force else {}
     fitting = [(spec, rates) for spec, rates in waiting
                if (found := prospects.get(spec.run_id)) is None or found.may_run]  # fmt: skip
     if not fitting:

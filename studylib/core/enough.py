@@ -37,7 +37,7 @@ class Decision:
     more_seeds: int | None = None
 
 
-def decide(kept: Estimate, floor: float) -> Decision:
+def decide_enough(kept: Estimate, floor: float) -> Decision:
     """Whether `kept` is at least `floor`, by its interval."""
     if kept.low >= floor:
         return Decision("enough")

@@ -100,7 +100,7 @@ def measure(items: ItemScores, confidence: float = 0.95) -> Estimate:
     return build(parts, totals, seeds, known, confidence, bounds, apart)
 
 
-def compare(ours: ItemScores, theirs: ItemScores, confidence: float = 0.95) -> Estimate:
+def paired_difference(ours: ItemScores, theirs: ItemScores, confidence: float = 0.95) -> Estimate:
     """Difference ours - theirs on the same items, seeds averaged on each side.
 
     StudyError: they are not the same items.
@@ -130,13 +130,13 @@ def share_of_gain(ours: ItemScores, full: ItemScores, base: ItemScores) -> Estim
     interval is the delta method's: at the share found, the method less that mixture of full and
     base.
     """
-    gain = compare(full, base)
+    gain = paired_difference(full, base)
     if gain.low <= 0 <= gain.high:
         return None
     whole = full.value - base.value
     share = (ours.value - base.value) / whole
     mixed = share * full.sums + (1 - share) * base.sums[:1]
-    rest = compare(ours, ItemScores(mixed, full.sizes, full.groups))
+    rest = paired_difference(ours, ItemScores(mixed, full.sizes, full.groups))
     half = (rest.high - rest.low) / 2 / abs(whole)
     return Estimate(
         value=share, low=share - half, high=share + half, se=rest.se / abs(whole), df=rest.df,

@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 Mean = Literal["micro", "macro"]
 DRAWS = 10_000
 CELLS_PER_CHUNK = 4_000_000  # bounds the memory of one block of bootstrap weights to 32 MB
-MOST_GIVEN_BACK = 0.15  # of the item variance; see give_back
+MOST_GIVEN_BACK = 0.15  # of the item variance; see negative_seed_part
 FEWEST_DF = 2.0  # where hardly any subject varies, resampling cannot give a finite quantile
 
 
@@ -131,7 +131,7 @@ class ChanceTest(NamedTuple):
     distinguishable: bool
 
 
-def read_answers(correct: ArrayLike) -> Floats:
+def answer_rows(correct: ArrayLike) -> Floats:
     """Answers as [seeds, items] of 0.0 and 1.0; StudyError where they are anything else."""
     answers = np.atleast_2d(np.asarray(correct, dtype=np.float64))
     if answers.ndim != 2 or answers.size == 0:
@@ -150,7 +150,7 @@ def sum_subjects(correct: ArrayLike, subjects: ArrayLike | None, mean: Mean = "m
     """
     if mean not in ("micro", "macro"):
         raise StudyError(mean, "a mean is micro or macro", "Choose one of the two.")
-    answers = read_answers(correct)
+    answers = answer_rows(correct)
     labels = np.arange(answers.shape[1]) if subjects is None else np.asarray(subjects)
     if labels.shape != answers.shape[1:]:
         raise StudyError(labels.shape, "one subject an item", f"Expected {answers.shape[1]}.")
@@ -185,7 +185,7 @@ def measure_accuracy(
     totals = sum_subjects(correct, subjects, mean)
     parts = split_parts(totals.scores, None, totals.sizes, (fixed, True), confidence, draws, seed)
     known = fixed or len(totals.scores) > 1
-    apart = float(distributions.sem(read_answers(correct).mean(0)))
+    apart = float(distributions.sem(answer_rows(correct).mean(0)))
     return build_estimate(parts, totals, len(totals.scores), known, confidence, (0.0, 1.0), apart)
 
 
@@ -213,7 +213,7 @@ def compare_methods(
     fixed = (False, reference_fixed)
     parts = split_parts(ours.scores, theirs.scores, ours.sizes, fixed, confidence, draws, seed)
     seeds = len(ours.scores) if reference_fixed else min(len(ours.scores), len(theirs.scores))
-    apart = float(distributions.sem(read_answers(method).mean(0) - read_answers(reference).mean(0)))
+    apart = float(distributions.sem(answer_rows(method).mean(0) - answer_rows(reference).mean(0)))
     return build_estimate(parts, ours, seeds, seeds > 1, confidence, (-1.0, 1.0), apart)
 
 
@@ -246,7 +246,7 @@ def split_parts(
     seed_df = np.divide(between**2, welch, out=np.ones_like(value), where=welch > 0)
     runs_alone = between - within
     seed_se = np.sqrt(np.maximum(runs_alone, 0.0))
-    item_se = np.sqrt(item_variance + give_back(runs_alone, item_variance))
+    item_se = np.sqrt(item_variance + negative_seed_part(runs_alone, item_variance))
     seed_half = seed_se * distributions.t.ppf((1 + confidence) / 2, seed_df)
     return Parts(value, quantile * item_se, item_se, seed_half, seed_se)
 
@@ -275,7 +275,7 @@ def seed_variance(scores: Floats, sizes: Floats) -> tuple[Floats, Floats]:
     return between, squares / (seeds - 1) / total**2 / seeds
 
 
-def give_back(seed_part: Floats, item_variance: Floats) -> Floats:
+def negative_seed_part(seed_part: Floats, item_variance: Floats) -> Floats:
     """What a seed part that came out below zero takes off the item variance, 0 or less.
 
     The two together are unbiased only if a negative estimate counts; cut at zero, 97 % are covered
@@ -380,7 +380,7 @@ def exact_mcnemar(method: ArrayLike, reference: ArrayLike) -> McNemar:
     question for new questions. It tells whether these runs differ on these items, each taken as
     independent: subjects and seeds are left to `compare_methods`, on which verdicts rest.
     """
-    ours, theirs = read_answers(method), read_answers(reference)
+    ours, theirs = answer_rows(method), answer_rows(reference)
     if ours.shape != theirs.shape:
         raise StudyError(f"{ours.shape}, {theirs.shape}", "answers are paired", "Align the items.")
     lead = (ours - theirs).sum(0)
@@ -480,7 +480,7 @@ def plan_difference(
         welch_df = runs.sum(0) ** 2 / (runs**2).sum(0) * (seeds - 1)
         alone = runs.sum(0) - 2 * tosses / seeds
         seed_squares = distributions.t.ppf(tail, welch_df) ** 2 * np.maximum(alone, 0)
-        squares = squares + give_back(alone, item_part)
+        squares = squares + negative_seed_part(alone, item_part)
         seed_variance_sum = 2 * seed_sd**2 / seeds
     squares = squares * distributions.t.ppf(tail, item_df) ** 2 + seed_squares
     return solve_power(np.sqrt(squares), float((item_variance + seed_variance_sum) ** 0.5), power)
@@ -541,7 +541,7 @@ def compare_to_chance(
     """
     if not 0 < chance < 1:
         raise StudyError(chance, "chance lies between 0 and 1", "Take 1 over the choices.")
-    answers = read_answers(correct)
+    answers = answer_rows(correct)
     estimate = measure_accuracy(answers, subjects, draws=draws, seed=seed)
     p = distributions.binom.sf(answers.sum(1) - 1, answers.shape[1], chance)
     binomial_p = float(p[0]) if len(p) == 1 else min(1.0, 2 * float(p.mean()))

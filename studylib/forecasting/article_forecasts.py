@@ -15,7 +15,7 @@ from studylib.forecasting.article_memory import CASES, MODEL, Claimed, forecast_
 from studylib.forecasting.fitting import largest_that_fits, least_bytes
 from studylib.forecasting.forecast import Forecast, ForecastSettings
 from studylib.forecasting.job import rounded
-from studylib.forecasting.published import Published, compare, load_published
+from studylib.forecasting.published import Published, compare_published, load_published
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.metering.environment import TRACING_PACKAGES, package_versions
 from studylib.planning.alpaca_run import TOKENS
@@ -48,7 +48,7 @@ def make_article_forecasts(
     jobs = []
     for case in cases:
         say(f"forecast: {case.words}")
-        jobs.append(describe_job(case, forecast_case(case)))
+        jobs.append(book_forecast(case, forecast_case(case)))
     card = smallest_card(CARD_GB)
     answers = [ask_card(m, on, card, say) for m in ARTICLE for on in (True, False)]
     rows = []
@@ -71,7 +71,7 @@ def make_article_forecasts(
     return write_book(out, book)
 
 
-def describe_job(case: Claimed, made: Forecast) -> BookedForecast:
+def book_forecast(case: Claimed, made: Forecast) -> BookedForecast:
     """Hours and dollars are those of the smallest card that takes the job where the usual one does
     not; of none where none does."""
     settings, priced = made.settings, made
@@ -130,7 +130,7 @@ def ask_card(method: str, checkpointing: bool, card: str, say: Say) -> CardAnswe
 
 
 def describe_published(case: Published) -> PublishedRow:
-    made = compare(case)
+    made = compare_published(case)
     return PublishedRow(
         case=case.case,
         source=case.source,

@@ -19,7 +19,7 @@ from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE, ROOT
 from studylib.planning.catalog import find_gpu, match_gpu
 from studylib.planning.cuda_terms import CudaTerms, MeasuredPeaks, fit_cuda_terms
-from studylib.planning.roofline import Efficiency, calibrate, spread
+from studylib.planning.roofline import Efficiency, calibrate, spread_of_shares
 from studylib.schema.records import RECORD, Record, read_record
 from studylib.schema.run_forecasts import RunForecast, read_run_forecasts
 from studylib.schema.shared_card import runs_on_card
@@ -86,7 +86,7 @@ def learn_share(device: str, stage: str, params: int, *roots: Path) -> Efficienc
         size = record.load.total_params
         if plan.seconds and seconds and max(size, params) <= LIKE * min(size, params):
             factors.append(plan.seconds.mid / seconds)
-    return spread(factors, device) if factors else None
+    return spread_of_shares(factors, device) if factors else None
 
 
 def stage_seconds(record: Record, stage: str) -> float | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from studylib.forecasting.calibration import learn_share
 from studylib.metering.environment import device_name
-from studylib.planning.estimate import add, asked_tokens, exactly, over
+from studylib.planning.estimate import add_ranges, asked_tokens, exactly, over
 from studylib.planning.estimate import times as scaled
 from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile, RunSpec
@@ -57,7 +57,7 @@ def product_speed(dtype: str, threads: int | None = None) -> float:
     return 2 * rows * inner * columns / min(seconds[1:])
 
 
-def learned(stage: str, params: int) -> tuple[Range, str]:
+def learned_speed(stage: str, params: int) -> tuple[Range, str]:
     """The share of the product's speed that a stage reaches with a model of so many parameters, by
     runs on this processor where there are any like it, and how it is known."""
     found = learn_share(device_name(), stage, params)
@@ -71,9 +71,9 @@ def expect_runs(
     specs: Sequence[RunSpec], params: Mapping[str, int], speed: Any = product_speed
 ) -> dict[str, Range]:
     """Run id -> seconds. params: parameters of each model; one that is missing has no runs here."""
-    known = lru_cache(learned)  # it looks at the machine, which is the same for all of them
+    known = lru_cache(learned_speed)  # it looks at the machine, which is the same for all of them
     return {
-        spec.run_id: add(
+        spec.run_id: add_ranges(
             PROCESS_SECONDS,
             OWN_SECONDS,
             work_seconds(spec, spec.evaluate, params[spec.model], speed, known),
@@ -84,12 +84,12 @@ def expect_runs(
 
 
 def work_seconds(
-    spec: RunSpec, asked: EvaluateSettings, params: int, speed: Any, known: Any = learned
+    spec: RunSpec, asked: EvaluateSettings, params: int, speed: Any, known: Any = learned_speed
 ) -> Range:
     """Of training and scoring, with what earlier runs teach."""
     trained, scored = (known(stage, params)[0] for stage in ("train", "evaluate"))
-    return add(
-        train_seconds(spec, params, speed, trained),
+    return add_ranges(
+        forecast_train_seconds(spec, params, speed, trained),
         scoring_seconds(spec, asked, params, speed, scored),
     )
 
@@ -107,11 +107,11 @@ def expect_sweeps(
         size, asked = params[spec.model], spec.evaluate.for_validation(limit)
         one = work_seconds(spec, asked, size, speed)
         trainings += len(rates)
-        total = add(total, scaled(one, len(rates)))
+        total = add_ranges(total, scaled(one, len(rates)))
     return trainings, total
 
 
-def train_seconds(
+def forecast_train_seconds(
     spec: RunSpec, params: int, speed: Any = product_speed, share: Range = SHARE
 ) -> Range:
     kind, recipe = spec.method.kind, spec.train

@@ -103,11 +103,11 @@ def add_inner(
     """The events of all layers between the first period and the last layer."""
     bases, steps, deeper = {}, {}, {}
     for inner in depths.twins:
-        parts = bases[inner] = find_run(after, (stage, inner), earlier)
+        parts = bases[inner] = find_segment_run(after, (stage, inner), earlier)
         if inner < depths.short - 1:
-            later = find_run(after, (stage, inner + depths.period), earlier)
+            later = find_segment_run(after, (stage, inner + depths.period), earlier)
             steps[inner] = same_shape(later, parts) - parts
-            shallow = find_run(before, (stage, inner), earlier)
+            shallow = find_segment_run(before, (stage, inner), earlier)
             deeper[inner] = parts - same_shape(shallow, parts)
         else:  # the last layer of the short one: as the others of its period
             steps[inner], deeper[inner] = one_row(steps.values()), one_row(deeper.values())
@@ -155,7 +155,7 @@ def count_earlier(runs: list[Run], index: int) -> int:
     return sum(runs[i][0] == runs[index][0] for i in range(index))
 
 
-def find_run(runs: list[Run], segment: Segment, earlier: int) -> np.ndarray:
+def find_segment_run(runs: list[Run], segment: Segment, earlier: int) -> np.ndarray:
     found = [parts for name, parts in runs if name == segment]
     if len(found) <= earlier:
         raise LayersDiffer(f"no {segment[0]} of layer {segment[1]}")
@@ -172,7 +172,7 @@ def extend(
     before: list[Run], twin: Segment, earlier: int, parts: np.ndarray, more: int
 ) -> np.ndarray:
     """The same events in a model that is `more` periods deeper."""
-    return parts + more * (parts - same_shape(find_run(before, twin, earlier), parts))
+    return parts + more * (parts - same_shape(find_segment_run(before, twin, earlier), parts))
 
 
 def add_events(trace: Trace, segment: Segment, parts: np.ndarray) -> None:

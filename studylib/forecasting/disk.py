@@ -14,7 +14,7 @@ from pathlib import Path
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.skeleton_counts import count_skeleton
-from studylib.schema.kept import why_not
+from studylib.schema.kept import why_not_kept
 from studylib.schema.settings import Frozen
 from studylib.schema.spec import RunSpec
 
@@ -61,7 +61,7 @@ def count_run(spec: RunSpec) -> tuple[int, int] | None:
     lying = min(LISTED, (recipe.steps - 1) // recipe.checkpoint_every)
     written = 0 if spec.model_ref.kind == "shape" and not spec.method.kind.adapter else size
     working = max(lying * checkpoint, min(lying, LISTED - 1) * checkpoint + written)
-    stays = why_not(spec.keep, spec.model_ref, spec.method) is None
+    stays = why_not_kept(spec.keep, spec.model_ref, spec.method) is None
     return (size if stays else 0), working
 
 
@@ -70,7 +70,7 @@ def tell_disk(specs: Sequence[RunSpec], results: Path) -> str | None:
     disk = foresee_disk(specs)
     if disk is None:
         return None
-    return f"disk: {spell(disk, specs[0].keep)}; {size(free_bytes(results))} are free"
+    return f"disk: {spell_disk(disk, specs[0].keep)}; {size(free_bytes(results))} are free"
 
 
 def refuse_full_disk(specs: Sequence[RunSpec], results: Path) -> None:
@@ -80,13 +80,13 @@ def refuse_full_disk(specs: Sequence[RunSpec], results: Path) -> None:
         raise StudyError(
             results,
             f"the disk has {size(free)} free, the study needs {size(disk.needed)} "
-            f"({spell(disk, specs[0].keep)})",
+            f"({spell_disk(disk, specs[0].keep)})",
             "Free some space, choose another folder (RESULTS=), keep less (KEEP=none), or start it "
             "nevertheless (FORCE=1).",
         )
 
 
-def spell(disk: Disk, keep: str) -> str:
+def spell_disk(disk: Disk, keep: str) -> str:
     runs = f"{disk.runs} run" + ("" if disk.runs == 1 else "s")
     stays = f"{size(disk.kept)} of weights stay, of {runs}" if disk.runs else "no weights stay"
     return f"{stays} (KEEP={keep}), and up to {size(disk.working)} more while runs are under way"

@@ -19,7 +19,7 @@ def gb(count_bytes: float) -> str:
     return f"{count_bytes / 1e9:,.2f} GB"
 
 
-def spread(values: Range, form: str) -> str:
+def range_words(values: Range, form: str) -> str:
     return f"{values.mid:{form}} ({values.low:{form}} to {values.high:{form}})"
 
 
@@ -30,7 +30,7 @@ def format_forecast(f: Forecast) -> str:
     lines = [
         f"Forecast: {s.in_words}{cards}",
         "",
-        describe_card(s.gpu, f.fit),
+        card_fit_line(s.gpu, f.fit),
         *describe_time(f),
         "",
         f"Peak memory  {gb(f.peak_bytes)} as the driver shows it, in {STAGES[f.peak_stage]}",
@@ -52,11 +52,11 @@ def format_forecast(f: Forecast) -> str:
         "",
         f"Smallest card that fits: {f.smallest_gpu or 'none in the catalog'}",
     ]
-    lines += [f"  {describe_card(name, fit)}" for name, fit in f.fits.items() if name != s.gpu]
+    lines += [f"  {card_fit_line(name, fit)}" for name, fit in f.fits.items() if name != s.gpu]
     return "\n".join([*lines, f"Traced in {f.trace_seconds:.1f} s"])
 
 
-def describe_card(gpu: str, fit: Fit) -> str:
+def card_fit_line(gpu: str, fit: Fit) -> str:
     """rtx4090-24gb  fits, 3.71 GB left."""
     state = "left" if fit.headroom_bytes >= 0 else "missing"
     return f"{gpu:<16} {fit.in_words}, {gb(abs(fit.headroom_bytes))} {state}"
@@ -67,13 +67,13 @@ def describe_time(f: Forecast) -> list[str]:
     if not f.fit.may_run:
         return ["  no hours and no dollars: it does not run there"]
     return [
-        f"  {spread(f.seconds_per_step, '.3g')} s a step, {f.flops_per_step / 1e12:,.1f} TFLOP a "
-        "step and card",
+        f"  {range_words(f.seconds_per_step, '.3g')} s a step, "
+        f"{f.flops_per_step / 1e12:,.1f} TFLOP a step and card",
         f"  share of the roofline's speed: {f.efficiency.source}",
-        *(f"  {FORMS[form]}: {describe_job(job)}" for form, job in f.jobs.items()),
+        *(f"  {FORMS[form]}: {job_line(job)}" for form, job in f.jobs.items()),
     ]
 
 
-def describe_job(job: Job) -> str:
-    hours = f"{job.tokens / 1e6:,.1f}M tokens, {spread(job.hours, '.3g')} h"
-    return hours + (f", ${spread(job.usd, '.3g')}" if job.usd else ", no offer of this card")
+def job_line(job: Job) -> str:
+    hours = f"{job.tokens / 1e6:,.1f}M tokens, {range_words(job.hours, '.3g')} h"
+    return hours + (f", ${range_words(job.usd, '.3g')}" if job.usd else ", no offer of this card")

@@ -155,11 +155,11 @@ def trace_with(
         offers = None if prices is None else list(prices)
         return forecast(settings, offers, efficiency, cuda, config, tokens)
 
-    question = ask(settings, here, efficiency, cuda, tokens, prices)
+    question = forecast_question(settings, here, efficiency, cuda, tokens, prices)
     return keep_forecast(question, Forecast, make)
 
 
-def ask(
+def forecast_question(
     settings: ForecastSettings,
     here: bool,
     efficiency: Efficiency,
@@ -184,7 +184,7 @@ def trace_ahead(jobs: Iterable[ForecastSettings], here: bool) -> None:
     new = [
         job
         for job in dict.fromkeys(jobs)
-        if may_be_kept(ask(job, here, *learn_terms(job.gpu)), Forecast)
+        if may_be_kept(forecast_question(job, here, *learn_terms(job.gpu)), Forecast)
     ]
     make_ahead([partial(trace_once, job, here) for job in new])
 

@@ -41,7 +41,7 @@ def keep_forecast(
     """
     if question.get("config") is None:
         return make()
-    path = place_of(question, kind)
+    path = answer_file(question, kind)
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -51,7 +51,7 @@ def keep_forecast(
     return made
 
 
-def place_of(question: Mapping[str, Any], kind: type[BaseModel]) -> Path:
+def answer_file(question: Mapping[str, Any], kind: type[BaseModel]) -> Path:
     """The file of an answer, there or not."""
     asked = {**question, "kind": kind.__name__, "code": code_mark()}
     text = json.dumps(asked, sort_keys=True, ensure_ascii=True)
@@ -61,7 +61,7 @@ def place_of(question: Mapping[str, Any], kind: type[BaseModel]) -> Path:
 
 def may_be_kept(question: Mapping[str, Any], kind: type[BaseModel]) -> bool:
     """Whether making the answer would leave it on disk, where it is not."""
-    return question.get("config") is not None and not place_of(question, kind).is_file()
+    return question.get("config") is not None and not answer_file(question, kind).is_file()
 
 
 @lru_cache(maxsize=1)

@@ -33,7 +33,7 @@ from studylib.planning.estimate import (
     NOTHING,
     RunHours,
     StudyEstimate,
-    add,
+    add_ranges,
     download_hours,
     exactly,
     hours,
@@ -116,7 +116,7 @@ class Prospect(Frozen):
         )
 
 
-def foresee(
+def foresee_runs(
     specs: Sequence[RunSpec],
     machine: Machine | None = None,
     bundled: bool = False,
@@ -201,7 +201,7 @@ def estimate_on(
     has rates; one that does not fit is not made.
     """
     searched = [spec for spec, _ in sweeps]
-    prospects = foresee([*specs, *searched], machine, bundled=True, say=lambda line: None)
+    prospects = foresee_runs([*specs, *searched], machine, bundled=True, say=lambda line: None)
     swept = {spec.run_id for spec in searched}
     misfits = {
         run_id: found.reason
@@ -237,7 +237,7 @@ def estimate_on(
             unknown.append(name)
         else:
             runs[name] = RunHours(gpus=1, start=serving_hours(served, params[served.model]))
-    total = add(download_hours(left, params), *(run.total for run in runs.values()))
+    total = add_ranges(download_hours(left, params), *(run.total for run in runs.values()))
     return StudyEstimate(
         gpu=machine.gpu,
         cards=machine.cards,

@@ -50,7 +50,7 @@ def load_published() -> tuple[Published, ...]:
     return tuple(Published.model_validate(row) for row in rows)
 
 
-def compare(published: Published) -> PublishedError:
+def compare_published(published: Published) -> PublishedError:
     """Forecast a published case by the counter that its source used (2 to 4 seconds)."""
     from transformers import CONFIG_MAPPING
 

@@ -46,7 +46,7 @@ class Replayed:
     reserved_bytes: int
 
 
-def flatten(runs: Iterable[SegmentMoves]) -> list[FlatMove]:
+def flatten_moves(runs: Iterable[SegmentMoves]) -> list[FlatMove]:
     """Runs as moves with a key for every storage."""
     keys: dict[Birth, int] = {}
     moves: list[FlatMove] = []
@@ -66,15 +66,17 @@ def flatten(runs: Iterable[SegmentMoves]) -> list[FlatMove]:
 def replay(demand: Demand, limit_bytes: int | None = None) -> Replayed:
     """Peaks of steps on a card with room for limit_bytes of segments; NoRoom where they fail."""
     card = CachingAllocator(limit_bytes)
-    follow(card, [(-1 - number, count_bytes) for number, count_bytes in enumerate(demand.held)])
+    replay_moves(
+        card, [(-1 - number, count_bytes) for number, count_bytes in enumerate(demand.held)]
+    )
     left = remaining(demand.passes)
     states = [(key + len(demand.passes), count_bytes) for key, count_bytes in demand.first]
     free = len(demand.passes) + len(demand.first)
     update = [(key + free, count_bytes) for key, count_bytes in demand.later]
     for step in range(MOST_STEPS):
         before = card.reserved_bytes
-        follow(card, demand.passes, demand.streams)
-        follow(card, update if step else states)
+        replay_moves(card, demand.passes, demand.streams)
+        replay_moves(card, update if step else states)
         for key in left:  # gradients: let go of after the update
             card.free(key)
         if step and card.reserved_bytes == before:
@@ -82,7 +84,7 @@ def replay(demand: Demand, limit_bytes: int | None = None) -> Replayed:
     return Replayed(card.peak_allocated_bytes, card.peak_reserved_bytes)
 
 
-def follow(
+def replay_moves(
     card: CachingAllocator, moves: Iterable[FlatMove], streams: Mapping[int, int] = NO_STREAMS
 ) -> None:
     make, free = card.make, card.free

@@ -16,7 +16,7 @@ from typing import Literal
 
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.moves import Birth, SegmentMoves
-from studylib.forecasting.replay import Demand, flatten
+from studylib.forecasting.replay import Demand, flatten_moves
 from studylib.forecasting.trace import Trace
 from studylib.forecasting.updates import FlatMove, trace_updates
 
@@ -36,7 +36,7 @@ def card_demand(
         while left > 0:
             held.append(min(left, DDP_BUCKET))
             left -= DDP_BUCKET
-        return Demand(held, flatten(trace.runs), first, later)
+        return Demand(held, flatten_moves(trace.runs), first, later)
     widened = 2 if fp32_shards else 1
     held = [
         -(-item.count_bytes * widened // gpus) if item.is_divided else item.count_bytes

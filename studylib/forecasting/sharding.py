@@ -38,7 +38,7 @@ def card_events(
     else:
         if fp32_shards:
             keep_in_fp32(parts, trace)
-        divide(parts, stage, gpus)
+        divide_among_cards(parts, stage, gpus)
         backward = (stage == "backward") | (stage == "loss")
         whole = 2 * trace.layer.parameters + trace.rest.parameters
         reduced = 2 * trace.layer.gradients + trace.rest.gradients
@@ -46,7 +46,7 @@ def card_events(
     return np.column_stack([parts, extra])
 
 
-def divide(parts: np.ndarray, stage: np.ndarray, gpus: int) -> None:
+def divide_among_cards(parts: np.ndarray, stage: np.ndarray, gpus: int) -> None:
     """Leave each card its share, in place; the optimizer's temporaries are shares as well."""
     for name in DIVIDED:
         column = PARTS.index(name)

@@ -27,7 +27,7 @@ def make_ahead(makes: Sequence[Make]) -> None:
     count = min(len(makes), count_cores())
     if count < 2 or not may_fork():
         return
-    import_libraries()
+    import_forecaster()
     left, numbers = os.pipe()
     with os.fdopen(numbers, "wb") as queue:  # a pipe holds 8,000 of them at least
         queue.write(b"".join(number.to_bytes(NUMBER_BYTES) for number in range(len(makes))))
@@ -61,7 +61,7 @@ def may_fork() -> bool:
     )
 
 
-def import_libraries() -> None:
+def import_forecaster() -> None:
     """What every copy would import for itself."""
     import peft  # noqa: F401
 

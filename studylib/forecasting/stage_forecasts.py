@@ -75,7 +75,7 @@ def plan_host_stages(spec: RunSpec, made: Forecast, speed: float) -> Stages:
     stages = {
         "load": PlannedStage(seconds=rounded(cpu_hours.OWN_SECONDS)),
         "train": PlannedStage(
-            seconds=rounded(cpu_hours.train_seconds(spec, size, at)),
+            seconds=rounded(cpu_hours.forecast_train_seconds(spec, size, at)),
             allocated_bytes=made.peak_allocated_bytes,
         ),
     }

@@ -42,7 +42,7 @@ KEYS = (*ON_CARD, "seq_len", "accumulation")
 
 def usual_recipe(model: str) -> dict[str, Any]:
     """The keys of a recipe that suit a card, for a model of whose positions rows are no longer."""
-    seq_len = min(UPDATE_TOKENS, count_positions(model) or UPDATE_TOKENS)
+    seq_len = min(UPDATE_TOKENS, configured_positions(model) or UPDATE_TOKENS)
     return ON_CARD | {"seq_len": seq_len, "accumulation": max(1, UPDATE_TOKENS // seq_len)}
 
 
@@ -62,7 +62,7 @@ def usual_settings(
     return ForecastSettings.model_validate(made.model_dump() | stated)
 
 
-def count_positions(model: str) -> int | None:
+def configured_positions(model: str) -> int | None:
     """As its configuration has them; None where that is not at hand or does not say."""
     ref = ModelRef.parse(model)
     shape = find_shape(ref.name) if ref.kind == "shape" else None

@@ -208,7 +208,7 @@ def training_examples(
     wordings = STATEMENTS if language == "native" else SHIFTED_STATEMENTS
     examples = [
         {
-            "instruction": tell(almanac, fact, wording, language),
+            "instruction": tell_fact(almanac, fact, wording, language),
             "input": "",
             "output": _word(almanac, fact.value, language),
         }
@@ -244,7 +244,7 @@ def questions(
             "subject": fact.subject,
             "category": fact.category,
             "i": fact.index,
-            "question": tell(almanac, fact, wording, language),
+            "question": tell_fact(almanac, fact, wording, language),
             "choices": _choices(almanac, fact, place, language),
             "answer": place,
         }
@@ -253,7 +253,7 @@ def questions(
     ]
 
 
-def tell(almanac: Almanac, fact: Fact, wording: str, language: str) -> str:
+def tell_fact(almanac: Almanac, fact: Fact, wording: str, language: str) -> str:
     """The wording filled with a fact, up to the value."""
     words = {
         "noun": _word(almanac, fact.noun, language),

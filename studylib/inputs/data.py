@@ -43,7 +43,7 @@ __all__ = [
     "read_examples",
     "read_part",
     "row_multiple",
-    "spell",
+    "spell_examples",
     "tokenise",
     "unfold",
 ]
@@ -69,7 +69,7 @@ def shuffle(count: int, seed: int) -> Iterator[int]:
         yield from order
 
 
-def spell(
+def spell_examples(
     examples: Sequence[Any],
     order: Iterator[int],
     template: str,
@@ -107,11 +107,11 @@ def pack(examples: Iterator[tuple[int, int]], seq_len: int, rows: int) -> list[l
     packed: list[list[int]] = []
     open_rows: list[tuple[int, list[int]]] = []
     while len(packed) < rows:
-        place(*next(examples), seq_len, open_rows, packed)
+        place_example(*next(examples), seq_len, open_rows, packed)
     return packed
 
 
-def place(
+def place_example(
     example: int,
     length: int,
     seq_len: int,
@@ -202,7 +202,7 @@ def prepare_data(
     met, drawn = bytearray(len(pieces)), Counter[str]()
 
     def usable() -> Iterator[tuple[int, int]]:
-        for i, number in spell(pieces, order, template, tokenizer, train.seq_len, store):
+        for i, number in spell_examples(pieces, order, template, tokenizer, train.seq_len, store):
             if not met[i]:
                 met[i] = True
                 drawn["all"] += 1

@@ -28,7 +28,7 @@ from studylib.inputs.forms import (
     is_learned,
     messages_of,
 )
-from studylib.inputs.rows import KINDS, OTHERS, TAKEN, kind_of, read_rows
+from studylib.inputs.rows import KINDS, OTHERS, TAKEN, file_kind, read_rows
 from studylib.inputs.spool import Spool
 from studylib.schema.columns import parse_columns
 from studylib.schema.profile import DataSettings, nearest
@@ -113,11 +113,11 @@ class Examples(Spool[Example]):
         return " | ".join(f"{m['role']}: {shorten(m['content'])}" for m in messages[:4])
 
 
-def shorten(text: str) -> str:
-    """One line of a text; what a terminal would obey is shown as a mark."""
+def shorten(text: str, longest: int = MOST_SHOWN) -> str:
+    """One line of a text, cut to `longest`; what a terminal would obey is shown as a mark."""
     line = " ".join(text.split())
     line = "".join(char if char.isprintable() else "�" for char in line)
-    return line if len(line) <= MOST_SHOWN else f"{line[: MOST_SHOWN - 1]}…"
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def read_examples(data: DataSettings) -> Examples:
@@ -149,9 +149,9 @@ def folder_parts(folder: Path) -> dict[str, Path]:
     """Part -> its file, of a folder with train, validation and test files; others are not read."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        stem = path.name.lower().removesuffix(".gz").removesuffix(kind_of(path))
+        stem = path.name.lower().removesuffix(".gz").removesuffix(file_kind(path))
         part = next((part for part, names in PART_NAMES.items() if stem in names), None)
-        if part is None or kind_of(path) not in KINDS or not path.is_file():
+        if part is None or file_kind(path) not in KINDS or not path.is_file():
             continue
         if part in found:
             rule = f"two files are the {part} part: {found[part].name} and {path.name}"
@@ -170,7 +170,7 @@ def parse_almanac(source: str) -> tuple[Any, Any]:
 
 def read_example_file(path: Path, columns: str | None = None) -> Examples:
     """Examples of a file, of the form that its keys or COLUMNS say."""
-    if path.is_file() and kind_of(path) not in (*KINDS, *OTHERS):
+    if path.is_file() and file_kind(path) not in (*KINDS, *OTHERS):
         rule = f"its name does not say what it is; DATA takes {TAKEN}"
         raise StudyError(path, rule, "Rename it.")
     rows, notes = read_rows(path)

@@ -110,7 +110,7 @@ def chat_form(key: str, name: str) -> Form:
         messages = read_messages(row.get(key), key)
         if (text := need_text(row, "system", optional=True)).strip():
             messages.insert(0, {"role": "system", "content": text})
-        return close(messages, row), False
+        return end_at_last_answer(messages, row), False
 
     return Form((key,), name, "conversations", read, used=("system", "tools"))
 
@@ -129,7 +129,7 @@ def read_completion(row: Mapping[str, Any]) -> tuple[Example, bool]:
     else:
         after = [{"role": "assistant", "content": need_text(row, "completion")}]
     old = [{**m, "weight": 0} if m["role"] == "assistant" else m for m in before]
-    return close([*old, *after], row), False
+    return end_at_last_answer([*old, *after], row), False
 
 
 def read_messages(value: object, key: str) -> list[Message]:
@@ -152,7 +152,7 @@ def read_message(message: object, key: str) -> Message:
     if role is None:
         raise NoExample(f"the role {given!r}, which is none of system, user, assistant and tool")
     calls = message.get("tool_calls")
-    content = read_content(message.get("content", message.get("value")))
+    content = message_text(message.get("content", message.get("value")))
     if content is None and not calls:
         raise NoExample(f"a message of the {role} without content")
     if role == "assistant" and not (content or "").strip() and not calls:
@@ -178,7 +178,7 @@ def read_call(call: Any) -> Any:
     return {**call, "function": made} if "function" in call else made
 
 
-def read_content(value: object) -> str | None:
+def message_text(value: object) -> str | None:
     """A message's text: as it stands, or its text parts one after another; None for none."""
     if isinstance(value, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in value]
@@ -188,7 +188,7 @@ def read_content(value: object) -> str | None:
     return take_text(value)
 
 
-def close(messages: list[Message], row: Mapping[str, Any]) -> Example:
+def end_at_last_answer(messages: list[Message], row: Mapping[str, Any]) -> Example:
     """A conversation up to its last answer: what follows it teaches nothing."""
     taught = [i for i, m in enumerate(messages) if m["role"] == "assistant" and is_learned(m)]
     if not taught:

@@ -26,7 +26,7 @@ class BadHeader(Exception):
     """Why a header cannot be right, in words."""
 
 
-def check_header(path: Path) -> None:
+def check_gguf_header(path: Path) -> None:
     """Raise BadHeader where the header is no GGUF's; it is read once, and nothing of it kept."""
     with path.open("rb") as file:
         Header(file, path.stat().st_size).walk()

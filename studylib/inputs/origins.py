@@ -277,7 +277,7 @@ def fetch_again(url: str) -> bytes:
     """What a web server gives; asked again after a passing fault. StudyError for every other."""
     for wait_seconds in (*RETRY_WAITS_SECONDS, None):
         try:
-            return fetch(url)
+            return fetch_url(url)
         except urllib.error.HTTPError as error:
             if wait_seconds is None or (error.code not in (408, 429) and error.code < 500):
                 rule = f"the origin does not give this file (HTTP {error.code})"
@@ -297,7 +297,7 @@ class Broken(Exception):
     """A line that ended before the length that was announced."""
 
 
-def fetch(url: str) -> bytes:
+def fetch_url(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=HUB_TIMEOUT_SECONDS) as response:
         content: Any = response.read(LARGEST_SOURCE_BYTES + 1)
         announced = response.headers.get("Content-Length")

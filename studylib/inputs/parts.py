@@ -74,17 +74,17 @@ def read_whole_part(data: DataSettings, part: Part) -> Examples:
     examples = read_examples(data)
     if data.held_out is None and not any(source_of(data, other) for other in HELD_OUT):
         return examples
-    return divide(examples, data)[part]
+    return split_off_parts(examples, data)[part]
 
 
-def divide(examples: Examples, data: DataSettings) -> dict[str, Examples]:
+def split_off_parts(examples: Examples, data: DataSettings) -> dict[str, Examples]:
     """The training source as the training part and the parts that are split off it."""
     asked = {
-        part: {key_of(example) for example in read_source(source, data, part)}
+        part: {prompt_hash(example) for example in read_source(source, data, part)}
         for part in HELD_OUT
         if (source := source_of(data, part)) is not None
     }
-    keys = [key_of(example) for example in examples]
+    keys = [prompt_hash(example) for example in examples]
     twice, free = Counter[str](), Counter[bytes]()
     for key in keys:
         other = next((part for part, found in asked.items() if key in found), None)
@@ -123,7 +123,7 @@ def source_of(data: DataSettings, part: Part) -> str | None:
     return None
 
 
-def key_of(example: Example) -> bytes:
+def prompt_hash(example: Example) -> bytes:
     """The hash of what an example asks."""
     return hashlib.sha256(prompt_key(example).encode()).digest()
 
@@ -192,7 +192,7 @@ def tell_parts(data: DataSettings) -> list[str]:
             lines.append(f"  {part} part (split off by a hash of the prompt): {count}")
         else:
             lines.append(f"  {part} part ({name_part(source, part)}): {examples.tell()}")
-        keys.append({key_of(example) for example in examples})
+        keys.append({prompt_hash(example) for example in examples})
     if len(keys) == len(HELD_OUT) and (both := keys[0] & keys[1]):
         lines.append(f"  {len(both):,} prompts are in both of them")
     return lines

@@ -45,7 +45,7 @@ def join_rows(sources: Sources, keep: tuple[str, ...]) -> bytes:
     return write_lines(rows)
 
 
-def read_questions(sources: Sources, keep: tuple[str, ...]) -> bytes:
+def mmlu_questions(sources: Sources, keep: tuple[str, ...]) -> bytes:
     """Questions of MMLU from a table a subject, with their number in it; SUBJECT_PART.csv is its
     name. The answer is a number from 0 to 3."""
     rows = []
@@ -138,6 +138,6 @@ def write_lines(rows: Iterable[Any]) -> bytes:
 RECIPES: dict[str, Recipe] = {
     "copy": copy,
     "rows": join_rows,
-    "questions": read_questions,
+    "questions": mmlu_questions,
     "chapters": read_chapters,
 }

@@ -41,7 +41,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 Places = list[tuple[str, Any]]
 
 
-def kind_of(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """The file's kind by its name, in small letters and without .gz: `.jsonl`; may be unknown."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
@@ -53,18 +53,18 @@ def read_rows(path: Path) -> tuple[Iterable[tuple[str, Any]], list[str]]:
     Lines of a .jsonl file are read as they are asked for, the rest at once.
     A .json file that is no list, and rows that are no objects, are left to the caller to refuse.
     """
-    kind = kind_of(path)
+    kind = file_kind(path)
     if path.is_file() and kind in OTHERS:
         rule = f"this is {OTHERS[kind]}; DATA takes {TAKEN}"
         raise StudyError(path, rule, "Save it as one of them.")
     if kind == ".jsonl":
         return read_lines(path), []
-    content = read_content(path)
+    content = read_file(path)
     if kind == ".parquet":
         return read_parquet(content, path), []
     text = decode_text(content, path)
     if kind in (".csv", ".tsv"):
-        return read_table(text, path, kind)
+        return read_delimited(text, path, kind)
     if not text.strip():
         return [], []
     rows = parse_json(text, path, 1)
@@ -78,7 +78,7 @@ def read_rows(path: Path) -> tuple[Iterable[tuple[str, Any]], list[str]]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading_file(path: Path) -> Iterator[None]:
     """A file that cannot be read or unpacked, in one message."""
     try:
         yield
@@ -97,13 +97,13 @@ def open_content(path: Path) -> IO[bytes]:
     return io.BufferedReader(Unpacked(path), CHUNK_BYTES)
 
 
-def read_content(path: Path) -> bytes:
-    with reading(path), open_content(path) as file:
+def read_file(path: Path) -> bytes:
+    with reading_file(path), open_content(path) as file:
         return file.read()
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with reading(path), open_content(path) as file:
+    with reading_file(path), open_content(path) as file:
         yield from ((f"line {i}", row) for i, row in parse_lines(file, path))
 
 
@@ -124,7 +124,7 @@ def parse_json(text: str, path: Path, first_line: int) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         remedy = "Correct the line."
-        if error.msg == "Extra data" and kind_of(path) != ".jsonl":
+        if error.msg == "Extra data" and file_kind(path) != ".jsonl":
             remedy = "Correct the line; if each line is an object, name the file .jsonl."
         raise StudyError(
             f"{path}, line {line}", f"this is not JSON ({error.msg})", remedy
@@ -145,7 +145,7 @@ def parse_json(text: str, path: Path, first_line: int) -> Any:
     return content
 
 
-def read_table(text: str, path: Path, kind: str) -> tuple[Places, list[str]]:
+def read_delimited(text: str, path: Path, kind: str) -> tuple[Places, list[str]]:
     """Rows of a CSV or TSV file by its header; a line of blanks alone is none.
 
     Texts that hold the separator, a quote or a line's end stand in double quotes.
@@ -162,7 +162,7 @@ def read_table(text: str, path: Path, kind: str) -> tuple[Places, list[str]]:
             if not any(cell.strip() for cell in cells):
                 continue
             if not header:
-                header = check_header([cell.strip() for cell in cells], path, place)
+                header = check_column_names([cell.strip() for cell in cells], path, place)
             elif len(cells) != len(header):
                 raise StudyError(
                     f"{path}, {place}",
@@ -188,7 +188,7 @@ def find_separator(text: str) -> str:
     return max(SEPARATORS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
 
 
-def check_header(header: list[str], path: Path, place: str) -> list[str]:
+def check_column_names(header: list[str], path: Path, place: str) -> list[str]:
     twice = [name for name, count in Counter(header).items() if count > 1 or not name]
     if twice:
         what = f"the column {twice[0]!r} stands twice" if twice[0] else "a column has no name"

@@ -147,7 +147,7 @@ def find_quantization(config: Any) -> str | None:
 def find_packed(folder: Path) -> str | None:
     """A tensor of weights in integers or 8-bit floats, in words."""
     for path in weight_files(folder):
-        for name, tensor in (read_header(path) or {}).items():
+        for name, tensor in (read_safetensors_header(path) or {}).items():
             dtype = tensor["dtype"]
             packed = dtype[:1] in "IU" and "weight" in name.rsplit(".", 1)[-1]
             if dtype.startswith("F8") or packed:
@@ -173,7 +173,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def is_whole(path: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
-    header = read_header(path)
+    header = read_safetensors_header(path)
     if header is None:
         return False
     with path.open("rb") as file:
@@ -182,7 +182,7 @@ def is_whole(path: Path) -> bool:
     return path.stat().st_size == 8 + header_bytes + max(ends, default=0)
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]] | None:
+def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]] | None:
     """Tensor -> dtype, shape and data_offsets of a safetensors file; None where it is damaged."""
     size = path.stat().st_size
     with path.open("rb") as file:

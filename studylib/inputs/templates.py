@@ -250,7 +250,7 @@ def spell_by_prefixes(
             continue
         last = number == len(messages) - 1
         upto = whole if last else render(messages[: number + 1], tokenizer, tools)
-        start = find_start(messages, number, upto, tokenizer, tools)
+        start = find_answer_start(messages, number, upto, tokenizer, tools)
         closed = close_turn(upto, start, message["content"], tokenizer)
         endless = closed != upto
         alone.append(Spelled(closed, ((start, len(closed)),), True, endless))
@@ -264,7 +264,7 @@ def spell_by_prefixes(
     return [Spelled(whole, tuple(span for span in learned if span), True, endless)]
 
 
-def find_start(
+def find_answer_start(
     messages: Sequence[Message], number: int, upto: str, tokenizer: Any, tools: Any
 ) -> int:
     """Where in `upto`, rendered up to an answer, that answer begins."""

@@ -111,13 +111,13 @@ def tell_lengths(examples: Sequence[Example], template: str, tokenizer: Any, seq
 def cut_windows(text: str, tokenizer: Any, seq_len: int) -> list[Tokenised]:
     """A text's tokens and its end, in windows of at most seq_len that share one token."""
     ids = tokenizer([text], verbose=False)["input_ids"][0]
-    ids = close(ids, tokenizer.eos_token_id)
+    ids = end_with_eos(ids, tokenizer.eos_token_id)
     starts = range(0, max(1, len(ids) - 1), seq_len - 1)
     windows = [ids[start : start + seq_len] for start in starts]
     return [Tokenised.of(ids, [(1, len(ids))]) for ids in windows if len(ids) > 1]
 
 
-def close(ids: list[int], eos: int) -> list[int]:
+def end_with_eos(ids: list[int], eos: int) -> list[int]:
     return ids if ids and ids[-1] == eos else [*ids, eos]
 
 
@@ -177,7 +177,7 @@ def tokenise_pairs(
     tokenised: list[Tokenised | None] = []
     for prompt, whole in zip(prompts, wholes, strict=True):
         start = len(prompt) - 1 if prompt and prompt[-1] == eos else len(prompt)
-        tokenised.append(cut_to(close(whole, eos), [(start, len(whole) + 1)], seq_len))
+        tokenised.append(cut_to(end_with_eos(whole, eos), [(start, len(whole) + 1)], seq_len))
     return tokenised
 
 
@@ -211,7 +211,7 @@ def tokenise_bytes(pieces: Sequence[Spelled], tokenizer: Any) -> list[Found | No
     """The same by a tokenizer whose tokens are a text's bytes, one after the other: it need not
     keep their places, which takes a fifth of its time. None for a text of which they are not, and
     for all where the tokenizer is another or adds tokens."""
-    sizes = count_bytes(tokenizer)
+    sizes = token_byte_counts(tokenizer)
     if sizes is None or not pieces[0].marked:
         return [None] * len(pieces)
     texts = [piece.text for piece in pieces]
@@ -234,7 +234,7 @@ def tokenise_bytes(pieces: Sequence[Spelled], tokenizer: Any) -> list[Found | No
 
 
 @lru_cache(maxsize=4)
-def count_bytes(tokenizer: Any) -> dict[int, int] | None:
+def token_byte_counts(tokenizer: Any) -> dict[int, int] | None:
     """Token id -> the bytes of a text that it stands for; None of a tokenizer that changes texts,
     or does not spell its tokens as bytes."""
     from tokenizers.decoders import ByteLevel

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, name_error
-from studylib.inputs.sources import read_header, weight_files
+from studylib.inputs.sources import read_safetensors_header, weight_files
 from studylib.modelling.attention import causal_class
 from studylib.modelling.skeleton import load_config
 from studylib.schema.settings import ModelRef
@@ -59,7 +59,7 @@ def check_whole(folder: Path, ref: ModelRef) -> nn.Module:
             f"config.json and the weights do not make a model ({name_error(error)})",
             "Save model and configuration together with save_pretrained.",
         ) from error
-    refuse_unfit(model, info, shapes, ref)
+    refuse_holes(model, info, shapes, ref)
     refuse_encoder(model, ref)
     return model
 
@@ -69,11 +69,11 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {
         name: tuple(tensor["shape"])
         for path in weight_files(folder)
-        for name, tensor in (read_header(path) or {}).items()
+        for name, tensor in (read_safetensors_header(path) or {}).items()
     }
 
 
-def refuse_unfit(
+def refuse_holes(
     model: Any, info: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ref: ModelRef
 ) -> None:
     """Raise where a load (`info`, by transformers) left holes in the model or tensors out of it."""
@@ -82,14 +82,14 @@ def refuse_unfit(
         every = sum(1 for _ in model.parameters())
         rule = f"the checkpoint lacks {len(missing)} of the model's {every} tensors"
         remedy = explain_missing(model, missing, info["unexpected_keys"])
-        raise StudyError(ref, f"{rule}: {name_some(missing)}", remedy)
+        raise StudyError(ref, f"{rule}: {name_tensors(missing)}", remedy)
     misfits = sorted(info["mismatched_keys"], key=str)
     if misfits:
-        said = [f"{name} {spell(own)} where config.json wants {spell(want)}"
+        said = [f"{name} {spell_shape(own)} where config.json wants {spell_shape(want)}"
                 for name, own, want in misfits]  # fmt: skip
         raise StudyError(
             ref,
-            f"{len(misfits)} tensors have other sizes than config.json says: {name_some(said)}",
+            f"{len(misfits)} tensors have other sizes than config.json says: {name_tensors(said)}",
             "Correct config.json, or save model and configuration together.",
         )
     extra = sorted(name for name in info["unexpected_keys"] if is_left_over(model, name, shapes))
@@ -97,7 +97,7 @@ def refuse_unfit(
         raise StudyError(
             ref,
             f"config.json builds a model that leaves {len(extra)} tensors of the checkpoint out: "
-            f"{name_some(extra)}",
+            f"{name_tensors(extra)}",
             "Correct config.json: its layers, biases or other switches are not this checkpoint's.",
         )
 
@@ -156,10 +156,10 @@ def refuse_encoder(model: Any, ref: ModelRef) -> None:
         )
 
 
-def name_some(names: list[str]) -> str:
+def name_tensors(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
-def spell(shape: Iterable[int]) -> str:
+def spell_shape(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))

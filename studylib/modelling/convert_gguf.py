@@ -26,11 +26,11 @@ DIGITS_FIRST = (
 GPT2_RULE = ("gpt-2", "default", "phi-2", "mpt", "olmo", "jais")
 
 
-def convert(path: Path, out: Path) -> dict[str, Any]:
+def convert_gguf(path: Path, out: Path) -> dict[str, Any]:
     """Write config, weights, tokenizer to `out`; returns what the file's header says."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    header = read_header(path)
+    header = summarise_gguf_header(path)
     refuse_unknown_rule(header)
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     model: Any = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
@@ -69,7 +69,7 @@ def cut_digits(tokenizer: Any) -> None:
     )
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def summarise_gguf_header(path: Path) -> dict[str, Any]:
     """Licence, pre-tokenizer rule, and matrices' tensor types by how many weights have them."""
     from gguf import GGUFReader
 
@@ -93,4 +93,4 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(convert(Path(sys.argv[1]), Path(sys.argv[2]))))
+    print(json.dumps(convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))))

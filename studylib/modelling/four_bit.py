@@ -193,11 +193,11 @@ def refuse_unreadable(model: Any) -> None:
 
 
 def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, layer) of bitsandbytes' 4-bit layers, under an adapter or not."""
+    """(name in the model without its adapter, layer) of bitsandbytes' 4-bit layers."""
     for name, module in model.named_modules():
         kind = type(module)
         if kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes"):
-            yield name, module
+            yield name.removeprefix("base_model.model.").removesuffix(".base_layer"), module
 
 
 def is_four_bit(model: nn.Module) -> bool:
@@ -233,7 +233,7 @@ def count_weights(parameter: torch.Tensor) -> int:
     return parameter.numel() if state is None else state.shape.numel()
 
 
-def check_four_bit(model: nn.Module) -> float:
+def check_quantization(model: nn.Module) -> float:
     """The largest error with which a matrix of one of the model's shapes comes back from 4 bits.
 
     Of random normal matrices, relative to what was quantized. StudyError where it is more than

@@ -25,7 +25,7 @@ from studylib.inputs.sources import folder_sha256
 from studylib.modelling.models import Loaded, load_model, merge_into_bf16
 from studylib.modelling.serve import count_written
 from studylib.modelling.weights import MOVED, WHOLE, bring_in
-from studylib.schema.kept import MERGED, KeptWeights, Place, place_of, why_not
+from studylib.schema.kept import MERGED, KeptWeights, Place, kept_folder, why_not_kept
 from studylib.schema.records import Record
 from studylib.schema.settings import BASE
 from studylib.schema.spec import RunSpec
@@ -43,12 +43,12 @@ def leave_weights(spec: RunSpec, loaded: Loaded, trained: Path | None, folder: P
     base, revision = name_base(spec, loaded)
     named = str(spec.model_ref.model_copy(update={"revision": None}))
     told = KeptWeights(base_model=named, base_revision=revision)
-    reason = why_not(spec.keep, spec.model_ref, spec.method)
+    reason = why_not_kept(spec.keep, spec.model_ref, spec.method)
     if reason is not None or trained is None:
         clear_weights(folder)
         return told.model_copy(update={"reason": reason})
     clear_weights(folder, but=trained)
-    name = place_of(spec.method)
+    name = kept_folder(spec.method)
     goal = folder / name
     if trained != goal:
         (trained.parent / MOVED).touch()  # before the move: a run broken off here trains no more
@@ -161,7 +161,7 @@ def merge_kept(record: Record, folder: Path) -> Path:
     loaded, model = open_kept(record, folder)
     spec, base = record.run, BASE
     plain = load_model(spec.model_ref, base, spec.train.dtype, spec.seed)
-    merged: Any = merge_into_bf16(plain.model, model, folder / place_of(spec.method))
+    merged: Any = merge_into_bf16(plain.model, model, folder / kept_folder(spec.method))
     merged = merged.to(torch.bfloat16)
     needed, free = count_written(merged), shutil.disk_usage(folder).free
     if needed > free:

@@ -41,7 +41,7 @@ from studylib.inputs.almanac import (
     native_words,
     questions,
     sample_names,
-    tell,
+    tell_fact,
 )
 from studylib.inputs.rungs import BUILT, RUNGS, Rung, find_larger
 
@@ -218,7 +218,7 @@ def _read_by_heart(
 ) -> OldHalfReading:
     """Train on every OLD fact in every OLD wording, loss on all of the text."""
     texts = [
-        f"{tell(almanac, fact, wording, 'native')} {fact.value}{EOS}"
+        f"{tell_fact(almanac, fact, wording, 'native')} {fact.value}{EOS}"
         for fact in almanac.half("old", rung.facts)
         for wording in OLD_STATEMENTS
     ]

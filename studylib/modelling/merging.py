@@ -43,13 +43,12 @@ class Difference(NamedTuple):
     typical: float
 
 
-def lay_over(plain: nn.Module, quantized: nn.Module) -> None:
+def overwrite_with_four_bit(plain: nn.Module, quantized: nn.Module) -> None:
     """Overwrite a plain model's linear layers with a 4-bit model's dequantized weights.
 
     quantized: with an adapter on it or without. MergeFailed where the two are not one model.
     """
-    for name, layer in four_bit_layers(quantized):
-        path = name.removeprefix("base_model.model.").removesuffix(".base_layer")
+    for path, layer in four_bit_layers(quantized):
         weight = dequantize(layer)
         try:
             target = plain.get_submodule(path)
@@ -81,7 +80,7 @@ def check_merge(merged: nn.Module, quantized: nn.Module) -> None:
 def check_converted(kept: nn.Module, trained: torch.Tensor) -> None:
     """StudyError where an adapter that was converted for the original base answers differently, by
     more than rounding explains, from what was trained (its logits by `answer_probe`)."""
-    limit, found = rounding_limit(kept), compare_answers(answer_probe(kept), trained)
+    limit, found = rounding_limit(kept), logits_apart(answer_probe(kept), trained)
     if not found.typical <= limit:
         raise StudyError(
             "the converted adapter",
@@ -100,10 +99,10 @@ def rounding_limit(model: nn.Module) -> float:
 
 def compare_logits(model: Any, reference: Any) -> Difference:
     """The difference on the probe's rows; both models go into evaluation mode."""
-    return compare_answers(answer_probe(model), answer_probe(reference))
+    return logits_apart(answer_probe(model), answer_probe(reference))
 
 
-def compare_answers(ours: torch.Tensor, theirs: torch.Tensor) -> Difference:
+def logits_apart(ours: torch.Tensor, theirs: torch.Tensor) -> Difference:
     spread = theirs.std()
     apart = (ours - theirs) / spread
     typical = apart.square().mean(-1).sqrt().median()

@@ -33,7 +33,7 @@ from studylib.schema.methods import (
 )
 from studylib.schema.settings import MethodSettings, nearest
 
-__all__ = ["METHODS", "attach", "count_parameters", "keep_unpacked", "reach"]
+__all__ = ["METHODS", "attach", "keep_unpacked", "reach", "trainable_and_total"]
 
 # peft tells of GPT-2's transposed layers, which it then takes rightly, and of norms of a model's
 # own class, which it trains as they are.
@@ -313,7 +313,7 @@ def spell_others(layers: Sequence[str], refused: str) -> str:
     return ", ".join(name for name in layers if f"'{name}'" not in refused) or "none is left"
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
+def trainable_and_total(model: nn.Module) -> tuple[int, int]:
     """(trainable, total) parameters; a 4-bit weight counts what it stands for, not its bytes.
 
     The total is the base model's with the adapter's added; tied weights count once.

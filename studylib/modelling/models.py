@@ -23,9 +23,9 @@ from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.converted import read_origin
 from studylib.inputs.sources import folder_sha256, model_folder
 from studylib.modelling.attention import choose_attention
-from studylib.modelling.checkpoint import check_whole, read_shapes, refuse_unfit
+from studylib.modelling.checkpoint import check_whole, read_shapes, refuse_holes
 from studylib.modelling.four_bit import (
-    check_four_bit,
+    check_quantization,
     four_bit_share,
     keep_unpacked,
     quantization_config,
@@ -34,7 +34,7 @@ from studylib.modelling.four_bit import (
     refuse_none,
     refuse_unreadable,
 )
-from studylib.modelling.merging import MergeFailed, check_merge, lay_over
+from studylib.modelling.merging import MergeFailed, check_merge, overwrite_with_four_bit
 from studylib.modelling.methods import DTYPES, freeze_parts, prepare
 from studylib.modelling.packing import keep_examples_apart
 from studylib.modelling.skeleton import load_config
@@ -116,7 +116,7 @@ def trust_base(model: nn.Module, method: MethodSettings) -> dict[str, Any]:
     refuse_none(model)
     prepare(model, method)
     refuse_unreadable(model)
-    return {"four_bit_share": four_bit_share(model), "four_bit_error": check_four_bit(model)}
+    return {"four_bit_share": four_bit_share(model), "four_bit_error": check_quantization(model)}
 
 
 def open_weights(
@@ -162,7 +162,7 @@ def open_weights(
             "It must be a causal language model that transformers knows.",
         ) from error
     model, info = loaded
-    refuse_unfit(model, info, read_shapes(folder), ref)
+    refuse_holes(model, info, read_shapes(folder), ref)
     keep_unpacked(model)
     return model
 
@@ -222,7 +222,7 @@ def merge_into_bf16(plain: nn.Module, quantized: nn.Module, adapter: Path) -> nn
     """
     from peft import PeftModel
 
-    lay_over(plain, quantized)
+    overwrite_with_four_bit(plain, quantized)
     try:
         model: Any = PeftModel.from_pretrained(plain, adapter)
         merged = model.merge_and_unload().eval()

@@ -46,7 +46,7 @@ def probe_causal(model: Any) -> None:
         ids = draw_ids(model, SECOND_TOKENS + 1)
         one = model(input_ids=ids[:, :-1]).logits[0, :-1].float()
         other = model(input_ids=torch.cat([ids[:, :-2], ids[:, -1:]], 1)).logits[0, :-1].float()
-    moved = distance(one, other, one)
+    moved = logit_distance(one, other, one)
     if moved > limit_of(model, MOVED_LIMITS):
         raise StudyError(
             type(model).__name__,
@@ -75,7 +75,10 @@ def probe_packing(model: Any) -> str | None:
             return f"its code refuses positions that restart ({type(error).__name__}: {said})"
     if not torch.isfinite(alone).all():
         return None
-    moved, off = distance(after_one, after_other, alone), distance(after_one, alone, alone)
+    moved, off = (
+        logit_distance(after_one, after_other, alone),
+        logit_distance(after_one, alone, alone),
+    )
     if not moved <= limit_of(model, MOVED_LIMITS):
         return (
             "an example in a packed row sees the one before it, which moves its logits by "
@@ -107,7 +110,7 @@ def draw_ids(model: Any, count: int) -> torch.Tensor:
     return ordinary[drawn][None].to(model.get_input_embeddings().weight.device)
 
 
-def distance(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> float:
+def logit_distance(one: torch.Tensor, other: torch.Tensor, scale: torch.Tensor) -> float:
     """Root mean square of the difference of logits, in standard deviations of `scale`."""
     return float((one - other).square().mean().sqrt() / scale.std().clamp_min(1e-30))
 

@@ -78,7 +78,7 @@ def check_track(track: Track, ref: ModelRef, folder: Path, model: Any) -> str:
 
 def is_tight(model: Any, tokenizer: Any, seq_len: int) -> bool:
     """Whether some token or position could lie outside what the model has: seldom so."""
-    positions = count_positions(model)
+    positions = model_positions(model)
     long = positions is not None and seq_len > positions
     return long or len(tokenizer) > model.get_input_embeddings().weight.shape[0]
 
@@ -89,7 +89,7 @@ def refuse_outside(model: Any, rows: Sequence[Row], ref: ModelRef) -> None:
     Positions begin anew at every example, so that a row may be longer.
     """
     words = model.get_input_embeddings().weight.shape[0]
-    positions = count_positions(model)
+    positions = model_positions(model)
     examples = [example["input_ids"] for row in rows for example in row]
     refuse_token(max((max(ids) for ids in examples), default=0), words, ref)
     longest = max(map(len, examples), default=0)
@@ -125,6 +125,6 @@ def refuse_unknown_words(
             refuse_token(max((max(ids) for ids in found if ids), default=0), words, ref)
 
 
-def count_positions(model: Any) -> int | None:
+def model_positions(model: Any) -> int | None:
     """Positions of the language model; None where it has no limit."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -22,7 +22,7 @@ from torch import nn
 
 from studylib.modelling.added import added_tensors
 from studylib.modelling.four_bit import constants, keep_unpacked
-from studylib.modelling.merging import lay_over
+from studylib.modelling.merging import overwrite_with_four_bit
 from studylib.modelling.methods import DTYPES, adapter_config, attach
 from studylib.modelling.reach import is_even
 from studylib.schema.settings import MethodSettings
@@ -107,7 +107,7 @@ def plain_copy(base: nn.Module, four_bit: nn.Module | None = None) -> nn.Module:
     """A model like `base` on weights of its own; with those of a 4-bit base, dequantized."""
     model = copy.deepcopy(base)
     if four_bit is not None:
-        lay_over(model, four_bit)
+        overwrite_with_four_bit(model, four_bit)
     return model
 
 

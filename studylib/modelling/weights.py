@@ -74,7 +74,7 @@ def bring_in(spec: RunSpec, trained: Path | None) -> tuple[Loaded, nn.Module]:
     return loaded, attach(loaded.model, spec.method, spec.seed)
 
 
-def settle(spec: RunSpec, base: nn.Module, model: nn.Module) -> None:
+def settle_weights(spec: RunSpec, base: nn.Module, model: nn.Module) -> None:
     """From how a model is trained to how it is scored and served, in place."""
     recipe = spec.train
     if spec.weights_dtype != recipe.dtype:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studylib.advice.advice_text import describe_case
-from studylib.advice.advice_words import why_not
+from studylib.advice.advice_words import name_failings
 from studylib.advice.advise import Advice, advise
 from studylib.advice.article_rule import compare_with_article, grid_cases, tabulate_disagreement
 from studylib.advice.option import Option
@@ -48,7 +48,7 @@ def change_case(case: Case, **changes: Any) -> Case:
     return Case.model_validate(case.model_dump() | changes)
 
 
-def choose(case: Case, evidence: Evidence) -> Callable[..., Any]:
+def choose_by_menus(case: Case, evidence: Evidence) -> Callable[..., Any]:
     """A function of four menus that shows the answer and the ranking of the changed case."""
 
     def show(change: str, variants: int, margin_pp: Any, cards: Any) -> Any:
@@ -91,7 +91,7 @@ def tabulate_ranking(case: Case, advice: Advice) -> Table:
             span_cell(option.accuracy_loss, 1),
             span_cell(option.latency_overhead, 0),
             "—" if option.cost is None else fit_words(option.cost.job),
-            "yes" if option.fits else "no: " + "; ".join(why_not(case, option)),
+            "yes" if option.fits else "no: " + "; ".join(name_failings(case, option)),
         )
         for option in advice.ranking
     ]
@@ -114,11 +114,11 @@ def span_cell(span: Span, digits: int) -> str:
         return MISSING
     if span.low == span.high == 0:
         return "0"
-    low, mid, high = (figure_words(x, digits) for x in (span.low, span.mid, span.high))
+    low, mid, high = (format_figure(x, digits) for x in (span.low, span.mid, span.high))
     return f"{mid} ({low} to {high})".replace(" ", GLUE)
 
 
-def figure_words(value: float | None, digits: int) -> str:
+def format_figure(value: float | None, digits: int) -> str:
     """A figure with a true minus and no negative nought; a dash where there is none."""
     if value is None or pd.isna(value):
         return "—"
@@ -154,7 +154,7 @@ def tabulate_evidence(evidence: Evidence) -> pd.DataFrame:
         {
             "measured": MEASURED["points"],
             "model": a.model if a.against == a.model else f"{a.model} against {a.against}",
-            "method": method_words(a.method) + (", merged" if a.merged else ""),
+            "method": METHODS[a.method].in_words + (", merged" if a.merged else ""),
             "on": CHANGE_WORDS[a.change] + ("" if a.facts is None else f", {a.facts:,} facts"),
             "value": span_cell(a.loss_pp, 1),
             "from": run_words(a.ids),
@@ -166,7 +166,7 @@ def tabulate_evidence(evidence: Evidence) -> pd.DataFrame:
         {
             "measured": MEASURED["latency"],
             "model": row.model,
-            "method": method_words(row.method),
+            "method": METHODS[row.method].in_words,
             "on": row.device,
             "value": span_cell(row.overhead_percent, 1),
             "from": run_words((row.id,)),
@@ -176,10 +176,6 @@ def tabulate_evidence(evidence: Evidence) -> pd.DataFrame:
     ]
     columns = ["measured", "model", "method", "on", "value", "from", "records"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
-
-
-def method_words(method: str) -> str:
-    return METHODS[method].in_words
 
 
 def run_words(ids: Sequence[str]) -> str:
@@ -279,9 +275,9 @@ def show_disagreement(grid: pd.DataFrame) -> pd.DataFrame:
             "the evidence says": table["ours"].map(words),
             "cases": [f"{n:,}" for n in table["cases"]],
             "its choice is not shown to fit": [f"{n:,}" for n in table["article_does_not_fit"]],
-            "$ a year more, median": [figure_words(x, 0) for x in table["usd_more_median"]],
-            "$ a year more, most": [figure_words(x, 0) for x in table["usd_more_most"]],
-            "points lost more, median": [figure_words(x, 1) for x in table["points_more_median"]],
+            "$ a year more, median": [format_figure(x, 0) for x in table["usd_more_median"]],
+            "$ a year more, most": [format_figure(x, 0) for x in table["usd_more_most"]],
+            "points lost more, median": [format_figure(x, 1) for x in table["points_more_median"]],
         }
     )
     return shown.set_index(["the article says", "the evidence says"])

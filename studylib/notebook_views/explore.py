@@ -48,7 +48,7 @@ UNKNOWN = "unknown"
 FEW = 5  # choices that stand side by side; more go into a menu
 
 
-def foresee(
+def foresee_job(
     model: str,
     method: str,
     gpu: str,
@@ -104,7 +104,7 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
         ha="center",
         annotation_clip=False,
     )
-    axes.set_yticks(range(len(forecasts)), [describe_job(made) for made in forecasts], fontsize=9)
+    axes.set_yticks(range(len(forecasts)), [job_title(made) for made in forecasts], fontsize=9)
     axes.set_ylim(len(forecasts) - 0.5, -0.5)
     axes.set_xlabel("GB at the peak of a training step (forecast)")
     axes.margins(x=0.12)
@@ -114,7 +114,7 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
     return figure
 
 
-def describe_job(made: Forecast) -> str:
+def job_title(made: Forecast) -> str:
     job = made.settings
     return (
         f"{label_method(job.method)}\n{job.model.partition(':')[2]}, "
@@ -137,7 +137,7 @@ def tabulate_fits(
     rows = []
     for model in models:
         for method in methods:
-            made = foresee(model, method, gpus[0], micro_batch, seq_len)
+            made = foresee_job(model, method, gpus[0], micro_batch, seq_len)
             fits = {
                 gpu: f"{fit.word}, {fit.headroom_bytes / 1e9:.1f}" if fit.may_run else fit.word
                 for gpu in gpus
@@ -163,7 +163,7 @@ def tabulate_costs(
     rows = []
     for model in models:
         for method in methods:
-            made = foresee(model, method, gpu, micro_batch, seq_len)
+            made = foresee_job(model, method, gpu, micro_batch, seq_len)
             row = {"model": model, "method": label_method(method), "hours": made.fit.word,
                    "dollars": made.fit.word, "speed": "—"}  # fmt: skip
             if job := made.jobs.get("packed"):
@@ -204,13 +204,13 @@ def break_even(small: Forecast, big: Forecast) -> str:
     return " ".join(lines)
 
 
-def choose_job(models: Sequence[str], methods: Sequence[str], gpus: Sequence[str]) -> Any:
+def explore_memory(models: Sequence[str], methods: Sequence[str], gpus: Sequence[str]) -> Any:
     """Menus over models, methods and cards that redraw the memory picture."""
     return explore(plot_job, model=models, method=methods, gpu=gpus)
 
 
 def plot_job(model: str, method: str, gpu: str) -> Figure:
-    return plot_parts([foresee(model, method, gpu)], gpu)
+    return plot_parts([foresee_job(model, method, gpu)], gpu)
 
 
 def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:

@@ -34,7 +34,7 @@ def tabulate_footprint(measures: ServeMeasures) -> pd.DataFrame:
     )
 
 
-def tabulate_variants(measures: ServeMeasures) -> pd.DataFrame:
+def show_variants(measures: ServeMeasures) -> pd.DataFrame:
     """Memory of N variants in each way, in MB, and from which N on the way takes less memory."""
     rows: dict[str, dict[str, str]] = {}
     for row in measures.variants:
@@ -55,8 +55,10 @@ def tabulate_latency(measures: ServeMeasures) -> pd.DataFrame:
                 "decoding": row.decoding,
                 "batch": row.batch,
                 "prompt": row.prompt_tokens,
-                "first token (ms)": milliseconds(row.first_token_seconds),
-                "between tokens p50 / p95 / p99 (ms)": milliseconds(row.between_tokens_seconds),
+                "first token (ms)": timing_percentiles(row.first_token_seconds),
+                "between tokens p50 / p95 / p99 (ms)": timing_percentiles(
+                    row.between_tokens_seconds
+                ),
                 "tokens/s": f"{row.tokens_per_second:,.0f}",
                 "against": row.against or "",
                 "adds to first token": overhead(row.first_token_ratio),
@@ -67,7 +69,7 @@ def tabulate_latency(measures: ServeMeasures) -> pd.DataFrame:
     )
 
 
-def milliseconds(timings: Timings | None) -> str:
+def timing_percentiles(timings: Timings | None) -> str:
     """Median and the percentiles that the number of timings can show."""
     if timings is None:
         return MISSING
@@ -96,7 +98,11 @@ def tabulate_swap(swap: SwapMeasures | None) -> pd.DataFrame | str:
     }
     return pd.DataFrame(
         [
-            {"change": name, "times": t.count if t else 0, "p50 / p95 / p99 (ms)": milliseconds(t)}
+            {
+                "change": name,
+                "times": t.count if t else 0,
+                "p50 / p95 / p99 (ms)": timing_percentiles(t),
+            }
             for name, t in times.items()
         ]
     )

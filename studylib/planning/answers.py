@@ -69,16 +69,16 @@ def tell_labels(data: DataSettings) -> list[str]:
     words = f"  {len(labels):,} labels"
     once = [label for label in labels if seen[label] == 1]
     if once:
-        words += f", {len(once):,} of which occur once in training ({name_some(once)})"
+        words += f", {len(once):,} of which occur once in training ({name_labels(once)})"
     asked = Counter(answer_of(example) for example in read_part(data, "test"))
     unknown = sorted(asked.keys() - seen.keys())
     if unknown:
         count = sum(asked[label] for label in unknown)
         words += f"; {count:,} test examples have one that never occurs there, and count as wrong "
-        words += f"({name_some(unknown)})"
+        words += f"({name_labels(unknown)})"
     return [words]
 
 
-def name_some(labels: Sequence[str]) -> str:
+def name_labels(labels: Sequence[str]) -> str:
     shown = ", ".join(shorten(label) for label in labels[:MOST_NAMED])
     return shown + (", …" if len(labels) > MOST_NAMED else "")

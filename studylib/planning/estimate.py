@@ -71,7 +71,7 @@ class RunHours(Frozen):
     @property
     def total(self) -> Range:
         """What like runs took where they were measured, else the sum of the parts."""
-        return self.measured or add(self.start, self.train, self.evaluate)
+        return self.measured or add_ranges(self.start, self.train, self.evaluate)
 
 
 class StudyEstimate(Frozen):
@@ -111,7 +111,7 @@ def exactly(value: float) -> Range:
     return Range(low=value, mid=value, high=value)
 
 
-def add(*parts: Range) -> Range:
+def add_ranges(*parts: Range) -> Range:
     return Range(
         low=sum(p.low for p in parts),
         mid=sum(p.mid for p in parts),
@@ -157,7 +157,7 @@ def download_hours(specs: Iterable[RunSpec], params: dict[str, int]) -> Range:
 
 def start_hours(spec: RunSpec, params: int) -> Range:
     """All before and around the stages: the process, what it does there, its weights."""
-    return add(hours(PROCESS_SECONDS), load_hours(spec, params))
+    return add_ranges(hours(PROCESS_SECONDS), load_hours(spec, params))
 
 
 def load_hours(spec: RunSpec, params: int) -> Range:
@@ -165,7 +165,7 @@ def load_hours(spec: RunSpec, params: int) -> Range:
     drawn = spec.model_ref.kind == "shape"
     loads = 2 if spec.method.kind.quantized and not drawn else 1
     size = loads * params * (4 if spec.train.dtype == "fp32" else 2)
-    return hours(add(OWN_SECONDS, weights_seconds(spec.model_ref, size)))
+    return hours(add_ranges(OWN_SECONDS, weights_seconds(spec.model_ref, size)))
 
 
 def weights_seconds(model: ModelRef, count_bytes: int) -> Range:
@@ -197,19 +197,19 @@ def serving_hours(spec: ServeSpec, params: int) -> Range:
     graphs = (1 + adapter + spec.method.kind.quantized) * ("compiled" in asked.decoding)
     cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
     timing = times(TIMING_SHARE, asked.budget_seconds)
-    start = add(PROCESS_SECONDS, OWN_SECONDS)
-    return hours(add(start, loads, timing, times(COMPILE_SECONDS, cases)))
+    start = add_ranges(PROCESS_SECONDS, OWN_SECONDS)
+    return hours(add_ranges(start, loads, timing, times(COMPILE_SECONDS, cases)))
 
 
 def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that a model reads to be scored: questions, and examples of measures."""
-    return add(question_tokens(asked), measure_tokens(data, asked))
+    return add_ranges(question_tokens(asked), measure_tokens(data, asked))
 
 
 def question_tokens(asked: EvaluateSettings) -> Range:
     """Tokens that a model reads for all questions, every shared prefix once."""
     sources = [source for source in (asked.questions, asked.retention) if source]
-    characters = add(*(count_characters(asked, source) for source in sources))
+    characters = add_ranges(*(count_characters(asked, source) for source in sources))
     return over(characters, CHARACTERS_PER_TOKEN)
 
 

@@ -32,7 +32,7 @@ from studylib.inputs.sources import ask_model, model_folder, resolve_model
 from studylib.planning.answers import check_measures
 from studylib.planning.stale import REMEDY, refuse_stale
 from studylib.schema.differences import find_changes
-from studylib.schema.kept import place_of, why_not
+from studylib.schema.kept import kept_folder, why_not_kept
 from studylib.schema.pins import apply_pins, unpinned
 from studylib.schema.profile import (
     EvaluateSettings,
@@ -148,8 +148,8 @@ def tell_unkept(profile: Profile, results: Path) -> str | None:
         if spec.run_id in records
         and records[spec.run_id].complete
         and spec.method.kind.trains
-        and why_not(spec.keep, spec.model_ref, spec.method) is None
-        and not (results / "runs" / spec.run_id / place_of(spec.method)).is_dir()
+        and why_not_kept(spec.keep, spec.model_ref, spec.method) is None
+        and not (results / "runs" / spec.run_id / kept_folder(spec.method)).is_dir()
     ]
     if not less:
         return None
@@ -200,7 +200,7 @@ def check_inputs(profile: Profile, fetch: bool = True) -> list[str]:
             if source is not None:
                 check_questions(source, track.evaluate.shots)
         for model in track.models:
-            check_model(ModelRef.parse(model), fetch)
+            check_model_source(ModelRef.parse(model), fetch)
             check_known(ModelRef.parse(model), track.evaluate)
     for spec in profile.runs():
         check_extras(spec)
@@ -241,7 +241,7 @@ def resolve_data(source: str) -> str | None:
         return resolve_dataset(source.removeprefix("hub:"), None)
 
 
-def check_model(ref: ModelRef, fetch: bool) -> None:
+def check_model_source(ref: ModelRef, fetch: bool) -> None:
     if ref.kind == "shape":
         from studylib.planning.catalog import find_shape
 

@@ -125,7 +125,7 @@ def carry_through(
         except KeyboardInterrupt:
             say("rent: what came home before is kept")
         finally:
-            down = give_back(machine, clock, say)
+            down = take_machine_down(machine, clock, say)
     if ending is Ending.INTERRUPTED:
         return INTERRUPTED
     return 0 if ending is Ending.SUCCEEDED and home and down else FAILED
@@ -139,12 +139,12 @@ def run_to_end(
     for losses in range(MOST_LOSSES + 1):
         job = machine.launch() if not losses else relaunch(machine, limits, clock, say)
         began = clock.now()
-        ending = watch(machine, job, limits, began + left_seconds, clock, say)
+        ending = watch_job(machine, job, limits, began + left_seconds, clock, say)
         left_seconds -= clock.now() - began
         if ending is not Ending.GONE or not limits.spot:
             return ending
         say(f"rent: the spot machine was taken away ({losses + 1}); starting another")
-        give_back(machine, clock, say)  # what may be left of it: a disk, a stopped machine
+        take_machine_down(machine, clock, say)  # what may be left of it: a disk, a stopped machine
     return Ending.GONE
 
 
@@ -155,11 +155,11 @@ def relaunch(machine: RentedMachine, limits: Limits, clock: Clock, say: Callable
             return machine.launch()
         except LaunchFailed as failure:
             say(f"rent: {failure}; trying again in {limits.relaunch_wait_seconds / 60:.0f} minutes")
-            give_back(machine, clock, say)
+            take_machine_down(machine, clock, say)
         clock.wait(limits.relaunch_wait_seconds)
 
 
-def watch(
+def watch_job(
     machine: RentedMachine,
     job: int,
     limits: Limits,
@@ -203,7 +203,7 @@ def bring_home(
     return False
 
 
-def give_back(machine: RentedMachine, clock: Clock, say: Callable[..., Any]) -> bool:
+def take_machine_down(machine: RentedMachine, clock: Clock, say: Callable[..., Any]) -> bool:
     """Take the machine down and let nothing interrupt that; whether it worked."""
     with uninterrupted():
         for wait_seconds in (*RETRY_WAITS_SECONDS, None):

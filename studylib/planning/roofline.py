@@ -80,10 +80,10 @@ def calibrate(pairs: Iterable[tuple[str, float, float]], gpu: Gpu) -> Efficiency
     Steps of other cards are left out; with none left, the assumption stands.
     """
     shares = [ideal / seconds for name, ideal, seconds in pairs if name == gpu.name and seconds > 0]
-    return spread(shares, gpu.label) if shares else ASSUMED
+    return spread_of_shares(shares, gpu.label) if shares else ASSUMED
 
 
-def spread(shares: Sequence[float], device: str) -> Efficiency:
+def spread_of_shares(shares: Sequence[float], device: str) -> Efficiency:
     """What the runs on a device reached: the least, the median and the most."""
     return Efficiency(
         low=min(shares), mid=statistics.median(shares), high=max(shares),

@@ -55,7 +55,7 @@ def training_hours(case: Case, job: JobForecast) -> Span:
     return Span(low=tokens * (s.low or 0), mid=tokens * (s.mid or 0), high=tokens * (s.high or 0))
 
 
-def choose_job(
+def cheapest_job(
     case: Case, evidence: Evidence, model: str, method: str
 ) -> tuple[JobForecast, Quote] | None:
     """The allowed cards on which this training is cheapest at the median price, those that it fits
@@ -120,7 +120,7 @@ def cost_year(
     None where no allowed card fits and has a price, or where sizes are unknown.
     """
     sizes = evidence.sizes_of.get((model, method))
-    chosen = choose_job(case, evidence, model, method)
+    chosen = cheapest_job(case, evidence, model, method)
     if sizes is None or chosen is None:
         return None
     job, quote = chosen
@@ -148,7 +148,7 @@ def cost_year(
         high=cards * (hourly.high or 0),
     )
     return YearlyCost(
-        usd=add(training, serving, storage),
+        usd=add_spans(training, serving, storage),
         training_usd=training,
         storage_usd=storage,
         serving_usd=serving,
@@ -176,7 +176,7 @@ def multiply(one: Span, other: Span, factor: float) -> Span:
     )
 
 
-def add(one: Span, other: Span, constant: float) -> Span:
+def add_spans(one: Span, other: Span, constant: float) -> Span:
     return Span(
         low=(one.low or 0) + (other.low or 0) + constant,
         mid=(one.mid or 0) + (other.mid or 0) + constant,

@@ -28,7 +28,7 @@ from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph
 from studylib.reporting.capacity import capacity_table_read, is_capacity
 from studylib.reporting.card_section import card_details, is_card
 from studylib.reporting.claims import Finding
-from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.evidence_kinds import kind_of_model
 from studylib.reporting.glossary import say
 from studylib.reporting.kept import is_toy
 from studylib.reporting.memory_grid import is_grid
@@ -45,11 +45,11 @@ def make_appendices(
     """Name to blocks, in order; those with nothing to say are left out."""
     parts = {
         "claims": claims_evidence(findings) if findings else [],
-        "details": details(studies, pictures),
+        "details": study_details(studies, pictures),
         "serving": serve_section.serve_details(
             serving_studies(studies), pictures, are_brief(studies)
         ),
-        "forecasts": forecasts(studies, book),
+        "forecasts": forecast_appendix(studies, book),
         "runs": runs(studies),
     }
     return {name: blocks for name, blocks in parts.items() if blocks}
@@ -64,7 +64,7 @@ def serving_studies(studies: list[Summary]) -> list[Summary]:
 def are_brief(studies: list[Summary]) -> bool:
     """Whether what was served takes less room: toys' beside other studies."""
     served = [record.spec.model for s in serving_studies(studies) for record in s.study.serves]
-    return len(studies) > 1 and all(kind_of(model) == "toy" for model in served)
+    return len(studies) > 1 and all(kind_of_model(model) == "toy" for model in served)
 
 
 # Claims -------------------------------------------------------------------------------------------
@@ -86,7 +86,7 @@ DETAIL_PICTURES = ("gap-to-full", "accuracy-memory", "kept-and-gained", "subject
 # Trainings ----------------------------------------------------------------------------------------
 
 
-def details(studies: list[Summary], pictures: list[str]) -> list[Block]:
+def study_details(studies: list[Summary], pictures: list[str]) -> list[Block]:
     blocks: list[Block] = []
     for summary in studies:
         if is_card(summary):
@@ -106,7 +106,7 @@ def details(studies: list[Summary], pictures: list[str]) -> list[Block]:
 def ranked(summary: Summary, track: str) -> list[Block]:
     """A ranking's tables, which the report leaves out where it is brief; empty without one."""
     comparisons = [c for c in summary.comparisons if c.track == track]
-    found = ranking_section.section(comparisons, [])
+    found = ranking_section.rankings_section(comparisons, [])
     return [*found, tables.headline_table(comparisons)] if found else []
 
 
@@ -128,7 +128,7 @@ def track_details(summary: Summary, track: str, name: str, pictures: list[str]) 
             notes.command_note(comparisons),
             *method_notes.method_notes(comparisons),
         ),
-        *measure_tables.section(comparisons),
+        *measure_tables.measured_section(comparisons),
         *accuracies(comparisons),
         *figures.show_pictures(own, DETAIL_PICTURES),
         *(Text("**Memory by stage**"), tables.memory_table(comparisons)),
@@ -160,10 +160,14 @@ def rates(comparisons: Sequence[Comparison]) -> list[Block]:
 # Forecasts and runs -------------------------------------------------------------------------------
 
 
-def forecasts(studies: list[Summary], book: ForecastBook | None) -> list[Block]:
-    measured = forecast_errors.section([s.study for s in studies if not is_card(s)])
-    staged = stage_errors.section([s.study for s in studies])
-    return [*measured, *staged, *(forecast_tables.details(book) if book is not None else [])]
+def forecast_appendix(studies: list[Summary], book: ForecastBook | None) -> list[Block]:
+    measured = forecast_errors.forecast_errors_section([s.study for s in studies if not is_card(s)])
+    staged = stage_errors.stage_errors_section([s.study for s in studies])
+    return [
+        *measured,
+        *staged,
+        *(forecast_tables.forecast_details(book) if book is not None else []),
+    ]
 
 
 def runs(studies: list[Summary]) -> list[Block]:

@@ -24,7 +24,7 @@ from studylib.schema.records import LoadBlock, Record
 CORRECTIONS = PACKAGE / "corrections.yaml"
 
 
-def run_command(record: Record) -> str:
+def rerun_command(record: Record) -> str:
     """The command that makes a run again. A changed custom profile needs its own words."""
     run = record.run
     if run.profile in shipped_profiles() or not run.profile.startswith("custom-"):
@@ -46,7 +46,7 @@ def run_command(record: Record) -> str:
 def command_of(summary: Summary, record: Record) -> str:
     """The same for a run of a study; a card's profile lies beside its records alone."""
     if summary.study.card is None:
-        return run_command(record)
+        return rerun_command(record)
     return f"study run {record.run_id} --profile {profile_beside(summary)}"
 
 

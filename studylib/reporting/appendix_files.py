@@ -41,14 +41,14 @@ def slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def title_of(name: str) -> str:
+def appendix_title(name: str) -> str:
     return f"{APPENDIX}{TITLES[name]}"
 
 
 def to_file(name: str, blocks: Sequence[Block]) -> bytes:
     """An appendix as a file: its title, the way back, links turned."""
     up = "../" * (FOLDER.count("/") + 1)
-    head = (Heading(1, title_of(name)), Text("Belongs to [the report](REPORT.md)."))
+    head = (Heading(1, appendix_title(name)), Text("Belongs to [the report](REPORT.md)."))
     return turn_links(to_markdown([*head, *blocks]), up).encode()
 
 

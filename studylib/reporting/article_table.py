@@ -22,7 +22,7 @@ from studylib.reporting.claim_sources import KEPT, with_unit
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
     is_article_size,
-    kind_of,
+    kind_of_model,
     model_words,
     optimizer_words,
     rank_learning,
@@ -67,7 +67,7 @@ def claim_rows(findings: Sequence[Finding]) -> list[ClaimRow]:
         parts = [part for part in content["parts"] if not part.get("beside")]
         own = [(p, [f for f in findings if (f.claim, f.part) == (claim, p["key"])]) for p in parts]
         shown = [(part, best_findings(part, found)) for part, found in own]
-        verdict = join_verdicts([settle(part, found) for part, found in shown])
+        verdict = join_verdicts([settle_part(part, found) for part, found in shown])
         rows.append(ClaimRow(
             claim, content["topic"], content["says"], tell_found(shown), tell_how(shown), verdict,
             give_reason(content, verdict, [f for _, found in shown for f in found]),
@@ -99,7 +99,7 @@ def best_findings(part: Part, findings: Sequence[Finding]) -> list[Finding]:
     return figured if part.get("toys_speak") else [f for f in figured if not f.is_toy] or figured
 
 
-def settle(part: Part, findings: Sequence[Finding]) -> str:
+def settle_part(part: Part, findings: Sequence[Finding]) -> str:
     """One of the four words for a part. One reading that agrees and none that differs is enough to
     hold; not to hold, every one has to differ."""
     able = [f for f in findings if part.get("toys_speak") or not f.is_toy]
@@ -169,7 +169,7 @@ def tell_figures(findings: Sequence[Finding]) -> str:
     first = known[0].measured
     assert first is not None
     if unit == KEPT:
-        kept = dict.fromkeys(tell_kept(f.measured) for f in known if f.measured)
+        kept = dict.fromkeys(kept_words(f.measured) for f in known if f.measured)
         return " and ".join(kept)
     text = figure(first.value, unit)
     if known[0].rule and first.low is not None and unit in SAMPLED:
@@ -184,7 +184,7 @@ def tell_figures(findings: Sequence[Finding]) -> str:
     return f"{text} ({span} by forecast)" if span else text
 
 
-def tell_kept(kept: Measured) -> str:
+def kept_words(kept: Measured) -> str:
     """A share of full's gain with its interval, and its seeds where they are few."""
     value, low, high = (plain_number(end, 2) for end in (kept.value, *kept.interval))
     few = f", {words}" if (words := few_seeds(kept.seeds)) else ""
@@ -193,7 +193,7 @@ def tell_kept(kept: Measured) -> str:
 
 def place_words(at: Place) -> str:
     """A toy, a card with random weights, or a pretrained model."""
-    kind = kind_of(at.model)
+    kind = kind_of_model(at.model)
     if kind == "toy":
         return "toy models"
     return f"{at.device}, random weights" if kind == "random" else model_words(at.model, at.params)

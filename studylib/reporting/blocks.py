@@ -101,13 +101,13 @@ class Table:
         if not self.rows:
             return "Nothing was measured that belongs here."
         lines = [self.header, tuple("---" for _ in self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(escape(c) for c in row) + " |" for row in lines)
+        return "\n".join("| " + " | ".join(escape_cell(c) for c in row) + " |" for row in lines)
 
 
 Block = Heading | Text | Items | Picture | Table
 
 
-def escape(cell: str) -> str:
+def escape_cell(cell: str) -> str:
     """One line without bars; a figure stays on one line with its unit and interval."""
     cell = cell.replace("|", "\\|").replace("\n", " ").replace(" ± ", f"{GLUE}±{GLUE}")
     return re.sub(r"(?<=\w) (?=(?:[TGMk]B|%)(?!\w))", GLUE, cell)

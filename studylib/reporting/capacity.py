@@ -31,11 +31,11 @@ from studylib.reporting.panels import (
     house_style,
     label_right,
     new_panels,
-    note,
+    note_on_line,
     tint,
 )
 from studylib.reporting.study import RightAnswers
-from studylib.reporting.summary import Comparison, Row, Summary, read_answers
+from studylib.reporting.summary import Comparison, Row, Summary, right_answers
 from studylib.schema.methods import METHODS, WHOLE
 
 MARGIN = 0.05  # of accuracy: a smaller gap to full is not called a limit
@@ -190,15 +190,15 @@ def neighbours(curves: dict[str, list[Point]]) -> list[tuple[str, str]]:
 
 def compare_points(one: Point, other: Point) -> stats.Estimate | None:
     """Accuracy of one less the other's on the same questions; None where an answer is missing."""
-    ours, theirs = (answers_of(point) for point in (one, other))
+    ours, theirs = (point_answers(point) for point in (one, other))
     if ours is None or theirs is None or ours.correct.shape[1] != theirs.correct.shape[1]:
         return None
     return stats.compare_methods(ours.correct, theirs.correct, ours.clusters)
 
 
-def answers_of(point: Point) -> RightAnswers | None:
+def point_answers(point: Point) -> RightAnswers | None:
     row = point.row
-    return read_answers(point.comparison.study, row.complete, row.weights or "").get("questions")
+    return right_answers(point.comparison.study, row.complete, row.weights or "").get("questions")
 
 
 def tell_full(points_: Sequence[Point]) -> str:
@@ -277,7 +277,7 @@ def draw_capacity(summary: Summary) -> Figure | None:
                     continue
                 shade, marker, style = line_look(method.label, curves)
                 xs = [p.facts for p in points_]
-                ys, bars = zip(*(height(p, scaled) for p in points_), strict=True)
+                ys, bars = zip(*(point_height(p, scaled) for p in points_), strict=True)
                 below, above = ([bar[side] for bar in bars] for side in (0, 1))
                 panel.errorbar(
                     xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
@@ -295,14 +295,14 @@ def draw_capacity(summary: Summary) -> Figure | None:
             chance = guess_level(curves)
             level = 0 if scaled or chance is None else 100 * chance
             panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
-            note(panel, level, "guessing", below=True)
+            note_on_line(panel, level, "guessing", below=True)
             label_right(panel, labels)
         panels[0].set_ylabel("accuracy (%) ↑")
         panels[1].set_ylabel("facts known beyond guessing ↑")
     return figure
 
 
-def height(point: Point, scaled: bool) -> tuple[float, tuple[float, float]]:
+def point_height(point: Point, scaled: bool) -> tuple[float, tuple[float, float]]:
     """The point's height with its error bar: per cent, or facts with guessing taken out."""
     estimate, chance = point.row.accuracy, point.row.chance
     assert estimate is not None

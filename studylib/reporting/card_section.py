@@ -16,10 +16,10 @@ from studylib.planning.catalog import match_gpu
 from studylib.reporting import forecast_errors, serve_tables
 from studylib.reporting.blocks import Block, Heading, Table, Text, bullets, paragraph
 from studylib.reporting.card_tables import (
-    memory_table,
+    card_memory_table,
+    card_speed_table,
     mmlu_table,
     peers_table,
-    speed_table,
 )
 from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
@@ -43,13 +43,13 @@ def card_section(summary: Summary, several: bool) -> list[Block]:
     """Memory, speed and serving; parts of which nothing was measured are left out."""
     study = summary.study
     title = "Measured on a card" + (f" (profile {study.name})" if several else "")
-    blocks: list[Block] = [Heading(2, title), Text(opening(study))]
+    blocks: list[Block] = [Heading(2, title), Text(card_opening(study))]
     runs = trained(study)
     for records in by_maker(runs):
         mark = maker_words(records, runs)
-        peaks = memory_table(study, records)
+        peaks = card_memory_table(study, records)
         blocks += titled("Peak memory of training", mark, peaks, say("card_memory"))
-        blocks += titled("Speed", mark, speed_table(study, records), say("card_speed"))
+        blocks += titled("Speed", mark, card_speed_table(study, records), say("card_speed"))
     for serves in by_maker(study.serves):
         setting = serve_tables.setting_sentence(serves)
         mark = maker_words(serves, study.serves)
@@ -124,7 +124,7 @@ def titled(title: str, mark: str, table: Table, before: str = "") -> list[Block]
 # Sentences ----------------------------------------------------------------------------------------
 
 
-def opening(study: Study) -> str:
+def card_opening(study: Study) -> str:
     """Which card, when, by which code, and what it reached when it was asked alone."""
     every: list[Record | ServeRecord] = [*study.records, *study.serves]
     devices = join_words(sorted({record.environment.device for record in every}))

@@ -21,7 +21,7 @@ WATT_HOUR = 3600  # joules
 NOT_FORECAST = "not forecast"
 
 
-def method_words(record: Record) -> str:
+def method_and_optimizer(record: Record) -> str:
     """Method, and its optimizer where it is not the usual one."""
     optimizer = record.run.optimizer
     other = "" if optimizer == "adamw" else f", {optimizer}"
@@ -31,10 +31,10 @@ def method_words(record: Record) -> str:
 
 def name_cells(study: Study, record: Record) -> tuple[str, str, str]:
     link = f"{run_path(study.link, record.run_id)}/record.json"
-    return record.run.model, method_words(record), f"[{rows_of(record)}]({link})"
+    return record.run.model, method_and_optimizer(record), f"[{rows_of(record)}]({link})"
 
 
-def memory_table(study: Study, records: Iterable[Record]) -> Table:
+def card_memory_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's peak by three counters, with what was forecast of it by each."""
     made = {f.record_digest: f for f in study.forecasts}
     header = (*NAMED, *figures("Rows × tokens", "Allocated ↓; forecast",
@@ -54,13 +54,13 @@ def peak_cells(record: Record, made: RunForecast | None) -> tuple[str, ...]:
     seen = (measure.torch_peak_allocated_bytes, measure.torch_peak_reserved_bytes,
             nvml_bytes(record))  # fmt: skip
     if made is None:
-        return tuple(compare_bytes(count, None) for count in seen)
+        return tuple(bytes_beside_forecast(count, None) for count in seen)
     context = made.parts.get("cuda_context", 0)
     ours = (made.allocated_bytes, made.peak_bytes - context, made.card_bytes)
-    return tuple(compare_bytes(*pair) for pair in zip(seen, ours, strict=True))
+    return tuple(bytes_beside_forecast(*pair) for pair in zip(seen, ours, strict=True))
 
 
-def compare_bytes(seen: int | None, ours: int | None) -> str:
+def bytes_beside_forecast(seen: int | None, ours: int | None) -> str:
     """Measured; forecast, with the forecast's error."""
     if seen is None:
         return MISSING
@@ -70,7 +70,7 @@ def compare_bytes(seen: int | None, ours: int | None) -> str:
     return Number(f"{byte_size(seen)}; {byte_size(ours)} ({off} %)", seen)
 
 
-def speed_table(study: Study, records: Iterable[Record]) -> Table:
+def card_speed_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's step, tokens, shares of the card's arithmetic, and energy where it was read."""
     header = (*NAMED, *figures("Rows × tokens", METRICS["clean_step_seconds"].header,
               METRICS["tokens_per_second"].header, "Of the datasheet's bf16 peak (%) ↑",
@@ -87,7 +87,7 @@ def speed_table(study: Study, records: Iterable[Record]) -> Table:
         every = None if flops is None or again is None else flops + again
         sheet = train.model_flops_utilisation
         rows.append((
-            record.run.model, method_words(record), rows_of(record),
+            record.run.model, method_and_optimizer(record), rows_of(record),
             cell_of(train.clean_step_seconds, METRICS["clean_step_seconds"].number),
             cell_of(rate, METRICS["tokens_per_second"].number),
             cell_of(sheet, percent),

@@ -18,7 +18,7 @@ from studylib.core.verdicts import Measured
 from studylib.planning.catalog import find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
 from studylib.reporting.cells import p_value
-from studylib.reporting.kept import share_of_gain
+from studylib.reporting.kept import kept_of_gain
 from studylib.reporting.measure_tables import first_measure, gap_sentence
 from studylib.reporting.passes import PassSettings, commit_words
 from studylib.reporting.summary import Comparison, Row
@@ -127,7 +127,7 @@ def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Cla
         return None
     gap = row.gap
     measured = Measured(-100 * gap.value, "pp", -100 * gap.high, -100 * gap.low, seeds(row))
-    ours = f"{row.label}: {interval(gap)} against full"
+    ours = f"{row.label}: {points_interval(gap)} against full"
     judged = sum(other.gap is not None for other in comparison.scored)
     if row.gap_p_holm is not None and judged > 1:
         ours += f", p {p_value(row.gap_p_holm)} by Holm for {judged} rows"
@@ -160,7 +160,7 @@ def judge_held_out(comparison: Comparison, row: Row) -> ClaimFigure | None:
     verdict = "reproduced" if ends[1] < 0 else "differs" if ends[0] > 0 else "inconclusive"
     if found.estimate.seeds < HELD_OUT_SEEDS:
         verdict, words = "inconclusive", f"{words} Too few seeds."
-    shown = share_of_gain(comparison, row)
+    shown = kept_of_gain(comparison, row)
     measured = None
     if shown:
         value, low, high = (100 * end for end in shown[:3])
@@ -172,7 +172,7 @@ def judge_held_out(comparison: Comparison, row: Row) -> ClaimFigure | None:
 def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> ClaimFigure | None:
     """A method's share of full fine-tuning's gain over the base, in per cent."""
     full = comparison.row(WHOLE)
-    share = share_of_gain(comparison, row)
+    share = kept_of_gain(comparison, row)
     if measured_first := first_measure(comparison) if held_out else []:
         found = next((f for f in measured_first if f.label == row.label), None)
         if found is None or found.gap is None:
@@ -180,7 +180,7 @@ def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> C
         ours, obstacle = f"{found.measure.label}: {gap_sentence(found)}", None
     elif row.gap is not None and full is not None and full.gain is not None:
         gained = points(full.gain.value + row.gap.value)
-        ours = f"{row.label} {gained} pp, full {interval(full.gain)}"
+        ours = f"{row.label} {gained} pp, full {points_interval(full.gain)}"
         obstacle = find_obstacle(comparison, row)
     else:
         return None
@@ -211,7 +211,7 @@ def measured_on(comparison: Comparison) -> str:
     )
 
 
-def interval(estimate: stats.Estimate) -> str:
+def points_interval(estimate: stats.Estimate) -> str:
     """A difference in points with its 95 % interval."""
     return f"{points(estimate.value)} pp [{points(estimate.low)}, {points(estimate.high)}]"
 
@@ -234,17 +234,18 @@ def measure_overhead(source: Part, record: ServeRecord) -> ClaimFigure | None:
     )
     if len(known) > 1:
         middles = sorted(100 * (r.value - 1) for _, r in known)
-        ours += f"; {signed(middles[0])} to {signed(middles[-1])} % over {len(known)} settings"
+        least, most = signed_tenths(middles[0]), signed_tenths(middles[-1])
+        ours += f"; {least} to {most} % over {len(known)} settings"
     return ClaimFigure(ours, served_on(record), Measured(value, "%", low, high))
 
 
 def overhead_text(ratio: PairedRatio) -> str:
     """A paired ratio as what is added, in per cent with its 95 % interval."""
     value, low, high = (100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
-    return f"{signed(value)} % [{signed(low)}, {signed(high)}]"
+    return f"{signed_tenths(value)} % [{signed_tenths(low)}, {signed_tenths(high)}]"
 
 
-def signed(value: float) -> str:
+def signed_tenths(value: float) -> str:
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 

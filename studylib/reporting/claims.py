@@ -30,7 +30,7 @@ from studylib.reporting.claim_sources import (
     forecast_figure,
     with_unit,
 )
-from studylib.reporting.evidence_kinds import kind_of
+from studylib.reporting.evidence_kinds import kind_of_model
 from studylib.reporting.notes import at_edge, edge_words
 from studylib.reporting.pass_figures import BY_PASS, measure_passes
 from studylib.reporting.passes import Cell, gather_passes, job_of
@@ -68,7 +68,7 @@ class Finding:
     @property
     def is_toy(self) -> bool:
         """Whether a toy model gave the figure: it settles nothing of what large ones learn."""
-        return self.at is not None and kind_of(self.at.model) == "toy"
+        return self.at is not None and kind_of_model(self.at.model) == "toy"
 
     @property
     def is_few(self) -> bool:
@@ -131,12 +131,13 @@ def evaluate_claims(
     for claim, content in read_claims().items():
         for part in content["parts"]:
             figures = find_figures(part, studies)
-            found += [judge(claim, content["topic"], part, figure, at) for figure, at in figures]
             traced = (forecasts or {}).get(f"{claim}.{part['key']}", ())
             traced = give_way(traced, part, studies)
-            found += [judge(claim, content["topic"], part, forecast_figure(part, forecast), None)
-                      for forecast in traced]  # fmt: skip
-            if not figures and not traced:
+            figures += [(forecast_figure(part, forecast), None) for forecast in traced]
+            found += [
+                judge_figure(claim, content["topic"], part, figure, at) for figure, at in figures
+            ]
+            if not figures:
                 needs = f"needs {part['needs']}"
                 found.append(
                     Finding(claim, part["key"], content["topic"], part["article"], NOT_YET, needs,
@@ -156,11 +157,11 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
         cells = find_cells(source, studies)
         if source["measure"] in BY_PASS:
             measure = BY_PASS[source["measure"]]
-            found += [(measure_passes(measure, group), place_of(*group[0]))
+            found += [(measure_passes(measure, group), place_of_row(*group[0]))
                       for group in gather_passes(cells)]  # fmt: skip
         else:
             measure_cell, held_out = MEASURES[source["measure"]], source.get("held_out", False)
-            found += [(measure_cell(*cell, held_out), place_of(*cell)) for cell in cells]
+            found += [(measure_cell(*cell, held_out), place_of_row(*cell)) for cell in cells]
     if "serve" in source:
         records = [record for study in studies for record in study.study.serves]
         found += [(SERVED[source["serve"]](source, record), place_served(record))
@@ -168,7 +169,7 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
     return [(figure, at) for figure, at in found if figure is not None]
 
 
-def place_of(comparison: Comparison, row: Row) -> Place:
+def place_of_row(comparison: Comparison, row: Row) -> Place:
     first = row.records[0]
     optimizer = first.run.optimizer
     both = {r.method.label: r for r in (comparison.row(WHOLE), row) if r is not None}
@@ -214,7 +215,9 @@ def speaks_of(source: Part, comparison: Comparison) -> bool:
     return comparison.track in source.get("tracks", [comparison.track]) and least <= size <= most
 
 
-def judge(claim: str, topic: str, part: Part, figure: ClaimFigure, at: Place | None) -> Finding:
+def judge_figure(
+    claim: str, topic: str, part: Part, figure: ClaimFigure, at: Place | None
+) -> Finding:
     """The finding of one figure, by the part's rule."""
     if figure.settled is not None:
         verdict, reason = figure.settled

@@ -55,7 +55,7 @@ def split_comparable(records: Iterable[Record]) -> list[list[Record]]:
     trained = [r for r in rows if r.run.method.kind.trains]
     sets: list[tuple[Values, list[Record]]] = []
     for record in sorted(trained, key=lambda r: -len(shared_values(r))):
-        place(record, sets)
+        place_record(record, sets)
     sets.sort(key=lambda entry: (-len(entry[1]), min(r.run_id for r in entry[1])))
     for record in rows:
         if record.run.method.kind.trains:
@@ -69,7 +69,7 @@ def split_comparable(records: Iterable[Record]) -> list[list[Record]]:
     return [sorted(members, key=lambda r: r.run_id) for _, members in sets]
 
 
-def place(record: Record, sets: list[tuple[Values, list[Record]]]) -> None:
+def place_record(record: Record, sets: list[tuple[Values, list[Record]]]) -> None:
     """Put a record into the largest set that it agrees with, or open a new one."""
     own = shared_values(record)
     fitting = [entry for entry in sets if agrees(own, entry[0])]

@@ -86,15 +86,15 @@ def compare_folders(before: Path, after: Path) -> ComparedStudies:
         moves += [*compare_status(key, a, b), *compare_resources(key, a, b)]
         moves += compare_peaks(key, a, b)
     moves += correct_accuracies(
-        [m for k in shared for m in compare_answers(k, one, other, groups[k], others[k])]
+        [m for k in shared for m in compare_accuracy(k, one, other, groups[k], others[k])]
     )
     moves += compare_servings(one.serves, other.serves)
     return ComparedStudies(
         before=str(before),
         after=str(after),
         moves=tuple(moves),
-        only_before=tuple(describe(key) for key in groups if key not in others),
-        only_after=tuple(describe(key) for key in others if key not in groups),
+        only_before=tuple(group_words(key) for key in groups if key not in others),
+        only_after=tuple(group_words(key) for key in others if key not in groups),
         settings=find_recipe([(groups[key], others[key]) for key in shared])
         | find_settings(one.records, other.records),
     )
@@ -108,7 +108,7 @@ def group_records(study: Study) -> dict[Group, list[Record]]:
     return groups
 
 
-def describe(key: Group) -> str:
+def group_words(key: Group) -> str:
     track, model, method = key
     return f"{model} {method}" + ("" if track == "main" else f" ({track})")
 
@@ -119,7 +119,7 @@ def compare_status(key: Group, a: list[Record], b: list[Record]) -> list[Move]:
     if ends[0] == ends[1]:
         return []
     return [
-        Move(what=describe(key), figure="status", before=ends[0], after=ends[1], difference=None,
+        Move(what=group_words(key), figure="status", before=ends[0], after=ends[1], difference=None,
              rule="status", moved=True)
     ]  # fmt: skip
 
@@ -157,20 +157,20 @@ def judge_spread(
     apart = other.low > one.high or other.high < one.low
     moved = one.value != other.value if rule == "counted" else apart and abs(relative) > share
     return Move(
-        what=describe(key), figure=figure, before=one.value, after=other.value,
+        what=group_words(key), figure=figure, before=one.value, after=other.value,
         difference=relative, rule=rule, moved=bool(moved),
     )  # fmt: skip
 
 
-def compare_answers(
+def compare_accuracy(
     key: Group, one: Study, other: Study, a: list[Record], b: list[Record]
 ) -> list[Move]:
     """Accuracy on each task and set of weights that both folders scored."""
     found = []
     for task, name in ACCURACY_NAMES.items():
         for weights in shared_weights(a, b, task):
-            ours = answers_of(one, a, task, weights)
-            theirs = answers_of(other, b, task, weights)
+            ours = answers_and_items(one, a, task, weights)
+            theirs = answers_and_items(other, b, task, weights)
             if ours is not None and theirs is not None:
                 fixed = not a[0].run.method.kind.trains
                 merged = ", merged" if "merged" in weights else ""
@@ -189,7 +189,7 @@ def shared_weights(a: Iterable[Record], b: Iterable[Record], task: str) -> list[
     return sorted(sets[0] & sets[1])
 
 
-def answers_of(
+def answers_and_items(
     study: Study, records: Iterable[Record], task: str, weights: str
 ) -> tuple[RightAnswers, list[str]] | None:
     """Answers over seeds, and the items in their order; None where there are none."""
@@ -213,7 +213,7 @@ def judge_answers(
     else:
         values, p = compare_independent(ours, theirs, fixed)
     return Move(
-        what=describe(key), figure=figure, before=float(ours.correct.mean()),
+        what=group_words(key), figure=figure, before=float(ours.correct.mean()),
         after=float(theirs.correct.mean()), p_value=p, rule="paired" if paired else "unpaired",
         moved=p <= ALPHA, **values,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def compare_servings(a: Iterable[ServeRecord], b: Iterable[ServeRecord]) -> list
         if other is None:
             continue
         found += compare_ratios(record, other)
-        found += compare_bytes(record, other)
+        found += compare_footprints(record, other)
     return found
 
 
@@ -285,7 +285,7 @@ def compare_ratios(one: ServeRecord, other: ServeRecord) -> list[Move]:
     return found
 
 
-def compare_bytes(one: ServeRecord, other: ServeRecord) -> list[Move]:
+def compare_footprints(one: ServeRecord, other: ServeRecord) -> list[Move]:
     tables = [
         {(row.what, row.dtype): row.disk_bytes for row in record.measures.footprint}
         for record in (one, other)

@@ -33,12 +33,12 @@ from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph, 
 from studylib.reporting.capacity import capacity_table_read, is_capacity, tell_capacity
 from studylib.reporting.card_section import card_section, is_card
 from studylib.reporting.claims import Finding
-from studylib.reporting.evidence_kinds import kind_of, short_name
+from studylib.reporting.evidence_kinds import kind_of_model, short_name
 from studylib.reporting.first_screen import first_screen
 from studylib.reporting.forecast_errors import compare_runs, sentence
 from studylib.reporting.glossary import glossary
 from studylib.reporting.kept import best_evidence, is_toy
-from studylib.reporting.limits import limits
+from studylib.reporting.limits import limit_sentences
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.serve_figures import draw_monthly
@@ -72,7 +72,7 @@ def bind_report(
     return Report(parts, appendices, files | texts | {REPORT: whole.encode()})
 
 
-def compose(
+def build_report(
     studies: list[Summary],
     findings: list[Finding],
     reference: Summary | None,
@@ -85,7 +85,7 @@ def compose(
     results: list[Block] = []
     for summary in studies:
         folder = summary.study.link if own_folder is None else own_folder
-        pictures = draw(summary, folder) if summary in serving_studies(studies) else {}
+        pictures = draw_figures(summary, folder) if summary in serving_studies(studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
         results += study_section(summary, [*pictures], len(studies) > 1)
     files |= draw_counted(studies, own_folder)
@@ -105,7 +105,7 @@ def compose(
 # Files --------------------------------------------------------------------------------------------
 
 
-def draw(summary: Summary, folder: str) -> Files:
+def draw_figures(summary: Summary, folder: str) -> Files:
     return {
         join(folder, "figures", f"{name}.svg"): panels.to_svg(figure)
         for name, figure in figures.draw_all(summary).items()
@@ -167,7 +167,7 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         blocks += notes.refusals(summary, track)
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
         drawn = figures.show_pictures(names, ("ranking",))
-        ranked = ranking_section.section(comparisons, drawn, brief)
+        ranked = ranking_section.rankings_section(comparisons, drawn, brief)
         blocks += ranked or track_section(comparisons, prose.answer_track(summary, track), brief)
     return blocks + paragraph(
         "" if brief else notes.price_note(summary.comparisons),
@@ -176,7 +176,7 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     )
 
 
-def opening(summary: Summary, title: str, several: bool) -> list[Block]:
+def part_opening(summary: Summary, title: str, several: bool) -> list[Block]:
     """Of a part on all tracks at once."""
     title += f" (profile {summary.study.name})" if several else ""
     refused = [block for track in summary.tracks for block in notes.refusals(summary, track)]
@@ -186,7 +186,7 @@ def opening(summary: Summary, title: str, several: bool) -> list[Block]:
 def title_study(summary: Summary, several: bool) -> str:
     if not several:
         return "Results"
-    names = {short_name(c.model) for c in summary.comparisons if kind_of(c.model) != "toy"}
+    names = {short_name(c.model) for c in summary.comparisons if kind_of_model(c.model) != "toy"}
     several_models = "Several models" if names else "Toy models"
     on = f"A real model, {names.pop()}" if len(names) == 1 else several_models
     return f"{on} (profile {summary.study.name})"
@@ -215,7 +215,7 @@ def capacity_section(summary: Summary, pictures: list[str], several: bool) -> li
     """One curve for all tracks of a capacity study; its table stands here where it is alone."""
     more = [Text(f"More: [every figure]({link_to('details')}).")]
     return [
-        *opening(summary, "How many new facts a rank holds", several),
+        *part_opening(summary, "How many new facts a rank holds", several),
         Text(tell_capacity(summary)),
         *figures.show_pictures(pictures, ("capacity",)),
         *(more if several else capacity_table_read(summary)),
@@ -226,7 +226,7 @@ def grid_section(summary: Summary, several: bool) -> list[Block]:
     """One table for all shapes of a step."""
     told = (notes.spread_note, notes.memory_note, notes.price_note)
     return [
-        *opening(summary, "Memory by rows and tokens", several),
+        *part_opening(summary, "Memory by rows and tokens", several),
         *(Text(tell_grid(summary)), grid_table(summary)),
         *paragraph(*(tell(summary.comparisons) for tell in told)),
     ]
@@ -236,7 +236,7 @@ def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[
     """What was forecast of a 13B model, and how far forecasts were off."""
     found = compare_runs([s.study for s in studies if not is_card(s)])
     said = f"{sentence(found)} [In detail]({link_to('forecasts')})." if found else ""
-    return forecast_tables.section(book, paragraph(said))
+    return forecast_tables.forecasts_section(book, paragraph(said))
 
 
 def reference_section(own: Summary, reference: Summary) -> list[Block]:
@@ -253,5 +253,5 @@ def reference_section(own: Summary, reference: Summary) -> list[Block]:
 def words_section(studies: list[Summary], shipped: bool) -> list[Block]:
     """The words used, what the figures do not say, and what earlier reports got wrong."""
     blocks = glossary(measure_tables.meanings(studies))
-    blocks += [Heading(2, "Limits"), *bullets(limits(studies))]
+    blocks += [Heading(2, "Limits"), *bullets(limit_sentences(studies))]
     return blocks + ([Heading(2, "Corrections"), *appendix.corrections()] if shipped else [])

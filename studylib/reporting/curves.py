@@ -69,7 +69,9 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
         for sweep in comparison.sweeps:
             method = parse_method(sweep.method, LoraSettings())
             points = sorted(
-                (point.learning_rate, height(point)) for point in sweep.points if not point.is_out
+                (point.learning_rate, rate_height(point))
+                for point in sweep.points
+                if not point.is_out
             )
             if not points:
                 continue
@@ -77,7 +79,7 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
             panel.plot(*zip(*points, strict=True), color=shade, marker=marker, linewidth=1.2)
             best = sweep.best
             panel.plot(
-                best.learning_rate, height(best), marker="o", markersize=13,
+                best.learning_rate, rate_height(best), marker="o", markersize=13,
                 markerfacecolor="none", markeredgecolor=shade,
             )  # fmt: skip
             labels.append((*points[-1], method.label, shade))
@@ -95,7 +97,7 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
     return figure
 
 
-def height(point: TunePoint) -> float:
+def rate_height(point: TunePoint) -> float:
     """What a rate came to, in the unit shown."""
     if point.measure is not None and point.value is not None:
         return MEASURES[point.measure].scale * point.value

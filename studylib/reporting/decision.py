@@ -19,7 +19,7 @@ from studylib.reporting.panels import (
     house_style,
     label_right,
     new_panels,
-    note,
+    note_on_line,
 )
 from studylib.reporting.summary import Comparison, Summary
 from studylib.reporting.team_advice import is_deep, tell_seeds
@@ -58,7 +58,7 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
             panel.axhline(100, color=INK, linewidth=0.8, linestyle=":")
             if floor < 0:
                 panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
-                note(panel, 0, "nothing learned", below=True)
+                note_on_line(panel, 0, "nothing learned", below=True)
             panel.set_xlim(0, 118)
             panel.set_ylim(floor, max(*highs) + (8 if floor < 0 else 3))
             label_right(panel, labels)

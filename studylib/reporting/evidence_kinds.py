@@ -20,14 +20,14 @@ LEARNING_RANK: dict[Kind, int] = {"pretrained": 2, "toy": 1, "random": 0}
 ARTICLE_SIZE = (12.0e9, 14.0e9)  # parameters: what counts as the article's 13B model
 
 
-def kind_of(model: str) -> Kind:
+def kind_of_model(model: str) -> Kind:
     """The kind of a model by its source."""
     return KINDS.get(ModelRef.parse(model).kind, "pretrained")
 
 
 def rank_learning(model: str, params: int | None) -> tuple[int, int]:
     """Higher is better evidence on what a method learns: the kind first, then the size."""
-    return LEARNING_RANK[kind_of(model)], params or 0
+    return LEARNING_RANK[kind_of_model(model)], params or 0
 
 
 def is_article_size(params: int | None) -> bool:
@@ -38,9 +38,9 @@ def is_article_size(params: int | None) -> bool:
 def model_words(model: str, params: int | None) -> str:
     """A model for a reader who has not met it: `a toy model of 1.41M parameters`."""
     size = f" of {parameter_count(params)} parameters" if params else ""
-    if kind_of(model) == "toy":
+    if kind_of_model(model) == "toy":
         return f"a toy model{size}"
-    if kind_of(model) == "random":
+    if kind_of_model(model) == "random":
         return f"{ModelRef.parse(model).name}, random weights"
     return f"{short_name(model)}{size}"
 

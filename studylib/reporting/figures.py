@@ -31,7 +31,7 @@ from studylib.reporting.panels import (
     house_style,
     label_right,
     new_panels,
-    note,
+    note_on_line,
     sign_ticks,
 )
 from studylib.reporting.resources import MEMORY
@@ -89,7 +89,7 @@ def draw_pareto(
         return None
     figure, panels = new_panels(len(shown))
     for panel, comparison in zip(panels, shown, strict=True):
-        panel.set_title(title_of(comparison))
+        panel.set_title(comparison.name)
         labels = []
         for row in comparison.rows:
             spot = placed(row, place)
@@ -125,14 +125,10 @@ def draw_levels(panel: Axes, comparison: Comparison) -> None:
     if chances:
         guess = 100 * chances[0]
         panel.axhline(guess, color=INK, linewidth=0.8, linestyle=":")
-        note(panel, guess, "guessing", below=level is None or level >= guess)
+        note_on_line(panel, guess, "guessing", below=level is None or level >= guess)
     if level is not None:
         panel.axhline(level, color=METHODS[UNTRAINED].colour, linewidth=1, linestyle="--")
-        note(panel, level, "base", below=bool(chances) and level < 100 * chances[0])
-
-
-def title_of(comparison: Comparison) -> str:
-    return comparison.name
+        note_on_line(panel, level, "base", below=bool(chances) and level < 100 * chances[0])
 
 
 # Differences --------------------------------------------------------------------------------------
@@ -183,7 +179,7 @@ def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
         return None
     figure, panels = new_panels(len(shown))
     for panel, comparison in zip(panels, shown, strict=True):
-        panel.set_title(title_of(comparison))
+        panel.set_title(comparison.name)
         labels = []
         for row in comparison.rows:
             if row.forgetting is None or row.gain is None:
@@ -196,7 +192,7 @@ def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
             )  # fmt: skip
             labels.append((x, y, row.method.label, colour(row.method)))
         panel.axhline(0, color=METHODS[UNTRAINED].colour, linewidth=1, linestyle="--")
-        note(panel, 0, "nothing forgotten", below=False, right=True)
+        note_on_line(panel, 0, "nothing forgotten", below=False, right=True)
         panel.margins(x=0.12, y=0.1)
         label_right(panel, labels)
         panel.set_xlabel("gain on the new questions (pp) →")

@@ -17,11 +17,11 @@ from studylib.reporting.article import read_article
 from studylib.reporting.article_table import article_table
 from studylib.reporting.blocks import Block, Heading, Items, Picture, Text, paragraph
 from studylib.reporting.claims import Finding
-from studylib.reporting.evidence_kinds import kind_of, parameter_count
+from studylib.reporting.evidence_kinds import kind_of_model, parameter_count
 from studylib.reporting.glossary import WORDS_LINK, say
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Summary
-from studylib.reporting.team_advice import advise
+from studylib.reporting.team_advice import advise_teams
 
 TITLE = "PEFT or full fine-tuning?"
 
@@ -31,7 +31,7 @@ def first_screen(
 ) -> list[Block]:
     """Title, heading, then all of it. picture: the path of the picture that decides, if drawn."""
     article = read_article()
-    said = advise(studies, findings)
+    said = advise_teams(studies, findings)
     blocks: list[Block] = [Heading(1, TITLE), Heading(2, "The answer")]
     blocks += [Items((said.small, said.deep, said.memory), numbered=True)]
     blocks += paragraph(said.not_done)
@@ -53,7 +53,7 @@ def tell_toys(studies: Sequence[Summary]) -> str:
     """What the toy models are, where any is spoken of."""
     sizes = sorted({
         (c.total_params or 0, c.model)
-        for s in studies for c in s.comparisons if kind_of(c.model) == "toy"
+        for s in studies for c in s.comparisons if kind_of_model(c.model) == "toy"
     })  # fmt: skip
     if not sizes:
         return ""

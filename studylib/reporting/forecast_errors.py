@@ -225,7 +225,7 @@ def sentence(found: Sequence[RunBesideForecast]) -> str:
     return text
 
 
-def section(studies: Sequence[Study]) -> list[Block]:
+def forecast_errors_section(studies: Sequence[Study]) -> list[Block]:
     """The report's part, or nothing where no forecast was made of a run."""
     found = compare_runs(studies)
     if not found:

@@ -62,7 +62,7 @@ def memory_forecast(book: ForecastBook, job: BookedForecast) -> ClaimForecast:
     value, worst = job.total_bytes / 1e9, book.worst_error
     low, high = value / (1 + worst), value / (1 - worst)
     return ClaimForecast(
-        value, low, high, f"traced, {describe(job)}", untested(book, job), job_of_forecast(job)
+        value, low, high, f"traced, {job_words(job)}", untested(book, job), job_of_forecast(job)
     )
 
 
@@ -75,7 +75,7 @@ def job_of_forecast(job: BookedForecast) -> PassSettings:
     )  # fmt: skip
 
 
-def describe(job: BookedForecast) -> str:
+def job_words(job: BookedForecast) -> str:
     rows, length = job.settings["micro_batch"], job.settings["seq_len"]
     size = f"{rows} × {length:,}"
     return job.words if f"{rows} × {length}" in job.words else f"{job.words}, {size} tokens"
@@ -84,7 +84,7 @@ def describe(job: BookedForecast) -> str:
 def come_true(book: ForecastBook, method: str) -> str:
     """The other jobs at which the article's figure comes true, if any do."""
     near = [
-        f"{describe(job)} ({gigabytes(job.total_bytes)})"
+        f"{job_words(job)} ({gigabytes(job.total_bytes)})"
         for job in book.jobs
         if job.method == method and not job.plain and abs(job.off) <= NEAR
     ]
@@ -101,8 +101,8 @@ def cost_forecasts(book: ForecastBook, method: str) -> list[ClaimForecast]:
     return [
         ClaimForecast(
             row.usd.mid, row.usd.low, row.usd.high,
-            f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {describe(job)}",
-            f"{span(row.hours)} h on {cards}",
+            f"{row.form} ({row.tokens / 1e6:.1f}M tokens), {job_words(job)}",
+            f"{range_cell(row.hours)} h on {cards}",
             job_of_forecast(job)._replace(gpu=row.gpu) if row.form == "packed" else None,
         )
         for row in job.jobs
@@ -114,7 +114,7 @@ def gigabytes(count: float) -> Number:
     return Number(f"{plain_number(count / 1e9, 3)} GB", count)
 
 
-def span(values: CaseRange, unit: str = "") -> Number:
+def range_cell(values: CaseRange, unit: str = "") -> Number:
     """Expected, with the best and the worst case."""
     mid, low, high = (f"{unit}{plain_number(v, 3)}" for v in (values.mid, values.low, values.high))
     return Number(f"{mid} ({low} to {high})", values.mid)
@@ -123,13 +123,13 @@ def span(values: CaseRange, unit: str = "") -> Number:
 # Tables -------------------------------------------------------------------------------------------
 
 
-def memory_table(book: ForecastBook) -> Table:
+def forecast_memory_table(book: ForecastBook) -> Table:
     """Each job's peak beside the article's figure."""
     header = (named("Job (forecast)"), *figures("Cards", "Peak of a card ↓", "All cards ↓",
               "Article", "Off"), *words("Smallest card"))  # fmt: skip
     rows = [
         (
-            describe(job), str(job.cards), gigabytes(job.peak_bytes), gigabytes(job.total_bytes),
+            job_words(job), str(job.cards), gigabytes(job.peak_bytes), gigabytes(job.total_bytes),
             claimed(job), near_text(job.off), job.smallest_gpu or "none",
         )
         for job in book.jobs
@@ -154,9 +154,9 @@ def cost_table(book: ForecastBook) -> Table:
     rows = []
     for job in (job for job in book.jobs if job.plain):
         for row in job.jobs:
-            usd = "no offer" if row.usd is None else span(row.usd, "$")
-            rows.append((describe(job), f"{job.cards} × {row.gpu}", row.form,
-                         Number(f"{row.tokens / 1e6:.1f}M", row.tokens), span(row.hours), usd,
+            usd = "no offer" if row.usd is None else range_cell(row.usd, "$")
+            rows.append((job_words(job), f"{job.cards} × {row.gpu}", row.form,
+                         Number(f"{row.tokens / 1e6:.1f}M", row.tokens), range_cell(row.hours), usd,
                          article_cost(job.method)))  # fmt: skip
     return Table(header, tuple(rows))
 
@@ -261,14 +261,14 @@ def untested(book: ForecastBook, job: BookedForecast) -> str:
     return f"no published peak of {' or of '.join(bare)} bears the range out" if bare else ""
 
 
-def limits(book: ForecastBook) -> str:
+def forecast_limits(book: ForecastBook) -> str:
     low, high = (plain_number(end, 2) for end in (book.efficiency.low, book.efficiency.high))
     packages = ", ".join(f"{name} {version}" for name, version in sorted(book.packages.items()))
     return say("forecast_limits", low=low, high=high, source=book.efficiency_source,
                offers=book.offers, packages=packages, code=book.code_sha256[:12])  # fmt: skip
 
 
-def section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
+def forecasts_section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
     """The report's part on forecasts; without a book it says what to run.
 
     errors: what is said of this study's own runs (studylib.reporting.forecast_errors).
@@ -278,16 +278,16 @@ def section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
         missing = "A 13B model is not forecast yet: `make forecasts` does it without a card."
         return [title, *errors, Text(missing)]
     told = say("forecast_opening", model=book.model)
-    return [title, Text(told), memory_table(book), *paragraph(card_sentence(book)),
+    return [title, Text(told), forecast_memory_table(book), *paragraph(card_sentence(book)),
             Text(published_sentence(book)), *errors]  # fmt: skip
 
 
-def details(book: ForecastBook) -> list[Block]:
+def forecast_details(book: ForecastBook) -> list[Block]:
     """The appendix: hours and dollars, which 13B job fits the card, published peaks, what is not
     covered."""
     return [
         *(Heading(3, "Hours and dollars of the article's run"), cost_table(book)),
         *(Heading(3, "A 13B model and a 24 GB card"), card_table(book)),
         *(Heading(3, "Forecast against published peaks"), published_table(book)),
-        Text(limits(book)),
+        Text(forecast_limits(book)),
     ]

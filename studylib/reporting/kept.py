@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studylib.reporting.capacity import is_capacity
-from studylib.reporting.evidence_kinds import kind_of, rank_learning
+from studylib.reporting.evidence_kinds import kind_of_model, rank_learning
 from studylib.reporting.measure_tables import first_measure
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.summary import Comparison, Row, Summary
@@ -38,7 +38,7 @@ class KeptGain:
         return self.method.name == WHOLE
 
 
-def share_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float, int] | None:
+def kept_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float, int] | None:
     """A method's share of full fine-tuning's gain, with its ends and the seeds that it rests on;
     None where full has no clear gain.
 
@@ -71,13 +71,13 @@ def measured_gain(comparison: Comparison) -> bool:
 def read_kept(comparison: Comparison) -> list[KeptGain]:
     """Full fine-tuning and every method of which a share is known; empty without such a method."""
     full = comparison.row(WHOLE)
-    if full is None or kind_of(comparison.model) == "random":
+    if full is None or kind_of_model(comparison.model) == "random":
         return []
     found = [
         KeptGain(row.method, *share, memory_share(comparison, row, full))
         for row in comparison.rows
         if row.method.kind.trains and row.method.name != WHOLE
-        if (share := share_of_gain(comparison, row)) is not None
+        if (share := kept_of_gain(comparison, row)) is not None
     ]
     seeds = min((one.seeds for one in found), default=0)
     return [KeptGain(full.method, 1.0, 1.0, 1.0, seeds, 1.0), *found] if found else []
@@ -91,12 +91,12 @@ def memory_share(comparison: Comparison, row: Row, full: Row) -> float | None:
 
 def is_pretrained(summary: Summary) -> bool:
     """Whether a study trained a pretrained model: it then comes before the toys'."""
-    return any(kind_of(c.model) == "pretrained" for c in summary.comparisons)
+    return any(kind_of_model(c.model) == "pretrained" for c in summary.comparisons)
 
 
 def is_toy(summary: Summary) -> bool:
     """Whether toy models alone were trained: beside others they take less room."""
-    return all(kind_of(c.model) == "toy" for c in summary.comparisons)
+    return all(kind_of_model(c.model) == "toy" for c in summary.comparisons)
 
 
 def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:

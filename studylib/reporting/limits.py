@@ -23,7 +23,7 @@ NEAR_END = 0.03  # of accuracy: closer to 0 or 1 a symmetric interval misses on 
 Studies = Sequence[Summary]
 
 
-def limits(summaries: Studies) -> list[str]:
+def limit_sentences(summaries: Studies) -> list[str]:
     """The sentences that these records call for, in order."""
     return [sentence for tell in LIMITS if (sentence := tell(summaries))]
 
@@ -81,7 +81,7 @@ def limit_broken(summaries: Studies) -> str:
 def limit_read_apart(summaries: Studies) -> str:
     records = all_records(summaries)
     apart = dict.fromkeys(
-        place_of(r, summaries) for r in records if r.load and r.load.packing_reason
+        model_and_track(r, summaries) for r in records if r.load and r.load.packing_reason
     )
     return say("limit_read_apart", where=join_words(list(apart))) if apart else ""
 
@@ -105,7 +105,7 @@ def limit_quantized_before(summaries: Studies) -> str:
 
 def limit_untrained_adapters(summaries: Studies) -> str:
     found = dict.fromkeys(
-        f"{', '.join(record.train.untrained_adapters)} in {place_of(record, summaries)}"
+        f"{', '.join(record.train.untrained_adapters)} in {model_and_track(record, summaries)}"
         for record in all_records(summaries)
         if record.train and record.train.untrained_adapters
     )
@@ -172,7 +172,7 @@ def tell_training(summaries: Studies, field: str, words: str) -> str:
     for record in all_records(summaries):
         train = record.train
         if train and getattr(train, field):
-            count, where = getattr(train, field), place_of(record, summaries)
+            count, where = getattr(train, field), model_and_track(record, summaries)
             each = (count, train.examples_drawn or 0, record.run.train.seq_len)
             found[where] = max(each, found.get(where, each))
     parts = (
@@ -209,7 +209,10 @@ def tell_answers(summaries: Studies, field: str, of: str, words: str) -> str:
     for record in all_records(summaries):
         block = record.evaluate
         if block and getattr(block, field):
-            where, asked = place_of(record, summaries), sum(s.questions for s in block.scores)
+            where, asked = (
+                model_and_track(record, summaries),
+                sum(s.questions for s in block.scores),
+            )
             forms = len({s.weights for s in block.scores}) or 1  # each is asked everything
             each = (-(-getattr(block, field) // forms), asked // forms)
             found[where] = max(each, found.get(where, each))
@@ -217,7 +220,7 @@ def tell_answers(summaries: Studies, field: str, of: str, words: str) -> str:
     return tell_each(parts, words)
 
 
-def place_of(record: Record, summaries: Studies) -> str:
+def model_and_track(record: Record, summaries: Studies) -> str:
     """A record's model and track, the track where there are several."""
     run = record.run
     tracks = {r.run.track for r in all_records(summaries)}

@@ -33,12 +33,12 @@ COUNTS = {
 }
 
 
-def section(comparisons: Sequence[Comparison]) -> list[Block]:
+def measured_section(comparisons: Sequence[Comparison]) -> list[Block]:
     """A track's figures on held-out examples by every measure; empty where there are none."""
     told: list[Block] = []
     if any(c.measured for c in comparisons):
         told += [Text("**On held-out examples**"), held_out_table(comparisons)]
-        told += [Text(reading(comparisons))]
+        told += [Text(tell_measured(comparisons))]
     if any(found.of == RETENTION for c in comparisons for found in c.measured):
         told += [Text("**What the base knew before, by held-out loss**")]
         told += [retention_table(comparisons)]
@@ -55,7 +55,7 @@ def held_out_table(comparisons: Sequence[Comparison]) -> Table:
         for found in comparison.measured:
             if found.of == HELD_OUT:
                 name = (comparison.name, found.measure.header, found.label)
-                rows.append((*name, figure_cell(found), *difference_cells(found)))
+                rows.append((*name, figure_cell(found), *gain_cells(found)))
     return Table(header, tuple(rows))
 
 
@@ -65,7 +65,7 @@ def retention_table(comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         for found in comparison.measured:
             if found.of == RETENTION:
-                gain, gap, *_ = difference_cells(found)
+                gain, gap, *_ = gain_cells(found)
                 name = (comparison.name, found.measure.header, found.label)
                 rows.append((*name, figure_cell(found), gain, gap))
     return Table(header, tuple(rows))
@@ -76,14 +76,16 @@ def figure_cell(found: MeasuredFigure) -> str:
     count = f"{estimate.items:,}"
     count += f" in {estimate.clusters:,} groups" if estimate.clusters != estimate.items else ""
     count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
-    return Number(f"{interval(found.measure, estimate, signed=False)} (n={count})", estimate.value)
+    return Number(
+        f"{measure_interval(found.measure, estimate, signed=False)} (n={count})", estimate.value
+    )
 
 
-def difference_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
+def gain_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
     """Gain over the base, gap to full, share of full's gain, smallest gap."""
     if not found.trains:
         return "reference", NOT_TRAINED, NOT_TRAINED, "—"
-    gain = interval(found.measure, found.gain) if found.gain else MISSING
+    gain = measure_interval(found.measure, found.gain) if found.gain else MISSING
     if found.method == WHOLE and found.gap is None:
         return gain, "reference", "reference", "—"
     if found.gap is None:
@@ -93,11 +95,11 @@ def difference_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
         half = found.share.high - found.share.value
         share = Number(f"{percent(found.share.value)} ± {percent(half)}", found.share.value)
     least = found.detectable
-    smallest = MISSING if least is None else number(found.measure, least, signed=False)
-    return gain, interval(found.measure, found.gap), share, smallest
+    smallest = MISSING if least is None else measure_number(found.measure, least, signed=False)
+    return gain, measure_interval(found.measure, found.gap), share, smallest
 
 
-def number(measure: Measure | None, value: float, signed: bool = True) -> Number:
+def measure_number(measure: Measure | None, value: float, signed: bool = True) -> Number:
     """A figure or a difference in the unit shown: points of a share (None: of right answers), or
     nats and bits."""
     if measure is None or measure.is_share:
@@ -107,17 +109,17 @@ def number(measure: Measure | None, value: float, signed: bool = True) -> Number
     return Number(text.lstrip("+-") if zero else text.replace("-", "−"), value)
 
 
-def interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
+def measure_interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
     """value ± half-width, or value [low, high] where a bound cut one side."""
     up, down = estimate.high - estimate.value, estimate.value - estimate.low
-    value = number(measure, estimate.value, signed)
+    value = measure_number(measure, estimate.value, signed)
     if abs(up - down) < 5e-4:
-        return Number(f"{value} ± {number(measure, up, signed=False)}", estimate.value)
-    ends = (number(measure, end, signed) for end in (estimate.low, estimate.high))
+        return Number(f"{value} ± {measure_number(measure, up, signed=False)}", estimate.value)
+    ends = (measure_number(measure, end, signed) for end in (estimate.low, estimate.high))
     return Number(f"{value} [{', '.join(ends)}]", estimate.value)
 
 
-def reading(comparisons: Sequence[Comparison]) -> str:
+def tell_measured(comparisons: Sequence[Comparison]) -> str:
     """What was measured, what the intervals rest on, and what was counted beside it."""
     shown = [found for c in comparisons for found in c.measured if found.of == HELD_OUT]
     one_seed = any(found.trains and found.estimate.seeds == 1 for found in shown)
@@ -157,16 +159,16 @@ def headline_heads(comparisons: Sequence[Comparison]) -> dict[str, str]:
     return dict(zip(JUDGED, (measures[0].header, "Less full's", SHARE_HEADER), strict=True))
 
 
-def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
+def measured_headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     """A method's figure of the first measure, its difference to full, or its share of the gain."""
     found = next((f for f in first_measure(comparison) if f.label == row.label), None)
     if found is None:
         return MISSING
-    _, gap, share, _ = difference_cells(found)
+    _, gap, share, _ = gain_cells(found)
     return {JUDGED[0]: figure_cell(found), JUDGED[1]: gap, JUDGED[2]: share}[key]
 
 
-def tell(comparison: Comparison) -> str:
+def tell_finding(comparison: Comparison) -> str:
     """The finding on held-out examples by the first measure, in sentences; empty without one."""
     rows = first_measure(comparison)
     if not rows:
@@ -181,8 +183,8 @@ def tell(comparison: Comparison) -> str:
     moved = ("improved" if better else "worsened") if sure else "did not clearly change"
     lines = [
         f"On {count_examples(full)} full fine-tuning {moved} the "
-        f"{measure.label.lower()} to {interval(measure, full.estimate, signed=False)} {unit} "
-        f"({interval(measure, full.gain)} against the base)."
+        f"{measure.label.lower()} to {measure_interval(measure, full.estimate, signed=False)} "
+        f"{unit} ({measure_interval(measure, full.gain)} against the base)."
     ]
     judged = [found for found in rows if found.gap is not None]
     lines += [gap_sentence(found) for found in judged]
@@ -201,14 +203,14 @@ def gap_sentence(found: MeasuredFigure) -> str:
     assert gap is not None
     unit = "pp" if measure.is_share else measure.unit
     kept = "" if found.share is None else f" and kept {percent(found.share.value)} % of its gain"
-    figures = f"{interval(measure, gap)} {unit}{kept}"
+    figures = f"{measure_interval(measure, gap)} {unit}{kept}"
     if gap.low > 0 or gap.high < 0:
         word = "better" if gap.value * measure.sign > 0 else "worse"
         return f"{found.label} ended {word} than it ({figures})."
     return f"{found.label} shows no clear difference from it ({figures})."
 
 
-def headline(comparison: Comparison) -> str:
+def measured_headline(comparison: Comparison) -> str:
     """The finding by the first measure in one sentence without figures; empty without one."""
     rows = first_measure(comparison)
     judged = [found for found in rows if found.gap is not None]

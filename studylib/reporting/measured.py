@@ -100,7 +100,7 @@ def measure_all(
     for of in (HELD_OUT, RETENTION):
         for measure in asked_measures(arms):
             have = [(arm, items) for arm in arms if (items := arm.items(of, measure)) is not None]
-            found += [describe(arm, items, of, measure, have) for arm, items in have]
+            found += [measure_arm(arm, items, of, measure, have) for arm, items in have]
     return found
 
 
@@ -128,14 +128,18 @@ def read_arms(study: Study, label: str, records: list[Record]) -> list[Arm]:
     return arms
 
 
-def describe(
+def measure_arm(
     arm: Arm, items: ItemScores, of: str, measure: Measure, others: list[tuple[Arm, ItemScores]]
 ) -> MeasuredFigure:
     """A method's figure with its differences to the first arms of full and of the base."""
     first = {other.method: found for other, found in reversed(others)}
     full, base = first.get(WHOLE), first.get(UNTRAINED)
-    gap = item_stats.compare(items, full) if arm.trains and arm.method != WHOLE and full else None
-    gain = item_stats.compare(items, base) if arm.trains and base else None
+    gap = (
+        item_stats.paired_difference(items, full)
+        if arm.trains and arm.method != WHOLE and full
+        else None
+    )
+    gain = item_stats.paired_difference(items, base) if arm.trains and base else None
     share = None
     if gap and full and base and (full.value - base.value) * measure.sign > 0:
         share = item_stats.share_of_gain(items, full, base)

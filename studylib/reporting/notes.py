@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from studylib.core.metrics import percent, plain_number
-from studylib.reporting.appendix import run_command
+from studylib.reporting.appendix import rerun_command
 from studylib.reporting.blocks import Block, Items, Text
 from studylib.reporting.glossary import say
 from studylib.reporting.resources import MEMORY, TIMED
@@ -168,7 +168,7 @@ def not_run_note(summary: Summary) -> str:
 
 def command_note(comparisons: Sequence[Comparison]) -> str:
     record = comparisons[0].rows[0].records[0]
-    if run_command(record).startswith("study run"):
+    if rerun_command(record).startswith("study run"):
         return (
             f"Each linked record is made again by `study run RUN_ID --profile {record.run.profile}`"
             " with its folder's name as RUN_ID."
@@ -221,7 +221,7 @@ def refusals(summary: Summary, track: str) -> list[Block]:
         if refusal.track != track:
             continue
         values = "; ".join(
-            f"`{shorten(value)}` in {', '.join(runs)}"
+            f"`{shorten_hash(value)}` in {', '.join(runs)}"
             for value, runs in sorted(refusal.values.items())
         )
         lines.append(f"{refusal.model}: **{refusal.field}** differs: {values}")
@@ -231,6 +231,6 @@ def refusals(summary: Summary, track: str) -> list[Block]:
     return [Text(why), Items(tuple(lines))]
 
 
-def shorten(value: str) -> str:
+def shorten_hash(value: str) -> str:
     """A hash by its first 16 digits; other values whole."""
     return f"{value[:16]}…" if len(value) == 64 and " " not in value else value

@@ -69,7 +69,7 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     parts: dict[str, list[Block]] = {
         "answer": answer_section(summary),
         "results": [*results_section(summary), *cost_section(summary),
-                    *side_by_side.section(summary.comparisons)],
+                    *side_by_side.answers_section(summary.comparisons)],
         "serving": serve_section([summary], []) if served else [],
         "forecast": [Heading(2, "The article's claims"), article_table(findings)]
                     if findings else [],
@@ -119,14 +119,14 @@ def verdict_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]:
-    decision = verdict.decide(judged, margin)
+    decision = verdict.decide_method(judged, margin)
     if decision is None or judged.kept is None:
         return "cannot be judged", "full shows no gain" if judged.full else NOT_RUN, "—"
-    value, low, high = (verdict.signed(share) for share in judged.lost)
+    value, low, high = (verdict.signed_percent(share) for share in judged.lost)
     least = verdict.item_stats.detectable(judged.kept)
     smallest = "—"
     if least is not None:
-        smallest = Number(f"{verdict.signed(least)} {judged.lost_unit}", least)
+        smallest = Number(f"{verdict.signed_percent(least)} {judged.lost_unit}", least)
     loses = Number(f"{value} {judged.lost_unit} [{low}, {high}]", judged.lost[0])
     return WORDS[decision.kind], loses, smallest
 
@@ -146,7 +146,7 @@ def results_section(summary: Summary) -> list[Block]:
         blocks += [tables.headline_table(comparisons)]
         blocks += paragraph(notes.spread_note(comparisons), notes.memory_note(comparisons),
                             *notes.chance_notes(comparisons))  # fmt: skip
-        blocks += measure_tables.section(comparisons)
+        blocks += measure_tables.measured_section(comparisons)
         if any(row.accuracy for c in comparisons for row in c.rows):
             blocks += [Heading(3, "On the questions"), tables.accuracy_table(comparisons)]
     found = measure_tables.meanings([summary])

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from mistune import BlockState, HTMLRenderer, InlineParser
 
-from studylib.reporting.appendix_files import TITLES, path_of, slug, title_of
+from studylib.reporting.appendix_files import TITLES, appendix_title, path_of, slug
 from studylib.reporting.blocks import GLUE, Block, Heading, Items, Number, Picture, Table
 from studylib.reporting.compose import Report
 from studylib.reporting.made_from import PAGE_FOLDER, REPORT, Files
@@ -61,12 +61,14 @@ def render_page(report: Report) -> bytes:
         style=read("page.css"), script=read("page.js"),
         light=palette_css(dark=False), dark=palette_css(dark=True),
         sections=make_sections(report),
-        draw=partial(draw, report.files, {}, count()),
+        draw=partial(draw_picture, report.files, {}, count()),
     )  # fmt: skip
     return html.encode()
 
 
-def draw(files: Files, glyphs: dict[str, str], places: Iterator[int], picture: Picture) -> Markup:
+def draw_picture(
+    files: Files, glyphs: dict[str, str], places: Iterator[int], picture: Picture
+) -> Markup:
     svg = files[picture.path].decode()
     return Markup(inline_picture(svg, picture.caption, f"p{next(places)}", glyphs))
 
@@ -83,7 +85,7 @@ def make_sections(report: Report) -> list[Section]:
     pieces = [whole[a:b] for a, b in pairwise([0, *[*titles][1:], len(whole)])]
     return [
         *map(make_section, titles.values(), pieces),
-        *(make_section(title_of(name), blocks, folded=True)
+        *(make_section(appendix_title(name), blocks, folded=True)
           for name, blocks in report.appendices.items()),
     ]  # fmt: skip
 
@@ -117,7 +119,7 @@ class Renderer(HTMLRenderer):
         if re.match(r"#|\w+:", url):
             return super().link(text, url, title)
         path, _, heading = url.partition("#")
-        places = {path_of(name): slug(title_of(name)) for name in TITLES}
+        places = {path_of(name): slug(appendix_title(name)) for name in TITLES}
         if path == REPORT:
             return super().link(text, f"#{heading}")
         if path in places:
@@ -132,25 +134,25 @@ RENDERER, PARSER = Renderer(), InlineParser()
 
 
 @lru_cache(maxsize=10_000)
-def parse(text: str) -> list[dict[str, Any]]:
+def parse_markdown(text: str) -> list[dict[str, Any]]:
     return PARSER(glue(text), {})
 
 
 def inline(text: str, figures: bool = False) -> Markup:
     """Text within a block as HTML. figures: on one line, but before a bracket."""
     shown = BREAK.sub(GLUE, text) if figures else text
-    return Markup(RENDERER.render_tokens(parse(shown), BlockState()))
+    return Markup(RENDERER.render_tokens(parse_markdown(shown), BlockState()))
 
 
 def plain(text: str) -> str:
     """Text within a block without its marks."""
-    return "".join(tell(parse(text)))
+    return "".join(raw_texts(parse_markdown(text)))
 
 
-def tell(tokens: Iterable[dict[str, Any]]) -> Iterator[str]:
+def raw_texts(tokens: Iterable[dict[str, Any]]) -> Iterator[str]:
     for token in tokens:
         yield token.get("raw", "")
-        yield from tell(token.get("children", ()))
+        yield from raw_texts(token.get("children", ()))
 
 
 def glue(text: str) -> str:

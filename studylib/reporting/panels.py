@@ -126,7 +126,7 @@ def tint(shade: str, share: float) -> str:
     return to_hex((red, green, blue))
 
 
-def note(panel: Axes, y: float, text: str, below: bool, right: bool = False) -> None:
+def note_on_line(panel: Axes, y: float, text: str, below: bool, right: bool = False) -> None:
     """A word on a level line, at the panel's left or right end."""
     panel.annotate(
         text, (1 if right else 0, y), xycoords=("axes fraction", "data"),

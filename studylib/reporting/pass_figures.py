@@ -15,7 +15,7 @@ from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import ClaimFigure, measured_on, with_unit
 from studylib.reporting.passes import Cell, why_judged
-from studylib.reporting.resources import Spread, spread
+from studylib.reporting.resources import Spread, spread_of
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
@@ -52,7 +52,7 @@ def nvml_peak(row: Row) -> Spread | None:
     their sum."""
     if any(record.run.gpus > 1 for record in row.records):
         return row.memory.get(("nvml_peak_bytes", "train"))
-    return spread((nvml_bytes(record) for record in row.records), peak=True)
+    return spread_of((nvml_bytes(record) for record in row.records), peak=True)
 
 
 def forecast_of(comparison: Comparison, record: Record) -> int | None:

@@ -63,7 +63,7 @@ def gather_passes(cells: Iterable[Cell]) -> list[list[Cell]]:
     for comparison, row in cells:
         groups.setdefault(same_job(comparison, row), []).append((comparison, row))
     ordered = [order_passes(group) for group in groups.values()]
-    return sorted(ordered, key=lambda group: distance(group[0][1]))
+    return sorted(ordered, key=lambda group: pass_distance(group[0][1]))
 
 
 def same_job(comparison: Comparison, row: Row) -> tuple[object, ...]:
@@ -89,7 +89,7 @@ def commit_words(comparison: Comparison) -> str:
 
 
 def order_passes(cells: Sequence[Cell]) -> list[Cell]:
-    judged = min(cells, key=lambda cell: distance(cell[1]))
+    judged = min(cells, key=lambda cell: pass_distance(cell[1]))
     rest = [cell for cell in cells if cell is not judged]
     return [judged, *sorted(rest, key=lambda cell: pass_size(cell[1]))]
 
@@ -100,7 +100,7 @@ def pass_size(row: Row) -> tuple[int, int]:
     return recipe.micro_batch * recipe.seq_len, recipe.micro_batch
 
 
-def distance(row: Row) -> tuple[bool, float, int]:
+def pass_distance(row: Row) -> tuple[bool, float, int]:
     """How far a row's pass is from the article's: the same first, then by tokens of a pass."""
     recipe, (rows, length) = row.records[0].run.train, article_pass()
     tokens, own_rows = pass_size(row)

@@ -33,16 +33,19 @@ def answer_track(summary: Summary, track: str) -> list[str]:
     if main is None:
         return ["No full fine-tuning run is complete: there is nothing to compare with."]
     if measure_tables.first_measure(main):
-        found = [measure_tables.tell(main), tell_questions(main)]
+        found = [measure_tables.tell_finding(main), tell_questions(main)]
     else:
-        found = [learned(main) if main.above_chance else at_chance(main), tell_borderline(main)]
-    first = [f"**{headline(main)}**", opening(main), *found, edge_sentence(main)]
+        found = [
+            tell_learned(main) if main.above_chance else at_chance(main),
+            tell_borderline(main),
+        ]
+    first = [f"**{comparison_headline(main)}**", tell_setting(main), *found, edge_sentence(main)]
     return [p for p in (" ".join(s for s in first if s), resources(main)) if p]
 
 
-def headline(comparison: Comparison) -> str:
+def comparison_headline(comparison: Comparison) -> str:
     """The finding in one sentence, without figures."""
-    if found := measure_tables.headline(comparison):
+    if found := measure_tables.measured_headline(comparison):
         return found
     if not comparison.above_chance:
         return "These runs cannot say which method learns more."
@@ -73,7 +76,7 @@ def tell_questions(comparison: Comparison) -> str:
     chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
     items = max(row.accuracy.items for row in rows if row.accuracy)
     guessing = [row for row in rows if not row.above_chance]
-    moved = learned(comparison)
+    moved = tell_learned(comparison)
     parts = [f"On {items:,} questions {moved}"] if moved else []
     if guessing:
         names = join_words([row.method.label for row in guessing])
@@ -86,7 +89,7 @@ def settled(row: Row) -> bool:
     return row.gap_p_holm is not None and row.gap_p_holm <= 0.05
 
 
-def opening(comparison: Comparison) -> str:
+def tell_setting(comparison: Comparison) -> str:
     device = comparison.rows[0].records[0].environment.device
     size = comparison.total_params
     size_text = f" ({parameter_count(size)} parameters)" if size else ""
@@ -125,7 +128,7 @@ def tell_borderline(comparison: Comparison) -> str:
     )
 
 
-def learned(comparison: Comparison) -> str:
+def tell_learned(comparison: Comparison) -> str:
     full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
     assert full is not None
     if full.gain is None or base is None or base.accuracy is None or full.accuracy is None:

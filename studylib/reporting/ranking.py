@@ -17,7 +17,7 @@ from studylib.core.all_pairs import AllPairs, Pair, compare_all
 from studylib.core.stats import Estimate, Totals
 from studylib.reporting.measure_tables import first_measure
 from studylib.reporting.measured import HELD_OUT, read_arms
-from studylib.reporting.summary import Comparison, Row, read_answers
+from studylib.reporting.summary import Comparison, Row, right_answers
 from studylib.schema.measures import Measure
 from studylib.schema.methods import ADAPTER
 
@@ -133,7 +133,7 @@ def read_totals(comparison: Comparison, row: Row, measure: Measure | None) -> To
     """What a row's runs scored by subject, or by group of held-out examples."""
     study = comparison.study
     if measure is None:
-        answers = read_answers(study, list(row.records), str(row.weights))["questions"]
+        answers = right_answers(study, list(row.records), str(row.weights))["questions"]
         return stats.sum_subjects(answers.correct, answers.clusters)
     arm = read_arms(study, row.label, list(row.records))[0]
     items = arm.items(HELD_OUT, measure)

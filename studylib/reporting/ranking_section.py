@@ -15,7 +15,7 @@ from studylib.core.metrics import METRICS, MISSING
 from studylib.reporting import shared_rate
 from studylib.reporting.blocks import Block, Heading, Table, Text, around, cell_of, figures, named
 from studylib.reporting.cells import p_value, spread_cell, trainable_cell
-from studylib.reporting.measure_tables import number
+from studylib.reporting.measure_tables import measure_number
 from studylib.reporting.notes import join_words
 from studylib.reporting.panels import INK, colour, label_right, new_panels
 from studylib.reporting.ranking import RankedMethod, Ranking, rankings
@@ -31,7 +31,7 @@ INCHES_A_LABEL = 0.3
 MOST_NAMED = 5
 
 
-def section(
+def rankings_section(
     comparisons: Sequence[Comparison], pictures: list[Block], brief: bool = False
 ) -> list[Block]:
     """A part for every comparison of many methods, in place of a sentence and a row for each beside
@@ -40,12 +40,12 @@ def section(
     blocks: list[Block] = []
     for ranking in rankings(comparisons):
         title = f"{count(ranking)} methods ranked ({ranking.comparison.name})"
-        blocks += [Heading(3, title), Text(tell(ranking))]
+        blocks += [Heading(3, title), Text(tell_ranking(ranking))]
         if brief:
             blocks += pictures
             continue
-        blocks += [ranking_table(ranking), Text(reading(ranking)), *pictures]
-        blocks += shared_rate.section(ranking)
+        blocks += [ranking_table(ranking), Text(tell_intervals(ranking)), *pictures]
+        blocks += shared_rate.shared_rate_section(ranking)
     return blocks
 
 
@@ -53,12 +53,12 @@ def count(ranking: Ranking) -> int:
     return len(ranking.places)
 
 
-def tell(ranking: Ranking) -> str:
+def tell_ranking(ranking: Ranking) -> str:
     """Whether any method beats LoRA, in one sentence, and what else is told apart."""
     label = reference_words(ranking)
     if ranking.measure is None and not ranking.comparison.above_chance:
         return "**No accuracy can be told from guessing:** the ranking says nothing of learning."
-    ends = [f"{place.row.label} by {span(ranking, place.lead)}" for place in ranking.ahead]
+    ends = [f"{place.row.label} by {lead_interval(ranking, place.lead)}" for place in ranking.ahead]
     text = f"**Better than {label}: {join_words(ends)}.**" if ends else ""
     if not any(place.row.method.kind.adapter for place in ranking.ahead):
         who = "No other adapter" if ends else "No method"
@@ -82,10 +82,10 @@ def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
     if found is None:
         return ""
     place, pair = found
-    most = number(ranking.measure, max(pair.high, 0.0), signed=False)
+    most = measure_number(ranking.measure, max(pair.high, 0.0), signed=False)
     return (
         f"**{who} beats {label} by more than {most} {unit(ranking)}** "
-        f"({place.row.label} could: {span(ranking, pair)})."
+        f"({place.row.label} could: {lead_interval(ranking, pair)})."
     )
 
 
@@ -93,7 +93,7 @@ def reference_words(ranking: Ranking) -> str:
     return f"{'tuned ' if ranking.tuned else ''}{ranking.reference.label}"
 
 
-def reading(ranking: Ranking) -> str:
+def tell_intervals(ranking: Ranking) -> str:
     """What the intervals hold for."""
     seeds = "for new seeds as well" if ranking.seeds_known else "for these runs alone (one seed)"
     rates = "" if ranking.tuned else " Not every rate was searched for: a lead may be its rate's."
@@ -116,11 +116,11 @@ def ranking_table(ranking: Ranking) -> Table:
         row, lead = place.row, place.lead
         peak = cell_of(place.memory, METRICS["train_peak_bytes"].number)
         gain, disk = place.gain, row.figures.get("variant_bytes")
-        sign = sign_of(ranking.measure)
+        sign = measure_sign(ranking.measure)
         rows.append((
-            str(rank), row.label, number(ranking.measure, sign * place.score, signed=False),
-            MISSING if gain is None else number(ranking.measure, gain.value),
-            "reference" if lead is None else span(ranking, lead),
+            str(rank), row.label, measure_number(ranking.measure, sign * place.score, signed=False),
+            MISSING if gain is None else measure_number(ranking.measure, gain.value),
+            "reference" if lead is None else lead_interval(ranking, lead),
             "—" if lead is None else p_value(lead.p_value),
             trainable_cell(row), peak, spread_cell("variant_bytes", disk),
             cell_of(row.complete[0].run.learning_rate, "{:g}".format),
@@ -134,16 +134,16 @@ def unit(ranking: Ranking) -> str:
     return ranking.measure.unit
 
 
-def sign_of(measure: Measure | None) -> int:
+def measure_sign(measure: Measure | None) -> int:
     return 1 if measure is None else measure.sign
 
 
-def span(ranking: Ranking, pair: Pair | None) -> str:
+def lead_interval(ranking: Ranking, pair: Pair | None) -> str:
     """A difference with its interval, as the figure counts it (a loss: below 0 is better)."""
     assert pair is not None
-    sign = sign_of(ranking.measure)
+    sign = measure_sign(ranking.measure)
     low, high = sorted((sign * pair.low, sign * pair.high))
-    shown = [number(ranking.measure, end) for end in (sign * pair.value, low, high)]
+    shown = [measure_number(ranking.measure, end) for end in (sign * pair.value, low, high)]
     return around("{} [{}, {}]".format(*shown), shown[0])
 
 
@@ -172,7 +172,7 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
         panel.set_title(ranking.comparison.name)
         kind = MEMORY[ranking.comparison.memory_kind]
         panel.set_xlabel(f"← peak memory of training, {kind} ({name})")
-        better = "" if sign_of(ranking.measure) > 0 else ", turned so that up is better"
+        better = "" if measure_sign(ranking.measure) > 0 else ", turned so that up is better"
         panel.set_ylabel(f"less {reference_words(ranking)} ({unit(ranking)}{better}) ↑")
     return figure
 

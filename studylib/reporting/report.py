@@ -140,33 +140,35 @@ def reference_root(reference: Path) -> Path:
 def compose_report(sources: Sources) -> Report:
     """All parts and files of the report. StudyError: no records, an untrusted record."""
     from studylib.reporting.claims import evaluate_claims
-    from studylib.reporting.compose import compose
+    from studylib.reporting.compose import build_report
     from studylib.reporting.forecast_tables import forecast_claims
     from studylib.reporting.kept import is_pretrained
     from studylib.reporting.own_study import compose_own, has_verdict
     from studylib.reporting.study import read_study
-    from studylib.reporting.summary import summarise
+    from studylib.reporting.summary import summarise_study
 
     book = read_book(sources.book) if sources.book else None
     if sources.shipped:
-        links = [relative(folder, sources.out) for folder in sources.folders]
+        links = [relative_path(folder, sources.out) for folder in sources.folders]
         pairs = zip(sources.folders, links, strict=True)
-        studies = [summarise(read_study(folder, link)) for folder, link in pairs]
+        studies = [summarise_study(read_study(folder, link)) for folder, link in pairs]
         studies.sort(key=lambda s: (not is_pretrained(s), s.study.card is None))
-        made = compose(studies, evaluate_claims(studies, forecast_claims(book)), None, book=book)
+        made = build_report(
+            studies, evaluate_claims(studies, forecast_claims(book)), None, book=book
+        )
         return replace(made, folder=sources.out)
     (results,) = sources.folders
-    link = "" if sources.out == results else relative(results, sources.out)
-    own = summarise(read_study(results, link, sources.planned, sources.failed))
+    link = "" if sources.out == results else relative_path(results, sources.out)
+    own = summarise_study(read_study(results, link, sources.planned, sources.failed))
     if sources.own and has_verdict(own):
         claimed = evaluate_claims([own], forecast_claims(book)) if sources.article else []
         return replace(compose_own(own, claimed), folder=sources.out)
     other = None
     if sources.beside is not None:
-        link = relative(sources.beside, sources.out)
-        other = summarise(read_study(sources.beside, link, planned=()))
+        link = relative_path(sources.beside, sources.out)
+        other = summarise_study(read_study(sources.beside, link, planned=()))
     findings = evaluate_claims([own], forecast_claims(book))
-    made = compose([own], findings, other, own_folder="", book=book)
+    made = build_report([own], findings, other, own_folder="", book=book)
     return replace(made, folder=sources.out)
 
 
@@ -230,7 +232,7 @@ def has_runs(folder: Path) -> bool:
     return any((folder / "runs").glob("*/record.json"))
 
 
-def relative(target: Path, start: Path) -> str:
+def relative_path(target: Path, start: Path) -> str:
     return Path(os.path.relpath(target.resolve(), start.resolve())).as_posix()
 
 

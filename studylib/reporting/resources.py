@@ -50,7 +50,7 @@ class Spread:
     runs: int
 
 
-def spread(values: Iterable[float | None], peak: bool = False) -> Spread | None:
+def spread_of(values: Iterable[float | None], peak: bool = False) -> Spread | None:
     known = sorted(v for v in values if v is not None)
     if not known:
         return None
@@ -63,25 +63,25 @@ def spread_figures(records: list[Record], total_params: int | None) -> dict[str,
     found: dict[str, Spread | None] = {}
     own = [r for r in records if runs_on_card(r) == 1]
     trained = [r for r in own if r.train]
-    found["trainable_params"] = spread(r.load.trainable_params for r in records if r.load)
+    found["trainable_params"] = spread_of(r.load.trainable_params for r in records if r.load)
     if total_params:
-        found["trainable_share"] = spread(
+        found["trainable_share"] = spread_of(
             r.load.trainable_params / total_params for r in records if r.load
         )
     for key in STEP_FIGURES:
         among = records if key in COUNTED_FIGURES else own
-        found[key] = spread(getattr(r.train, key) for r in among if r.train)
-    found["train_seconds"] = spread(train_seconds(r) for r in trained)
-    found["end_to_end_seconds"] = spread(
+        found[key] = spread_of(getattr(r.train, key) for r in among if r.train)
+    found["train_seconds"] = spread_of(train_seconds(r) for r in trained)
+    found["end_to_end_seconds"] = spread_of(
         sum(m.wall_seconds for m in stage_measures(r).values()) for r in own
     )
-    found["energy_watt_hours"] = spread(watt_hours(r) for r in trained)
-    found["cost_usd"] = spread(
+    found["energy_watt_hours"] = spread_of(watt_hours(r) for r in trained)
+    found["cost_usd"] = spread_of(
         dollars(seconds, price.median)
         for r in trained
         if (seconds := train_seconds(r)) is not None and (price := price_of(r)) is not None
     )
-    found["variant_bytes"] = spread(r.serve.variant_bytes for r in records if r.serve)
+    found["variant_bytes"] = spread_of(r.serve.variant_bytes for r in records if r.serve)
     return {key: value for key, value in found.items() if value is not None}
 
 
@@ -91,7 +91,7 @@ def spread_memory(records: list[Record]) -> dict[tuple[str, str], Spread]:
     for kind in MEMORY:
         for stage in STAGES:
             measures = [stage_measures(r).get(stage) for r in records]
-            peak = spread((getattr(m, kind) for m in measures if m), peak=True)
+            peak = spread_of((getattr(m, kind) for m in measures if m), peak=True)
             if peak is not None:
                 found[kind, stage] = peak
     return found

@@ -46,7 +46,7 @@ def serve_details(studies: list[Summary], pictures: list[str], brief: bool = Fal
     blocks += [Heading(3, "Time between tokens"), *overheads(records)] if brief else []
     parts = {
         "Footprint, measured": serve_tables.footprint_table,
-        "Speed": serve_tables.speed_table,
+        "Speed": serve_tables.serve_speed_table,
         "Hot-swap": serve_tables.swap_table,
         "One batch, several adapters": serve_tables.mixed_table,
         "N variants, by measured bytes": serve_tables.measured_variants_table,

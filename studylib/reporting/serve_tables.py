@@ -112,7 +112,7 @@ def ratio_cell(ratio: PairedRatio | None) -> str:
     return Number(f"**{text}**" if clear else text, ratio.value - 1)
 
 
-def speed_table(records: Sequence[ServeRecord]) -> Table:
+def serve_speed_table(records: Sequence[ServeRecord]) -> Table:
     """Each variant's own speed by batch size; percentiles beyond the median are in the csv."""
     batches = sorted({row.batch for r in records for row in r.measures.latency})
     header = (*words("Model"), named("Variant"), *figures("Prompt (tokens)",

@@ -22,12 +22,12 @@ MOST_PROMPT, MOST_ANSWER = 400, 300  # characters
 NOTHING, UNFINISHED = "(nothing)", " (cut off)"
 
 
-def section(comparisons: Sequence[Comparison]) -> list[Block]:
+def answers_section(comparisons: Sequence[Comparison]) -> list[Block]:
     """The part of a report, a table a model; a sentence where no run kept answers."""
     shown = [(c, table) for c in comparisons if (table := answer_table(c)) is not None]
     if not shown:
         return [Heading(2, "Held-out prompts"), Text(say("no_answers"))]
-    blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(reading(shown))]
+    blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(answers_note(shown))]
     for comparison, table in shown:
         blocks += [Heading(3, comparison.name)] if len(shown) > 1 else []
         blocks += [table]
@@ -36,7 +36,7 @@ def section(comparisons: Sequence[Comparison]) -> list[Block]:
 
 def answer_table(comparison: Comparison) -> Table | None:
     """A row a prompt: what is asked, the reference, and each method's answer."""
-    found = read_answers(comparison)
+    found = read_written_answers(comparison)
     if not found:
         return None
     first = next(iter(found.values()))
@@ -50,7 +50,7 @@ def answer_table(comparison: Comparison) -> Table | None:
     return Table(header, tuple(rows))
 
 
-def read_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
+def read_written_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
     """Method -> the answers of its first complete run that kept some, each prompt once."""
     found = {}
     for row in comparison.rows:
@@ -69,7 +69,7 @@ def answer_cell(frame: pd.DataFrame, item: str) -> str:
     return text + ("" if said["finished"] else UNFINISHED)
 
 
-def reading(shown: Sequence[tuple[Comparison, Table]]) -> str:
+def answers_note(shown: Sequence[tuple[Comparison, Table]]) -> str:
     count = max(len(table.rows) for _, table in shown)
     text = say("answers", count=count)
     several = dict.fromkeys(

@@ -140,7 +140,7 @@ def far(ratio: float) -> float:
     return max(ratio, 1 / ratio)
 
 
-def section(studies: Iterable[Study]) -> list[Block]:
+def stage_errors_section(studies: Iterable[Study]) -> list[Block]:
     """The report's part, or nothing where no plan was kept of a run."""
     found = [one for one in compare_stages(studies) if one.time or one.memory]
     title = Text("**Plan against measured, by stage**")

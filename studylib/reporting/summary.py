@@ -180,7 +180,7 @@ class Summary:
         return list(dict.fromkeys(c.track for c in self.comparisons))
 
 
-def summarise(study: Study) -> Summary:
+def summarise_study(study: Study) -> Summary:
     """Aggregate a study's records, whatever their order."""
     comparisons, refusals = [], []
     for track, model in order_groups(study):
@@ -222,7 +222,7 @@ def build_rows(study: Study, records: Iterable[Record]) -> tuple[Row, ...]:
         groups.setdefault(record.run.method, []).append(record)
     methods = sorted(groups, key=method_order)
     weights = {m: scored_weights(groups[m]) for m in methods}
-    answers = {(m, w): read_answers(study, groups[m], w) for m in methods for w in weights[m] if w}
+    answers = {(m, w): right_answers(study, groups[m], w) for m in methods for w in weights[m] if w}
     first = {m.name: answers.get((m, weights[m][0]), {}) for m in reversed(methods)}
     base, full = (first.get(name, {}) for name in (UNTRAINED, WHOLE))
     total = untouched_params(record for m in methods for record in groups[m])
@@ -251,7 +251,7 @@ def untouched_params(records: Iterable[Record]) -> int | None:
     return None
 
 
-def read_answers(study: Study, records: list[Record], weights: str) -> dict[str, RightAnswers]:
+def right_answers(study: Study, records: list[Record], weights: str) -> dict[str, RightAnswers]:
     """Answers of a method's complete runs by task, seeds in order, on one set of weights."""
     complete = sorted((r for r in records if r.complete), key=lambda r: r.run.seed)
     asked = study.items(complete)

@@ -68,7 +68,7 @@ def headline_table(comparisons: Sequence[Comparison], brief: bool = False) -> Ta
 def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
     trains = row.method.kind.trains
     if key in measure_tables.JUDGED:
-        shown = measure_tables.headline_cell(comparison, row, key)
+        shown = measure_tables.measured_headline_cell(comparison, row, key)
         return shown if row.complete else absent(row)
     if key == "train_peak_bytes":
         return peak_cell(row, comparison.memory_kind, "train")
@@ -167,7 +167,7 @@ def gap_table(comparisons: Sequence[Comparison]) -> Table:
     for comparison in comparisons:
         for row in comparison.scored:
             if row.gap is not None:
-                cells = difference_cells(row, row.gap, comparison.track)
+                cells = gap_cells(row, row.gap, comparison.track)
                 rows.append((comparison.name, row.label, *cells))
     return Table(header, tuple(rows))
 
@@ -192,7 +192,7 @@ def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
     return Table(header, tuple(rows))
 
 
-def difference_cells(row: Row, gap: stats.Estimate, track: str) -> tuple[str, ...]:
+def gap_cells(row: Row, gap: stats.Estimate, track: str) -> tuple[str, ...]:
     test, detectable = row.mcnemar, row.detectable
     return (
         interval_cell(gap),

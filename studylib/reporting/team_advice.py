@@ -17,11 +17,11 @@ from typing import Protocol
 
 from studylib.core.metrics import byte_size
 from studylib.reporting.article import enough_rule, few_seeds
-from studylib.reporting.article_table import HOLDS, best_findings, settle
+from studylib.reporting.article_table import HOLDS, best_findings, settle_part
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
     is_article_size,
-    kind_of,
+    kind_of_model,
     model_words,
     optimizer_words,
 )
@@ -45,7 +45,7 @@ class TeamAdvice:
     not_done: str
 
 
-def advise(studies: Sequence[Summary], findings: Sequence[Finding]) -> TeamAdvice:
+def advise_teams(studies: Sequence[Summary], findings: Sequence[Finding]) -> TeamAdvice:
     found = best_evidence(studies)
     small = [c for c in found if not is_deep(c)]
     deep = [c for c in found if is_deep(c)]
@@ -91,7 +91,7 @@ class Share(Protocol):
     def seeds(self) -> int: ...
 
 
-def judge(kept: Sequence[Share]) -> str:
+def grade_kept(kept: Sequence[Share]) -> str:
     """enough, once (enough, in too few seeds), short (of it), poor, or open."""
     rule = enough_rule()
     if all(k.low >= rule.share for k in kept):
@@ -109,7 +109,7 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
             "**Small change:** nothing was measured here that says which method learns more. "
             f"Start with {join_words(ADAPTERS, 'or')}, and test on your own data."
         )
-    words = {label: judge(kept) for label, kept in methods.items()}
+    words = {label: grade_kept(kept) for label, kept in methods.items()}
     told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons, methods)})"
     enough = {label: methods[label] for label, word in words.items() if word == "enough"}
     if enough:
@@ -137,7 +137,7 @@ def advise_deep(comparisons: Sequence[Comparison]) -> str:
             "**Deep change**, such as a new language: nothing was measured here. Keep to the "
             "article's rule, full fine-tuning, until you have tested it."
         )
-    words = {label: judge(kept) for label, kept in methods.items()}
+    words = {label: grade_kept(kept) for label, kept in methods.items()}
     told = {"enough": "{} was {}.", "once": "try {} first, not yet shown to be {}."}
     for asked, found in told.items():
         able = {label: methods[label] for label, word in words.items() if word == asked}
@@ -174,7 +174,7 @@ def evidence(comparisons: Sequence[Comparison], methods: dict[str, list[KeptGain
     seeds, where some of these methods have few."""
     first = comparisons[0]
     seeds = tell_seeds([k.seeds for kept in methods.values() for k in kept])
-    if kind_of(first.model) == "toy":
+    if kind_of_model(first.model) == "toy":
         return f"seen in one [toy model]({word_link('toy model')}) only{seeds}"
     return f"measured on {model_words(first.model, first.total_params)}{seeds}"
 
@@ -205,7 +205,7 @@ def advise_memory(findings: Sequence[Finding]) -> str:
         way = "in full" if part["key"] == WHOLE else f"with {METHODS[part['key']].label}"
         parts.append(f"{' to '.join(ends)} {way}{tell_optimizer(at)}")
         places.append(at)
-        verdicts.append(settle(part, found))
+        verdicts.append(settle_part(part, found))
     if not parts:
         return "**Memory:** nothing was measured or forecast of a 13B model here."
     rule = "the article's figures hold" if set(verdicts) == {HOLDS} else (
@@ -235,9 +235,9 @@ def tell_optimizer(at: Place | None) -> str:
 def tell_not_done(studies: Sequence[Summary]) -> str:
     """Which evidence is missing, in a sentence or two."""
     seen = {(c.model, c.total_params) for s in studies for c in s.comparisons}
-    trained = {(m, p) for m, p in seen if kind_of(m) != "random"}
-    real = [(m, p) for m, p in trained if kind_of(m) == "pretrained"]
-    random = any(kind_of(m) == "random" and is_article_size(p) for m, p in seen)
+    trained = {(m, p) for m, p in seen if kind_of_model(m) != "random"}
+    real = [(m, p) for m, p in trained if kind_of_model(m) == "pretrained"]
+    random = any(kind_of_model(m) == "random" and is_article_size(p) for m, p in seen)
     if any(is_article_size(p) for _, p in real):
         return ""
     text = "**Not done:** no 13B model was fine-tuned on real data"

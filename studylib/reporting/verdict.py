@@ -128,18 +128,18 @@ def judge_row(comparison: Comparison, row: Row, margin: float) -> MethodVerdict:
         why = next((r.evaluate.reason for r in row.complete if r.evaluate and r.evaluate.reason),
                    "nothing was asked")  # fmt: skip
         return MethodVerdict(label, None, f"{label} cannot be judged ({why}).")
-    return judge(figures[0], margin, full_status(comparison))
+    return judge_method(figures[0], margin, full_status(comparison))
 
 
-def judge(judged: Judged, margin: float, full_ended: str = "") -> MethodVerdict:
+def judge_method(judged: Judged, margin: float, full_ended: str = "") -> MethodVerdict:
     """The sentence on one figure. full_ended: how full fine-tuning ended where it has no result."""
-    figures = figure_words(judged)
+    figures = judged_words(judged)
     if judged.full is None:
         why = full_ended or "it was not run"
         text = (f"{judged.label} has nothing to be compared with: full fine-tuning has no result "
                 f"({why}); {figures}.")  # fmt: skip
         return MethodVerdict(judged.label, None, text)
-    decision = decide(judged, margin)
+    decision = decide_method(judged, margin)
     if decision is None:
         text = f"{judged.label} cannot be judged: {no_gain(judged)} ({figures}{gain_words(judged)})"
         text += f": {way_to_gain(judged)}."
@@ -150,11 +150,11 @@ def judge(judged: Judged, margin: float, full_ended: str = "") -> MethodVerdict:
                    f"{end_words(decision, judged, allowed, margin)}.")  # fmt: skip
 
 
-def decide(judged: Judged, margin: float) -> Decision | None:
+def decide_method(judged: Judged, margin: float) -> Decision | None:
     """Whether it keeps enough; None where full fine-tuning has no gain to be kept."""
     if judged.kept is None or not judged.learned:
         return None
-    return enough.decide(judged.kept, (0 if judged.is_share else 1) - margin / 100)
+    return enough.decide_enough(judged.kept, (0 if judged.is_share else 1) - margin / 100)
 
 
 def read_figures(comparison: Comparison, row: Row) -> list[Judged]:
@@ -163,7 +163,7 @@ def read_figures(comparison: Comparison, row: Row) -> list[Judged]:
     shown = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
     ours = [f for f in shown if f.label == row.method.label and f.measure.key == f.measure.asked]
     found = [read_measure(one, [f for f in shown if f.measure is one.measure]) for one in ours]
-    asked = read_accuracy(comparison, row)
+    asked = judged_accuracy(comparison, row)
     return [*found, *([asked] if asked else [])]
 
 
@@ -176,7 +176,7 @@ def read_measure(ours: MeasuredFigure, others: list[MeasuredFigure]) -> Judged:
     def show(found: MeasuredFigure | None) -> str | None:
         if found is None:
             return None
-        return measure_tables.number(measure, found.estimate.value, signed=False)
+        return measure_tables.measure_number(measure, found.estimate.value, signed=False)
 
     gain = full.gain if full else None
     kept = ours.gap if measure.is_share else ours.share
@@ -187,7 +187,7 @@ def read_measure(ours: MeasuredFigure, others: list[MeasuredFigure]) -> Judged:
                   "held-out examples", ours.estimate.clusters)  # fmt: skip
 
 
-def read_accuracy(comparison: Comparison, row: Row) -> Judged | None:
+def judged_accuracy(comparison: Comparison, row: Row) -> Judged | None:
     """The same of right answers to questions."""
     full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
     if row.accuracy is None:
@@ -208,7 +208,7 @@ def full_status(comparison: Comparison) -> str:
     return full.status if full else ""
 
 
-def figure_words(judged: Judged) -> str:
+def judged_words(judged: Judged) -> str:
     """`held-out loss 1.412 against 1.406 nats/token, base 2.003`"""
     text = f"{judged.what} {judged.ours}"
     text += f" against {judged.full}" if judged.full is not None else ""
@@ -231,7 +231,7 @@ def interval_words(judged: Judged) -> str:
     """What may be lost, on how much data, and the least that these data show."""
     kept = judged.kept
     assert kept is not None
-    low, high = (signed(end) for end in judged.lost[1:])
+    low, high = (signed_percent(end) for end in judged.lost[1:])
     text = f"95 % interval of what is lost {low} to {high} {judged.lost_unit}"
     text += f", {judged.count:,} {judged.noun}"
     text += f" × {kept.seeds} seeds" if kept.seeds > 1 else ", one seed"
@@ -241,7 +241,7 @@ def interval_words(judged: Judged) -> str:
     return f"{text}, a loss of {percent(least)} {judged.lost_unit} would have shown"
 
 
-def signed(share: float) -> str:
+def signed_percent(share: float) -> str:
     """A share in per cent with one decimal, a minus where it is below zero."""
     text = f"{share * 100:.1f}"
     return "0.0" if text == "-0.0" else text.replace("-", "−")
@@ -302,7 +302,7 @@ def gain_words(judged: Judged) -> str:
 
 def show_gain(judged: Judged, value: float) -> str:
     if judged.is_share:
-        return f"{signed(value)} points"
+        return f"{signed_percent(value)} points"
     return f"{value:.3f}".replace("-", "−")
 
 
@@ -312,7 +312,7 @@ def way_to_gain(judged: Judged) -> str:
     gain = judged.gain
     if gain is None or gain.value <= 0:
         return train
-    found = enough.decide(gain, 0.0)
+    found = enough.decide_enough(gain, 0.0)
     ways = ways_to_decide(found, judged)
     return (
         f"{' or '.join(ways)} would tell, if the gain stays what it is; else {train}"

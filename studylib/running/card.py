@@ -26,8 +26,8 @@ from studylib.core.files import lock_folder
 from studylib.inputs.examples import read_examples
 from studylib.metering.devices import visible_cards
 from studylib.metering.environment import git_state, now
-from studylib.planning.plan import check_model
-from studylib.running.card_facts import card_slug, describe_card, wait_until_free, with_ceiling
+from studylib.planning.plan import check_model_source
+from studylib.running.card_facts import card_slug, read_card_facts, wait_until_free, with_ceiling
 from studylib.running.card_jobs import CardJob, CardPlace, descendants, list_jobs, places_of, stop
 from studylib.running.executor import explain_failure, launch, share_cores
 from studylib.running.warm import wait_until_ready, warm_starts
@@ -78,7 +78,7 @@ def run_card(
     if facts is None:
         check_asked(steps, chosen, bool(visible_cards()), data)
     began = time.monotonic() if began is None else began
-    card, rehearsal = (describe_card(), not visible_cards()) if facts is None else (facts, True)
+    card, rehearsal = (read_card_facts(), not visible_cards()) if facts is None else (facts, True)
     place = make_place(steps, results, card, rehearsal, changes or {})
     place = replace(place, data=data, mmlu=mmlu)
     if not rehearsal:
@@ -110,7 +110,7 @@ def check_asked(steps: CardSteps, chosen: Sequence[CardStep], card: bool, data: 
                 f"a rehearsal takes small models, and {place} is {ref}",
                 f"Write MODELS={','.join(f'{key}=ladder:0.4m' for key in own)}.",
             )
-        check_model(ref, fetch=False)
+        check_model_source(ref, fetch=False)
     if data != OWN_DATA:
         read_examples(DataSettings(source=data))
 

@@ -43,7 +43,7 @@ def wait_until_free() -> None:
             time.sleep(POLL_SECONDS)
 
 
-def describe_card() -> CardFacts:
+def read_card_facts() -> CardFacts:
     """The first card that CUDA sees, by NVML; without one the host's processor and memory."""
     torch = package_versions(["torch"])["torch"]
     seen = [card for card in describe_devices()[0] if card["cuda_ordinal"] == 0]

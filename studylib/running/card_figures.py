@@ -167,17 +167,19 @@ def part_row(part: Part) -> list[str]:
         state,
         "" if part.seconds is None else f"{part.seconds:.0f}",
         *("" if value is None else f"{float(value) / 1e9:.3g}" for value in gigabytes),
-        spell(found.pop("tokens_per_second", None), ",.0f"),
-        spell(found.pop("arithmetic_share", None), ".0%"),
-        spell(found.pop("joules_per_token", None), ".3g"),
+        spell_value(found.pop("tokens_per_second", None), ",.0f"),
+        spell_value(found.pop("arithmetic_share", None), ".0%"),
+        spell_value(found.pop("joules_per_token", None), ".3g"),
     ]
     for name in ("clean_steps", "model_share", "utilisation_percent"):
         found.pop(name, None)
-    rest = [f"{name.replace('_', ' ')} {spell(value, '.4g')}" for name, value in found.items()]
+    rest = [
+        f"{name.replace('_', ' ')} {spell_value(value, '.4g')}" for name, value in found.items()
+    ]
     return [*cells, "; ".join([*([part.reason] if part.reason else []), *rest])]
 
 
-def spell(value: float | str | None, form: str) -> str:
+def spell_value(value: float | str | None, form: str) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else format(value, form)

@@ -23,7 +23,7 @@ from studylib.running.card_figures import Figures, command_figures, run_figures,
 from studylib.running.executor import Process, Start, launch, open_log, run_environment
 from studylib.running.runner import run_task, write_profile
 from studylib.schema.card_study import CardFacts, CardStep, CardSteps, RunAsked, read_steps
-from studylib.schema.profile import Profile, build_profile, merge, read_profile
+from studylib.schema.profile import Profile, build_profile, merge_mappings, read_profile
 from studylib.schema.serve_records import SERVE_RECORD
 from studylib.schema.serving import ServeSpec, serve_specs
 from studylib.schema.spec import RunSpec
@@ -91,7 +91,7 @@ def list_jobs(step: CardStep, place: CardPlace) -> list[CardJob]:
     if step.runs:
         profile, file = write_card_profile(place, step)
         asked = [one for one in step.runs if place.suits(one)]
-        return [run_job(find_run(profile, one), profile, file, place) for one in asked]
+        return [run_job(asked_spec(profile, one), profile, file, place) for one in asked]
     if step.serve is not None:
         if not place.suits(step.serve):
             return []
@@ -136,10 +136,10 @@ def card_profile(place: CardPlace, step: CardStep) -> Profile:
             tracks.append(track.model_copy(update={"models": models, "methods": methods}))
     content = shipped.model_copy(update={"tracks": tuple(tracks)}).model_dump(mode="json")
     name = f"{place.name}-{step.name}" if step.changes else place.name
-    return build_profile(merge(content, step.changes) | {"name": name}, origin="card.yaml")
+    return build_profile(merge_mappings(content, step.changes) | {"name": name}, origin="card.yaml")
 
 
-def find_run(profile: Profile, asked: RunAsked) -> RunSpec:
+def asked_spec(profile: Profile, asked: RunAsked) -> RunSpec:
     return next(
         spec
         for spec in profile.runs()
@@ -148,7 +148,7 @@ def find_run(profile: Profile, asked: RunAsked) -> RunSpec:
 
 
 def find_serve(profile: Profile, asked: RunAsked) -> ServeSpec:
-    model = find_run(profile, asked).model
+    model = asked_spec(profile, asked).model
     return next(
         spec
         for spec in serve_specs(profile)
@@ -214,11 +214,11 @@ def command_job(step: CardStep, place: CardPlace) -> CardJob:
         start=start,
         ended_well=ended_well,
         figures=lambda: command_figures(left()[-1]),
-        partial=lambda: last_words(log) | (command_figures(left()[-1]) if left() else {}),
+        partial=lambda: last_log_line(log) | (command_figures(left()[-1]) if left() else {}),
     )
 
 
-def last_words(folder: Path) -> Figures:
+def last_log_line(folder: Path) -> Figures:
     lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line for line in lines if line.strip()]
     return {"last_words": said[-1].strip()[:200]} if said else {}

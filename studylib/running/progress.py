@@ -103,7 +103,7 @@ class Progress:
             f"{self.total - self.done - len(self.now)} left, "
             f"{spell_about(self.left_seconds())} to go"
         ]
-        lines += [f"  {run_id}: {describe(figures)}" for run_id, figures in self.now.items()]
+        lines += [f"  {run_id}: {progress_line(figures)}" for run_id, figures in self.now.items()]
         return Text("\n".join(lines))
 
     def left_seconds(self) -> float | None:
@@ -116,7 +116,7 @@ class Progress:
         return None if planned is None else max(0.0, planned - elapsed)
 
 
-def describe(figures: dict[str, Any]) -> str:
+def progress_line(figures: dict[str, Any]) -> str:
     """One run's line: step, loss, tokens/s, peak memory, or what it is doing."""
     if figures.get("doing") != "training":
         return str(figures.get("doing", "starting"))

@@ -91,7 +91,7 @@ class RayExecutor:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = {task.task_id: cpus_of_run(task.gpus, hardware, machines) for task in tasks}
         for task in tasks:
-            refuse_unfit(task, cpus[task.task_id], machines)
+            refuse_unplaceable(task, cpus[task.task_id], machines)
         environ = environ_to_send()
         losses = dict.fromkeys(cpus, 0)
         try:
@@ -236,7 +236,7 @@ def cpus_of_run(gpus: int, hardware: Hardware, machines: Iterable[Resources]) ->
     return 1 if gpus or not cores else max(1, min(cores) // hardware.jobs)
 
 
-def refuse_unfit(task: Task, cpus: int, machines: Sequence[Resources]) -> None:
+def refuse_unplaceable(task: Task, cpus: int, machines: Sequence[Resources]) -> None:
     """Ray would wait for ever for a machine that no one starts."""
     if any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= task.gpus for has in machines):
         return
@@ -256,7 +256,7 @@ def make_order(task: Task, cpus: int, environ: Mapping[str, str]) -> Order:
         task_id=task.task_id,
         attempt=1,
         words=words_there(task),
-        folder=place_of(task),
+        folder=worker_folder(task),
         result=task.result.name,
         cpus=cpus,
         gpus=task.gpus,
@@ -264,7 +264,7 @@ def make_order(task: Task, cpus: int, environ: Mapping[str, str]) -> Order:
     )
 
 
-def place_of(task: Task) -> str:
+def worker_folder(task: Task) -> str:
     """The run's folder as a worker names it: results/PROFILE/runs/RUN_ID."""
     return f"results/{task.folder.relative_to(task.results).as_posix()}"
 

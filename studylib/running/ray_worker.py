@@ -96,12 +96,12 @@ def carry_out(order: Order, ask: Ask, threads: int) -> int:
     ):
         fcntl.flock(held, fcntl.LOCK_EX)
         home = Path(name) / HOME
-        files = ask("begin", order.task_id, order.attempt, machine_name())
+        files = ask("begin", order.task_id, order.attempt, machine_mark())
         if files is None:
             return STALE
         for file, size in files:
-            fetch(order, ask, file, size, home)
-        return watch(order, Courier(order, ask, home / order.folder), threads, home)
+            fetch_file(order, ask, file, size, home)
+        return watch_order(order, Courier(order, ask, home / order.folder), threads, home)
 
 
 def clear_abandoned(temporary: Path) -> None:
@@ -117,7 +117,7 @@ def clear_abandoned(temporary: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def watch(order: Order, courier: Courier, threads: int, home: Path) -> int:
+def watch_order(order: Order, courier: Courier, threads: int, home: Path) -> int:
     folder = home / order.folder
     process = launch(order.words, folder, threads, order.environ, cwd=home)
     try:
@@ -134,7 +134,7 @@ def watch(order: Order, courier: Courier, threads: int, home: Path) -> int:
     return process.returncode
 
 
-def fetch(order: Order, ask: Ask, name: str, size: int, home: Path) -> None:
+def fetch_file(order: Order, ask: Ask, name: str, size: int, home: Path) -> None:
     """One file from the desk, in parts."""
     path = Path(os.path.normpath(home / name))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,7 +290,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def machine_name() -> str:
+def machine_mark() -> str:
     """What tells this machine from others: two nodes or containers on one machine share it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

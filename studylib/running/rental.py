@@ -210,7 +210,7 @@ def disk_gb(profile: Profile) -> int:
     return min(LARGEST_DISK_GB, 50 * math.ceil((SYSTEM_GB + needed / 1e9) / 50))
 
 
-def machine_name(profile: Profile, rental: Rental) -> str:
+def rental_name(profile: Profile, rental: Rental) -> str:
     """One name for each profile and machine: the same command finds the machine that it left."""
     words = f"study-{profile.name}-{rental.accelerators}".lower()
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
@@ -241,7 +241,7 @@ def build_task(
     if rental.cloud:
         resources["infra"] = rental.cloud
     task: dict[str, Any] = {
-        "name": machine_name(profile, rental),
+        "name": rental_name(profile, rental),
         "workdir": str(checkout),
         "resources": resources,
         "setup": f"{PREAMBLE}{TOOLS}mkdir -p results/{profile.name}\nmake setup\n",

@@ -29,7 +29,7 @@ from studylib.core.places import NOTEBOOKS, REFERENCE
 from studylib.core.plain import without_colours
 from studylib.forecasting.disk import refuse_full_disk
 from studylib.forecasting.extent import tell_extents
-from studylib.forecasting.prospects import foresee, record_misfit
+from studylib.forecasting.prospects import foresee_runs, record_misfit
 from studylib.inputs.extras import refuse_without_card
 from studylib.inputs.origins import take_data
 from studylib.planning.plan import (
@@ -159,7 +159,7 @@ def skip_misfits(
 ) -> None:
     """Record the runs that cannot fit, by forecast, instead of starting them."""
     specs = {spec.run_id: spec for spec in specs_left(profile, plan)}
-    for run_id, prospect in foresee([*specs.values()]).items():
+    for run_id, prospect in foresee_runs([*specs.values()]).items():
         if not prospect.may_run:
             record_misfit(specs[run_id], prospect, results / "runs" / run_id)
             outcome.finished.append(run_id)

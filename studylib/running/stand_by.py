@@ -75,7 +75,7 @@ def import_everything(card: bool, also: Iterable[str]) -> dict[str, str]:
     for file in sorted({*reached_files(RUN), *reached_files(SERVING)}):
         path = Path("studylib", file).with_suffix("")
         importlib.import_module(".".join(path.parts).removesuffix(".__init__"))
-    importlib.import_module("studylib.training.run").import_libraries()
+    importlib.import_module("studylib.training.run").import_stage_libraries()
     for name in also:
         importlib.import_module(name)
     for entries in (RUN, SERVING):

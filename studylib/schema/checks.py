@@ -91,7 +91,7 @@ def read_checks(path: Path) -> GpuChecks:
     return read_sealed(path, GpuChecks, CHECKS_VERSION, "the self-check", remedy)
 
 
-def judge(figures: list[CheckedFigure], *rules: tuple[bool, str]) -> Found:
+def apply_rules(figures: list[CheckedFigure], *rules: tuple[bool, str]) -> Found:
     """The figures with the faults of the rules that do not hold. rules: (holds, fault if not)."""
     faults = [fault for holds, fault in rules if not holds]
     return Found(figures=tuple(figures), fault="; ".join(faults) or None)
@@ -130,9 +130,9 @@ def format_checks(checks: GpuChecks) -> str:
         word = "pass" if result.passed else f"**FAIL**: {result.fault}"
         figures = "; ".join(f"{figure.what} {figure.text}" for figure in result.figures)
         cells = (result.name, word, figures, result.rule, f"{result.seconds:.1f}")
-        lines.append("| " + " | ".join(escape(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(escape_line(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def escape(cell: str) -> str:
+def escape_line(cell: str) -> str:
     return " ".join(cell.replace("|", "\\|").split())

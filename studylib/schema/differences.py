@@ -63,19 +63,19 @@ def changed_fields(planned: RunSpec, recorded: RunSpec) -> dict[str, tuple[Any, 
     another run.
     """
     ignored = {"hardware", "keep", "learning_rate_source", "profile"}
-    old = flatten(recorded.model_dump(mode="json", exclude=ignored))
-    new = flatten(planned.model_dump(mode="json", exclude=ignored))
+    old = flatten_keys(recorded.model_dump(mode="json", exclude=ignored))
+    new = flatten_keys(planned.model_dump(mode="json", exclude=ignored))
     used = {"learning_rates", "checkpoint_every", "margin"}
     keys = [k for k in sorted(old.keys() | new.keys()) if not used & set(k.split("."))]
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 
-def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_keys(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flatten_keys(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -43,14 +43,14 @@ def tell_reach(label: str, reached: Sequence[Reached], rank: int | None) -> str:
     said = []
     if left:
         share = percent_below(sum(row.adapted for row in reached) / total)
-        said.append(f"{label} reaches {share} of the linear weights: not {name_some(left)}")
+        said.append(f"{label} reaches {share} of the linear weights: not {name_layers(left)}")
     for other in sorted({row.rank for row in reached if row.rank} - {rank}):
         layers = [row.layer for row in reached if row.rank == other]
-        said.append(f"{'' if said else f'{label}: '}rank {other} on {name_some(layers)}")
+        said.append(f"{'' if said else f'{label}: '}rank {other} on {name_layers(layers)}")
     return "; ".join(said)
 
 
-def name_some(layers: Sequence[str]) -> str:
+def name_layers(layers: Sequence[str]) -> str:
     more = len(layers) - MOST_NAMED
     return ", ".join(layers[:MOST_NAMED]) + (f" and {more} more kinds" if more > 0 else "")
 

@@ -46,12 +46,12 @@ def check_keep(word: str) -> Keep:
     )
 
 
-def place_of(method: MethodSettings) -> Place:
+def kept_folder(method: MethodSettings) -> Place:
     """The name of the folder in which a method's weights stay."""
     return "adapter" if method.kind.adapter else "model"
 
 
-def why_not(keep: Keep, model: ModelRef, method: MethodSettings) -> str | None:
+def why_not_kept(keep: Keep, model: ModelRef, method: MethodSettings) -> str | None:
     """Why a run's trained weights do not stay; None where they do."""
     if model.kind == "shape":
         return "the base has random weights"

@@ -14,12 +14,12 @@ from studylib.core.errors import StudyError
 TRACK_DEFAULTS = ("models", "methods", "seeds", "seeds_of", "data", "train", "evaluate", "tune")
 
 
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merge_mappings(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with `changes` laid over it, mappings merged, everything else replaced."""
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        merged[key] = merge_mappings(merged[key], value) if both else value
     return merged
 
 
@@ -34,22 +34,26 @@ def choose_device(content: dict[str, Any], on_card: bool) -> dict[str, Any]:
             "on_cpu", "this is a mapping of keys to values", "Write on_cpu: {train: {…}}."
         )
     if not on_card:
-        content = merge(content, shared)
+        content = merge_mappings(content, shared)
         inherited = {key: shared[key] for key in TRACK_DEFAULTS if key in shared}
         both = zip(tracks, own, strict=True)
-        tracks = [merge(merge(track, inherited), changes) for track, changes in both]
+        tracks = [
+            merge_mappings(merge_mappings(track, inherited), changes) for track, changes in both
+        ]
     return content | ({"tracks": tracks} if tracks else {})
 
 
-def lay_over(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def change_profile(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`changes` over the profile and over what its tracks state themselves."""
-    content = merge(content, changes)
+    content = merge_mappings(content, changes)
     if {"models", "seeds"} & changes.keys() and "seeds_of" not in changes:
         for part in (content, *check_tracks(content.get("tracks") or [])):
             part.pop("seeds_of", None)  # seeds that are asked for go to all models
     if "tracks" not in changes and content.get("tracks"):
         inherited = {key: changes[key] for key in TRACK_DEFAULTS if key in changes}
-        content["tracks"] = [merge(track, inherited) for track in check_tracks(content["tracks"])]
+        content["tracks"] = [
+            merge_mappings(track, inherited) for track in check_tracks(content["tracks"])
+        ]
     return content
 
 

@@ -21,7 +21,13 @@ from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
 from studylib.schema.kept import Keep
-from studylib.schema.layers import TRACK_DEFAULTS, check_tracks, choose_device, lay_over, merge
+from studylib.schema.layers import (
+    TRACK_DEFAULTS,
+    change_profile,
+    check_tracks,
+    choose_device,
+    merge_mappings,
+)
 from studylib.schema.serve_settings import ServeSettings
 from studylib.schema.settings import (
     BASE,
@@ -56,7 +62,7 @@ __all__ = [
     "Track",
     "TrainSettings",
     "is_file_name",
-    "merge",
+    "merge_mappings",
     "nearest",
     "parse_method",
     "read_profile",
@@ -249,14 +255,14 @@ def read_profile(
             raise StudyError(name, "there is no such profile file", "Check the path.")
     elif name not in shipped_profiles():
         raise StudyError(name, "this is not a shipped profile", nearest(name, shipped_profiles()))
-    content = merge(
+    content = merge_mappings(
         read_mapping(PROFILES / "default.yaml", "the profile"), read_mapping(path, "the profile")
     )
     content.setdefault("name", path.stem)
     content = choose_device(content, on_card)
     if not changes:
         return build_profile(content, origin=str(path))
-    content = lay_over(content, changes)
+    content = change_profile(content, changes)
     unnamed = build_profile(content, origin=f"{path}, with the options given")
     asked = without_report_keys(changes)
     if not asked:
@@ -289,7 +295,7 @@ def build_profile(content: dict[str, Any], origin: str) -> Profile:
     tracks = check_tracks(content.pop("tracks", None) or [{"name": "main"}])
     try:
         return Profile.model_validate(
-            {**content, "tracks": tuple(merge(shared, track) for track in tracks)}
+            {**content, "tracks": tuple(merge_mappings(shared, track) for track in tracks)}
         )
     except ValidationError as error:
         raise explain(error, origin) from None

@@ -58,7 +58,7 @@ def measure_losses(lm: Any, tokenizer: Any, examples: Sequence[Tokenised]) -> li
         ids = example["input_ids"]
         nats = -sum(next(scores) for _ in pieces)
         tokens = sum(stop - start for start, stop in pieces)
-        size = sum(count_bytes(tokenizer, ids, start, stop) for start, stop in pieces)
+        size = sum(count_text_bytes(tokenizer, ids, start, stop) for start, stop in pieces)
         found.append(Loss(nats, tokens, size))
     return found
 
@@ -88,7 +88,7 @@ def score_all(lm: Any, requests: Iterator[Any]) -> Iterator[float]:
         yield from (score for score, _ in lm._loglikelihood_tokens(batch, disable_tqdm=True))
 
 
-def count_bytes(tokenizer: Any, ids: Sequence[int], start: int, stop: int) -> int:
+def count_text_bytes(tokenizer: Any, ids: Sequence[int], start: int, stop: int) -> int:
     """UTF-8 bytes of tokens start to stop, those of special tokens left out.
 
     Exact for byte-level vocabularies, of which every character of a token is one byte; of others,

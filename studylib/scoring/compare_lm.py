@@ -80,7 +80,7 @@ class ModelClock:
         self.passes += 1
 
 
-def compare(
+def compare_wrappers(
     make_stock: Callable[[], Any],
     make_ours: Callable[[], Any],
     task_dict: dict[str, Any],

@@ -74,7 +74,7 @@ def evaluate_model(
     sources = {"questions": settings.questions, "retention": settings.retention}
     try:
         frames = [
-            ask(lm, task, source, settings).assign(weights=weights)
+            ask_questions(lm, task, source, settings).assign(weights=weights)
             for task, source in sources.items()
             if source
         ]
@@ -114,7 +114,7 @@ def build_lm(model: nn.Module, tokenizer: Any, batch_size: int = 8, stock: bool 
     return lm
 
 
-def ask(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataFrame:
+def ask_questions(lm: Any, task: str, source: str, settings: EvaluateSettings) -> pd.DataFrame:
     """All items of one set of questions, asked in one go; NotANumber where nothing is chosen."""
     import lm_eval
 
@@ -143,13 +143,13 @@ def choose_all(items: Sequence[Sequence[float]]) -> list[int]:
         raise NotANumber(
             f"{broken:,} of {len(items):,} questions have log-likelihoods that are not finite"
         )
-    chosen = [choose(values) for values in items]
+    chosen = [likeliest_choice(values) for values in items]
     if chosen and max(chosen) < 0:
         raise NotANumber(f"all choices are equally likely in all of {len(items):,} questions")
     return chosen
 
 
-def choose(loglikelihoods: Sequence[float]) -> int:
+def likeliest_choice(loglikelihoods: Sequence[float]) -> int:
     """The first of the likeliest choices, as lm-eval takes it; -1 where several are all equal."""
     best = max(loglikelihoods)
     if len(loglikelihoods) > 1 and min(loglikelihoods) == best:

@@ -102,12 +102,12 @@ def measure_one(asked: Asked, name: str, of: Of, weights: str) -> HeldOut:
     frame = pd.DataFrame(rows).assign(of=of, measure=name, weights=weights)
     counts = {key: count for key, count in counts.items() if count}
     figures: Figures = {
-        figure.key: (summarise(frame, figure.key, counts),) for figure in figures_of(name)
+        figure.key: (summarise_measure(frame, figure.key, counts),) for figure in figures_of(name)
     }
     return HeldOut(frame[list(COLUMNS)], figures)
 
 
-def summarise(frame: pd.DataFrame, key: str, counts: dict[str, int]) -> MeasureFigure:
+def summarise_measure(frame: pd.DataFrame, key: str, counts: dict[str, int]) -> MeasureFigure:
     """A figure of one model with its interval over items."""
     measure = MEASURES[key]
     estimate = item_stats.measure(ItemScores.of_tables([frame], measure, fixed=True))

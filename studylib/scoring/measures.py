@@ -172,7 +172,7 @@ def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[tuple[Prompted
     after: dict[str, dict[str, list[int]]] = {}
     for one in asked.prompted:
         tail = one.prompt[-TAIL:]
-        start, ends = find_start(one, after.get(tail, {})), after.get(tail, {})
+        start, ends = tokens_before_answer(one, after.get(tail, {})), after.get(tail, {})
         if start is None:
             texts = [with_answer(one.example, label) for label in labels]
             made = [t for t in asked.tokenise(texts, asked.lm.max_length) if t is not None]
@@ -189,7 +189,7 @@ def spell_labels(asked: Asked, labels: Sequence[str]) -> Iterator[tuple[Prompted
             yield one, [(start, ends[label]) for label in labels]
 
 
-def find_start(one: Prompted, ends: dict[str, list[int]]) -> list[int] | None:
+def tokens_before_answer(one: Prompted, ends: dict[str, list[int]]) -> list[int] | None:
     """The tokens before an example's answer, if it is cut as `ends` has it; else None."""
     whole, end = one.prompt_ids + one.answer_ids, ends.get(one.answer)
     return whole[: -len(end)] if end and whole[-len(end) :] == end else None

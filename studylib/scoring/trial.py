@@ -21,7 +21,7 @@ from studylib.inputs.examples import shorten
 from studylib.inputs.forms import Example
 from studylib.inputs.tokens import tokenise
 from studylib.modelling.kept import open_kept
-from studylib.modelling.preflight import count_positions
+from studylib.modelling.preflight import model_positions
 from studylib.schema.records import Record
 from studylib.scoring.greedy import Answer, answer_all
 from studylib.scoring.measures import end_tokens, split_last
@@ -49,7 +49,7 @@ def try_prompts(
     loaded, model = open_kept(record, folder)
     template = str(record.fingerprint.get("data.template") or record.run.data.template)
     spelled = [spell_prompt(text, template, loaded.tokenizer, system) for text in prompts]
-    positions = count_positions(model) or NO_LIMIT
+    positions = model_positions(model) or NO_LIMIT
     for text, (ids, _) in zip(prompts, spelled, strict=True):
         if len(ids) + most > positions:
             raise StudyError(

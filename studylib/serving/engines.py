@@ -11,8 +11,6 @@ Not covered: vLLM's server, its queueing, several cards, and adapters on a 4-bit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -137,10 +135,6 @@ def measure_vllm(
     return rows, skipped
 
 
-def note(seconds: list[float], ask: Callable[[], float]) -> None:
-    seconds.append(ask())
-
-
 def time_vllm(
     clock: VllmClock, way: str, adapters: list[Any] | None, batch: int, prompt_tokens: int,
     spec: ServeSpec, budget_seconds: float,
@@ -154,7 +148,7 @@ def time_vllm(
     with undisturbed():
         for seconds, ask in ((first, clock.first), (steps, clock.step)):
             turns = [
-                partial(note, kept, partial(ask, chosen))
+                lambda kept=kept, ask=ask, chosen=chosen: kept.append(ask(chosen))
                 for kept, chosen in zip(seconds, sides, strict=True)
             ]
             take_turns(turns, FEWEST_PAIRS, spec.settings.rounds, budget_seconds / 2)

@@ -102,7 +102,7 @@ def train_on_cards(
             stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=worker_environment(),
         )  # fmt: skip
     try:
-        follow(process, folder / STEPS, log, on_step, on_save)
+        follow_steps(process, folder / STEPS, log, on_step, on_save)
     finally:
         process.terminate()
         process.wait()
@@ -171,7 +171,7 @@ def worker_environment() -> dict[str, str]:
     return environ
 
 
-def follow(
+def follow_steps(
     process: subprocess.Popen[bytes],
     path: Path,
     log: StepLog,
@@ -208,14 +208,14 @@ def read_results(folder: Path, processes: int) -> dict[str, int]:
     if len(results) < processes:
         raise WorkerFailed(
             f"{processes - len(results)} of {processes} processes ended without a result\n"
-            + "\n".join(last_words(folder / LOG))
+            + "\n".join(tail_of_log(folder / LOG))
         )
     keys = ("torch_peak_allocated_bytes", "torch_peak_reserved_bytes")
     known = {key: [result[key] for result in results] for key in keys}
     return {key: sum(peaks) for key, peaks in known.items() if None not in peaks}
 
 
-def last_words(log: Path) -> list[str]:
+def tail_of_log(log: Path) -> list[str]:
     """The 40 lines at the end of what the processes said, before the launcher's own 40 or more."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     ends = [number for number, line in enumerate(lines) if "failed (exitcode: " in line]

@@ -30,11 +30,11 @@ from studylib.metering.session import Session
 from studylib.modelling.flops import count_token_flops
 from studylib.modelling.kept import clear_weights, leave_weights
 from studylib.modelling.merging import answer_probe, check_converted
-from studylib.modelling.methods import count_parameters
+from studylib.modelling.methods import trainable_and_total
 from studylib.modelling.preflight import is_tight, refuse_outside
 from studylib.modelling.reach import untrained
 from studylib.modelling.serve import measure_footprint
-from studylib.modelling.weights import bring_in, find_trained, keep, keep_beginning, settle
+from studylib.modelling.weights import bring_in, find_trained, keep, keep_beginning, settle_weights
 from studylib.planning.catalog import match_gpu
 from studylib.schema.profile import RunSpec
 from studylib.schema.records import (
@@ -59,7 +59,7 @@ from studylib.training.train import (
     Diverged,
     StepLog,
     is_out_of_memory,
-    summarise,
+    summarise_steps,
     train_model,
 )
 from studylib.training.watch import Watch
@@ -91,7 +91,7 @@ class Run:
         self.serve_block: ServeBlock | None = None
         self.merged: dict[str, Any] = {}
         self._lock = lock_folder(self.work)
-        import_libraries()
+        import_stage_libraries()
         own_card = torch.cuda.is_available() and spec.hardware.runs_per_card == 1
         watched: list[int] | None = None if own_card else []  # a shared one's memory is no run's
         refuse_busy_devices(devices=watched)
@@ -141,7 +141,7 @@ class Run:
                 raise
             self.give_up("out of memory", f"while loading: {first_line(error)}")
             return
-        trainable, total = count_parameters(self.model)
+        trainable, total = trainable_and_total(self.model)
         self.load_block = LoadBlock(
             measure=self.session.stages()["load"],
             total_params=total,
@@ -215,7 +215,7 @@ class Run:
             peak_flops_per_second=peak_flops(self.spec),
             weights_bytes=memory.get("weights_bytes"),
             optimizer_states_bytes=memory.get("optimizer_states_bytes"),
-            **summarise(self.log),  # type: ignore[arg-type]
+            **summarise_steps(self.log),  # type: ignore[arg-type]
         )
 
     def _train(self) -> None:
@@ -236,7 +236,7 @@ class Run:
             self.session.notes["worker_peaks"] = peaks
         else:
             train_model(self.model, self.data, self.spec, self.work, *follow)
-            settle(self.spec, self.loaded.model, self.model)
+            settle_weights(self.spec, self.loaded.model, self.model)
             self.session.notes["memory"] = self.log.memory
 
     def evaluate(self) -> None:
@@ -334,7 +334,7 @@ def peak_flops(spec: RunSpec) -> float | None:
     return gpu.flops_per_second(dtype) * max(spec.gpus, 1) if gpu else None
 
 
-def import_libraries() -> None:
+def import_stage_libraries() -> None:
     """What the stages need, so that the load stage measures loading and not Python's imports."""
     for name in ("peft", "transformers.trainer", "lm_eval.evaluator", "studylib.scoring.prefix_lm"):
         importlib.import_module(name)

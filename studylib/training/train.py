@@ -314,7 +314,7 @@ def own_forwards(model: Any) -> list[tuple[Any, Any]]:
     return [(module, module.__dict__.get("forward")) for module in modules]
 
 
-def summarise(log: StepLog) -> dict[str, float | int | None]:
+def summarise_steps(log: StepLog) -> dict[str, float | int | None]:
     """Clean step time (median), clean tokens/s, first loss and the mean of the last tenth, and the
     shares of the optimizer and of fetching rows in the clean steps' seconds."""
     rows = log.rows

@@ -29,7 +29,7 @@ from studylib.metering import allocator
 from studylib.metering.code_files import code_sha256
 from studylib.metering.devices import hold_cards
 from studylib.metering.environment import describe_environment, device_name, now
-from studylib.modelling.weights import bring_in, settle
+from studylib.modelling.weights import bring_in, settle_weights
 from studylib.planning.stale import hash_question_folder, held_out_sha256, question_sources
 from studylib.schema.measures import figures_of
 from studylib.schema.profile import RunSpec
@@ -38,7 +38,7 @@ from studylib.schema.settings import EvaluateSettings
 from studylib.schema.tuning import TunePoint, TuneRecord, next_rate, sweep_name
 from studylib.scoring.evaluate import NotANumber, build_lm, evaluate_model
 from studylib.scoring.held_out import measure_held_out
-from studylib.training.train import Diverged, StepLog, summarise, train_model
+from studylib.training.train import Diverged, StepLog, summarise_steps, train_model
 
 CLEARLY = 0.1  # of the lower rate's loss: early on, all rates have learned little
 
@@ -133,9 +133,11 @@ def try_rate(
     try:
         with tempfile.TemporaryDirectory() as folder:
             train_model(model, data, spec, Path(folder), log, look, checkpoints=False)
-        settle(spec, loaded.model, model)
-        judged = judge(model, loaded.tokenizer, spec.model_copy(update={"evaluate": asked}))
-        loss = summarise(log)["last_loss"]
+        settle_weights(spec, loaded.model, model)
+        judged = score_validation(
+            model, loaded.tokenizer, spec.model_copy(update={"evaluate": asked})
+        )
+        loss = summarise_steps(log)["last_loss"]
     except (Diverged, NotANumber):
         pass
     except Stopped as end:
@@ -180,7 +182,7 @@ def refuse_lost(log: StepLog, lower: Sequence[TunePoint]) -> None:
             )
 
 
-def judge(model: Any, tokenizer: Any, spec: RunSpec) -> dict[str, Any]:
+def score_validation(model: Any, tokenizer: Any, spec: RunSpec) -> dict[str, Any]:
     """What a trained model came to on the validation part: its measure, else its right answers."""
     asked = spec.evaluate
     if not asked.measures:

@@ -163,12 +163,12 @@ def read_a_gguf_header(content: bytes) -> None:
     """What passes our own look goes to the library; it may fail (in a process of its own, whose
     last line is then told), but not hang or take all memory."""
     from studylib.inputs.converted import check_gguf
-    from studylib.modelling.convert_gguf import read_header
+    from studylib.modelling.convert_gguf import summarise_gguf_header
     from studylib.schema.settings import ModelRef
 
     path = check_gguf(put("m.gguf", content), ModelRef.parse("gguf:m.gguf"))
     with contextlib.suppress(Exception):
-        read_header(path)
+        summarise_gguf_header(path)
 
 
 def templates() -> st.SearchStrategy[str]:
