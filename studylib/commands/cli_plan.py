@@ -33,6 +33,7 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Say what would run, how long it would take and what it would cost. Starts nothing."""
+    from studylib.commands.check_all import check_all
     from studylib.forecasting.disk import foresee_disk, tell_disk
     from studylib.forecasting.extent import tell_extents
     from studylib.forecasting.prospects import foresee_runs
@@ -80,21 +81,6 @@ def named_machine(gpu: str | None) -> Any:
 
     card, count = parse_gpus(gpu)
     return rented_machine(card.name, count)
-
-
-def check_all(profile: Any) -> list[str]:
-    """Read what the runs will read, and look into the models that are on this machine.
-
-    Returns a line for each set of examples: how many, and what was left out.
-    """
-    from studylib.planning.plan import brings_models, check_inputs
-
-    told = check_inputs(profile, fetch=False)
-    if brings_models(profile):
-        from studylib.modelling.preflight import check_models
-
-        told += check_models(profile)
-    return told
 
 
 def look_ahead(
@@ -304,6 +290,8 @@ def agree_to_spend(
     if estimate is not None:
         if not estimate.runs and not estimate.unknown:
             return
+        from studylib.commands.check_all import check_all
+
         for line in check_all(profile):  # nobody should agree to what cannot start
             print(line)
         cost = estimate.usd.high if estimate.known else None

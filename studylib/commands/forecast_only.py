@@ -37,13 +37,15 @@ def forecast_only(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """Keep torch's compiler out, and look for no garbage.
+    """Keep torch's compiler out, look for no garbage, read the parts of each source once.
 
     bitsandbytes decorates functions with torch.compile, which imports the whole compiler (a second)
     for what no forecast calls. The libraries' million objects all stay: looking through them takes
     a fifth of the time, and as long again at every later collection, so none looks at them.
     """
-    with uncompiled(), uncollected():
+    from studylib.inputs.parts import read_once
+
+    with uncompiled(), uncollected(), read_once():
         try:
             yield
         finally:

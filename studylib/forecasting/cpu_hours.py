@@ -9,16 +9,20 @@ Not covered: cards (studylib.forecasting.prospects), time from records (studylib
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from studylib.forecasting.calibration import learn_share
+from studylib.forecasting.kept_forecasts import keep_forecast
+from studylib.forecasting.side_by_side import count_cores
 from studylib.metering.environment import device_name
 from studylib.planning.estimate import add_ranges, asked_tokens, exactly, over
 from studylib.planning.estimate import times as scaled
 from studylib.planning.roofline import Range
+from studylib.schema.frozen import Frozen
 from studylib.schema.profile import Profile, RunSpec
 from studylib.schema.settings import EvaluateSettings
 
@@ -34,12 +38,31 @@ FULL_PASSES, FROZEN_PASSES, QUANTIZED_PASSES = 3, 2, 3
 SHAPE, TRIES = (1024, 576, 1536), 8
 
 
+class ProductSpeed(Frozen):
+    """Operations by second of one product of matrices on this processor."""
+
+    per_second: float
+
+
 @lru_cache(maxsize=8)
 def product_speed(dtype: str, threads: int | None = None) -> float:
-    """Operations by second of one product of matrices here, the fastest of a few tries.
+    """Operations by second of one product of matrices here, kept on disk once it was taken.
 
-    threads: None takes as many as torch does. Processor time is taken: others may be at work.
+    threads: None takes as many as torch does.
     """
+    question = {
+        "config": device_name(),
+        "cores": count_cores(),
+        "asked_threads": os.environ.get("OMP_NUM_THREADS"),
+        "threads": threads,
+        "dtype": dtype,
+    }
+    take = partial(take_product_speed, dtype, threads)
+    return keep_forecast(question, ProductSpeed, lambda: ProductSpeed(per_second=take())).per_second
+
+
+def take_product_speed(dtype: str, threads: int | None) -> float:
+    """The fastest of a few tries. Processor time is taken: others may be at work."""
     import torch
 
     before = torch.get_num_threads()

@@ -21,7 +21,7 @@ from studylib.forecasting.kept_forecasts import config_mark, keep_forecast, may_
 from studylib.forecasting.side_by_side import make_ahead
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import row_multiple
-from studylib.metering.devices import describe_devices
+from studylib.metering.devices import describe_devices, shows_no_card
 from studylib.metering.environment import device_name
 from studylib.modelling.attention import MASKED
 from studylib.planning.catalog import Offer, find_gpu, load_prices, match_gpu, shape_of_hub
@@ -44,13 +44,23 @@ class Machine(Frozen):
     here: bool = True
 
 
+class ModelSize(Frozen):
+    """Parameters of a model without an adapter."""
+
+    total_params: int
+
+
 def this_machine() -> Machine:
     """The cards that torch sees, or the host. Leaves no context on a card, see device_name."""
     import psutil
+
+    host = Machine(gpu=None, cards=0, memory_bytes=psutil.virtual_memory().available)
+    if shows_no_card():
+        return host
     import torch
 
     if not torch.cuda.is_available():
-        return Machine(gpu=None, cards=0, memory_bytes=psutil.virtual_memory().available)
+        return host
     gpu = match_gpu(device_name())
     first = next((c for c in describe_devices()[0] if c["cuda_ordinal"] == 0), {})
     total = first.get("memory_total_bytes")
@@ -211,8 +221,13 @@ def count_params(model: str, here: bool) -> int:
     ref = ModelRef.parse(model)
     if ref.kind == "ladder":
         return json.loads((ladder_folder(ref.name) / "ladder.json").read_bytes())["parameters"]
+    question = {"model": model, "config": config_mark(model, here)}
+    return keep_forecast(question, ModelSize, lambda: count_anew(model, here)).total_params
+
+
+def count_anew(model: str, here: bool) -> ModelSize:
     from studylib.forecasting.trace import count_base
     from studylib.modelling.skeleton import build_meta
 
-    config = find_config(model, here)
-    return count_base(build_meta(config, FULL, "bf16", "eager"))[1]
+    built = build_meta(find_config(model, here), FULL, "bf16", "eager")
+    return ModelSize(total_params=count_base(built)[1])

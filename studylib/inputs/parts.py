@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from studylib.core.errors import StudyError
 from studylib.core.sealed import canonical
@@ -23,6 +24,7 @@ from studylib.schema.profile import DataSettings
 
 Part = Literal["train", "validation", "test"]
 HELD_OUT: tuple[Part, Part] = ("test", "validation")
+known_parts: dict[Any, Any] | None = None  # while parts are read once
 LARGEST_SHARE = 0.5  # of the training source, that both parts together may take
 
 
@@ -56,6 +58,27 @@ def hash_of(example: Example) -> bytes:
     return hashlib.sha256(canonical(example)).digest()
 
 
+@contextmanager
+def read_once() -> Iterator[None]:
+    """While it lasts the same part is read from its source once; for work during which no source
+    changes."""
+    global known_parts
+    known_parts = {}
+    try:
+        yield
+    finally:
+        known_parts = None
+
+
+def remembered(key: Any, read: Callable[[], Any]) -> Any:
+    """What `read` gives, or gave while parts are read once."""
+    if known_parts is None:
+        return read()
+    if key not in known_parts:
+        known_parts[key] = read()
+    return known_parts[key]
+
+
 def read_whole_part(data: DataSettings, part: Part) -> Examples:
     """The examples of one part; the training part is the source as it is where nothing is held out.
 
@@ -64,17 +87,23 @@ def read_whole_part(data: DataSettings, part: Part) -> Examples:
     """
     source = source_of(data, part) if part != "train" else data.source
     if part != "train" and source is not None:
-        return read_source(source, data, part)
+        return remembered((source, data, part), lambda: read_source(source, data, part))
     if source is None and data.held_out is None:
         raise StudyError(
             f"data.{part} of {data.source}",
             f"there is no {part} part",
             f"Name its source (data.{part}), or split it off: data.held_out=200.",
         )
+    whole = data.model_copy(update={"examples": None})
+    return remembered(whole, lambda: read_parts(data))[part]
+
+
+def read_parts(data: DataSettings) -> dict[str, Examples]:
+    """The training source as what is trained on and what is split off it."""
     examples = read_examples(data)
     if data.held_out is None and not any(source_of(data, other) for other in HELD_OUT):
-        return examples
-    return split_off_parts(examples, data)[part]
+        return {"train": examples}
+    return split_off_parts(examples, data)
 
 
 def split_off_parts(examples: Examples, data: DataSettings) -> dict[str, Examples]:

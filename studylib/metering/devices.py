@@ -10,6 +10,7 @@ as NVML memory that neither this process nor the driver's reserve explains).
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
@@ -135,6 +136,11 @@ def describe_devices(
         return [_describe(nvml, c, ordinals.get(c.uuid)) for c in visible + hidden], reason
     finally:
         nvml.nvmlShutdown()
+
+
+def shows_no_card() -> bool:
+    """Whether NVML shows no card at all; where torch is imported already, only torch can say."""
+    return "torch" not in sys.modules and not describe_devices()[0]
 
 
 def _describe(nvml: Any, card: Card, ordinal: int | None) -> dict:

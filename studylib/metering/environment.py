@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from studylib.core.places import PACKAGE
 from studylib.metering.code_files import RUN, SERVING, reached_files
-from studylib.metering.devices import describe_devices
+from studylib.metering.devices import describe_devices, shows_no_card
 from studylib.metering.host import host_description
 from studylib.schema.records import Environment
 
@@ -73,10 +73,13 @@ def device_name() -> str:
     From NVML where it answers: asking CUDA could leave a context on the card, and the process that
     starts a study's runs must hold none while they are measured.
     """
+    processor = f"CPU {host_description()['cpu_model']}"
+    if shows_no_card():  # or else torch is imported, for a second, to see none
+        return processor
     import torch
 
     if not torch.cuda.is_available():
-        return f"CPU {host_description()['cpu_model']}"
+        return processor
     names = [card["name"] for card in describe_devices()[0] if card["cuda_ordinal"] == 0]
     return names[0] if names else torch.cuda.get_device_name(0)
 

@@ -30,7 +30,7 @@ UNKNOWN = "unknown"
 def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
     """What was found in the data, and a few examples with what is learned in colour, as Markdown.
 
-    told: the plan's own lines on it (studylib.commands.cli_plan.check_all).
+    told: the plan's own lines on it (studylib.commands.check_all).
     """
     lines = [f"- {quote(line)}" for line in told] or [f"- {profile.tracks[0].data.source}"]
     spec = next(run for run in profile.runs() if run.method.kind.trains)

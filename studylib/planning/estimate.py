@@ -19,7 +19,7 @@ from typing import Any
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import build_almanac, questions
 from studylib.inputs.examples import parse_almanac
-from studylib.inputs.parts import read_part
+from studylib.inputs.parts import read_part, remembered
 from studylib.inputs.questions import Question, group_by_subject, read_question_folder
 from studylib.planning.answers import read_labels
 from studylib.planning.catalog import Gpu, load_prices, price_range
@@ -203,7 +203,10 @@ def serving_hours(spec: ServeSpec, params: int) -> Range:
 
 def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that a model reads to be scored: questions, and examples of measures."""
-    return add_ranges(question_tokens(asked), measure_tokens(data, asked))
+    return remembered(
+        ("tokens", data, asked),
+        lambda: add_ranges(question_tokens(asked), measure_tokens(data, asked)),
+    )
 
 
 def question_tokens(asked: EvaluateSettings) -> Range:
