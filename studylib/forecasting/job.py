@@ -79,6 +79,13 @@ class ForecastSettings(Recipe):
     sharding: Literal["none", "fsdp"] = "none"
     gpu: str = "a100-80gb"
 
+    @classmethod
+    def of(cls, model: str, method: MethodSettings, **recipe: Any) -> ForecastSettings:
+        """The job that trains a model with a method's own numbers; `recipe` has all the others."""
+        numbers = {"rank": method.rank or 1, "alpha": method.alpha or 1, "targets": method.targets}
+        recipe = {"adapter": method.adapter_dtype, **numbers, **recipe}
+        return cls(model=model, method=method.name, **recipe)
+
     @property
     def method_settings(self) -> MethodSettings:
         if self.method not in trained_names():

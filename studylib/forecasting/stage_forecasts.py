@@ -77,15 +77,8 @@ def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
     which every variant is compared in turns."""
     asked = spec.settings
     method = spec.method if spec.method.kind.trains else FULL
-    settings = ForecastSettings(
-        model=spec.model,
-        method=method.name,
-        rank=method.rank or 1,
-        alpha=method.alpha or 1,
-        targets=method.targets,
-        adapter=spec.adapter_dtype,
-        weights=spec.dtype,
-        gpu=gpu.name,
+    settings = ForecastSettings.of(
+        spec.model, method, adapter=spec.adapter_dtype, weights=spec.dtype, gpu=gpu.name
     )
     context, most = max(asked.prompt_tokens) + asked.new_tokens, max(asked.batch_sizes)
     with suppress(StudyError):
