@@ -37,11 +37,17 @@ from studylib.reporting.blocks import (
     named,
     words,
 )
-from studylib.reporting.compose import Report
-from studylib.reporting.first_screen import read_article
+from studylib.reporting.compose import Report, read_article
 from studylib.reporting.notebook_text import DOLLAR, dollar_signs
-from studylib.reporting.page import column_kinds, inline, make_sections, render_page
-from studylib.reporting.page_pictures import PALETTE, inline_picture, palette_css
+from studylib.reporting.page import (
+    PALETTE,
+    column_kinds,
+    inline,
+    inline_picture,
+    make_sections,
+    palette_css,
+    render_page,
+)
 from studylib.reporting.panels import COLOURS
 from studylib.reporting.report import find_sources
 from studylib.running.runner import run_notebook

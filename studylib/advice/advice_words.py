@@ -1,15 +1,14 @@
 """Advice in plain English: each sentence is built from figures and carries their ids.
 
 Not covered: the figures (studylib.advice.rank_methods), what is missing
-(studylib.advice.missing_evidence), and what would change the answer
+(studylib.advice.advise), and what would change the answer
 (studylib.advice.turning_points).
 """
 
 from __future__ import annotations
 
-from studylib.advice.article_default import article_method
 from studylib.advice.option import Distance, Option, Sentence
-from studylib.advice.rank_methods import has_default
+from studylib.advice.rank_methods import article_method, has_default
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.core.metrics import byte_size
 from studylib.planning.case import CHANGE_WORDS, AccuracyEvidence, Case, Evidence, Span

@@ -3,7 +3,7 @@
 Each source turns a part of claims.yaml into figures: what we found, in words and for the rule.
 
 Not covered: the verdict (studylib.reporting.claims), peaks and dollars, which depend on the pass
-(studylib.reporting.pass_figures), and how a figure was measured or traced.
+(studylib.reporting.claims), and how a figure was measured or traced.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ For studies of six trained methods or more. What is judged is the first measure 
 examples, which chose the rates, turned so that more is better; right answers where there is none.
 
 Not covered: words, tables and the picture (studylib.reporting.ranking_section), what the
-rates made of it (studylib.reporting.shared_rate).
+rates made of it (studylib.reporting.ranking_section).
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ import pandas as pd
 
 from studylib.core import stats
 from studylib.reporting.comparable import Refusal, name_refusals, split_comparable
-from studylib.reporting.costs import Price, price_of
 from studylib.reporting.evidence_kinds import short_name
 from studylib.reporting.measured import MeasuredFigure, measure_all
-from studylib.reporting.resources import Spread, spread_figures, spread_memory
+from studylib.reporting.resources import Price, Spread, price_of, spread_figures, spread_memory
 from studylib.reporting.study import RightAnswers, Study, gather_answers
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
 from studylib.schema.profile import MethodSettings, RunSpec

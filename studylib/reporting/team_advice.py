@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from studylib.core.metrics import byte_size
-from studylib.reporting.article import enough_rule, few_seeds
 from studylib.reporting.article_table import HOLDS, best_findings, settle_part
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
@@ -25,7 +24,7 @@ from studylib.reporting.evidence_kinds import (
     model_words,
     optimizer_words,
 )
-from studylib.reporting.glossary import word_link
+from studylib.reporting.glossary import enough_rule, few_seeds, word_link
 from studylib.reporting.kept import KeptGain, best_evidence, read_kept
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Summary

@@ -5,7 +5,7 @@ answers. Plain text is continued from the middle of its first window. Answers ar
 bounded in tokens and in seconds.
 
 Not covered: whether an answer is right (studylib.scoring.measures), showing them
-(studylib.reporting.side_by_side).
+(studylib.reporting.own_study).
 """
 
 from __future__ import annotations
