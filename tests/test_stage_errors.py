@@ -15,13 +15,13 @@ from studylib.forecasting.calibration import learn_from, learn_share, learn_term
 from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.reporting.stage_errors import compare_stages, stage_errors_section, stage_table
 from studylib.reporting.study import read_study
-from studylib.schema.forecast_book import CaseRange
+from studylib.schema.ranges import Range
 from studylib.schema.records import read_records
 from studylib.schema.run_forecasts import PlannedStage, read_run_forecasts, write_run_forecasts
 
 
 def planned(low, mid, high, count_bytes=None):
-    return PlannedStage(seconds=CaseRange(low=low, mid=mid, high=high), allocated_bytes=count_bytes)
+    return PlannedStage(seconds=Range(low=low, mid=mid, high=high), allocated_bytes=count_bytes)
 
 
 STAGES = {

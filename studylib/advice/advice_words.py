@@ -41,7 +41,9 @@ def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
     best = options[0]
     if not best.fits:
         every = tuple(dict.fromkeys(i for option in options for i in option.evidence))
-        words = "; ".join(fail_words(case, options))
+        words = "; ".join(
+            f"{name_option(o, case)}: {' and '.join(name_failings(case, o))}" for o in options
+        )
         return Sentence(text=f"Nothing fits: {words}.", evidence=every)
     assert best.cost is not None
     text = f"{capital(name_option(best, case))} on {cards_words(best)}"
@@ -72,10 +74,6 @@ def loss_words(option: Option) -> str:
     if option.kept and option.known:
         return f"it kept {share_words(option)} of full fine-tuning's gain"
     return "what it loses against full fine-tuning is not known at this size"
-
-
-def fail_words(case: Case, options: tuple[Option, ...]) -> list[str]:
-    return [f"{name_option(o, case)}: {' and '.join(name_failings(case, o))}" for o in options]
 
 
 def name_failings(case: Case, option: Option) -> list[str]:

@@ -19,11 +19,10 @@ from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.metering.environment import TRACING_PACKAGES, package_versions
 from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import find_gpu, load_gpus, load_prices, price_range
-from studylib.planning.roofline import ASSUMED, Range
+from studylib.planning.roofline import ASSUMED
 from studylib.schema.forecast_book import (
     BookedForecast,
     CardAnswer,
-    CaseRange,
     ForecastBook,
     JobRow,
     PublishedRow,
@@ -59,7 +58,7 @@ def make_article_forecasts(
         model=MODEL,
         gpu=gpu,
         offers=describe_offers(gpu),
-        efficiency=CaseRange(low=ASSUMED.low, mid=ASSUMED.mid, high=ASSUMED.high),
+        efficiency=ASSUMED * 1,
         efficiency_source=ASSUMED.source,
         jobs=tuple(jobs),
         cards=tuple(answers),
@@ -80,8 +79,8 @@ def book_forecast(case: Claimed, made: Forecast) -> BookedForecast:
         JobRow(
             form=form,  # type: ignore[arg-type]
             tokens=job.tokens,
-            hours=rounded(job.hours),
-            usd=None if job.usd is None else rounded(job.usd),
+            hours=job.hours.rounded(),
+            usd=None if job.usd is None else job.usd.rounded(),
             gpu=priced.settings.gpu,
         )
         for form in TOKENS
@@ -99,11 +98,6 @@ def book_forecast(case: Claimed, made: Forecast) -> BookedForecast:
         smallest_gpu=made.smallest_gpu,
         jobs=tuple(jobs),
     )
-
-
-def rounded(values: Range) -> CaseRange:
-    """Six figures: a sum of many operators' seconds depends on their order beyond that."""
-    return CaseRange(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
 
 
 def smallest_card(gigabytes: int) -> str:

@@ -12,8 +12,9 @@ from pydantic import Field
 
 from studylib.core.errors import StudyError
 from studylib.planning.fit import Fit, judge_fit
-from studylib.planning.roofline import Efficiency, Range
+from studylib.planning.roofline import Efficiency
 from studylib.schema.methods import ADAPTER, METHODS, trained_names
+from studylib.schema.ranges import Range
 from studylib.schema.settings import Frozen, MethodSettings, nearest
 
 LOSS_WORDS = {

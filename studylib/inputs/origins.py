@@ -72,7 +72,7 @@ class MadeFile(Frozen):
     @property
     def in_folder(self) -> str:
         """Its place in a folder of data, which `data/` here stands for."""
-        return path_below(self.path)
+        return str(PurePosixPath(*PurePosixPath(self.path).parts[1:]))
 
     @property
     def names(self) -> list[str]:
@@ -94,10 +94,6 @@ class DataList(Frozen):
         """(origin, name in it) of a source."""
         key, _, rest = name.partition("/")
         return self.origins[key], rest
-
-
-def path_below(path: str) -> str:
-    return str(PurePosixPath(*PurePosixPath(path).parts[1:]))
 
 
 def read_list(name: str) -> DataList | None:

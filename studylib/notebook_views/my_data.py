@@ -20,8 +20,8 @@ from studylib.modelling.preflight import folder_here
 from studylib.notebook_views.views import quote, show_tokens
 from studylib.planning.estimate import StudyEstimate, price
 from studylib.planning.plan import Plan
-from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile
+from studylib.schema.ranges import Range
 from studylib.schema.records import read_records
 
 UNKNOWN = "unknown"

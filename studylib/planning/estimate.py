@@ -23,12 +23,12 @@ from studylib.inputs.parts import read_part
 from studylib.inputs.questions import Question, group_by_subject, read_question_folder
 from studylib.planning.answers import read_labels
 from studylib.planning.catalog import Gpu, load_prices, price_range
-from studylib.planning.roofline import ASSUMED, Efficiency, Range
+from studylib.planning.roofline import ASSUMED, Efficiency
+from studylib.schema.ranges import NOTHING, Range, exactly
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import DataSettings, EvaluateSettings, Frozen
 from studylib.schema.spec import RunSpec
 
-NOTHING = Range(low=0, mid=0, high=0)
 # A notebook's process: imports, tokenising and packing some 50,000 examples, writing the record.
 START_SECONDS = Range(low=20, mid=45, high=120)
 # From a hub to the disk, once for each model; and from the disk to the card, once for each load.
@@ -64,7 +64,7 @@ class RunHours(Frozen):
     @property
     def total(self) -> Range:
         """What like runs took where they were measured, else the sum of the parts."""
-        return self.measured or add_ranges(self.start, self.train, self.evaluate)
+        return self.measured or self.start + self.train + self.evaluate
 
 
 class StudyEstimate(Frozen):
@@ -100,59 +100,28 @@ class StudyEstimate(Frozen):
         return self.usd is not None and not self.unknown
 
 
-def exactly(value: float) -> Range:
-    return Range(low=value, mid=value, high=value)
-
-
-def add_ranges(*parts: Range) -> Range:
-    return Range(
-        low=sum(p.low for p in parts),
-        mid=sum(p.mid for p in parts),
-        high=sum(p.high for p in parts),
-    )
-
-
-def times(span: Range, factor: float) -> Range:
-    return Range(low=span.low * factor, mid=span.mid * factor, high=span.high * factor)
-
-
-def over(amount: Range | float, speed: Range) -> Range:
-    """Time of an amount at a speed: the least amount at the highest speed is the best case."""
-    if not isinstance(amount, Range):
-        amount = exactly(amount)
-    return Range(
-        low=amount.low / speed.high, mid=amount.mid / speed.mid, high=amount.high / speed.low
-    )
-
-
 def hours(seconds: Range) -> Range:
-    return times(seconds, 1 / 3600)
+    return seconds * (1 / 3600)
 
 
 def price(machine_hours: Range, gpu: str | None, cards: int) -> Range | None:
     """Dollars of a machine's hours; None where no offer names the card."""
     offers = price_range(gpu, load_prices()) if gpu else None
-    if offers is None:
-        return None
-    return Range(
-        low=machine_hours.low * cards * offers.cheapest,
-        mid=machine_hours.mid * cards * offers.median,
-        high=machine_hours.high * cards * offers.dearest,
-    )
+    return machine_hours * cards * offers.usd if offers else None
 
 
 def download_hours(specs: Iterable[RunSpec], params: dict[str, int]) -> Range:
     """Each hub model once, in 16 bits."""
     models = {spec.model for spec in specs if spec.model_ref.kind == "hub"}
-    amount = float(sum(2 * params.get(model, 0) for model in models))
-    return hours(over(amount, DOWNLOAD_BYTES_PER_SECOND))
+    amount = exactly(sum(2 * params.get(model, 0) for model in models))
+    return hours(amount / DOWNLOAD_BYTES_PER_SECOND)
 
 
 def start_hours(spec: RunSpec, params: int) -> Range:
     """The process and its weights: read once; a quantized run reads them again to merge."""
     loads = 2 if spec.method.kind.quantized else 1
     size = params * (4 if spec.train.dtype == "fp32" else 2)
-    return hours(add_ranges(START_SECONDS, over(float(loads * size), READ_BYTES_PER_SECOND)))
+    return hours(START_SECONDS + exactly(loads * size) / READ_BYTES_PER_SECOND)
 
 
 def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
@@ -162,35 +131,30 @@ def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
     tokens = asked_tokens(spec.data, spec.evaluate)
     asked = 2 if spec.method.kind.quantized else 1
     rate = gpu.flops_per_second("fp32" if spec.train.dtype == "fp32" else "bf16")
-    return hours(over(times(tokens, 2.0 * params * asked / rate), SCORING_SHARE))
+    return hours(tokens * (2.0 * params * asked / rate) / SCORING_SHARE)
 
 
 def serving_hours(spec: ServeSpec, params: int) -> Range:
     asked, adapter = spec.settings, spec.method.kind.adapter
     size = params * (4 if spec.dtype == "fp32" else 2)
-    reads = over(float(size), READ_BYTES_PER_SECOND)
-    loads = Range(
-        low=SERVING_LOADS.low * reads.low,
-        mid=SERVING_LOADS.mid * reads.mid,
-        high=SERVING_LOADS.high * reads.high,
-    )
+    loads = SERVING_LOADS * (exactly(size) / READ_BYTES_PER_SECOND)
     # The base and whole copies of it share a graph; an adapter and a 4-bit base have their own.
     graphs = (1 + adapter + spec.method.kind.quantized) * ("compiled" in asked.decoding)
     cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
-    timing = times(TIMING_SHARE, asked.budget_seconds)
-    return hours(add_ranges(START_SECONDS, loads, timing, times(COMPILE_SECONDS, cases)))
+    timing = TIMING_SHARE * asked.budget_seconds
+    return hours(START_SECONDS + loads + timing + COMPILE_SECONDS * cases)
 
 
 def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that a model reads to be scored: questions, and examples of measures."""
-    return add_ranges(question_tokens(asked), measure_tokens(data, asked))
+    return question_tokens(asked) + measure_tokens(data, asked)
 
 
 def question_tokens(asked: EvaluateSettings) -> Range:
     """Tokens that a model reads for all questions, every shared prefix once."""
     sources = [source for source in (asked.questions, asked.retention) if source]
-    characters = add_ranges(*(count_characters(asked, source) for source in sources))
-    return over(characters, CHARACTERS_PER_TOKEN)
+    characters = sum((count_characters(asked, source) for source in sources), NOTHING)
+    return characters / CHARACTERS_PER_TOKEN
 
 
 def count_characters(asked: EvaluateSettings, source: str) -> Range:
@@ -198,7 +162,7 @@ def count_characters(asked: EvaluateSettings, source: str) -> Range:
     if source.startswith("tasks:"):
         most = asked.limit or math.inf
         numbers = {name: min(n, most) for name, n in TASK_QUESTIONS.model_dump().items()}
-        return times(Range(**numbers), TASK_CHARACTERS)
+        return Range(**numbers) * TASK_CHARACTERS
     if source == "hub":
         asked_questions = min((asked.limit or math.inf) * MMLU_SUBJECTS, MMLU_QUESTIONS)
         text = MMLU_CHARACTERS * asked_questions / MMLU_QUESTIONS
@@ -232,7 +196,7 @@ def length(doc: Question) -> int:
 def measure_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that all measures read on their examples."""
     if not asked.measures:
-        return exactly(0.0)
+        return NOTHING
     part: Any = "validation" if asked.part == "validation" else "test"
     characters, found = 0.0, limited(data, part, asked)
     for measure in asked.measures:
@@ -245,7 +209,7 @@ def measure_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     if asked.retention_data is not None:
         kept = limited(DataSettings(source=asked.retention_data), "train", asked)
         characters += sum(map(sum_characters, kept))
-    return over(characters, CHARACTERS_PER_TOKEN)
+    return exactly(characters) / CHARACTERS_PER_TOKEN
 
 
 def limited(data: DataSettings, part: Any, asked: EvaluateSettings) -> list[Any]:

@@ -43,7 +43,6 @@ from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import WHOLE
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
-from studylib.schema.serve_records import ServeRecord
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
@@ -172,9 +171,9 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
             measure_cell, held_out = MEASURES[source["measure"]], source.get("held_out", False)
             found += [(measure_cell(*cell, held_out), place_of_row(*cell)) for cell in cells]
     if "serve" in source:
-        records = [record for study in studies for record in study.study.serves]
-        found += [(SERVED[source["serve"]](source, record), place_served(record))
-                  for record in records]  # fmt: skip
+        for record in (record for study in studies for record in study.study.serves):
+            at = Place(str(record.spec.model_ref), None, record.environment.device)
+            found.append((SERVED[source["serve"]](source, record), at))
     return [(figure, at) for figure, at in found if figure is not None]
 
 
@@ -185,10 +184,6 @@ def place_of_row(comparison: Comparison, row: Row) -> Place:
     return Place(comparison.model, comparison.total_params, first.environment.device,
                  rows_of(first), "" if optimizer == "adamw" else optimizer,
                  tuple(label for label, one in both.items() if at_edge(one)))  # fmt: skip
-
-
-def place_served(record: ServeRecord) -> Place:
-    return Place(str(record.spec.model_ref), None, record.environment.device)
 
 
 def find_cells(source: Part, studies: Sequence[Summary]) -> list[Cell]:
