@@ -8,12 +8,13 @@ import pytest
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE
 from studylib.forecasting.article_forecasts import (
+    CASES,
     book_forecast,
     describe_published,
+    forecast_case,
+    load_published,
     smallest_card,
 )
-from studylib.forecasting.article_memory import CASES, forecast_case
-from studylib.forecasting.published import load_published
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.reporting import forecast_tables
 from studylib.reporting.blocks import to_markdown

@@ -21,6 +21,7 @@ from studylib.commands.cli_report import make_report
 from studylib.core.errors import StudyError
 from studylib.core.metrics import MISSING, percent
 from studylib.notebook_views import report_views
+from studylib.notebook_views.report_views import DOLLAR, dollar_signs
 from studylib.reporting import report
 from studylib.reporting.appendix_files import TITLES, appendix_title, path_of, slug
 from studylib.reporting.blocks import (
@@ -38,7 +39,6 @@ from studylib.reporting.blocks import (
     words,
 )
 from studylib.reporting.compose import Report, read_article
-from studylib.reporting.notebook_text import DOLLAR, dollar_signs
 from studylib.reporting.page import (
     PALETTE,
     column_kinds,

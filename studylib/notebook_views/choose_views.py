@@ -26,9 +26,9 @@ from studylib.advice.option import Option
 from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING
+from studylib.notebook_views.report_views import dollar_signs
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, Span, parse_cards
 from studylib.reporting.blocks import GLUE, Table, figures, named, words
-from studylib.reporting.notebook_text import dollar_signs
 from studylib.schema.methods import METHODS
 
 ANY = "any"

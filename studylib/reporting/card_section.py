@@ -36,7 +36,7 @@ from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.passes import made_by
 from studylib.reporting.study import Study
 from studylib.reporting.summary import Summary, method_order, untouched_params
-from studylib.schema.card_files import CardFiles
+from studylib.schema.card_study import CardFiles
 from studylib.schema.checks import format_verdict
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record

@@ -2,7 +2,7 @@
 
 The article's claims are judged in it only where the profile asks (article: true, ARTICLE=1). A few
 held-out prompts stand with the answers of the base and of every method: the same prompts for all,
-chosen before anything was answered (studylib.scoring.samples).
+chosen before anything was answered (studylib.scoring.score).
 
 Not covered: the verdict's sentences (studylib.reporting.verdict), the project's own report
 (studylib.reporting.compose), whether one answer is right.
