@@ -25,7 +25,7 @@ from studylib.advice.article_rule import compare_with_article, grid_cases, tabul
 from studylib.advice.option import Option
 from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
-from studylib.core.metrics import MISSING
+from studylib.core.metrics import MISSING, decimals
 from studylib.notebook_views.report_views import dollar_signs
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, Span, parse_cards
 from studylib.reporting.blocks import GLUE, Table, figures, named, words
@@ -119,10 +119,8 @@ def span_cell(span: Span, digits: int) -> str:
 
 
 def format_figure(value: float | None, digits: int) -> str:
-    """A figure with a true minus and no negative nought; a dash where there is none."""
-    if value is None or pd.isna(value):
-        return "—"
-    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
+    """A dash where there is no figure."""
+    return "—" if value is None or pd.isna(value) else decimals(value, digits)
 
 
 def list_reasons(case: Case, advice: Advice) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.core.metrics import METRICS
+from studylib.core.metrics import METRICS, percent
 from studylib.reporting import limits as known_limits
 from studylib.reporting import measure_tables, notes, prose, tables, verdict
 from studylib.reporting.appendices import claims_evidence, rates
@@ -129,11 +129,11 @@ def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]
     decision = verdict.decide_method(judged, margin)
     if decision is None or judged.kept is None:
         return "cannot be judged", "full shows no gain" if judged.full else NOT_RUN, "—"
-    value, low, high = (verdict.signed_percent(share) for share in judged.lost)
+    value, low, high = (percent(share) for share in judged.lost)
     least = verdict.item_stats.detectable(judged.kept)
     smallest = "—"
     if least is not None:
-        smallest = Number(f"{verdict.signed_percent(least)} {judged.lost_unit}", least)
+        smallest = Number(f"{percent(least)} {judged.lost_unit}", least)
     loses = Number(f"{value} {judged.lost_unit} [{low}, {high}]", judged.lost[0])
     return WORDS[decision.kind], loses, smallest
 
