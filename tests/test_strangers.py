@@ -66,7 +66,7 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_there(tmp_path, monkey
     packed.write_bytes(gzip.compress("\n".join(rows).encode()))
     pq.write_table(pa.table({"text": [f"{i:01000d}" for i in range(1000)]}), table)
     assert len(list(read_rows(packed)[0])) == len(list(read_rows(table)[0])) == 1000
-    monkeypatch.setattr(rows, "most_bytes", lambda: 500_000)
+    monkeypatch.setattr("studylib.inputs.rows.most_bytes", lambda: 500_000)
     for path in (packed, table):
         with pytest.raises(StudyError, match="unpacked it has more than"):
             list(read_rows(path)[0])

@@ -14,7 +14,6 @@ optimizer or batch is not stated; a profile's own runs (studylib.forecasting.pro
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,7 +42,6 @@ from studylib.schema.settings import Frozen
 CARD_GB = 24
 ROWS_OF = 512  # tokens: what an Alpaca-style example is padded to
 SHORTEST = 256
-Say = Callable[[str], None]
 MODEL = "shape:llama-2-13b"
 ROWS = {"micro_batch": 1, "seq_len": 2048}
 MIXED = {"weights": "fp32", "master_weights": True}
@@ -82,22 +80,17 @@ CASES = (
 )  # fmt: skip
 
 
-def make_article_forecasts(
-    out: Path = REFERENCE / "forecasts.json",
-    cases: Iterable[Claimed] = CASES,
-    published: Iterable[Published] | None = None,
-    say: Say = print,
-) -> Path:
+def make_article_forecasts(out: Path = REFERENCE / "forecasts.json") -> Path:
     """Trace everything that the report shows without a device and write it, sealed, to `out`."""
     jobs = []
-    for case in cases:
-        say(f"forecast: {case.words}")
+    for case in CASES:
+        print(f"forecast: {case.words}")
         jobs.append(book_forecast(case, forecast_case(case)))
     card = smallest_card(CARD_GB)
-    answers = [ask_card(m, on, card, say) for m in ARTICLE for on in (True, False)]
+    answers = [ask_card(m, on, card) for m in ARTICLE for on in (True, False)]
     rows = []
-    for known in load_published() if published is None else published:
-        say(f"forecast beside published: {known.case}")
+    for known in load_published():
+        print(f"forecast beside published: {known.case}")
         rows.append(describe_published(known))
     gpu = jobs[0].settings["gpu"]
     book = ForecastBook(
@@ -152,9 +145,9 @@ def smallest_card(gigabytes: int) -> str:
     return min(names, key=lambda name: find_gpu(name).usable_bytes)
 
 
-def ask_card(method: str, checkpointing: bool, card: str, say: Say) -> CardAnswer:
+def ask_card(method: str, checkpointing: bool, card: str) -> CardAnswer:
     """The longest row and the most rows of a method on one card, by search."""
-    say(f"what fits {card}: {method}, checkpointing {'on' if checkpointing else 'off'}")
+    print(f"what fits {card}: {method}, checkpointing {'on' if checkpointing else 'off'}")
     settings = ForecastSettings(
         model=MODEL, method=method, seq_len=ROWS_OF, checkpointing=checkpointing
     )

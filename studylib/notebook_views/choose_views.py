@@ -182,9 +182,9 @@ def run_words(ids: Sequence[str]) -> str:
     return f"{study.rpartition('/')[2]}: {re.sub(r'--s[0-9]+$', '', run)}"
 
 
-def plot_variants(case: Case, evidence: Evidence, most: int = 1000) -> Figure:
+def plot_variants(case: Case, evidence: Evidence) -> Figure:
     """Dollars a year against the number of variants, a line an option; dashed where it fails."""
-    counts = np.unique(np.geomspace(1, min(most, MOST_VARIANTS), 40).astype(int))
+    counts = np.unique(np.geomspace(1, min(1000, MOST_VARIANTS), 40).astype(int))
     lines: dict[tuple[str, str], list[Option]] = {}
     for count in counts:
         for option in rank_options(change_case(case, variants=int(count)), evidence):

@@ -27,7 +27,7 @@ from studylib.schema.records import read_records
 UNKNOWN = "unknown"
 
 
-def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
+def show_data(profile: Profile, told: Sequence[str]) -> str:
     """What was found in the data, and a few examples with what is learned in colour, as Markdown.
 
     told: the plan's own lines on it (studylib.commands.cli_plan.check_all).
@@ -42,7 +42,7 @@ def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
     tokenizer = load_tokenizer(folder)
     data = prepare_data(spec.data, recipe, tokenizer, spec.seed)
     head = f"Template {data.template}; what is learned is bold and in colour."
-    return "\n".join([*lines, "", head, "", show_tokens(data.rows[0][:examples], tokenizer)])
+    return "\n".join([*lines, "", head, "", show_tokens(data.rows[0][:3], tokenizer)])
 
 
 def tabulate_takes(

@@ -145,13 +145,13 @@ def shipped_offers() -> tuple[Offer, ...]:
     return tuple(load_prices())
 
 
-def price_of(record: Record, offers: tuple[Offer, ...] | None = None) -> Price | None:
+def price_of(record: Record) -> Price | None:
     """What an hour of this run cost, or None where nothing states a price."""
     hardware = record.run.hardware
     if runs_on_card(record) > 1:
         return None  # a share of a card has no price
     gpu = match_gpu(record.environment.device)
-    prices = price_range(gpu.name, shipped_offers() if offers is None else offers) if gpu else None
+    prices = price_range(gpu.name, shipped_offers()) if gpu else None
     if gpu and prices:
         cards = max(record.run.gpus, 1)
         dated = sorted({offer.as_of for offer in prices.offers})

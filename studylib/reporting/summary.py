@@ -305,10 +305,10 @@ def with_answers(
     return replace(row, **found)
 
 
-def find_score(record: Record, weights: str | None, task: str = "questions") -> Score | None:
+def find_score(record: Record, weights: str | None) -> Score | None:
     """A run's score on one set of weights."""
     scores = record.evaluate.scores if record.evaluate else ()
-    return next((s for s in scores if (s.task, s.weights) == (task, weights)), None)
+    return next((s for s in scores if (s.task, s.weights) == ("questions", weights)), None)
 
 
 def difference(

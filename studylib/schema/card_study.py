@@ -111,12 +111,12 @@ class CardSteps(Frozen):
         return self.model_copy(update={"models": models})
 
 
-def read_steps(path: Path = STEPS_FILE) -> CardSteps:
-    """The steps in a file; StudyError names its first fault."""
+def read_steps() -> CardSteps:
+    """StudyError names the first fault of the file."""
     try:
-        return CardSteps.model_validate(read_mapping(path, "the steps"))
+        return CardSteps.model_validate(read_mapping(STEPS_FILE, "the steps"))
     except ValidationError as error:
-        raise explain(error, str(path)) from None
+        raise explain(error, str(STEPS_FILE)) from None
 
 
 class Ceiling(Frozen):
