@@ -134,7 +134,7 @@ def test_kinds_of_job_that_no_published_peak_bears_out_are_named() -> None:
 
 def test_without_a_book_claims_stay_open_and_the_report_says_what_to_run() -> None:
     assert forecast_tables.forecast_claims(None) == {}
-    assert "make forecasts" in to_markdown(forecast_tables.forecasts_section(None, []))
+    assert "make forecasts" in to_markdown(forecast_tables.book_section(None, []))
 
 
 def test_what_fits_a_card_is_said_in_words() -> None:

@@ -130,7 +130,7 @@ def test_the_table_at_one_rate_says_what_was_the_rates(ranking):
     assert rate == 2e-3
     by_name = {one.row.method.name: one for one in found}
     assert by_name["vera"].shared is None and by_name["rslora"].known is None
-    rows = {row[0]: row for row in ranking_section.table(ranking, rate, found).rows}
+    rows = {row[0]: row for row in ranking_section.shared_rate_table(ranking, rate, found).rows}
     # DoRA leads LoRA by 1 point at its own rate, is 5 behind at LoRA's: 6 were the rate's.
     assert rows["DoRA r=16"][4:] == ("+1.00", "−5.00", "+6.00")
     assert rows["VeRA r=16"][3] == "not tried" and rows["rsLoRA r=16"][3] == "diverged"

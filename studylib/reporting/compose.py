@@ -250,7 +250,7 @@ def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[
     """What was forecast of a 13B model, and how far forecasts were off."""
     found = compare_runs([s.study for s in studies if not is_card(s)])
     said = f"{sentence(found)} [In detail]({link_to('forecasts')})." if found else ""
-    return forecast_tables.forecasts_section(book, paragraph(said))
+    return forecast_tables.book_section(book, paragraph(said))
 
 
 def reference_section(own: Summary, reference: Summary) -> list[Block]:

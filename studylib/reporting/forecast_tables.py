@@ -269,7 +269,7 @@ def forecast_limits(book: ForecastBook) -> str:
                offers=book.offers, packages=packages, code=book.code_sha256[:12])  # fmt: skip
 
 
-def forecasts_section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
+def book_section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
     """The report's part on forecasts; without a book it says what to run.
 
     errors: what is said of this study's own runs (studylib.reporting.forecast_errors).

@@ -76,7 +76,7 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     parts: dict[str, list[Block]] = {
         "answer": answer_section(summary),
         "results": [*results_section(summary), *cost_section(summary),
-                    *answers_section(summary.comparisons)],
+                    *prompts_section(summary.comparisons)],
         "serving": serve_section([summary], []) if served else [],
         "forecast": [Heading(2, "The article's claims"), article_table(findings)]
                     if findings else [],
@@ -197,7 +197,7 @@ def runs_section(summary: Summary) -> list[Block]:
             Heading(3, "Provenance"), provenance_table(summary)]  # fmt: skip
 
 
-def answers_section(comparisons: Sequence[Comparison]) -> list[Block]:
+def prompts_section(comparisons: Sequence[Comparison]) -> list[Block]:
     """The part of a report, a table a model; a sentence where no run kept answers."""
     shown = [(c, table) for c in comparisons if (table := answer_table(c)) is not None]
     if not shown:

@@ -57,7 +57,7 @@ def rankings_section(
     standing in the appendix."""
     blocks: list[Block] = []
     for ranking in rankings(comparisons):
-        title = f"{count(ranking)} methods ranked ({ranking.comparison.name})"
+        title = f"{len(ranking.places)} methods ranked ({ranking.comparison.name})"
         blocks += [Heading(3, title), Text(tell_ranking(ranking))]
         if brief:
             blocks += pictures
@@ -65,10 +65,6 @@ def rankings_section(
         blocks += [ranking_table(ranking), Text(tell_intervals(ranking)), *pictures]
         blocks += shared_rate_section(ranking)
     return blocks
-
-
-def count(ranking: Ranking) -> int:
-    return len(ranking.places)
 
 
 def tell_ranking(ranking: Ranking) -> str:
@@ -102,7 +98,7 @@ def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
     place, pair = found
     most = measure_number(ranking.measure, max(pair.high, 0.0), signed=False)
     return (
-        f"**{who} beats {label} by more than {most} {unit(ranking)}** "
+        f"**{who} beats {label} by more than {most} {ranking_unit(ranking)}** "
         f"({place.row.label} could: {lead_interval(ranking, pair)})."
     )
 
@@ -125,8 +121,8 @@ def tell_intervals(ranking: Ranking) -> str:
 def ranking_table(ranking: Ranking) -> Table:
     score = "Accuracy (%) ↑" if ranking.measure is None else ranking.measure.header
     header = (*figures("Rank"), named("Method"), *figures(score,
-              f"Gain over base ({unit(ranking)})",
-              f"Less {reference_words(ranking)} ({unit(ranking)})", "p, all pairs",
+              f"Gain over base ({ranking_unit(ranking)})",
+              f"Less {reference_words(ranking)} ({ranking_unit(ranking)})", "p, all pairs",
               METRICS["trainable_params"].header, METRICS["train_peak_bytes"].header,
               METRICS["variant_bytes"].header, "Rate"))  # fmt: skip
     rows = []
@@ -146,7 +142,7 @@ def ranking_table(ranking: Ranking) -> Table:
     return Table(header, tuple(rows))
 
 
-def unit(ranking: Ranking) -> str:
+def ranking_unit(ranking: Ranking) -> str:
     if ranking.measure is None or ranking.measure.is_share:
         return "pp"
     return ranking.measure.unit
@@ -170,7 +166,7 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
     shown = [ranking for ranking in rankings(comparisons) if all(map(has_memory, ranking.places))]
     if not shown:
         return None
-    tall = max(4.0, INCHES_A_LABEL * max(map(count, shown)))
+    tall = max(4.0, INCHES_A_LABEL * max(len(one.places) for one in shown))
     figure, panels = new_panels(len(shown), height=tall)
     for panel, ranking in zip(panels, shown, strict=True):
         share = ranking.measure is None or ranking.measure.is_share
@@ -191,7 +187,7 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
         kind = MEMORY[ranking.comparison.memory_kind]
         panel.set_xlabel(f"← peak memory of training, {kind} ({name})")
         better = "" if measure_sign(ranking.measure) > 0 else ", turned so that up is better"
-        panel.set_ylabel(f"less {reference_words(ranking)} ({unit(ranking)}{better}) ↑")
+        panel.set_ylabel(f"less {reference_words(ranking)} ({ranking_unit(ranking)}{better}) ↑")
     return figure
 
 
@@ -241,7 +237,7 @@ def shared_rate_section(ranking: Ranking) -> list[Block]:
     shared = share_rate(ranking)
     if shared is None:
         return []
-    return [Text(tell_shared_rate(ranking, *shared)), table(ranking, *shared)]
+    return [Text(tell_shared_rate(ranking, *shared)), shared_rate_table(ranking, *shared)]
 
 
 def tell_shared_rate(ranking: Ranking, rate: float, found: list[Shared]) -> str:
@@ -260,7 +256,7 @@ def tell_shared_rate(ranking: Ranking, rate: float, found: list[Shared]) -> str:
     return text
 
 
-def table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
+def shared_rate_table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
     """Best first at each method's own rate."""
     unit = unit_of(found[0].own)
     sign = point_sign(found[0].own)
