@@ -165,15 +165,24 @@ def read_saved(page, lab, name):
     return [cell for cell in saved["cells"] if cell["cell_type"] == "code"]
 
 
+WIDER_THAN_ITS_CELL = """pictures => pictures.filter((picture) => {
+    const cell = picture.closest(".jp-OutputArea-output").getBoundingClientRect();
+    return picture.getBoundingClientRect().right > cell.right + 1;
+}).length"""
+
+
 def keep_tall_picture(page, name):
-    """A picture of the whole notebook; nothing in it may be typeset as a formula."""
+    """A picture of the whole notebook; nothing in it may be typeset as a formula, or be wider
+    than its cell."""
     page.set_viewport_size(TALL)
     api.expect(page.locator(f"{OPEN} .jp-Cell.jp-mod-active")).to_be_in_viewport()
     page.locator(f"{OPEN} .jp-WindowedPanel-outer").evaluate("panel => panel.scrollTo(0, 0)")
     api.expect(page.locator(f"{OPEN} .jp-Cell h1").first).to_be_in_viewport()
     page.screenshot(path=SCREENSHOTS / f"{name}-desktop.png")
     formulas = page.locator(f"{OPEN} mjx-container").count()
+    wide = page.locator(f"{OPEN} .jp-OutputArea-output img").evaluate_all(WIDER_THAN_ITS_CELL)
     page.set_viewport_size(DESKTOP)
+    assert wide == 0, "pictures are cut at the right"
     assert formulas == 0, "text with dollars is shown as a formula"
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from collections import Counter
 from html import unescape
 from html.parser import HTMLParser
@@ -405,7 +406,10 @@ def test_a_notebook_shows_pictures_as_drawn_and_links_on_from_its_folder(monkeyp
         "*One, 95 %.*",
         f"## {appendix_title('runs')}\n\nall\n",
     ]
-    assert shown[1] == {"image/svg+xml": "<svg/>", "text/plain": "One, 95 %"}
+    assert shown[1]["text/plain"] == "One, 95 %"
+    alt, width, source = re.findall(r'="(.*?)"', shown[1]["text/html"])
+    assert (alt, width) == ("One, 95 %", "max-width:100%")
+    assert b64decode(source.removeprefix("data:image/svg+xml;base64,")) == b"<svg/>"
 
 
 def test_a_cell_carries_the_number_that_it_shows_and_a_word_none() -> None:

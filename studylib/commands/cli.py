@@ -159,10 +159,11 @@ def data(
 ) -> None:
     """Make the files that a profile reads, of public files or a folder's, by their hashes."""
     from studylib.inputs.origins import bring_data
+    from studylib.schema.profile import read_profile
 
     if not profile:
         raise StudyError("data", "it needs a profile", "Write make data PROFILE=real.")
-    bring_data(profile, source and source.expanduser(), print)
+    bring_data(read_profile(profile), source and source.expanduser(), print)
 
 
 for command in (

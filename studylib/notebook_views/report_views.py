@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64encode
 from collections.abc import Iterable
+from html import escape
 from itertools import groupby
 
 from studylib.reporting.appendix_files import appendix_title, turn_links
@@ -49,11 +51,18 @@ def show_blocks(report: Report, blocks: Iterable[Block]) -> None:
     for _, together in groupby(blocks, key=lambda block: isinstance(block, Picture) and block.path):
         first, *others = together
         if isinstance(first, Picture):
-            drawn = {"image/svg+xml": report.files[first.path].decode()}
-            display(drawn | {"text/plain": first.caption}, raw=True)
+            shown = {"text/html": image(report.files[first.path], first.caption)}
+            display(shown | {"text/plain": first.caption}, raw=True)
             show_markdown(f"*{first.caption}.*")
         else:
             show_markdown(turn_links(to_markdown([first, *others]), way))
+
+
+def image(svg: bytes, caption: str) -> str:
+    """No wider than its cell: JupyterLab 4 cuts what is shown as image/svg+xml and is wider."""
+    data = b64encode(svg).decode()
+    source = f"data:image/svg+xml;base64,{data}"
+    return f'<img alt="{escape(caption)}" style="max-width:100%" src="{source}">'
 
 
 def show_markdown(text: str) -> None:
