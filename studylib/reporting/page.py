@@ -60,6 +60,8 @@ COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 GLYPH = re.compile(r'<path id="([\w-]+)"( d="[^"]*" transform="scale\(0\.015625\)")/>')
 PLACES = re.compile(r' (?:d|x|y)="[^"]*"|translate\([^)]*\)')
 LONG_NUMBER = re.compile(r"(\.\d\d)\d+")
+OUTLINE, STYLE = re.compile(r' d="([^"]*)"'), re.compile(r' style="([^"]*)"')
+LONG_OUTLINE = 400  # characters; a tenth of a point is not seen in a line of so many corners
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,18 @@ def inline_picture(svg: str, caption: str, mark: str, glyphs: dict[str, str]) ->
     svg = COLOUR.sub(lambda m: page_colour(m[0]), svg)
     svg = PLACES.sub(lambda m: LONG_NUMBER.sub(r"\1", m[0]), svg)
     svg = re.sub(r"\s*\n\s*", " ", svg)
+    svg = OUTLINE.sub(lambda m: f' d="{shorten_outline(m[1])}"', svg)
+    svg = STYLE.sub(lambda m: m[0].replace("; ", ";").replace(": ", ":"), svg)
     return f'<div class="panels" role="img" aria-label="{escape(caption)}">{svg}</div>'
+
+
+def shorten_outline(outline: str) -> str:
+    """The same line in fewer characters: by SVG's rules corners after the first need no letter."""
+    if len(outline) > LONG_OUTLINE:
+        outline = re.sub(r"(\.\d)\d", r"\1", outline)
+    if not re.search("[^MLz\\d. -]", outline):
+        outline = outline.replace(" L ", " ")
+    return re.sub(r" ?([A-Za-z]) ?", r"\1", outline).replace(" -", "-")
 
 
 def share_glyphs(svg: str, glyphs: dict[str, str]) -> str:
