@@ -5,7 +5,7 @@ Run: python benchmarks/article_memory.py  (about half a minute, no device).
 
 from __future__ import annotations
 
-from studylib.forecasting.article_memory import CASES, forecast_case
+from studylib.forecasting.article_forecasts import CASES, forecast_case
 from studylib.forecasting.fitting import largest_that_fits
 from studylib.forecasting.forecast import ForecastSettings
 

@@ -21,8 +21,8 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.article_forecasts import compare_published, load_published
 from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
-from studylib.forecasting.published import compare_published, load_published
 from studylib.modelling.skeleton import read_config, shape_config
 from studylib.planning.catalog import find_gpu, load_shapes
 from studylib.planning.cuda_terms import CudaTerms

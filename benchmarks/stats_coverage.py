@@ -125,9 +125,7 @@ def measure_false_equivalence(setting: Setting, studies: int, draws: int = 1000)
     known = setting.seeds > 1
     called = 0
     for row in zip(*parts, strict=True):
-        one = stats.build_estimate(
-            stats.Parts(*row), totals, setting.seeds, known, 0.95, (-1.0, 1.0)
-        )
+        one = stats.build_estimate(stats.Parts(*row), totals, setting.seeds, known, (-1.0, 1.0))
         called += stats.judge_equivalence(one, abs(setting.difference)).equivalent
     return called / studies
 

@@ -39,7 +39,7 @@ HEIGHTS = [
 LIGHT = ("core", "schema", "inputs", "planning", "reporting", "advice")
 HEAVY = {"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "trl"}
 LONGEST_MODULE_LINES = 350
-LONGER = {"core.stats": 550}  # one method and its derivation; nothing else is excused
+LONGER = {"core.stats": 530}  # one method and its derivation; nothing else is excused
 
 DOORS = [CODE / "__init__.py", CODE / "__main__.py"]
 MODULES = sorted(path for path in CODE.rglob("*.py") if path not in DOORS)

@@ -23,8 +23,7 @@ from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting import serve_tables
 from studylib.reporting.appendix import runs_table
 from studylib.reporting.blocks import Block, Heading, Table, to_markdown
-from studylib.reporting.card_section import card_details, card_section, is_card
-from studylib.reporting.card_tables import energy_cell
+from studylib.reporting.card_section import card_details, card_section, energy_cell, is_card
 from studylib.reporting.claims import Finding, evaluate_claims
 from studylib.reporting.compose import build_report
 from studylib.reporting.forecast_tables import forecast_claims

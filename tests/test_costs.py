@@ -4,7 +4,7 @@ import pytest
 from record_factory import GPU, Factory, make_spec
 
 from studylib.planning.catalog import match_gpu
-from studylib.reporting.costs import dollars, price_of
+from studylib.reporting.resources import dollars, price_of
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def estimate(value, item_se, seed_se=None, clusters=200, seeds=1):
         half = math.hypot(half, distributions.t.ppf(0.975, 2 * (seeds - 1)) * seed_se)
     return Estimate(
         value=value, low=value - half, high=value + half, se=half / 1.959964, df=1e6,
-        item_se=item_se, seed_se=seed_se, confidence=0.95, items=clusters, clusters=clusters,
+        item_se=item_se, seed_se=seed_se, items=clusters, clusters=clusters,
         seeds=seeds,
     )  # fmt: skip
 

@@ -11,14 +11,13 @@ import pytest
 from record_factory import Factory, make_spec
 
 from studylib.core.verdicts import Measured
-from studylib.reporting.article import enough_rule, enough_words, read_article
 from studylib.reporting.article_table import best_findings, claim_rows, join_verdicts, settle_part
 from studylib.reporting.blocks import Items, Picture, Table, to_markdown
 from studylib.reporting.claims import Finding, Place, evaluate_claims, read_claims
+from studylib.reporting.compose import first_screen
 from studylib.reporting.decision import draw_decision
 from studylib.reporting.evidence_kinds import kind_of_model, model_words, rank_learning
-from studylib.reporting.first_screen import first_screen
-from studylib.reporting.glossary import word_link
+from studylib.reporting.glossary import enough_rule, enough_words, read_article, word_link
 from studylib.reporting.kept import best_evidence, read_kept
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise_study

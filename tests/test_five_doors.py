@@ -17,9 +17,9 @@ from studylib.commands import gather
 from studylib.commands.cli import app
 from studylib.core.places import REFERENCE
 from studylib.forecasting import job_forecast
+from studylib.forecasting.article_forecasts import load_published
 from studylib.forecasting.calibration import learn_from
 from studylib.forecasting.card_forecasts import foresee_jobs
-from studylib.forecasting.published import load_published
 from studylib.notebook_views.choose_views import fit_words
 from studylib.planning.case import build_case
 from studylib.planning.catalog import find_gpu

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from studylib.core.errors import StudyError
+from studylib.forecasting.article_forecasts import compare_published, load_published
 from studylib.forecasting.forecast import (
     CudaTerms,
     Efficiency,
@@ -22,7 +23,6 @@ from studylib.forecasting.forecast import (
     forecast,
     format_forecast,
 )
-from studylib.forecasting.published import compare_published, load_published
 from studylib.metering import host
 from studylib.planning.catalog import GIB, find_gpu, load_prices, load_shapes
 
@@ -240,7 +240,7 @@ def test_mixed_precision_shards_are_fp32_and_gathered_layers_are_not():
 
 
 def test_the_settings_found_for_the_articles_figures_meet_them():
-    from studylib.forecasting.article_memory import CASES, forecast_case
+    from studylib.forecasting.article_forecasts import CASES, forecast_case
 
     words = (
         "full, fp32 shards, 8 cards with FSDP",

@@ -8,12 +8,13 @@ import pytest
 from studylib.core.errors import StudyError
 from studylib.core.places import REFERENCE
 from studylib.forecasting.article_forecasts import (
+    CASES,
     book_forecast,
     describe_published,
+    forecast_case,
+    load_published,
     smallest_card,
 )
-from studylib.forecasting.article_memory import CASES, forecast_case
-from studylib.forecasting.published import load_published
 from studylib.metering.code_files import FORECASTING, code_sha256
 from studylib.reporting import forecast_tables
 from studylib.reporting.blocks import to_markdown
@@ -21,22 +22,22 @@ from studylib.reporting.claims import evaluate_claims
 from studylib.schema.forecast_book import (
     BookedForecast,
     CardAnswer,
-    CaseRange,
     ForecastBook,
     JobRow,
     PublishedRow,
     read_book,
     write_book,
 )
+from studylib.schema.ranges import Range
 
 GB = 10**9
 
 
 def make_job(method: str, words: str, peak: int, article: int, **settings: int) -> BookedForecast:
     rows = {"micro_batch": 1, "seq_len": 2048} | settings
-    span = CaseRange(low=1.0, mid=2.0, high=4.0)
+    span = Range(low=1.0, mid=2.0, high=4.0)
     jobs = [JobRow(form=form, tokens=20_000_000, hours=span,  # type: ignore[arg-type]
-                   usd=CaseRange(low=20.0, mid=28.0, high=40.0), gpu="a100-80gb")
+                   usd=Range(low=20.0, mid=28.0, high=40.0), gpu="a100-80gb")
             for form in ("packed", "padded")]  # fmt: skip
     return BookedForecast(
         words=words, method=method, article_bytes=article * GB, settings=rows,  # type: ignore
@@ -60,7 +61,7 @@ def make_book(peak_bytes: int = 20 * GB) -> ForecastBook:
 
     return ForecastBook(
         model="shape:llama-2-13b", gpu="a100-80gb", offers="8 offers",
-        efficiency=CaseRange(low=0.5, mid=0.75, high=1.0), efficiency_source="an assumption",
+        efficiency=Range(low=0.5, mid=0.75, high=1.0), efficiency_source="an assumption",
         jobs=(
             make_job("full", "full, 8 cards with FSDP", peak_bytes, 240),
             make_job("lora", "LoRA, checkpointing", 29 * GB, 56),
@@ -133,7 +134,7 @@ def test_kinds_of_job_that_no_published_peak_bears_out_are_named() -> None:
 
 def test_without_a_book_claims_stay_open_and_the_report_says_what_to_run() -> None:
     assert forecast_tables.forecast_claims(None) == {}
-    assert "make forecasts" in to_markdown(forecast_tables.forecasts_section(None, []))
+    assert "make forecasts" in to_markdown(forecast_tables.book_section(None, []))
 
 
 def test_what_fits_a_card_is_said_in_words() -> None:

@@ -27,7 +27,7 @@ from studylib.reporting.forecast_errors import (
 )
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise_study
-from studylib.schema.forecast_book import CaseRange
+from studylib.schema.ranges import Range
 from studylib.schema.records import read_records
 from studylib.schema.run_forecasts import (
     RUN_FORECASTS,
@@ -129,7 +129,7 @@ def test_on_a_cpu_live_tensors_stand_in_and_no_card_is_spoken_of():
 def test_like_runs_share_a_row_with_the_worst_of_their_errors():
     records = [card_record(nvml_process_peak_bytes=n * GB) for n in (33, 30, 32)]
     records = [r.model_copy(update={"digest": str(i) * 64}) for i, r in enumerate(records)]
-    span = CaseRange(low=0.4, mid=0.6, high=0.9)
+    span = Range(low=0.4, mid=0.6, high=0.9)
     found = [compare_run(r, forecast_of(r, seconds=span)) for r in records]
     (row,) = peak_table(found).rows
     assert row[3:8] == ("3", "NVML", "32.0 GB", "33.0 GB", "+10.0 %")

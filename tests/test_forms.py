@@ -19,10 +19,10 @@ from studylib.inputs.parts import read_part, tell_parts
 from studylib.inputs.tokens import IGNORED, tell_lengths, tokenise, unfold
 from studylib.planning.answers import check_measures
 from studylib.planning.stale import hash_data_file
-from studylib.schema.columns import parse_columns
 from studylib.schema.differences import find_changes
 from studylib.schema.profile import DataSettings, TrainSettings
 from studylib.schema.records import file_sha256
+from studylib.schema.settings import parse_columns
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]

@@ -138,8 +138,8 @@ def test_any_text_survives_the_tokenizer(tokenizer):
 def test_same_seed_builds_the_same_files(tmp_path, monkeypatch):
     tiny = replace(ladder.RUNGS[0], name="0.1m", hidden=32, intermediate=32, layers=1, steps=3)
     monkeypatch.setattr(ladder, "RUNGS", (tiny,))
-    (one,) = ladder.build_ladder(0, tmp_path / "one")
-    (two,) = ladder.build_ladder(0, tmp_path / "two")
+    (one,) = ladder.build_ladder(tmp_path / "one")
+    (two,) = ladder.build_ladder(tmp_path / "two")
     assert {f.name for f in one.iterdir()} == FILES
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in FILES)
     assert [f.name for f in one.parent.iterdir()] == ["ladder-0.1m"]

@@ -8,8 +8,7 @@ from html import unescape
 import pytest
 from markdown_it import MarkdownIt
 
-from studylib.reporting.blocks import Table, words
-from studylib.reporting.literal import show_literally
+from studylib.reporting.blocks import Table, show_literally, words
 from studylib.reporting.page import inline
 
 HOSTILE = (

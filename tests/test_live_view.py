@@ -8,8 +8,8 @@ from record_factory import Factory, make_spec
 
 from studylib.notebook_views import live, my_data
 from studylib.planning.plan import Plan, PlannedRun
-from studylib.planning.roofline import Range
 from studylib.running.executor import Failure
+from studylib.schema.ranges import Range
 
 
 @pytest.fixture

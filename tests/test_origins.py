@@ -22,7 +22,7 @@ from studylib.inputs import origins, recipes
 from studylib.inputs.questions import MMLU_SUBJECTS
 from studylib.schema.profile import read_profile
 
-REAL = origins.read_list("real")
+REAL = origins.read_lists()["real"]
 TRAIN, TEST = b"text,category\nWhere is it?,card_arrival\n", b"text,category\n"
 
 
@@ -73,27 +73,27 @@ def url_of(name, listed=REAL):
 def two_files(monkeypatch, server):
     """A list of two small files, and the server that has them."""
     made = [
-        {"path": f"data/bank/{part}.csv", "sha256": sha256(content), "recipe": "copy",
+        {"path": f"data/banking77/{part}.csv", "sha256": sha256(content), "recipe": "copy",
          "sources": [f"banking77/{part}.csv"]}
         for part, content in (("train", TRAIN), ("test", TEST))
     ]  # fmt: skip
     listed = origins.DataList.model_validate(REAL.model_dump() | {"files": made})
-    monkeypatch.setattr(origins, "read_list", lambda name: listed)
+    monkeypatch.setattr(origins, "read_lists", lambda: {"real": listed})
     server.files.update({url_of("banking77/train.csv"): TRAIN, url_of("banking77/test.csv"): TEST})
     return server
 
 
 def bring(folder=None):
     lines = []
-    origins.bring_data("real", folder, lines.append)
+    origins.bring_data(read_profile("real"), folder, lines.append)
     return lines
 
 
 def test_files_are_fetched_once_and_stay(two_files):
-    assert bring() == [f"data/bank/{part}.csv: made of PolyAI-LDN/task-specific-datasets@57ec275"
-                       for part in ("train", "test")]  # fmt: skip
-    assert Path("data/bank/train.csv").read_bytes() == TRAIN
-    assert bring() == [f"data/bank/{part}.csv: is here" for part in ("train", "test")]
+    origin = "PolyAI-LDN/task-specific-datasets@57ec275"
+    assert bring() == [f"data/banking77/{part}.csv: made of {origin}" for part in ("train", "test")]
+    assert Path("data/banking77/train.csv").read_bytes() == TRAIN
+    assert bring() == [f"data/banking77/{part}.csv: is here" for part in ("train", "test")]
     assert set(two_files.asked.values()) == {1}
     assert list(Path("../cache/origins").iterdir()) == []
 
@@ -102,7 +102,7 @@ def test_files_are_fetched_once_and_stay(two_files):
 def test_a_passing_fault_is_asked_again(two_files, faults):
     two_files.faults[url_of("banking77/train.csv")] = list(faults)
     bring()
-    assert Path("data/bank/train.csv").read_bytes() == TRAIN
+    assert Path("data/banking77/train.csv").read_bytes() == TRAIN
     assert two_files.asked[url_of("banking77/train.csv")] == len(faults) + 1
 
 
@@ -116,7 +116,7 @@ def test_a_lasting_fault_is_one_message_and_what_was_whole_stays(two_files, faul
     with pytest.raises(StudyError, match=words):
         bring()
     assert two_files.asked[url] == times
-    assert sorted(p.name for p in Path("data/bank").iterdir()) == ["train.csv"]
+    assert sorted(p.name for p in Path("data/banking77").iterdir()) == ["train.csv"]
     two_files.faults.clear()
     bring()
     assert two_files.asked[url_of("banking77/train.csv")] == 1
@@ -127,7 +127,7 @@ def test_another_content_is_refused_and_asked_for_again(two_files):
     two_files.files[url] = TRAIN + b"one more,card_arrival\n"
     with pytest.raises(StudyError, match="SHA-256"):
         bring()
-    assert not Path("data/bank/train.csv").exists()
+    assert not Path("data/banking77/train.csv").exists()
     two_files.files[url] = TRAIN
     bring()
 
@@ -139,11 +139,11 @@ def test_a_file_that_is_too_long_is_not_read_to_its_end(two_files, monkeypatch):
 
 
 def test_a_file_of_the_users_is_never_written_over(two_files):
-    Path("data/bank").mkdir(parents=True)
-    Path("data/bank/train.csv").write_text("mine")
+    Path("data/banking77").mkdir(parents=True)
+    Path("data/banking77/train.csv").write_text("mine")
     with pytest.raises(StudyError, match="another content"):
         bring()
-    assert Path("data/bank/train.csv").read_text() == "mine"
+    assert Path("data/banking77/train.csv").read_text() == "mine"
 
 
 @pytest.mark.parametrize("address", ["file:///etc", "ftp://host", "nonsense", "http://"])
@@ -154,10 +154,11 @@ def test_an_address_that_is_no_web_server_is_refused(two_files, monkeypatch, add
 
 
 def test_a_folder_serves_without_any_request(two_files, tmp_path):
-    (tmp_path / "mine" / "bank").mkdir(parents=True)
+    (tmp_path / "mine" / "banking77").mkdir(parents=True)
     for part, content in (("train", TRAIN), ("test", TEST)):
-        (tmp_path / "mine" / "bank" / f"{part}.csv").write_bytes(content)
-    assert bring(tmp_path / "mine")[0] == f"data/bank/train.csv: taken from {tmp_path / 'mine'}"
+        (tmp_path / "mine" / "banking77" / f"{part}.csv").write_bytes(content)
+    folder = tmp_path / "mine"
+    assert bring(folder)[0] == f"data/banking77/train.csv: taken from {folder}"
     assert not two_files.asked
     with pytest.raises(StudyError, match="no such folder"):
         bring(tmp_path / "nowhere")
@@ -175,8 +176,17 @@ def test_a_profile_lacks_only_what_its_own_settings_read(server):
     profile = read_profile("real", {"data": {"source": "mine.csv", "columns": None},
                                     "evaluate": {"retention": None, "questions": None,
                                                  "measures": ["loss"]}})  # fmt: skip
-    _, missing = origins.missing_files(profile)
-    assert [file.path for file in missing] == ["data/instructions_1100.jsonl"]
+    paths = [needed.file.path for needed in origins.needed_files(profile)]
+    assert paths == ["data/instructions_1100.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["real-methods", "real-size"])
+def test_profiles_that_read_the_same_data_are_served_alike(server, name):
+    profile = read_profile(name)
+    paths = [needed.file.path for needed in origins.needed_files(profile)]
+    assert paths == ["data/banking77/train.csv", "data/banking77/test.csv"]
+    with pytest.raises(StudyError, match="make data PROFILE=real"):
+        origins.take_data(profile)
 
 
 def spell_xml(rows):
@@ -280,8 +290,7 @@ def test_another_form_is_one_message(recipe, content):
 
 
 def test_every_list_names_known_recipes_and_origins():
-    for path in origins.ORIGINS.iterdir():
-        listed = origins.read_list(path.stem)
+    for listed in origins.read_lists().values():
         for file in listed.files:
             assert file.recipe in recipes.RECIPES
             assert all(listed.find(name)[0].licence for name in file.names)
@@ -297,5 +306,5 @@ def test_a_list_writes_nothing_outside_the_working_folder(path):
 def test_the_command_says_each_file_and_bad_options_in_one_message(study, two_files):
     code, out, err = study("data", "--profile", "real")
     assert code == 0, err
-    assert "data/bank/test.csv: made of" in out
+    assert "data/banking77/test.csv: made of" in out
     assert study("data")[0] == 2

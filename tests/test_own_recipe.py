@@ -7,7 +7,7 @@ import json
 import pytest
 
 from studylib.commands import cli_options
-from studylib.commands.own_recipe import suit_machine
+from studylib.commands.cli_options import suit_machine
 from studylib.forecasting.job_forecast import job_settings, rented_machine
 from studylib.forecasting.usual_recipe import usual_settings
 from studylib.running.runner import write_profile

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from record_factory import Factory, make_spec
 
-from studylib.reporting import ranking_section, shared_rate
+from studylib.reporting import ranking_section
 from studylib.reporting.compose import build_report
 from studylib.reporting.ranking import MANY, rank_methods
 from studylib.reporting.study import read_study
@@ -91,7 +91,7 @@ def test_where_none_is_ahead_the_most_that_one_could_be_is_said(tmp_path):
     text = ranking_section.tell_ranking(found)
     assert f"by more than {100 * most:.1f} pp" in text and "tuned" not in text
     assert "may be its rate's" in ranking_section.tell_intervals(found)
-    assert shared_rate.shared_rate_section(found) == []
+    assert ranking_section.shared_rate_section(found) == []
 
 
 def test_where_only_other_kinds_are_ahead_the_most_that_an_adapter_could_be_is_said(tmp_path):
@@ -126,11 +126,11 @@ def test_the_frontier_holds_what_nothing_beats_at_its_memory(ranking):
 
 
 def test_the_table_at_one_rate_says_what_was_the_rates(ranking):
-    rate, found = shared_rate.share_rate(ranking)
+    rate, found = ranking_section.share_rate(ranking)
     assert rate == 2e-3
     by_name = {one.row.method.name: one for one in found}
     assert by_name["vera"].shared is None and by_name["rslora"].known is None
-    rows = {row[0]: row for row in shared_rate.table(ranking, rate, found).rows}
+    rows = {row[0]: row for row in ranking_section.shared_rate_table(ranking, rate, found).rows}
     # DoRA leads LoRA by 1 point at its own rate, is 5 behind at LoRA's: 6 were the rate's.
     assert rows["DoRA r=16"][4:] == ("+1.00", "−5.00", "+6.00")
     assert rows["VeRA r=16"][3] == "not tried" and rows["rsLoRA r=16"][3] == "diverged"

@@ -18,7 +18,7 @@ from studylib.modelling.reach import untrained
 from studylib.modelling.skeleton import build_meta
 from studylib.reporting.appendices import track_details
 from studylib.reporting.blocks import to_markdown
-from studylib.reporting.method_notes import method_notes, name_method
+from studylib.reporting.cells import method_notes, name_method
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise_study
 from studylib.reporting.tables import headline_table

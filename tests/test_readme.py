@@ -8,7 +8,7 @@ import pytest
 
 from studylib.core.errors import StudyError
 from studylib.reporting.blocks import Heading, Picture, Table, Text, to_markdown, words
-from studylib.reporting.readme import END, START, fill_findings
+from studylib.reporting.report import END, START, fill_findings
 
 FINDINGS = [Text("LoRA is 12 points behind."), Heading(3, "The claims"),
             Table(words("method", "accuracy"), (("full", "85"),)),

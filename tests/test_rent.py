@@ -20,10 +20,11 @@ from studylib.core.errors import StudyError
 from studylib.forecasting.prospects import record_misfit
 from studylib.planning import renting
 from studylib.planning.catalog import load_prices
-from studylib.planning.estimate import RunHours, StudyEstimate, exactly
+from studylib.planning.estimate import RunHours, StudyEstimate
 from studylib.planning.renting import Clock, DownFailed, JobState, LaunchFailed, Limits, SyncFailed
 from studylib.running import rental
 from studylib.schema.profile import read_profile
+from studylib.schema.ranges import exactly
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "hf_" + "thisIsASecret"

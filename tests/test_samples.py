@@ -10,12 +10,11 @@ from test_held_out import ROWS, greedy_alone, make_spec, write_rows
 from studylib.inputs.data import prompt_of
 from studylib.modelling.models import load_model
 from studylib.schema.profile import LoraSettings, ModelRef, parse_method
-from studylib.scoring import samples
+from studylib.scoring import score
 from studylib.scoring.evaluate import build_lm
 from studylib.scoring.held_out import read_held_out
 from studylib.scoring.measures import item_id
-from studylib.scoring.samples import sample_answers
-from studylib.scoring.score import score_model
+from studylib.scoring.score import sample_answers, score_model
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def test_prompts_are_those_of_the_lowest_hash_and_answers_those_of_each_alone(la
         example = held[row.item]
         assert (row.prompt, row.answer) == (example["instruction"], example["output"])
         prompt = tokenizer(prompt_of(example, "plain")[0])["input_ids"]
-        most = min(samples.MOST_TOKENS, ladder.model.config.max_position_embeddings // 2)
+        most = min(score.MOST_TOKENS, ladder.model.config.max_position_embeddings // 2)
         alone = greedy_alone(ladder.model, prompt, stops, most)
         assert row.given == tokenizer.decode(alone, skip_special_tokens=True)
         assert row.finished == (len(alone) < most)
@@ -57,8 +56,8 @@ def test_plain_text_is_continued_from_its_middle(ladder, tmp_path):
 def test_who_said_what_is_shown_of_a_conversation():
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
              {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]  # fmt: skip
-    assert samples.show_prompt({"messages": turns}) == "user: a\nassistant: b\nuser: c"
-    assert samples.show_prompt({"messages": turns[:2]}) == "a"
+    assert score.show_prompt({"messages": turns}) == "user: a\nassistant: b\nuser: c"
+    assert score.show_prompt({"messages": turns[:2]}) == "a"
 
 
 def test_answers_are_a_table_of_the_run_and_kept_only_where_they_are_asked_for(ladder, tmp_path):

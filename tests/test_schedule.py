@@ -9,7 +9,7 @@ import torch
 from transformers import get_scheduler
 
 from studylib.schema.settings import TrainSettings
-from studylib.training.schedule import rise_from_above_zero, warmup_steps
+from studylib.training.optimizer import rise_from_above_zero, warmup_steps
 
 
 def rates(schedule, steps, share, ours=True):

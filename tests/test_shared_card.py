@@ -14,10 +14,9 @@ from studylib.core.metrics import METRICS
 from studylib.reporting.blocks import to_markdown
 from studylib.reporting.cells import SHARED
 from studylib.reporting.compose import build_report
-from studylib.reporting.costs import price_of
 from studylib.reporting.notes import price_note
 from studylib.reporting.own_study import cost_section
-from studylib.reporting.resources import COUNTED_FIGURES, TIMED
+from studylib.reporting.resources import COUNTED_FIGURES, TIMED, price_of
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise_study
 from studylib.reporting.tables import headline_table, time_table

@@ -14,7 +14,7 @@ from studylib.core.places import REFERENCE
 from studylib.forecasting import calibration, cpu_hours, run_forecasts
 from studylib.forecasting.calibration import learn_from, learn_share, learn_terms
 from studylib.forecasting.run_forecasts import refresh_forecasts
-from studylib.planning.estimate import PROCESS_SECONDS, load_hours, start_hours, times
+from studylib.planning.estimate import PROCESS_SECONDS, load_hours, start_hours
 from studylib.reporting.stage_errors import (
     compare_stages,
     stage_errors_section,
@@ -22,13 +22,13 @@ from studylib.reporting.stage_errors import (
     start_seconds,
 )
 from studylib.reporting.study import read_study
-from studylib.schema.forecast_book import CaseRange
+from studylib.schema.ranges import Range
 from studylib.schema.records import read_records
 from studylib.schema.run_forecasts import PlannedStage, read_run_forecasts, write_run_forecasts
 
 
 def planned(low, mid, high, count_bytes=None):
-    return PlannedStage(seconds=CaseRange(low=low, mid=mid, high=high), allocated_bytes=count_bytes)
+    return PlannedStage(seconds=Range(low=low, mid=mid, high=high), allocated_bytes=count_bytes)
 
 
 STAGES = {
@@ -106,7 +106,7 @@ def test_a_plan_knows_how_long_a_run_on_a_card_takes_to_begin():
     times too long, and most lie within its range."""
     records = read_records(REFERENCE / "h200" / "runs")
     seen = [start_seconds(record) for record in records]
-    plans = [times(load_hours(r.run, r.load.total_params), 3600) for r in records]
+    plans = [load_hours(r.run, r.load.total_params) * 3600 for r in records]
     assert len(seen) == 8 and all(
         plan.mid < 3 * max(1.0, taken) + 1 for plan, taken in zip(plans, seen, strict=True)
     )
@@ -120,7 +120,7 @@ def test_weights_that_are_drawn_are_not_read_and_the_process_comes_before_all():
         load_hours(spec.model_copy(update={"model": name}), 13 * 10**9)
         for name in ("shape:llama-2-13b", "path:model")
     )
-    assert times(read, 3600).mid > 5 * times(drawn, 3600).mid
+    assert read.mid > 5 * drawn.mid
     whole = start_hours(spec, 10**6)
     assert whole.mid - load_hours(spec, 10**6).mid == pytest.approx(PROCESS_SECONDS.mid / 3600)
 

@@ -50,7 +50,7 @@ def test_cluster_variance_of_equal_subjects_is_the_squared_standard_error_of_the
 
 def test_bootstrap_quantile_of_normal_means_is_near_students():
     means = distributions.norm.ppf((np.arange(30) + 0.5) / 30)
-    quantile = stats.bootstrap_quantile(means, np.ones(30), 0.95, 20_000, 0)
+    quantile = stats.bootstrap_quantile(means, np.ones(30), 20_000)
     assert quantile == pytest.approx(distributions.t.ppf(0.975, 29), abs=0.06)
 
 
@@ -220,7 +220,7 @@ def test_holm_agrees_with_a_hand_computed_case():
 
 
 def make_estimate(value, se, df):
-    return stats.Estimate(value, value - se, value + se, se, df, se, None, 0.95, 800, 16, 1)
+    return stats.Estimate(value, value - se, value + se, se, df, se, None, 800, 16, 1)
 
 
 def test_equivalence_is_two_one_sided_students_tests():

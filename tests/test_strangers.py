@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from studylib.commands.cli_options import parse_value
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, show_plainly, without_colours
 from studylib.core.files import read_mapping
-from studylib.core.plain import show_plainly, without_colours
-from studylib.inputs import bounds, template_trial
+from studylib.inputs import template_trial
 from studylib.inputs.gguf_header import BadHeader, check_gguf_header
 from studylib.inputs.rows import read_rows
 from studylib.inputs.sources import weight_files
@@ -67,7 +66,7 @@ def test_what_unpacks_to_too_much_is_refused_before_it_is_there(tmp_path, monkey
     packed.write_bytes(gzip.compress("\n".join(rows).encode()))
     pq.write_table(pa.table({"text": [f"{i:01000d}" for i in range(1000)]}), table)
     assert len(list(read_rows(packed)[0])) == len(list(read_rows(table)[0])) == 1000
-    monkeypatch.setattr(bounds, "most_bytes", lambda: 500_000)
+    monkeypatch.setattr("studylib.inputs.rows.most_bytes", lambda: 500_000)
     for path in (packed, table):
         with pytest.raises(StudyError, match="unpacked it has more than"):
             list(read_rows(path)[0])

@@ -22,6 +22,7 @@ from studylib.commands.cli_report import make_report
 from studylib.core.errors import StudyError
 from studylib.core.metrics import MISSING, percent
 from studylib.notebook_views import report_views
+from studylib.notebook_views.report_views import DOLLAR, dollar_signs
 from studylib.reporting import report
 from studylib.reporting.appendix_files import TITLES, appendix_title, path_of, slug
 from studylib.reporting.blocks import (
@@ -38,11 +39,17 @@ from studylib.reporting.blocks import (
     named,
     words,
 )
-from studylib.reporting.compose import Report
-from studylib.reporting.first_screen import read_article
-from studylib.reporting.notebook_text import DOLLAR, dollar_signs
-from studylib.reporting.page import column_kinds, inline, make_sections, render_page
-from studylib.reporting.page_pictures import PALETTE, inline_picture, palette_css
+from studylib.reporting.compose import Report, read_article
+from studylib.reporting.page import (
+    PALETTE,
+    column_kinds,
+    inline,
+    inline_picture,
+    make_sections,
+    palette_css,
+    render_page,
+    shorten_outline,
+)
 from studylib.reporting.panels import COLOURS
 from studylib.reporting.report import find_sources
 from studylib.running.runner import run_notebook
@@ -426,14 +433,14 @@ def test_names_within_a_picture_are_its_own() -> None:
            'd="M 1.23456 2"/></defs><g id="unused"><use xlink:href="#a" '
            'style="fill: #0072b2"/></g></svg>')  # fmt: skip
     one, other = inline_picture(svg, 'A "caption"', "p1", {}), inline_picture(svg, "B", "p2", {})
-    assert "fill: var(--full)" in one and 'aria-label="A &quot;caption&quot;"' in one
-    assert "max-width:96px" in one and "unused" not in one and "M 1.23 2" in one
+    assert "fill:var(--full)" in one and 'aria-label="A &quot;caption&quot;"' in one
+    assert "max-width:96px" in one and "unused" not in one and "M1.23 2" in one
     (mark,) = re.findall(r' href="#(.*?)"', one)
     assert f'id="{mark}"' in one and mark not in other
 
 
 def test_a_letter_is_drawn_once_a_page_and_used_by_every_picture() -> None:
-    outline = 'd="M 7 7" transform="scale(0.015625)"'
+    outline = 'd="M7 7" transform="scale(0.015625)"'
     svg = (f'<svg data-panels="0 72" viewBox="0 0 72 36"><defs><path id="Font-1a" {outline}/>'
            '<path id="m1" d="M 1 1"/></defs><use xlink:href="#Font-1a"/><use xlink:href="#m1" '
            'transform="translate(1.23456 2) scale(0.015625)"/></svg>')  # fmt: skip
@@ -445,6 +452,19 @@ def test_a_letter_is_drawn_once_a_page_and_used_by_every_picture() -> None:
         assert f'id="{mark}-1"' in html and "translate(1.23 2) scale(0.015625)" in html
 
 
+@pytest.mark.parametrize(
+    "outline, short",
+    [
+        ("M 1.25 -2 L 3 4 L -5.25 6 z", "M1.25-2 3 4-5.25 6z"),
+        ("M 0 0 C 1 1 2 2 3 3 L 4 4", "M0 0C1 1 2 2 3 3L4 4"),  # here L is needed
+    ],
+)
+def test_an_outline_keeps_its_corners_in_fewer_characters(outline: str, short: str) -> None:
+    assert shorten_outline(outline) == short
+    long = "M 0 0" + 60 * " L 12.34 -5.67"
+    assert re.findall(r"-?[\d.]+", shorten_outline(long)) == ["0", "0", *60 * ["12.3", "-5.6"]]
+
+
 def test_a_pictures_panels_become_pictures_of_their_own() -> None:
     axes = '<g id="axes_1"><path d="M 1 1"/></g><g id="axes_2"><use xlink:href="#c"/></g>'
     svg = (f'<svg data-panels="4 90 110 196" viewBox="0 0 200 80"><g id="figure_1">{axes}</g>'
@@ -452,7 +472,7 @@ def test_a_pictures_panels_become_pictures_of_their_own() -> None:
     html = inline_picture(svg, "Both", "p1", {})
     assert re.findall(r'viewBox="([^"]*)"', html) == ["0 0 100 80", "100 0 100 80"]
     first, second = html.split("</svg>")[:2]
-    assert "M 1 1" in first and "clipPath" in first and "<use" in second
+    assert "M1 1" in first and "clipPath" in first and "<use" in second
     assert html.count("<g") == html.count("</g>")
 
 

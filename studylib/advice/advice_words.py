@@ -1,20 +1,20 @@
 """Advice in plain English: each sentence is built from figures and carries their ids.
 
 Not covered: the figures (studylib.advice.rank_methods), what is missing
-(studylib.advice.missing_evidence), and what would change the answer
+(studylib.advice.advise), and what would change the answer
 (studylib.advice.turning_points).
 """
 
 from __future__ import annotations
 
-from studylib.advice.article_default import article_method
 from studylib.advice.option import Distance, Option, Sentence
-from studylib.advice.rank_methods import has_default
+from studylib.advice.rank_methods import article_method, has_default
 from studylib.advice.turning_points import capital, money, name_option
-from studylib.core.metrics import byte_size
+from studylib.core.metrics import byte_size, decimals
 from studylib.planning.case import CHANGE_WORDS, AccuracyEvidence, Case, Evidence, Span
 from studylib.planning.yearly_cost import allowed_jobs
 from studylib.reporting.evidence_kinds import model_words
+from studylib.reporting.team_advice import share_range
 from studylib.schema.methods import WHOLE
 
 
@@ -42,7 +42,9 @@ def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
     best = options[0]
     if not best.fits:
         every = tuple(dict.fromkeys(i for option in options for i in option.evidence))
-        words = "; ".join(fail_words(case, options))
+        words = "; ".join(
+            f"{name_option(o, case)}: {' and '.join(name_failings(case, o))}" for o in options
+        )
         return Sentence(text=f"Nothing fits: {words}.", evidence=every)
     assert best.cost is not None
     text = f"{capital(name_option(best, case))} on {cards_words(best)}"
@@ -59,9 +61,7 @@ def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
 
 def share_words(option: Option) -> str:
     """86 %, or 87 to 89 %: the middles of all its records."""
-    shares = sorted(round(100 * (p.kept.mid or 0)) for p in option.kept)
-    ends = dict.fromkeys((shares[0], shares[-1]))
-    return minus(f"{' to '.join(str(end) for end in ends)} %")
+    return share_range(piece.kept.mid or 0 for piece in option.kept)
 
 
 def loss_words(option: Option) -> str:
@@ -73,10 +73,6 @@ def loss_words(option: Option) -> str:
     if option.kept and option.known:
         return f"it kept {share_words(option)} of full fine-tuning's gain"
     return "what it loses against full fine-tuning is not known at this size"
-
-
-def fail_words(case: Case, options: tuple[Option, ...]) -> list[str]:
-    return [f"{name_option(o, case)}: {' and '.join(name_failings(case, o))}" for o in options]
 
 
 def name_failings(case: Case, option: Option) -> list[str]:
@@ -197,7 +193,7 @@ def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
     if not option.distance.near:
         text = (
             f"This case is elsewhere ({distance_words(option.distance)}), so the interval is taken "
-            f"wider, {minus(f'{loss.low:.1f} to {loss.high:.1f}')} pp: a rule of caution, not a "
+            f"wider, {ends_words(loss, 1)} pp: a rule of caution, not a "
             "measurement."
         )
         said.append(Sentence(text=text, evidence=piece.ids))
@@ -237,12 +233,12 @@ def distance_words(distance: Distance) -> str:
     return ", ".join([*words, *(["another kind of change"] if distance.other_kind else [])])
 
 
-def minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
 def span_words(span: Span, digits: int = 1) -> str:
-    return minus(f"{span.mid:.{digits}f} ({span.low:.{digits}f} to {span.high:.{digits}f})")
+    return f"{decimals(span.mid or 0, digits)} ({ends_words(span, digits)})"
+
+
+def ends_words(span: Span, digits: int) -> str:
+    return " to ".join(decimals(end or 0, digits) for end in (span.low, span.high))
 
 
 def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sentence]:
@@ -262,7 +258,6 @@ def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sent
         return [Sentence(text=text, evidence=(cost.job.id,))]
     text = (
         f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time on "
-        f"{timed.model} ({timed.device}); for this case "
-        f"{minus(f'{overhead.low:.0f} to {overhead.high:.0f}')} % is assumed."
+        f"{timed.model} ({timed.device}); for this case {ends_words(overhead, 0)} % is assumed."
     )
     return [Sentence(text=text, evidence=(timed.id,))]

@@ -2,7 +2,7 @@
 
 The rule: default to LoRA or QLoRA; full fine-tuning for a deep shift or for the last 1 to 2 points.
 Read here as: full for a new language or for a margin below 1 point; else the better of LoRA and
-QLoRA by this very evidence, for the rule leaves that open (studylib.advice.article_default).
+QLoRA by this very evidence, for the rule leaves that open (studylib.advice.rank_methods).
 
 Not covered: whether the rule's own figures hold (studylib.reporting.claims).
 """
@@ -14,9 +14,8 @@ from itertools import product
 
 import pandas as pd
 
-from studylib.advice.article_default import article_method
 from studylib.advice.option import ArticleSays, Option
-from studylib.advice.rank_methods import rank_options, too_close
+from studylib.advice.rank_methods import article_method, rank_options, too_close
 from studylib.advice.turning_points import money
 from studylib.planning.case import Case, Change, Evidence
 from studylib.schema.methods import METHODS

@@ -9,7 +9,7 @@ whether.
 
 Those that fit are ranked by a year's dollars; where dollars cannot tell them apart, points decide.
 Where what methods lose was measured at no model of about this size, the article's rule is the
-default and comes first.
+default and comes first: PEFT, or full for a deep change or the last points (article.yaml).
 
 Evidence of this size from another amount of data or kind of change is not taken as it is: its
 interval is widened by its own half for every factor of ten between, and once more for another kind.
@@ -24,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from studylib.advice.article_default import article_method
 from studylib.advice.option import HERE, SAME, THIS_SIZE, Distance, Option
 from studylib.planning.case import (
     UNKNOWN,
@@ -39,11 +38,13 @@ from studylib.planning.case import (
 from studylib.planning.yearly_cost import Way, allowed_jobs, cost_year
 from studylib.reporting.evidence_kinds import rank_learning
 from studylib.reporting.team_advice import grade_kept
-from studylib.schema.methods import METHODS, WHOLE
+from studylib.schema.methods import ARTICLE, METHODS, WHOLE
 
 WAYS: tuple[Way, ...] = ("merged", "apart")
 SMALL_USD = 50.0  # a year
 GRADES = ("enough", "once", "open", "short", None, "poor")  # best first; None: nothing tells
+LAST_POINTS_PP = 1.0
+PEFT = tuple(name for name in ARTICLE if METHODS[name].adapter)
 
 
 def rank_options(case: Case, evidence: Evidence) -> tuple[Option, ...]:
@@ -297,3 +298,19 @@ def widen_latency(case: Case, evidence: Evidence, row: LatencyEvidence | None) -
     if row is None:
         return UNKNOWN
     return widen_span(row.overhead_percent, latency_distance(case, evidence, row), -100.0, 1000.0)
+
+
+def article_method(case: Case, options: Sequence[Option]) -> tuple[str, str]:
+    """(method, why) by the rule; which of LoRA and QLoRA it leaves open: the first of the ranked
+    options that fits, or that a card holds."""
+    if case.change == "language":
+        return WHOLE, "a new language is a deep change"
+    margin = case.max_accuracy_loss_pp
+    if margin is not None and margin < LAST_POINTS_PP:
+        return WHOLE, f"a margin of {margin:g} pp asks for the last points"
+    peft = [o for o in options if o.model == case.model and o.method in PEFT]
+    if not peft:
+        return WHOLE, "neither LoRA nor QLoRA is weighed"
+    chosen = min(peft, key=lambda o: (not o.fits, not o.fits_memory))
+    words = METHODS[chosen.method].in_words
+    return chosen.method, f"PEFT is its default, and {words} the better one here"

@@ -134,6 +134,14 @@ def adapted(model: nn.Module, method: str, like: Any = None) -> Any:
     return wrapped.eval()
 
 
+def adapted_twins(subject: Subject) -> tuple[Any, Any]:
+    """One adapter on the 4-bit model, and on a plain model of the weights that it multiplies by."""
+    quantized = subject.load(QUANTIZED).model
+    twin = plain_twin(subject, quantized)
+    ours = adapted(quantized, QUANTIZED)
+    return ours, adapted(twin, ADAPTER, like=ours)
+
+
 def adapter_gradient(model: Any, subject: Subject) -> dict[str, torch.Tensor]:
     with training_mode(model):
         model.zero_grad()
@@ -142,10 +150,7 @@ def adapter_gradient(model: Any, subject: Subject) -> dict[str, torch.Tensor]:
 
 
 def qlora_gradient_column(subject: Subject) -> Cell:
-    quantized = subject.load(QUANTIZED).model
-    twin = plain_twin(subject, quantized)
-    ours = adapted(quantized, QUANTIZED)
-    theirs = adapted(twin, ADAPTER, like=ours)
+    ours, theirs = adapted_twins(subject)
     found, wanted = adapter_gradient(ours, subject), adapter_gradient(theirs, subject)
     if found.keys() != wanted.keys():
         other = sorted(found.keys() ^ wanted.keys())
@@ -202,10 +207,7 @@ def lora_merged_column(subject: Subject) -> Cell:
 
 def qlora_merged_column(subject: Subject) -> Cell:
     """Three models of one adapter: on 4 bits, on the dequantized base, and as the study merges."""
-    quantized = subject.load(QUANTIZED).model
-    twin = plain_twin(subject, quantized)
-    ours = adapted(quantized, QUANTIZED)
-    theirs = adapted(twin, ADAPTER, like=ours)
+    ours, theirs = adapted_twins(subject)
     off = worst_apart(theirs, ours, subject)
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)

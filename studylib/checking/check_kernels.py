@@ -97,10 +97,10 @@ def try_layer(
     return found | {"in evaluation": evaluated}
 
 
-def block_error(weight: torch.Tensor, original: torch.Tensor, block: int = NF4_BLOCK) -> float:
+def block_error(weight: torch.Tensor, original: torch.Tensor) -> float:
     """The largest error as a share of its quantization block's largest weight."""
-    blocks = original.reshape(-1, block)
-    error = (weight.reshape(-1, block) - blocks).abs().amax(1) / blocks.abs().amax(1)
+    blocks = original.reshape(-1, NF4_BLOCK)
+    error = (weight.reshape(-1, NF4_BLOCK) - blocks).abs().amax(1) / blocks.abs().amax(1)
     worst = float(error.max())
     return worst if worst == worst else float("inf")
 

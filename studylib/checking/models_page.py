@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -35,18 +34,12 @@ SET = re.compile(r"\{[^}]*(\}|…)")  # a library's own spelling, in an order of
 Outcome = ModelReport | str
 
 
-def check_zoo(
-    folder: Path,
-    names: Iterable[str] | None = None,
-    say: Callable[[str], None] = print,
-    processes: int | None = None,
-) -> dict[str, Outcome]:
-    """Each model type's report, or why it cannot be made; a line each as it is done.
+def check_zoo(folder: Path) -> dict[str, Outcome]:
+    """Each model type's report, or why it cannot be made; a line is printed as each is done.
 
     folder: where the tiny models lie while they are tried.
     """
-    wanted = list(zoo_names() if names is None else names)
-    processes = processes or min(os.cpu_count() or 1, 8)
+    wanted, processes = zoo_names(), min(os.cpu_count() or 1, 8)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores
     context = multiprocessing.get_context("spawn")
     outcomes: dict[str, Outcome] = {}
@@ -57,7 +50,7 @@ def check_zoo(
             outcomes[name] = task.result()
             found = outcomes[name]
             said = f"not made: {found}" if isinstance(found, str) else found.verdict
-            say(f"{len(outcomes):3} of {len(wanted)}  {name}: {said}")
+            print(f"{len(outcomes):3} of {len(wanted)}  {name}: {said}")
     return {name: outcomes[name] for name in wanted}
 
 

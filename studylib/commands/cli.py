@@ -20,12 +20,9 @@ import typer
 
 from studylib.commands.cli_advise import advise, diff
 from studylib.commands.cli_card import TERMINATED, card, end
-from studylib.commands.cli_check_model import check_model
-from studylib.commands.cli_data import data as data_command
+from studylib.commands.cli_check_model import check_model, gpu_check
 from studylib.commands.cli_evaluate import evaluate
-from studylib.commands.cli_forecast import forecast, prices
-from studylib.commands.cli_forecasts import forecasts
-from studylib.commands.cli_gpu_check import gpu_check
+from studylib.commands.cli_forecast import forecast, forecasts, prices
 from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     DEFAULT_RESULTS,
@@ -152,11 +149,27 @@ def doctor(as_json: JsonOption = False) -> None:
     print(json.dumps(findings, indent=1) if as_json else format_findings(findings))
 
 
+@app.command()
+def data(
+    profile: ProfileOption = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="A folder that has them, or what they are made of."),
+    ] = None,
+) -> None:
+    """Make the files that a profile reads, of public files or a folder's, by their hashes."""
+    from studylib.inputs.origins import bring_data
+    from studylib.schema.profile import read_profile
+
+    if not profile:
+        raise StudyError("data", "it needs a profile", "Write make data PROFILE=real.")
+    bring_data(read_profile(profile), source and source.expanduser(), print)
+
+
 for command in (
     advise,
     card,
     check_model,
-    data_command,
     diff,
     evaluate,
     forecast,

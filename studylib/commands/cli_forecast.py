@@ -1,6 +1,7 @@
-"""The commands that need no device: `study forecast` and `study prices`.
+"""The commands that need no device: `study forecast`, `study prices` and `study forecasts`.
 
-Not covered: the forecast itself (studylib.forecasting.forecast), the other commands
+Not covered: the forecast itself (studylib.forecasting.forecast), what the reference report shows as
+forecast (studylib.forecasting.article_forecasts, run_forecasts), the other commands
 (studylib.commands.cli).
 """
 
@@ -155,3 +156,21 @@ def prices(prices: PricesOption = None, as_json: JsonOption = False) -> None:
             f"{offer.gpu:16} ${offer.usd_per_gpu_hour:7.3f} an hour and card  "
             f"{offer.provider} {offer.instance}, {offer.as_of}  [{offer.source}]"
         )
+
+
+def forecasts(
+    reference: Annotated[
+        Path | None, typer.Option(help="The reference results; results/reference.")
+    ] = None,
+) -> None:
+    """Trace the article's 13B jobs, published peaks and the reference's own runs once more."""
+    from studylib.core.places import REFERENCE
+    from studylib.forecasting.article_forecasts import make_article_forecasts
+    from studylib.forecasting.run_forecasts import refresh_forecasts
+    from studylib.schema.forecast_book import FORECASTS
+    from studylib.schema.records import read_records
+
+    root = reference or REFERENCE
+    print(make_article_forecasts(root / FORECASTS))
+    for folder in sorted(path.parent for path in root.glob("*/runs")):
+        print(refresh_forecasts(folder, read_records(folder / "runs")))

@@ -1,19 +1,29 @@
-"""The options that commands share, and the profile that they name.
+"""The options that commands share, the profile that they name, and how `custom` trains here.
 
-Not covered: the commands (studylib.commands.cli and its neighbours).
+Where the reader does not say it, `custom` trains on a card by the usual recipe
+(studylib.forecasting.usual_recipe), the same for all methods; a study that has begun keeps its own.
+Without a card it is the profile's, in fp32.
+
+Not covered: the commands (studylib.commands.cli and its neighbours), the recipe of shipped
+profiles, which state theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from studylib.core.errors import StudyError
+from studylib.core.files import read_mapping
 from studylib.schema.method_names import name_methods
+
+if TYPE_CHECKING:
+    from studylib.forecasting.job_forecast import Machine
+    from studylib.schema.profile import Profile
 
 FOR_GPUS = ("gpu", "systems")
 OWN_MODELS = ("hub", "path", "gguf", "pypi")
@@ -69,6 +79,7 @@ BudgetOption = Annotated[
     str, typer.Option("--budget", help="Dollars that may be spent without asking.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
+ROWS = {"seq_len", "micro_batch", "accumulation"}  # one stated: the reader has thought of rows
 
 
 def pick_profile(profile: str | None, own: bool = False) -> tuple[str, str]:
@@ -145,7 +156,6 @@ def resolve_profile(
     made = open_profile(name, results, over, on_card)
     if name != "custom":
         return made
-    from studylib.commands.own_recipe import suit_machine
 
     return suit_machine(made, over.get("train", {}), results, find_machine or find_own_machine)
 
@@ -253,3 +263,43 @@ def parse_value(text: str, change: str) -> Any:
         except ValueError:
             return value
     return value
+
+
+def suit_machine(
+    profile: Profile,
+    stated: Mapping[str, Any],
+    results: Path,
+    find_machine: Callable[[], Machine | None],
+) -> Profile:
+    """The profile with the recipe that suits the machine. stated: what the reader says of `train`.
+
+    results: the folder of results folders. find_machine: the one that runs it; None without a card.
+    """
+    from studylib.forecasting.usual_recipe import KEYS, usual_recipe
+
+    kept = read_recipe(results / profile.name)
+    free = [key for key in KEYS if key not in stated and not (key in ROWS and ROWS & set(stated))]
+    if kept is not None:
+        return with_recipe(profile, {key: kept[key] for key in free if key in kept})
+    if find_machine() is None:
+        return profile
+    found = [usual_recipe(model) for track in profile.tracks for model in track.models]
+    shortest = min(found, key=lambda recipe: recipe["seq_len"])
+    return with_recipe(profile, {key: shortest[key] for key in free})
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe of a study that has begun, of its first track; None where there is none yet."""
+    from studylib.schema.pins import RESOLVED
+
+    path = folder / RESOLVED
+    tracks = read_mapping(path, "the study's profile").get("tracks") if path.is_file() else None
+    return tracks[0].get("train") if tracks else None
+
+
+def with_recipe(profile: Profile, recipe: Mapping[str, Any]) -> Profile:
+    tracks = tuple(
+        track.model_copy(update={"train": track.train.model_copy(update=dict(recipe))})
+        for track in profile.tracks
+    )
+    return profile.model_copy(update={"tracks": tracks})

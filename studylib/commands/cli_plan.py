@@ -197,11 +197,11 @@ def tell_cpu_time(made: Any, on_cpu: CpuTime | None) -> list[str]:
     """The sum of it, with what records tell of the rest."""
     if on_cpu is None:
         return []
-    from studylib.planning.estimate import add_ranges, exactly
     from studylib.running.progress import spell_seconds
+    from studylib.schema.ranges import NOTHING, exactly
 
     known = [exactly(run.seconds) for run in made.left if run.seconds is not None]
-    total = add_ranges(*known, *on_cpu.runs.values(), on_cpu.sweeps)
+    total = sum([*known, *on_cpu.runs.values(), on_cpu.sweeps], NOTHING)
     spelled = " to ".join(spell_seconds(value) for value in (total.low, total.high))
     words = f"{len(on_cpu.runs)} runs that were never measured"
     if on_cpu.trainings:

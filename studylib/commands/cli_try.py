@@ -13,8 +13,7 @@ from typing import Annotated
 import typer
 
 from studylib.commands.cli_options import DEFAULT_RESULTS, JsonOption, ResultsOption
-from studylib.core.errors import StudyError
-from studylib.core.plain import show_plainly
+from studylib.core.errors import StudyError, show_plainly
 
 MOST_TOKENS = 100_000
 

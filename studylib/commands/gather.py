@@ -31,12 +31,10 @@ def gather_evidence(
     )  # fmt: skip
 
 
-def gather_grid_evidence(
-    models: Iterable[str], results: Path, reference: Path = REFERENCE, prices: Path | None = None
-) -> dict[str, Evidence]:
+def gather_grid_evidence(models: Iterable[str], results: Path) -> dict[str, Evidence]:
     """Model -> evidence on every card, for a grid of cases; each model and method traced once."""
     learn_from(results)
-    base = with_records(Evidence(), results, reference, prices)
+    base = with_records(Evidence(), results, REFERENCE, None)
     found = {}
     for model in map(normal_model, models):
         jobs, sizes, failed = foresee_with_sibling(model, list(load_gpus().values()))

@@ -26,7 +26,14 @@ import numpy as np
 from scipy import stats as distributions
 
 from studylib.core.errors import StudyError
-from studylib.core.stats import CELLS_PER_CHUNK, Floats, Totals, cluster_variance, seed_variance
+from studylib.core.stats import (
+    CELLS_PER_CHUNK,
+    CONFIDENCE,
+    Floats,
+    Totals,
+    cluster_variance,
+    seed_variance,
+)
 
 DRAWS, FEWEST_DRAWS = 5_000, 500
 
@@ -35,7 +42,7 @@ DRAWS, FEWEST_DRAWS = 5_000, 500
 class Pair:
     """Method `first` less method `second` (places in the list given), with its interval.
 
-    All intervals hold together with the confidence asked for; p_value is corrected for all pairs.
+    All intervals hold together with CONFIDENCE; p_value is corrected for all pairs.
     """
 
     first: int
@@ -71,8 +78,7 @@ class AllPairs:
 
 
 def compare_all(
-    methods: Sequence[Totals], confidence: float = 0.95, draws: int = DRAWS, seed: int = 0,
-    shares: bool = True,
+    methods: Sequence[Totals], draws: int = DRAWS, shares: bool = True
 ) -> AllPairs:  # fmt: skip
     """Differences of all pairs; StudyError: fewer than two, or they have not the same subjects.
 
@@ -91,10 +97,10 @@ def compare_all(
     value, item_variance = cluster_variance(scores, sizes)
     by_method, seed_df = run_variances(methods)
     spread = item_variance + by_method[ends].sum(1)
-    largest = simulate_largest(scores, sizes, by_method, seed_df, ends, draws, seed)
-    single = 1 - (1 - confidence) / 2 / len(ends)  # Bonferroni's: the factor is never wider
+    largest = simulate_largest(scores, sizes, by_method, seed_df, ends, draws)
+    single = 1 - (1 - CONFIDENCE) / 2 / len(ends)  # Bonferroni's: the factor is never wider
     most = float(distributions.t.ppf(single, min(len(sizes) - 1, seed_df or np.inf)))
-    factor = min(float(np.quantile(largest, confidence, method="higher")), most)
+    factor = min(float(np.quantile(largest, CONFIDENCE, method="higher")), most)
     se = np.sqrt(spread)
     found = []
     for (i, j), d, error in zip(ends.tolist(), value, se, strict=True):
@@ -126,15 +132,14 @@ def run_variances(methods: Sequence[Totals]) -> tuple[Floats, int]:
 
 
 def simulate_largest(
-    scores: Floats, sizes: Floats, by_method: Floats, seed_df: int, ends: np.ndarray,
-    draws: int, seed: int,
-) -> Floats:  # fmt: skip
+    scores: Floats, sizes: Floats, by_method: Floats, seed_df: int, ends: np.ndarray, draws: int
+) -> Floats:
     """The largest |t| of all pairs in each of `draws` studies without differences, [draws].
 
     scores: [pairs, subjects], differences summed by subject; by_method: variances of means by
     runs; ends: [pairs, 2], the methods of each pair.
     """
-    rng, clusters, total = np.random.default_rng(seed), len(sizes), sizes.sum()
+    rng, clusters, total = np.random.default_rng(0), len(sizes), sizes.sum()
     draws = max(FEWEST_DRAWS, min(draws, CELLS_PER_CHUNK // max(clusters, len(ends))))
     centred = scores - scores.sum(-1, keepdims=True) / total * sizes
     weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), draws).astype(np.float64)

@@ -19,7 +19,7 @@ from typing import Literal
 
 from scipy import stats as distributions
 
-from studylib.core.stats import Estimate
+from studylib.core.stats import CONFIDENCE, Estimate
 
 MOST_TIMES = 1000  # as many items as there are: beyond it the value lies at the floor itself
 MOST_SEEDS = 50
@@ -75,4 +75,4 @@ def more_seeds(kept: Estimate, distance: float, items: float) -> int | None:
 
 
 def quantile(estimate: Estimate, df: float) -> float:
-    return float(distributions.t.ppf((1 + estimate.confidence) / 2, df))
+    return float(distributions.t.ppf((1 + CONFIDENCE) / 2, df))

@@ -1,9 +1,18 @@
 """The one way in which bad input is reported: the value, the rule it breaks, the remedy.
 
-Not covered: bugs. A bug raises whatever it raises and is never turned into one of these.
+Texts of strangers (data, names of models, errors of libraries) are quoted in it. A terminal obeys
+some characters: it moves, colours, renames its window, turns the direction of writing. Shown here,
+they stand as what they are.
+
+Not covered: bugs. A bug raises whatever it raises and is never turned into one of these. Markdown
+and HTML in a text (studylib.reporting.blocks).
 """
 
-from studylib.core.plain import show_plainly
+import re
+import unicodedata
+
+UNSEEN = ("Cc", "Cf", "Cs", "Co")  # controls, marks that turn the direction of writing, halves
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class StudyError(Exception):
@@ -32,3 +41,15 @@ def name_error(error: BaseException) -> str:
     """An error's kind and the first line of its text, for faults of others' code."""
     kind, line = type(error).__name__, first_line(error)
     return kind if line == kind else f"{kind}: {line}"
+
+
+def show_plainly(text: str) -> str:
+    """Text with every character that is obeyed and not seen spelled out, as \\x1b; lines stay."""
+    return "".join(
+        c if c in "\n\t" or unicodedata.category(c) not in UNSEEN else ascii(c)[1:-1] for c in text
+    )
+
+
+def without_colours(text: str) -> str:
+    """A library's text without the colours that it gave it, and nothing else in it to obey."""
+    return show_plainly(COLOURS.sub("", text))

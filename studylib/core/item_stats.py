@@ -87,20 +87,19 @@ class ItemScores:
         return float(self.sums.mean(0).sum() / self.sizes.sum())
 
 
-def measure(items: ItemScores, confidence: float = 0.95) -> Estimate:
+def measure(items: ItemScores) -> Estimate:
     """One method's figure over items and seeds."""
     totals = items.grouped()
-    parts = stats.split_parts(
-        totals.scores, None, totals.sizes, (items.fixed, True), confidence, draws(totals), 0
-    )
+    fixed = (items.fixed, True)
+    parts = stats.split_parts(totals.scores, None, totals.sizes, fixed, draws(totals))
     seeds = len(totals.scores)
     known = items.fixed or seeds > 1
     bounds = SHARE if items.share else ANY
     apart = apart_se(items.sums.mean(0)) if items.share else 0.0
-    return build(parts, totals, seeds, known, confidence, bounds, apart)
+    return build(parts, totals, seeds, known, bounds, apart)
 
 
-def paired_difference(ours: ItemScores, theirs: ItemScores, confidence: float = 0.95) -> Estimate:
+def paired_difference(ours: ItemScores, theirs: ItemScores) -> Estimate:
     """Difference ours - theirs on the same items, seeds averaged on each side.
 
     StudyError: they are not the same items.
@@ -112,15 +111,13 @@ def paired_difference(ours: ItemScores, theirs: ItemScores, confidence: float = 
         )
     mine, other = ours.grouped(), theirs.grouped()
     fixed = (ours.fixed, theirs.fixed)
-    parts = stats.split_parts(
-        mine.scores, other.scores, mine.sizes, fixed, confidence, draws(mine), 0
-    )
+    parts = stats.split_parts(mine.scores, other.scores, mine.sizes, fixed, draws(mine))
     trained = [len(side.sums) for side in (ours, theirs) if not side.fixed]
     seeds = min(trained, default=1)
     share = ours.share and theirs.share
     apart = apart_se(ours.sums.mean(0) - theirs.sums.mean(0)) if share else 0.0
     bounds = SHARE_GAP if share else ANY
-    return build(parts, mine, seeds, seeds > 1 or not trained, confidence, bounds, apart)
+    return build(parts, mine, seeds, seeds > 1 or not trained, bounds, apart)
 
 
 def share_of_gain(ours: ItemScores, full: ItemScores, base: ItemScores) -> Estimate | None:
@@ -142,7 +139,7 @@ def share_of_gain(ours: ItemScores, full: ItemScores, base: ItemScores) -> Estim
         value=share, low=share - half, high=share + half, se=rest.se / abs(whole), df=rest.df,
         item_se=rest.item_se / abs(whole),
         seed_se=None if rest.seed_se is None else rest.seed_se / abs(whole),
-        confidence=rest.confidence, items=rest.items, clusters=rest.clusters, seeds=rest.seeds,
+        items=rest.items, clusters=rest.clusters, seeds=rest.seeds,
     )  # fmt: skip
 
 
@@ -188,16 +185,16 @@ def apart_se(values: Floats) -> float:
 
 
 def build(
-    parts: stats.Parts, totals: stats.Totals, seeds: int, known: bool, confidence: float,
+    parts: stats.Parts, totals: stats.Totals, seeds: int, known: bool,
     bounds: tuple[float, float], apart: float,
 ) -> Estimate:  # fmt: skip
     """The estimate; where nothing varies and no bound is known, an interval of no width."""
     still = float(np.hypot(parts.item_se, parts.seed_se)) <= 1e-12 and apart <= 1e-12
     if not still or bounds != ANY:
-        return stats.build_estimate(parts, totals, seeds, known, confidence, bounds, apart)
+        return stats.build_estimate(parts, totals, seeds, known, bounds, apart)
     value = float(parts.value)
     return Estimate(
         value=value, low=value, high=value, se=0.0, df=1e6, item_se=0.0,
-        seed_se=0.0 if known else None, confidence=confidence, items=totals.items,
+        seed_se=0.0 if known else None, items=totals.items,
         clusters=len(totals.sizes), seeds=seeds,
     )  # fmt: skip

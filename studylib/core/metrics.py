@@ -66,13 +66,18 @@ def byte_size(count: float, digits: int = 3) -> str:
 
 def points(value: float) -> str:
     """A difference of shares as percentage points with its sign: 0.0123 -> +1.2."""
-    text = f"{value * 100:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    return decimals(100 * value, 1, signed=True)
 
 
 def percent(value: float) -> str:
     """A share in per cent with one decimal and no unit."""
-    return f"{value * 100:.1f}"
+    return decimals(100 * value, 1)
+
+
+def decimals(value: float, digits: int, signed: bool = False) -> str:
+    """So many decimals, thousands apart, a true minus; what is rounded to nothing has no sign."""
+    text = f"{value:{'+' if signed else ''}z,.{digits}f}"
+    return text.replace("-", "−") if text.strip("+0.") else text.removeprefix("+")
 
 
 _TABLE = (

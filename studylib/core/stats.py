@@ -43,6 +43,7 @@ from studylib.core.errors import StudyError
 
 Floats = NDArray[np.float64]
 Mean = Literal["micro", "macro"]
+CONFIDENCE, ALPHA, POWER = 0.95, 0.05, 0.8
 DRAWS = 10_000
 CELLS_PER_CHUNK = 4_000_000  # bounds the memory of one block of bootstrap weights to 32 MB
 MOST_GIVEN_BACK = 0.15  # of the item variance; see negative_seed_part
@@ -75,7 +76,6 @@ class Estimate:
     df: float
     item_se: float
     seed_se: float | None
-    confidence: float
     items: int
     clusters: int
     seeds: int
@@ -174,47 +174,41 @@ def measure_accuracy(
     mean: Mean = "micro",
     *,
     fixed: bool = False,
-    confidence: float = 0.95,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> Estimate:
     """Accuracy of one method over seeds, micro (all items alike) or macro (all subjects alike).
 
     fixed: the model was not trained here (base), so that seeds add no spread.
     """
     totals = sum_subjects(correct, subjects, mean)
-    parts = split_parts(totals.scores, None, totals.sizes, (fixed, True), confidence, draws, seed)
+    parts = split_parts(totals.scores, None, totals.sizes, (fixed, True), draws)
     known = fixed or len(totals.scores) > 1
     apart = float(distributions.sem(answer_rows(correct).mean(0)))
-    return build_estimate(parts, totals, len(totals.scores), known, confidence, (0.0, 1.0), apart)
+    return build_estimate(parts, totals, len(totals.scores), known, (0.0, 1.0), apart)
 
 
 def compare_methods(
     method: ArrayLike,
     reference: ArrayLike,
     subjects: ArrayLike | None,
-    mean: Mean = "micro",
     *,
     reference_fixed: bool = False,
-    confidence: float = 0.95,
-    draws: int = DRAWS,
-    seed: int = 0,
 ) -> Estimate:
     """Difference method - reference on the same items, seeds averaged on each side.
 
     method, reference: [seeds, items], the numbers of seeds may differ. reference_fixed: the
     reference was not trained here (base), so that its one row is all there is.
     """
-    ours, theirs = (sum_subjects(x, subjects, mean) for x in (method, reference))
+    ours, theirs = (sum_subjects(x, subjects) for x in (method, reference))
     if ours.items != theirs.items:
         raise StudyError(
             f"{ours.items} and {theirs.items} items", "items are paired", "Align them."
         )
     fixed = (False, reference_fixed)
-    parts = split_parts(ours.scores, theirs.scores, ours.sizes, fixed, confidence, draws, seed)
+    parts = split_parts(ours.scores, theirs.scores, ours.sizes, fixed)
     seeds = len(ours.scores) if reference_fixed else min(len(ours.scores), len(theirs.scores))
     apart = float(distributions.sem(answer_rows(method).mean(0) - answer_rows(reference).mean(0)))
-    return build_estimate(parts, ours, seeds, seeds > 1, confidence, (-1.0, 1.0), apart)
+    return build_estimate(parts, ours, seeds, seeds > 1, (-1.0, 1.0), apart)
 
 
 def split_parts(
@@ -222,9 +216,7 @@ def split_parts(
     reference: Floats | None,
     sizes: Floats,
     fixed: tuple[bool, bool] = (False, False),
-    confidence: float = 0.95,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> Parts:
     """Split the spread of stacked studies into items and seeds.
 
@@ -233,7 +225,7 @@ def split_parts(
     """
     scores = method.mean(-2) - (0.0 if reference is None else reference.mean(-2))
     value, item_variance = cluster_variance(scores, sizes)
-    quantile = bootstrap_quantile(scores, sizes, confidence, draws, seed)
+    quantile = bootstrap_quantile(scores, sizes, draws)
     arms = [method] if reference is None else [method, reference]
     arms = [arm for arm, still in zip(arms, fixed, strict=False) if not still]
     if any(arm.shape[-2] < 2 for arm in arms):
@@ -247,7 +239,7 @@ def split_parts(
     runs_alone = between - within
     seed_se = np.sqrt(np.maximum(runs_alone, 0.0))
     item_se = np.sqrt(item_variance + negative_seed_part(runs_alone, item_variance))
-    seed_half = seed_se * distributions.t.ppf((1 + confidence) / 2, seed_df)
+    seed_half = seed_se * distributions.t.ppf((1 + CONFIDENCE) / 2, seed_df)
     return Parts(value, quantile * item_se, item_se, seed_half, seed_se)
 
 
@@ -284,12 +276,10 @@ def negative_seed_part(seed_part: Floats, item_variance: Floats) -> Floats:
     return np.clip(seed_part, -MOST_GIVEN_BACK * item_variance, 0.0)
 
 
-def bootstrap_quantile(
-    scores: Floats, sizes: Floats, confidence: float, draws: int, seed: int
-) -> Floats:
+def bootstrap_quantile(scores: Floats, sizes: Floats, draws: int) -> Floats:
     """Quantile of |t| when whole subjects are drawn with replacement, [...] for scores [..., C]."""
     flat = scores.reshape(-1, scores.shape[-1])
-    clusters, total, rng = len(sizes), sizes.sum(), np.random.default_rng(seed)
+    clusters, total, rng = len(sizes), sizes.sum(), np.random.default_rng(0)
     value = flat.sum(-1) / total
     centred = flat - value[:, None] * sizes  # so that each draw's ratio is its shift
     ratios = np.empty((draws, len(flat)))
@@ -309,8 +299,8 @@ def bootstrap_quantile(
         block[:] = np.where(still, np.where(np.abs(shift) > 0, np.inf, 0.0), np.abs(shift))
         np.divide(block, error, out=block, where=~still)
     # linear interpolation between infinities has no value
-    quantile = np.quantile(ratios, confidence, axis=0, method="higher")
-    widest = distributions.t.ppf((1 + confidence) / 2, min(FEWEST_DF, clusters - 1))
+    quantile = np.quantile(ratios, CONFIDENCE, axis=0, method="higher")
+    widest = distributions.t.ppf((1 + CONFIDENCE) / 2, min(FEWEST_DF, clusters - 1))
     return np.minimum(quantile, widest).reshape(scores.shape[:-1])
 
 
@@ -319,7 +309,6 @@ def build_estimate(
     totals: Totals,
     seeds: int,
     seeds_known: bool,
-    confidence: float,
     bounds: tuple[float, float],
     apart_se: float = 0.0,
 ) -> Estimate:
@@ -332,11 +321,11 @@ def build_estimate(
     half = float(np.hypot(parts.item_half, parts.seed_half))
     spread = float(np.hypot(parts.item_se, parts.seed_se))
     if spread <= 1e-12 < apart_se:
-        half, spread = apart_se * distributions.norm.ppf((1 + confidence) / 2), apart_se
+        half, spread = apart_se * distributions.norm.ppf((1 + CONFIDENCE) / 2), apart_se
     elif spread <= 1e-12:
-        half = 1 - ((1 - confidence) / 2) ** (1 / totals.items)
-        spread = half / distributions.norm.ppf((1 + confidence) / 2)
-    se, df = calibrate_t(half, spread, confidence)
+        half = 1 - ((1 - CONFIDENCE) / 2) ** (1 / totals.items)
+        spread = half / distributions.norm.ppf((1 + CONFIDENCE) / 2)
+    se, df = calibrate_t(half, spread)
     value = float(parts.value)
     return Estimate(
         value=value,
@@ -346,19 +335,18 @@ def build_estimate(
         df=df,
         item_se=float(parts.item_se),
         seed_se=float(parts.seed_se) if seeds_known else None,
-        confidence=confidence,
         items=totals.items,
         clusters=len(totals.sizes),
         seeds=seeds,
     )
 
 
-def calibrate_t(half: float, se: float, confidence: float) -> tuple[float, float]:
+def calibrate_t(half: float, se: float) -> tuple[float, float]:
     """Standard error and degrees of freedom of the Student's t that has this half-width.
 
     The standard error stays where some df from 1 up fits, and moves where none does.
     """
-    tail = (1 + confidence) / 2
+    tail = (1 + CONFIDENCE) / 2
 
     def excess(log_df: float) -> float:
         return float(distributions.t.ppf(tail, np.exp(log_df)) - half / se)
@@ -389,23 +377,21 @@ def exact_mcnemar(method: ArrayLike, reference: ArrayLike) -> McNemar:
     return McNemar(wins, losses, float(p))
 
 
-def judge_equivalence(estimate: Estimate, margin: float, alpha: float = 0.05) -> Equivalence:
+def judge_equivalence(estimate: Estimate, margin: float) -> Equivalence:
     """Two one-sided tests that the true difference lies within +-margin (a fraction, above 0).
 
-    Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15. Equivalent at alpha
-    exactly where the Student interval of confidence 1 - 2 alpha lies within the margin.
+    Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15. Equivalent at ALPHA
+    exactly where the Student interval of confidence 1 - 2 ALPHA lies within the margin.
     """
     if not margin > 0:
         raise StudyError(margin, "a margin is above zero", "Take the gap that would matter.")
     lower = float(distributions.t.sf((estimate.value + margin) / estimate.se, estimate.df))
     upper = float(distributions.t.cdf((estimate.value - margin) / estimate.se, estimate.df))
-    return Equivalence(lower, upper, max(lower, upper), max(lower, upper) <= alpha)
+    return Equivalence(lower, upper, max(lower, upper), max(lower, upper) <= ALPHA)
 
 
-def detectable_difference(
-    se: float, df: float = np.inf, power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """Smallest true difference that a two-sided t-test finds with this power, in the unit of se.
+def detectable_difference(se: float, df: float = np.inf, alpha: float = ALPHA) -> float:
+    """Smallest true difference that a two-sided t-test finds with POWER, in the unit of se.
 
     `estimate.se` and `estimate.df` give it for a finished study, as far as one study can tell its
     own spread; `plan_difference` for one to come. About 2.8 standard errors with many subjects.
@@ -417,10 +403,10 @@ def detectable_difference(
     halves = distributions.t.ppf(1 - alpha / 2, df) * np.sqrt(
         distributions.chi2.ppf(middles, df) / df
     )
-    return se * solve_power(halves, 1.0, power)
+    return se * solve_power(halves, 1.0)
 
 
-def solve_power(halves: Floats, sd: float, power: float) -> float:
+def solve_power(halves: Floats, sd: float) -> float:
     """True value whose normal estimate, of this sd, leaves its interval's half-width behind.
 
     halves: equally likely half-widths; averaging over them replaces the noncentral t, which scipy
@@ -430,7 +416,7 @@ def solve_power(halves: Floats, sd: float, power: float) -> float:
     def missing(value: float) -> float:
         found = distributions.norm.sf(halves - value, scale=sd)
         found += distributions.norm.cdf(-halves - value, scale=sd)
-        return float(found.mean()) - power
+        return float(found.mean()) - POWER
 
     return float(brentq(missing, 0.0, halves.max() + 10 * sd))
 
@@ -441,20 +427,17 @@ def plan_difference(
     *,
     subject_sd: float = 0.0,
     seeds: int = 1,
-    redrawn: float = 1.0,
     seed_sd: float = 0.0,
-    power: float = 0.8,
-    alpha: float = 0.05,
 ) -> float:
-    """Smallest true difference that a study of this plan finds with this power, as a fraction.
+    """Smallest true difference that a study of this plan finds with POWER, as a fraction.
 
     sizes: items in each subject. discordance: share of items that one method gets right and the
     other wrong at one seed, which is the variance of an item's difference. subject_sd: standard
-    deviation of the true difference between subjects. redrawn: share of the rest of the discordance
-    that a new seed redraws, so that averaging over seeds removes it. seed_sd: standard deviation of
-    one method's true accuracy between runs, alike on both sides; with one seed it is left out, as
-    in the interval. Half-widths are drawn from the sampling distribution of `split_parts`: chi
-    squares at Satterthwaite's degrees of freedom (1946, Biometrics Bulletin 2).
+    deviation of the true difference between subjects; a new seed redraws the rest of the
+    discordance. seed_sd: standard deviation of one method's true accuracy between runs, alike on
+    both sides; with one seed it is left out, as in the interval. Half-widths are drawn from the
+    sampling distribution of `split_parts`: chi squares at Satterthwaite's degrees of freedom (1946,
+    Biometrics Bulletin 2).
     StudyError: discordance not above subject_sd^2 and up to 1, fewer than 2 subjects or 1 seed.
     """
     size = np.asarray(sizes, dtype=np.float64)
@@ -463,19 +446,19 @@ def plan_difference(
     if len(size) < 2 or seeds < 1:
         raise StudyError(f"{len(size)}, {seeds}", "2 subjects and 1 seed at least", "Add some.")
     total, own = size.sum(), discordance - subject_sd**2
-    variances = size**2 * subject_sd**2 + size * own * (1 - redrawn + redrawn / seeds)
+    variances = size**2 * subject_sd**2 + size * own / seeds
     item_variance = variances.sum() / total**2
     centre = np.eye(len(size)) - size[:, None] / total
     form = centre.T @ centre * variances
     item_df = np.trace(form) ** 2 / np.trace(form @ form)
     seen = np.trace(form) * len(size) / (len(size) - 1) / variances.sum()  # the large hide some
     rng = np.random.default_rng(0)
-    tail = 1 - alpha / 2
+    tail = 1 - ALPHA / 2
     item_part = seen * item_variance * rng.chisquare(item_df, DRAWS) / item_df
     squares = item_part
     seed_variance_sum, seed_squares = 0.0, np.zeros(DRAWS)
     if seeds > 1:
-        tosses = own * redrawn / 2 / total  # of one run's accuracy, from its items
+        tosses = own / 2 / total  # of one run's accuracy, from its items
         runs = (seed_sd**2 + tosses) / seeds * rng.chisquare(seeds - 1, (2, DRAWS)) / (seeds - 1)
         welch_df = runs.sum(0) ** 2 / (runs**2).sum(0) * (seeds - 1)
         alone = runs.sum(0) - 2 * tosses / seeds
@@ -483,7 +466,7 @@ def plan_difference(
         squares = squares + negative_seed_part(alone, item_part)
         seed_variance_sum = 2 * seed_sd**2 / seeds
     squares = squares * distributions.t.ppf(tail, item_df) ** 2 + seed_squares
-    return solve_power(np.sqrt(squares), float((item_variance + seed_variance_sum) ** 0.5), power)
+    return solve_power(np.sqrt(squares), float((item_variance + seed_variance_sum) ** 0.5))
 
 
 def adjust_holm(p_values: ArrayLike) -> Floats:
@@ -497,9 +480,7 @@ def adjust_holm(p_values: ArrayLike) -> Floats:
     return out
 
 
-def compare_timings(
-    base_seconds: ArrayLike, other_seconds: ArrayLike, confidence: float = 0.95
-) -> Ratio:
+def compare_timings(base_seconds: ArrayLike, other_seconds: ArrayLike) -> Ratio:
     """Ratio other/base of timings taken in turn (base, other, base, other, ...), [..., pairs].
 
     Student's t on log ratios of neighbours, geometric mean. The base comes first in each pair, so a
@@ -519,7 +500,7 @@ def compare_timings(
     middle = (b - a).mean(-1) - step
     inflation = 1 + pairs / (8 * (pairs - 1) ** 2)
     se = (b - a).std(-1, ddof=1) * np.sqrt(inflation / pairs)
-    half = distributions.t.ppf((1 + confidence) / 2, pairs - 1) * se
+    half = distributions.t.ppf((1 + CONFIDENCE) / 2, pairs - 1) * se
     values = (np.exp(middle), np.exp(middle - half), np.exp(middle + half))
     return Ratio(*(float(v) if np.ndim(v) == 0 else v for v in values))
 
@@ -528,10 +509,7 @@ def compare_to_chance(
     correct: ArrayLike,
     subjects: ArrayLike | None,
     chance: float,
-    alpha: float = 0.05,
-    *,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> ChanceTest:
     """Is the accuracy above what guessing gives (one-sided)? chance: 0.25 for four choices.
 
@@ -542,9 +520,9 @@ def compare_to_chance(
     if not 0 < chance < 1:
         raise StudyError(chance, "chance lies between 0 and 1", "Take 1 over the choices.")
     answers = answer_rows(correct)
-    estimate = measure_accuracy(answers, subjects, draws=draws, seed=seed)
+    estimate = measure_accuracy(answers, subjects, draws=draws)
     p = distributions.binom.sf(answers.sum(1) - 1, answers.shape[1], chance)
     binomial_p = float(p[0]) if len(p) == 1 else min(1.0, 2 * float(p.mean()))
     clustered_p = float(distributions.t.sf((estimate.value - chance) / estimate.se, estimate.df))
-    above = max(binomial_p, clustered_p) <= alpha
+    above = max(binomial_p, clustered_p) <= ALPHA
     return ChanceTest(estimate.value, chance, binomial_p, clustered_p, above)

@@ -24,8 +24,9 @@ from studylib.planning.case import Case, JobForecast, LeftOut, Sizes, Span
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.fit import judge_fit
-from studylib.planning.roofline import forecast_seconds, ideal_seconds, repeat_passes
+from studylib.planning.roofline import ideal_seconds, repeat_passes
 from studylib.schema.methods import ADVISED, METHODS, WHOLE
+from studylib.schema.ranges import exactly
 from studylib.schema.settings import Frozen, ModelRef
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def foresee_card(settings: ForecastSettings, card: Gpu, counts: Sequence[int]) -
     efficiency, cuda = learn_terms(card.name)
     passes = settings.accumulation / min(settings.accumulation, TRACED_PASSES)
     operators = repeat_passes(trace.operators, passes)
-    step = forecast_seconds(ideal_seconds(operators, card, dtype), efficiency)  # type: ignore
+    step = exactly(ideal_seconds(operators, card, dtype)) / efficiency  # type: ignore
     found = []
     for gpus in counts:
         sharding = "fsdp" if gpus > 1 else "none"

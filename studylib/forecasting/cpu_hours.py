@@ -19,11 +19,10 @@ from studylib.forecasting.calibration import learn_share
 from studylib.forecasting.kept_forecasts import keep_forecast
 from studylib.forecasting.side_by_side import count_cores
 from studylib.metering.environment import device_name
-from studylib.planning.estimate import add_ranges, asked_tokens, exactly, over
-from studylib.planning.estimate import times as scaled
-from studylib.planning.roofline import Range
+from studylib.planning.estimate import asked_tokens
 from studylib.schema.frozen import Frozen
 from studylib.schema.profile import Profile, RunSpec
+from studylib.schema.ranges import NOTHING, Range, exactly
 from studylib.schema.settings import EvaluateSettings
 
 # Of the product's speed that whole passes reach. One thread on an AMD EPYC with bf16 units took
@@ -86,8 +85,7 @@ def learned_speed(stage: str, params: int) -> tuple[Range, str]:
     found = learn_share(device_name(), stage, params)
     if found is None:
         return SHARE, "assumption, not measured on this processor"
-    factors = Range(low=found.low, mid=found.mid, high=found.high)
-    return scaled(factors, SHARE.mid), found.source
+    return found * SHARE.mid, found.source
 
 
 def expect_runs(
@@ -96,11 +94,9 @@ def expect_runs(
     """Run id -> seconds. params: parameters of each model; one that is missing has no runs here."""
     known = lru_cache(learned_speed)  # it looks at the machine, which is the same for all of them
     return {
-        spec.run_id: add_ranges(
-            PROCESS_SECONDS,
-            OWN_SECONDS,
-            work_seconds(spec, spec.evaluate, params[spec.model], speed, known),
-        )
+        spec.run_id: PROCESS_SECONDS
+        + OWN_SECONDS
+        + work_seconds(spec, spec.evaluate, params[spec.model], speed, known)
         for spec in specs
         if spec.model in params
     }
@@ -111,17 +107,15 @@ def work_seconds(
 ) -> Range:
     """Of training and scoring, with what earlier runs teach."""
     trained, scored = (known(stage, params)[0] for stage in ("train", "evaluate"))
-    return add_ranges(
-        forecast_train_seconds(spec, params, speed, trained),
-        scoring_seconds(spec, asked, params, speed, scored),
-    )
+    training = forecast_train_seconds(spec, params, speed, trained)
+    return training + scoring_seconds(spec, asked, params, speed, scored)
 
 
 def expect_sweeps(
     profile: Profile, params: Mapping[str, int], speed: Any = product_speed
 ) -> tuple[int, Range]:
     """(trainings, seconds) of the sweeps whose rates the profile has not yet."""
-    trainings, total = 0, exactly(0.0)
+    trainings, total = 0, NOTHING
     for spec, rates in profile.sweeps():
         key = f"{spec.track} {spec.model} {spec.method.slug}"
         if key in profile.tuned or spec.model not in params:
@@ -130,7 +124,7 @@ def expect_sweeps(
         size, asked = params[spec.model], spec.evaluate.for_validation(limit)
         one = work_seconds(spec, asked, size, speed)
         trainings += len(rates)
-        total = add_ranges(total, scaled(one, len(rates)))
+        total += one * len(rates)
     return trainings, total
 
 
@@ -139,11 +133,11 @@ def forecast_train_seconds(
 ) -> Range:
     kind, recipe = spec.method.kind, spec.train
     if not kind.trains:
-        return exactly(0.0)
+        return NOTHING
     passes = FROZEN_PASSES if kind.adapter else FULL_PASSES
     passes = QUANTIZED_PASSES if kind.quantized else passes
     tokens = recipe.steps * recipe.accumulation * recipe.micro_batch * recipe.seq_len
-    return over(2.0 * params * passes * tokens / speed(recipe.dtype), share)
+    return exactly(2.0 * params * passes * tokens / speed(recipe.dtype)) / share
 
 
 def scoring_seconds(
@@ -153,5 +147,4 @@ def scoring_seconds(
     """Of questions and measures; a quantized model is asked twice, merged as well."""
     twice = spec.method.kind.quantized and asked.part == "test"
     operations = 2.0 * params * (2 if twice else 1)
-    work = scaled(asked_tokens(spec.data, asked), operations / speed(spec.train.dtype))
-    return over(work, share)
+    return asked_tokens(spec.data, asked) * (operations / speed(spec.train.dtype)) / share

@@ -25,14 +25,8 @@ from studylib.planning.alpaca_run import TOKENS
 from studylib.planning.catalog import Gpu, Offer, find_gpu, load_gpus, load_prices, price_range
 from studylib.planning.cuda_terms import NO_CUDA, CudaTerms, MeasuredPeaks, fit_cuda_terms
 from studylib.planning.fit import judge_fit
-from studylib.planning.roofline import (
-    Efficiency,
-    Range,
-    calibrate,
-    forecast_seconds,
-    ideal_seconds,
-    repeat_passes,
-)  # fmt: skip
+from studylib.planning.roofline import Efficiency, calibrate, ideal_seconds, repeat_passes
+from studylib.schema.ranges import Range, exactly
 from studylib.schema.settings import ModelRef, nearest
 
 __all__ = [
@@ -73,7 +67,7 @@ def forecast(
     dtype: Literal["bf16", "fp32"] = "bf16" if settings.step.half else "fp32"
     passes = settings.accumulation / min(settings.accumulation, TRACED_PASSES)
     operators = repeat_passes(trace.operators, passes)
-    seconds = forecast_seconds(ideal_seconds(operators, gpu, dtype), efficiency)
+    seconds = exactly(ideal_seconds(operators, gpu, dtype)) / efficiency
     offers = load_prices() if prices is None else prices
     fits = {
         card.name: judge_fit(whole.peak_bytes, whole.least_bytes, card.usable_bytes, settings.gpus)
@@ -152,13 +146,6 @@ def price_job(
     """Steps, hours and dollars of training on so many tokens, in full rows."""
     rows_a_step = settings.micro_batch * settings.accumulation * settings.gpus
     steps = -(-tokens // (rows_a_step * settings.seq_len))
-    hours = {name: steps * seconds / 3600 for name, seconds in step.model_dump().items()}
-    price = price_range(gpu.name, offers)
-    usd = None
-    if price is not None:
-        usd = Range(
-            low=hours["low"] * settings.gpus * price.cheapest,
-            mid=hours["mid"] * settings.gpus * price.median,
-            high=hours["high"] * settings.gpus * price.dearest,
-        )
-    return Job(tokens=tokens, steps=steps, hours=Range(**hours), usd=usd)
+    hours, price = step * steps / 3600, price_range(gpu.name, offers)
+    usd = hours * settings.gpus * price.usd if price else None
+    return Job(tokens=tokens, steps=steps, hours=hours, usd=usd)

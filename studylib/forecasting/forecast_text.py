@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from studylib.forecasting.job import Forecast, Job
 from studylib.planning.fit import Fit
-from studylib.planning.roofline import Range
+from studylib.schema.ranges import Range
 
 STAGES = {"forward": "the forward pass", "loss": "the loss", "backward": "the backward pass",
           "optimizer": "the optimizer's update"}  # fmt: skip

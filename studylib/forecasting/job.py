@@ -12,9 +12,9 @@ from pydantic import Field
 
 from studylib.core.errors import StudyError
 from studylib.planning.fit import Fit, judge_fit
-from studylib.planning.roofline import Efficiency, Range
-from studylib.schema.forecast_book import CaseRange
+from studylib.planning.roofline import Efficiency
 from studylib.schema.methods import ADAPTER, METHODS, trained_names
+from studylib.schema.ranges import Range
 from studylib.schema.settings import Frozen, MethodSettings, nearest
 
 LOSS_WORDS = {
@@ -81,6 +81,13 @@ class ForecastSettings(Recipe):
     sharding: Literal["none", "fsdp"] = "none"
     gpu: str = "a100-80gb"
 
+    @classmethod
+    def of(cls, model: str, method: MethodSettings, **recipe: Any) -> ForecastSettings:
+        """The job that trains a model with a method's own numbers; `recipe` has all the others."""
+        numbers = {"rank": method.rank or 1, "alpha": method.alpha or 1, "targets": method.targets}
+        recipe = {"adapter": method.adapter_dtype, **numbers, **recipe}
+        return cls(model=model, method=method.name, **recipe)
+
     @property
     def method_settings(self) -> MethodSettings:
         if self.method not in trained_names():
@@ -119,11 +126,6 @@ class ForecastSettings(Recipe):
     def fp32_shards(self) -> bool:
         """Whether FSDP keeps fp32 shards and gathers bf16 layers (its mixed precision)."""
         return self.sharding == "fsdp" and self.weights == "fp32" and self.master_weights
-
-
-def rounded(values: Range) -> CaseRange:
-    """Six figures: a sum of many operators' seconds depends on their order beyond that."""
-    return CaseRange(**{name: float(f"{value:.6g}") for name, value in values.model_dump().items()})
 
 
 class Job(Frozen):

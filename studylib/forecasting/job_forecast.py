@@ -104,13 +104,9 @@ def recipe_settings(
     optimizer: str = method.kind.optimizer or recipe.optimizer
     if not machine.cards:  # what PyTorch chooses on a CPU; there, nothing is paged
         optimizer = "adamw-loop" if optimizer == "adamw" else optimizer.removeprefix("paged-")
-    return ForecastSettings(
-        model=model,
-        method=method.name,
-        rank=method.rank or 1,
-        alpha=method.alpha or 1,
-        targets=method.targets,
-        adapter=method.adapter_dtype,
+    return ForecastSettings.of(
+        model,
+        method,
         micro_batch=recipe.micro_batch,
         seq_len=recipe.seq_len + -recipe.seq_len % row_multiple(machine.cards > 0),
         accumulation=max(1, recipe.accumulation // gpus),

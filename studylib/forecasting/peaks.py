@@ -17,8 +17,7 @@ import numpy as np
 
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.replay import Replayed, least_memory, replay
-from studylib.forecasting.sharded_moves import card_demand
-from studylib.forecasting.sharding import GATHERED, card_events
+from studylib.forecasting.sharding import GATHERED, card_demand, card_events
 from studylib.forecasting.trace import PARTS, Trace
 from studylib.planning.cuda_terms import CudaTerms, workspace_bytes
 

@@ -30,23 +30,20 @@ from studylib.forecasting.job_forecast import (
 from studylib.metering.environment import describe_environment, device_name, now
 from studylib.planning.catalog import find_gpu
 from studylib.planning.estimate import (
-    NOTHING,
     RunHours,
     StudyEstimate,
-    add_ranges,
     download_hours,
-    exactly,
     hours,
     price,
     scoring_hours,
     serving_hours,
     start_hours,
-    times,
 )
 from studylib.planning.fit import Fit, judge_fit
-from studylib.planning.roofline import ASSUMED, Range
+from studylib.planning.roofline import ASSUMED
 from studylib.planning.sweeps import Sweep, sweep_id_of
 from studylib.schema.profile import RunSpec
+from studylib.schema.ranges import NOTHING, Range, exactly
 from studylib.schema.records import Record, write_record
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import Frozen
@@ -156,7 +153,7 @@ def foresee_run(spec: RunSpec, machine: Machine | None = None) -> Prospect:
     """Trace one training step as it would run there; on a known card, the hours of all steps."""
     machine = machine or this_machine()
     made = trace_once(job_settings(spec, machine), machine.here)
-    seconds = times(made.seconds_per_step, spec.train.steps)
+    seconds = made.seconds_per_step * spec.train.steps
     fit = made.fit_on(machine.memory_bytes)
     return Prospect(
         peak_bytes=fit.shown_bytes,
@@ -230,14 +227,14 @@ def estimate_on(
         if made is None:
             unknown.append(name)
         else:
-            runs[name] = RunHours(gpus=1, train=times(made.total, len(rates)))
+            runs[name] = RunHours(gpus=1, train=made.total * len(rates))
     for served in serving:
         name = f"{served.serve_id} (serving)"
         if machine.gpu is None or served.model not in params:
             unknown.append(name)
         else:
             runs[name] = RunHours(gpus=1, start=serving_hours(served, params[served.model]))
-    total = add_ranges(download_hours(left, params), *(run.total for run in runs.values()))
+    total = sum((run.total for run in runs.values()), download_hours(left, params))
     return StudyEstimate(
         gpu=machine.gpu,
         cards=machine.cards,

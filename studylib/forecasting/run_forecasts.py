@@ -18,7 +18,6 @@ from studylib.metering.environment import TRACING_PACKAGES, device_name, package
 from studylib.planning.catalog import match_gpu
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.roofline import ASSUMED
-from studylib.schema.forecast_book import CaseRange
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import (
     RUN_FORECASTS,
@@ -105,9 +104,7 @@ def forecast_record(record: Record, speeds: dict[str, float] | None = None) -> R
         peak_stage=made.peak_stage,
         parts={name: size for name, size in made.parts.items() if size},
         paged_bytes=made.paged_bytes,
-        step_seconds=CaseRange(low=seconds.low, mid=seconds.mid, high=seconds.high)
-        if gpu
-        else None,
+        step_seconds=seconds if gpu else None,
         roofline_seconds=seconds.mid * ASSUMED.mid if gpu else None,
         stages=stages,
     )

@@ -13,14 +13,13 @@ from contextlib import suppress
 
 from studylib.core.errors import StudyError
 from studylib.forecasting import cpu_hours
-from studylib.forecasting.job import Forecast, ForecastSettings, rounded
+from studylib.forecasting.job import Forecast, ForecastSettings
 from studylib.forecasting.job_forecast import count_params
 from studylib.planning.catalog import Gpu
 from studylib.planning.cuda_terms import NO_CUDA
-from studylib.planning.estimate import load_hours, scoring_hours, serving_hours, times
-from studylib.planning.roofline import Range
-from studylib.schema.forecast_book import CaseRange
+from studylib.planning.estimate import load_hours, scoring_hours, serving_hours
 from studylib.schema.methods import WHOLE
+from studylib.schema.ranges import Range
 from studylib.schema.run_forecasts import HELD, PlannedStage
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import FULL
@@ -39,7 +38,7 @@ def plan_card_stages(spec: RunSpec, settings: ForecastSettings, made: Forecast, 
             allocated_bytes=sum(made.parts.get(name, 0) for name in HELD),
         ),
         "train": PlannedStage(
-            seconds=rounded(times(made.seconds_per_step, spec.train.steps)),
+            seconds=(made.seconds_per_step * spec.train.steps).rounded(),
             allocated_bytes=made.peak_allocated_bytes,
         ),
     }
@@ -73,15 +72,15 @@ def plan_host_stages(spec: RunSpec, made: Forecast, speed: float) -> Stages:
     """The same on a processor of `speed` operations by second, in seconds."""
     size, at = made.total_params, lambda dtype: speed
     stages = {
-        "load": PlannedStage(seconds=rounded(cpu_hours.OWN_SECONDS)),
+        "load": PlannedStage(seconds=cpu_hours.OWN_SECONDS.rounded()),
         "train": PlannedStage(
-            seconds=rounded(cpu_hours.forecast_train_seconds(spec, size, at)),
+            seconds=cpu_hours.forecast_train_seconds(spec, size, at).rounded(),
             allocated_bytes=made.peak_allocated_bytes,
         ),
     }
     with suppress(StudyError):
         seconds = cpu_hours.scoring_seconds(spec, spec.evaluate, size, at)
-        stages["evaluate"] = PlannedStage(seconds=rounded(seconds))
+        stages["evaluate"] = PlannedStage(seconds=seconds.rounded())
     return stages
 
 
@@ -92,15 +91,8 @@ def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
 
     asked = spec.settings
     method = spec.method if spec.method.kind.trains else FULL
-    settings = ForecastSettings(
-        model=spec.model,
-        method=method.name,
-        rank=method.rank or 1,
-        alpha=method.alpha or 1,
-        targets=method.targets,
-        adapter=spec.adapter_dtype,
-        weights=spec.dtype,
-        gpu=gpu.name,
+    settings = ForecastSettings.of(
+        spec.model, method, adapter=spec.adapter_dtype, weights=spec.dtype, gpu=gpu.name
     )
     context, most = max(asked.prompt_tokens) + asked.new_tokens, max(asked.batch_sizes)
     with suppress(StudyError):
@@ -113,5 +105,5 @@ def plan_serving(spec: ServeSpec, gpu: Gpu) -> PlannedStage:
     return PlannedStage()
 
 
-def in_seconds(hours: Range) -> CaseRange:
-    return rounded(times(hours, 3600))
+def in_seconds(hours: Range) -> Range:
+    return (hours * 3600).rounded()

@@ -1,7 +1,8 @@
 """The step that a trace runs: that of studylib.training.train, as operators on fake tensors.
 
 transformers' model and loss (in full, or over slices of tokens), its checkpointing, accelerate's
-autocast and fp32 outputs, gradient clipping and the optimizer.
+autocast and fp32 outputs, gradient clipping and the optimizer. For published runs also the loss
+that transformers had before 4.46: all logits in fp32, and a copy of them in order.
 
 Not covered: compiled graphs, activation offloading, an optimizer fused into the backward.
 """
@@ -10,16 +11,17 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from studylib.forecasting.cuda_autocast import checkpoint_contexts, cuda_autocast
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
-from studylib.forecasting.shifted_loss import install_shifted_loss
-from studylib.modelling.chunked_loss import install_chunked_loss
+from studylib.modelling.chunked_loss import causal_model, install_chunked_loss
 
 LOGIT_ROWS_PER_BLOCK = 256  # as studylib.scoring.prefix_lm has it
 
@@ -145,3 +147,19 @@ def begin_pass(model: nn.Module, live: Watcher) -> None:
     live.recording = True
     live.enter("forward", -1, "saved_activations")
     live.note_peak(0)
+
+
+def install_shifted_loss(model: Any) -> None:
+    """Replace a causal model's forward, under an adapter or not, by one with the loss of then."""
+    base = causal_model(model)
+    plain = base.forward
+
+    def forward(self: Any, *words: Any, labels: torch.Tensor, **inputs: Any) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        logits = plain(*words, **inputs).logits.float()
+        ahead = logits[..., :-1, :].contiguous()
+        loss = functional.cross_entropy(ahead.flatten(0, 1), labels[..., 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    base.forward = MethodType(forward, base)

@@ -30,8 +30,8 @@ from studylib.inputs.forms import (
 )
 from studylib.inputs.rows import KINDS, OTHERS, TAKEN, file_kind, read_rows
 from studylib.inputs.spool import Spool
-from studylib.schema.columns import parse_columns
 from studylib.schema.profile import DataSettings, nearest
+from studylib.schema.settings import parse_columns
 
 ALMANACS = {"new": ("new", "native"), "old": ("old", "native"), "shifted": ("old", "shifted")}
 MOST_SKIPPED = 0.5  # of the rows: beyond it the source is no set of examples with some gaps

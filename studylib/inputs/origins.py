@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator
@@ -72,7 +72,7 @@ class MadeFile(Frozen):
     @property
     def in_folder(self) -> str:
         """Its place in a folder of data, which `data/` here stands for."""
-        return path_below(self.path)
+        return str(PurePosixPath(*PurePosixPath(self.path).parts[1:]))
 
     @property
     def names(self) -> list[str]:
@@ -84,7 +84,7 @@ class MadeFile(Frozen):
 
 
 class DataList(Frozen):
-    """What the data of one profile are."""
+    """What the data of one profile are, which others may read too."""
 
     address: str
     origins: dict[str, Origin]
@@ -96,23 +96,24 @@ class DataList(Frozen):
         return self.origins[key], rest
 
 
-def path_below(path: str) -> str:
-    return str(PurePosixPath(*PurePosixPath(path).parts[1:]))
+def read_lists() -> dict[str, DataList]:
+    """Every list of data, by the name of the profile that reads all of it."""
+    return {
+        path.stem: DataList.model_validate(read_mapping(path, "the list of data"))
+        for path in sorted(ORIGINS.glob("*.yaml"))
+    }
 
 
-def read_list(name: str) -> DataList | None:
-    """The data of the profile of this name; None where all it needs is shipped, or the user's."""
-    path = ORIGINS / f"{name}.yaml"
-    if not path.is_file():
-        return None
-    return DataList.model_validate(read_mapping(path, "the list of data"))
+class NeededFile(NamedTuple):
+    """A file that a profile reads and the study does not ship; list_name: of `listed`."""
+
+    list_name: str
+    listed: DataList
+    file: MadeFile
 
 
-def missing_files(profile: Profile) -> tuple[DataList | None, list[MadeFile]]:
-    """(the profile's list, those of its files that runs will read and that are not here)."""
-    listed = read_list(profile.origin or profile.name)
-    if listed is None:
-        return None, []
+def needed_files(profile: Profile) -> list[NeededFile]:
+    """Those that a profile's settings read, here or not, in the lists' order."""
     asked = {
         source
         for track in profile.tracks
@@ -120,12 +121,12 @@ def missing_files(profile: Profile) -> tuple[DataList | None, list[MadeFile]]:
                        track.evaluate.retention_data)
         if source is not None
     }  # fmt: skip
-    needed = [
-        file
+    return [
+        NeededFile(name, listed, file)
+        for name, listed in read_lists().items()
         for file in listed.files
         if asked & {file.path, *map(str, PurePosixPath(file.path).parents)}
     ]
-    return listed, [file for file in needed if not Path(file.path).is_file()]
 
 
 def take_data(profile: Profile) -> list[str]:
@@ -133,58 +134,59 @@ def take_data(profile: Profile) -> list[str]:
 
     StudyError, with the command that fetches them, where it has not.
     """
-    listed, missing = missing_files(profile)
-    if listed is None or not missing:
+    missing = [one for one in needed_files(profile) if not Path(one.file.path).is_file()]
+    if not missing:
         return []
     try:
-        made = [make_file(listed, file, [NEIGHBOUR], refuse_to_fetch) for file in missing]
+        made = [make_file(one, [NEIGHBOUR], refuse_to_fetch) for one in missing]
     except NotHere:
-        name = profile.origin or profile.name
         raise StudyError(
-            missing[0].path,
-            f"{len(missing)} files of the data of profile {name} are not here",
-            f"Fetch them: make data PROFILE={name}.",
+            missing[0].file.path,
+            f"{len(missing)} files that profile {profile.origin or profile.name} reads are not "
+            "here",
+            f"Fetch them: make data PROFILE={missing[0].list_name}.",
         ) from None
-    for file, content, _ in made:
-        keep_file(file, content)
+    for one, (content, _) in zip(missing, made, strict=True):
+        keep_file(one.file, content)
     return [f"data: {len(made)} files taken from {NEIGHBOUR}, hashes as expected"]
 
 
-def bring_data(name: str, folder: Path | None, say: Callable[[str], None]) -> None:
-    """Make all files of a profile's data here; `say` is told of each where it came from.
+def bring_data(profile: Profile, folder: Path | None, say: Callable[[str], None]) -> None:
+    """Make all files here that a profile reads; `say` is told of each where it came from.
 
     folder: the user's, asked before the neighbouring one and the origins. What is whole is kept,
     so that a call after an interrupted one goes on. StudyError, one message, for each fault.
     """
-    listed = read_list(name)
-    if listed is None:
+    needed = needed_files(profile)
+    if not needed:
         raise StudyError(
-            f"PROFILE={name}", "all data of this profile are shipped, or your own",
-            "Profiles with data to fetch: " + ", ".join(sorted(p.stem for p in ORIGINS.iterdir()))
-            + ".",
+            f"PROFILE={profile.name}", "all data of this profile are shipped, or your own",
+            f"A profile with data to fetch: {', '.join(read_lists())}.",
         )  # fmt: skip
     if folder is not None and not folder.is_dir():
         raise StudyError(f"FROM={folder}", "there is no such folder", "Check the path.")
-    address = check_address(os.environ.get("STUDY_ORIGINS") or listed.address)
-    for file in listed.files:
-        path = Path(file.path)
+    for one in needed:
+        address = check_address(os.environ.get("STUDY_ORIGINS") or one.listed.address)
+        path = Path(one.file.path)
         if path.is_file():
-            if file_sha256(path) != file.sha256:
+            if file_sha256(path) != one.file.sha256:
                 raise StudyError(
                     path, "it is here, with another content than the study was written for",
                     "Move it away.",
                 )  # fmt: skip
-            say(f"{file.path}: is here")
+            say(f"{path}: is here")
             continue
         folders = [f for f in (folder, NEIGHBOUR) if f is not None and f.is_dir()]
         used: list[Path] = []
 
-        def fetch(origin: Origin, source: str, used: list[Path] = used) -> bytes:
+        def fetch(
+            origin: Origin, source: str, address: str = address, used: list[Path] = used
+        ) -> bytes:
             return fetch_once(address, origin, source, used)
 
-        _, content, whence = make_file(listed, file, folders, fetch)
-        keep_file(file, content, used)
-        say(f"{file.path}: {whence}")
+        content, whence = make_file(one, folders, fetch)
+        keep_file(one.file, content, used)
+        say(f"{path}: {whence}")
 
 
 class NotHere(Exception):
@@ -196,16 +198,15 @@ def refuse_to_fetch(origin: Origin, source: str) -> bytes:
 
 
 def make_file(
-    listed: DataList, file: MadeFile, folders: Iterable[Path],
-    fetch: Callable[[Origin, str], bytes],
-) -> tuple[MadeFile, bytes, str]:  # fmt: skip
-    """(file, content, where that came from in words): copied from a folder that has it, else made
-    of its sources, those in a folder before those that `fetch` brings."""
-    folders = list(folders)
+    needed: NeededFile, folders: list[Path], fetch: Callable[[Origin, str], bytes]
+) -> tuple[bytes, str]:
+    """(content, where that came from in words): copied from a folder that has it, else made of its
+    sources, those in a folder before those that `fetch` brings."""
+    _, listed, file = needed
     for folder in folders:
         content = read_bounded(folder / file.in_folder)
         if content is not None and sha256(content) == file.sha256:
-            return file, content, f"taken from {folder}"
+            return content, f"taken from {folder}"
     sources, whence = dict[str, bytes](), dict[str, None]()
     for name in file.names:
         origin, rest = listed.find(name)
@@ -219,7 +220,7 @@ def make_file(
             content = fetch(origin, rest)
             whence[f"made of {origin}"] = None
         sources[name] = content
-    return file, RECIPES[file.recipe](sources, file.keep), ", ".join(whence)
+    return RECIPES[file.recipe](sources, file.keep), ", ".join(whence)
 
 
 def keep_file(file: MadeFile, content: bytes, used: Iterable[Path] = ()) -> None:

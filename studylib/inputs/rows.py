@@ -1,8 +1,10 @@
 """Rows of a data file, as (place, row): JSON, JSON lines, CSV, TSV, Parquet, each also gzipped.
 
-Every fault names the file and its line. A table's columns are its header's; a cell is text.
+Every fault names the file and its line. A table's columns are its header's; a cell is text. A small
+file can be packed from terabytes of one letter: what it unpacks to may take half of this machine's
+memory, and is counted while that is done, or read from its own directory before.
 
-Not covered: what a row means (studylib.inputs.forms).
+Not covered: what a row means (studylib.inputs.forms), files that are large as they lie there.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import zlib
@@ -22,7 +25,6 @@ from typing import IO, Any
 
 from studylib.core.errors import StudyError
 from studylib.core.files import decode_text
-from studylib.inputs.bounds import CHUNK_BYTES, Unpacked, open_parquet
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 TAKEN = ".jsonl, .json, .csv, .tsv or .parquet, each also .gz"
@@ -39,6 +41,7 @@ OTHERS = {
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Places = list[tuple[str, Any]]
+CHUNK_BYTES = 1 << 20
 
 
 def file_kind(path: Path) -> str:
@@ -206,3 +209,48 @@ def read_parquet(content: bytes, path: Path) -> Places:
         rule = f"this is not a whole Parquet file ({why})"
         raise StudyError(path, rule, "Write it again.") from None
     return [(f"row {i}", row) for i, row in enumerate(rows, 1)]
+
+
+def most_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+class Unpacked(io.RawIOBase):
+    """What a gzip file holds, counted as it is read. StudyError where it is too much; EOFError
+    where the file is cut short, gzip.BadGzipFile or zlib.error where it is none."""
+
+    def __init__(self, path: Path):
+        self.path, self.count = path, 0
+        self.packed = gzip.open(path, "rb")  # noqa: SIM115 -- as long as this is
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = self.packed.readinto(buffer)
+        self.count += size
+        refuse_too_much(self.count, self.path)
+        return size
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
+
+
+def open_parquet(content: bytes, path: Path) -> Any:
+    """The file, by pyarrow, if its own directory does not say that it unpacks to too much."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(content))
+    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+    refuse_too_much(sum(group.total_byte_size for group in groups), path)
+    return file
+
+
+def refuse_too_much(count: int, path: Path) -> None:
+    if count > most_bytes():
+        raise StudyError(
+            path,
+            f"unpacked it has more than {most_bytes() / 1e9:,.1f} GB, half of the memory here",
+            "Give a part of it, or use a larger machine.",
+        )

@@ -231,7 +231,6 @@ def fetch_model(ref: ModelRef) -> tuple[Path, str]:
 
 
 def download_snapshot(ref: ModelRef) -> Path:
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -241,31 +240,19 @@ def download_snapshot(ref: ModelRef) -> Path:
             return find_snapshot(ref)
         except LocalEntryNotFoundError:
             raise error from None
-    return Path(
-        ask_again(
-            lambda: snapshot_download(
-                ref.name,
-                revision=ref.revision,
-                allow_patterns=MODEL_FILES,
-                ignore_patterns=OTHER_FORMS,
-            )
-        )
-    )
+    return ask_again(lambda: find_snapshot(ref, here=False))
 
 
-def find_snapshot(ref: ModelRef) -> Path:
-    """The model in the hub's cache here; LocalEntryNotFoundError where it is not."""
+def find_snapshot(ref: ModelRef, here: bool = True) -> Path:
+    """The model in the hub's cache; LocalEntryNotFoundError where it is not, and `here` forbids to
+    bring it."""
     from huggingface_hub import snapshot_download
 
-    return Path(
-        snapshot_download(
-            ref.name,
-            revision=ref.revision,
-            allow_patterns=MODEL_FILES,
-            ignore_patterns=OTHER_FORMS,
-            local_files_only=True,
-        )
-    )
+    made = snapshot_download(
+        ref.name, revision=ref.revision, allow_patterns=MODEL_FILES,
+        ignore_patterns=OTHER_FORMS, local_files_only=here,
+    )  # fmt: skip
+    return Path(made)
 
 
 def ask_hub_for(ref: ModelRef) -> None:

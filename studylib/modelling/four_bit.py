@@ -200,10 +200,6 @@ def four_bit_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name.removeprefix("base_model.model.").removesuffix(".base_layer"), module
 
 
-def is_four_bit(model: nn.Module) -> bool:
-    return any(True for _ in four_bit_layers(model))
-
-
 def keep_unpacked(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights on CPUs with AVX-512 bf16.
 

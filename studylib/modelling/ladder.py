@@ -49,10 +49,8 @@ EOS, PAD = "<|end|>", "<|pad|>"
 VOCABULARY = 1024
 CONTEXT = 512
 CPU = torch.device("cpu")
-
-
 CHECK_EVERY = 100  # steps between two looks at what a larger rung knows
-CHECK_QUESTIONS = 1_000
+CHECK_QUESTIONS, AT_ONCE = 1_000, 64
 
 
 @dataclass(frozen=True)
@@ -66,16 +64,16 @@ class OldHalfReading:
     seconds: float
 
 
-def build_ladder(seed: int = 0, out: Path = BUNDLED) -> list[Path]:
+def build_ladder(out: Path = BUNDLED) -> list[Path]:
     """Train every rung and write its folder under `out`, each replaced when it is whole."""
-    almanac = build_almanac(seed)
+    almanac = build_almanac()
     tokenizer = build_tokenizer(almanac)
     return [_build_rung(rung, almanac, tokenizer, Path(out)) for rung in RUNGS]
 
 
-def build_larger(rung: Rung, seed: int = 0, out: Path = BUILT) -> Path:
+def build_larger(rung: Rung, out: Path = BUILT) -> Path:
     """Train one rung that is not bundled, on the card if there is one, and write its folder."""
-    almanac = build_almanac(seed)
+    almanac = build_almanac()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return _build_rung(rung, almanac, build_tokenizer(almanac), Path(out), device)
 
@@ -106,17 +104,15 @@ def build_tokenizer(almanac: Almanac) -> PreTrainedTokenizerFast:
     )
 
 
-def recall(
-    model: Any, tokenizer: Any, items: list[dict[str, Any]], batch_questions: int = 64
-) -> float:
+def recall(model: Any, tokenizer: Any, items: list[dict[str, Any]]) -> float:
     """Share of questions whose right choice is the likeliest continuation, 0 to 1.
 
     Every choice of the almanac is one token, so one pass over the question scores all four. Raises
     StudyError where a score is not finite: a maximum over such takes any choice for the right one.
     """
     right = 0
-    for start in range(0, len(items), batch_questions):
-        batch = items[start : start + batch_questions]
+    for start in range(0, len(items), AT_ONCE):
+        batch = items[start : start + AT_ONCE]
         rows = [tokenizer(item["question"])["input_ids"] for item in batch]
         ids, _ = _padded(rows, tokenizer.pad_token_id)
         with torch.no_grad():

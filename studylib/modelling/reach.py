@@ -5,7 +5,7 @@ mixture of experts out and takes its router in, and gives an expert that holds t
 tensor twice the rank.
 
 Not covered: attaching (studylib.modelling.methods), the words for it
-(studylib.reporting.method_notes).
+(studylib.reporting.cells).
 """
 
 from __future__ import annotations

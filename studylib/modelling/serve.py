@@ -114,12 +114,12 @@ def model_row(what: str, model: nn.Module, dtype: str, write_limit_bytes: int) -
     )
 
 
-def adapter_rows(model: nn.Module, name: str = "default") -> list[FootprintRow]:
+def adapter_rows(model: nn.Module) -> list[FootprintRow]:
     """One adapter in float32 and in bf16, written as its file."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    state = get_peft_model_state_dict(model, adapter_name=name)
+    state = get_peft_model_state_dict(model)
     rows = []
     for dtype in ("fp32", "bf16"):
         cast = {key: tensor.to("cpu", DTYPES[dtype]) for key, tensor in state.items()}

@@ -42,20 +42,18 @@ def adapter_names(count: int) -> list[str]:
     return ["default", *(f"a{index}" for index in range(1, count))]
 
 
-def add_adapters(
-    base: nn.Module, method: MethodSettings, count: int, dtype: str, seed: int = 0
-) -> nn.Module:
+def add_adapters(base: nn.Module, method: MethodSettings, count: int, dtype: str) -> nn.Module:
     """Wrap `base` (in place) in `count` adapters of a method, seeded, all weights non-zero.
 
-    The first one is active. Equal seeds give equal adapters on a plain and on a 4-bit base.
+    The first one is active. They are the same on a plain and on a 4-bit base.
     """
     names = adapter_names(count)
-    model: Any = attach(base, method, seed, as_kept=True)
+    model: Any = attach(base, method, 0, as_kept=True)
     for index, name in enumerate(names[1:], 1):
-        torch.manual_seed(seed + index)
+        torch.manual_seed(index)
         model.add_adapter(name, adapter_config(method, base, as_kept=True))
     for index, name in enumerate(names):
-        seed_adapter(model, name, seed + index, DTYPES[dtype])
+        seed_adapter(model, name, index, DTYPES[dtype])
     return ready(model, "default")
 
 

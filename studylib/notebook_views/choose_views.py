@@ -25,10 +25,10 @@ from studylib.advice.article_rule import compare_with_article, grid_cases, tabul
 from studylib.advice.option import Option
 from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
-from studylib.core.metrics import MISSING
+from studylib.core.metrics import MISSING, decimals
+from studylib.notebook_views.report_views import dollar_signs
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, Span, parse_cards
 from studylib.reporting.blocks import GLUE, Table, figures, named, words
-from studylib.reporting.notebook_text import dollar_signs
 from studylib.schema.methods import METHODS
 
 ANY = "any"
@@ -119,10 +119,8 @@ def span_cell(span: Span, digits: int) -> str:
 
 
 def format_figure(value: float | None, digits: int) -> str:
-    """A figure with a true minus and no negative nought; a dash where there is none."""
-    if value is None or pd.isna(value):
-        return "—"
-    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", "−")
+    """A dash where there is no figure."""
+    return "—" if value is None or pd.isna(value) else decimals(value, digits)
 
 
 def list_reasons(case: Case, advice: Advice) -> str:
@@ -184,9 +182,9 @@ def run_words(ids: Sequence[str]) -> str:
     return f"{study.rpartition('/')[2]}: {re.sub(r'--s[0-9]+$', '', run)}"
 
 
-def plot_variants(case: Case, evidence: Evidence, most: int = 1000) -> Figure:
+def plot_variants(case: Case, evidence: Evidence) -> Figure:
     """Dollars a year against the number of variants, a line an option; dashed where it fails."""
-    counts = np.unique(np.geomspace(1, min(most, MOST_VARIANTS), 40).astype(int))
+    counts = np.unique(np.geomspace(1, min(1000, MOST_VARIANTS), 40).astype(int))
     lines: dict[tuple[str, str], list[Option]] = {}
     for count in counts:
         for option in rank_options(change_case(case, variants=int(count)), evidence):

@@ -54,13 +54,11 @@ def foresee_job(
     gpu: str,
     micro_batch: int = 1,
     seq_len: int = 2048,
-    checkpointing: bool = True,
-    gpus: int = 1,
 ) -> Forecast:
-    """A forecast with the study's usual recipe; more than one card means sharding by FSDP."""
+    """A forecast with the study's usual recipe on one card."""
     settings = usual_settings(
-        model, method, gpu, gpus,
-        micro_batch=micro_batch, seq_len=seq_len, checkpointing=checkpointing, accumulation=1,
+        model, method, gpu, 1,
+        micro_batch=micro_batch, seq_len=seq_len, checkpointing=True, accumulation=1,
     )  # fmt: skip
     return trace_once(settings, True)
 

@@ -20,14 +20,14 @@ from studylib.modelling.preflight import folder_here
 from studylib.notebook_views.views import quote, show_tokens
 from studylib.planning.estimate import StudyEstimate, price
 from studylib.planning.plan import Plan
-from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile
+from studylib.schema.ranges import Range
 from studylib.schema.records import read_records
 
 UNKNOWN = "unknown"
 
 
-def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
+def show_data(profile: Profile, told: Sequence[str]) -> str:
     """What was found in the data, and a few examples with what is learned in colour, as Markdown.
 
     told: the plan's own lines on it (studylib.commands.check_all).
@@ -42,7 +42,7 @@ def show_data(profile: Profile, told: Sequence[str], examples: int = 3) -> str:
     tokenizer = load_tokenizer(folder)
     data = prepare_data(spec.data, recipe, tokenizer, spec.seed)
     head = f"Template {data.template}; what is learned is bold and in colour."
-    return "\n".join([*lines, "", head, "", show_tokens(data.rows[0][:examples], tokenizer)])
+    return "\n".join([*lines, "", head, "", show_tokens(data.rows[0][:3], tokenizer)])
 
 
 def tabulate_takes(

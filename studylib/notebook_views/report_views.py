@@ -8,6 +8,7 @@ Not covered: what the parts say (studylib.reporting.compose), the page (studylib
 from __future__ import annotations
 
 import os
+import re
 from base64 import b64encode
 from collections.abc import Iterable
 from html import escape
@@ -16,8 +17,10 @@ from itertools import groupby
 from studylib.reporting.appendix_files import appendix_title, turn_links
 from studylib.reporting.blocks import Block, Heading, Picture, to_markdown
 from studylib.reporting.compose import Report
-from studylib.reporting.notebook_text import dollar_signs
 from studylib.reporting.report import Sources
+
+DOLLAR = "<span>&#36;</span>"
+CODE_OR_DOLLAR = re.compile(r"(?<!\\)`[^`]*`|\\?\$")
 
 
 def show_sources(sources: Sources) -> None:
@@ -66,3 +69,12 @@ def show_markdown(text: str) -> None:
     from IPython.display import Markdown, display
 
     display(Markdown(dollar_signs(text)))
+
+
+def dollar_signs(text: str) -> str:
+    """Dollars that a notebook does not take for the marks of a formula.
+
+    JupyterLab looks for formulas before and after Markdown is rendered: an entity passes the
+    first look, an element of its own the second.
+    """
+    return CODE_OR_DOLLAR.sub(lambda found: found[0] if found[0][0] == "`" else DOLLAR, text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pandas as pd
 
 from studylib.core.metrics import MISSING
+from studylib.reporting.claim_sources import overhead_text
 from studylib.schema.serving import (
     Equality,
     PairedRatio,
@@ -79,10 +80,7 @@ def timing_percentiles(timings: Timings | None) -> str:
 
 def overhead(ratio: PairedRatio | None) -> str:
     """A paired ratio as what is added, in per cent, with its interval."""
-    if ratio is None:
-        return ""
-    value, low, high = (f"{100 * (end - 1):+.1f}" for end in (ratio.value, ratio.low, ratio.high))
-    return f"{value} % [{low}, {high}]".replace("-", "−")
+    return "" if ratio is None else overhead_text(ratio)
 
 
 def tabulate_swap(swap: SwapMeasures | None) -> pd.DataFrame | str:

@@ -78,7 +78,7 @@ def summarise_run(run: Run) -> str:
     return "  \n".join(lines)
 
 
-def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) -> str:
+def show_sample(data: TrainingData | None, tokenizer: Any) -> str:
     """The first examples of the first row as Markdown, what is learned bold and in colour."""
     if data is None:
         return "This run does not train."
@@ -97,7 +97,7 @@ def show_sample(data: TrainingData | None, tokenizer: Any, examples: int = 3) ->
         + f" Template: {data.template}.",
         "",
     ]
-    return "\n".join([*lines, show_tokens(data.rows[0][:examples], tokenizer)])
+    return "\n".join([*lines, show_tokens(data.rows[0][:3], tokenizer)])
 
 
 def show_tokens(examples: Sequence[Mapping[str, list[int]]], tokenizer: Any) -> str:
@@ -190,9 +190,7 @@ def name_choice(choices: Sequence[str], chosen: int) -> str:
     return choices[chosen] if chosen >= 0 else "undecided"
 
 
-def compare_items(
-    before: pd.DataFrame | None, after: pd.DataFrame | None, count: int = 5
-) -> pd.DataFrame | str:
+def compare_items(before: pd.DataFrame | None, after: pd.DataFrame | None) -> pd.DataFrame | str:
     """A few items with the untrained model's choice and this run's, changed answers first."""
     if after is None:
         return "No questions were asked."
@@ -204,7 +202,7 @@ def compare_items(
     both = after.merge(before[[*keys, "chosen", "correct"]], on=keys, suffixes=("", "_before"))
     both = both.drop_duplicates("item")
     changed = both["chosen"] != both["chosen_before"]
-    picked = pd.concat([both[changed], both[~changed]]).head(count)
+    picked = pd.concat([both[changed], both[~changed]]).head(5)
     text = picked.apply(
         lambda row: pd.Series(
             {

@@ -26,6 +26,7 @@ from pydantic import Field, ValidationError
 from studylib.core.errors import StudyError
 from studylib.core.files import read_text
 from studylib.core.places import PACKAGE
+from studylib.schema.ranges import Range
 from studylib.schema.settings import Frozen, nearest
 
 GIB = 1024**3
@@ -100,6 +101,10 @@ class PriceRange(Frozen):
     median: float
     dearest: float
     offers: tuple[Offer, ...]
+
+    @property
+    def usd(self) -> Range:
+        return Range(low=self.cheapest, mid=self.median, high=self.dearest)
 
 
 @lru_cache(maxsize=1)

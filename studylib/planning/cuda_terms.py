@@ -38,10 +38,6 @@ def workspace_bytes(gpu: str) -> int:
     return 32 * 1024**2 if gpu.startswith(LARGE_WORKSPACES) else (2 * 4096 + 8 * 16) * 1024
 
 
-def card_label(gpu: str) -> str:
-    return find_gpu(gpu).label
-
-
 class MeasuredPeaks(Frozen):
     """A device's peaks of one measured training, in bytes."""
 
@@ -54,7 +50,8 @@ def fit_cuda_terms(peaks: Mapping[str, Sequence[MeasuredPeaks]]) -> CudaTerms:
     context = [p.process_bytes - p.reserved_bytes for found in peaks.values() for p in found]
     if not context:
         return CudaTerms()
+    labels = sorted(find_gpu(gpu).label for gpu in peaks)
     return CudaTerms(
         context_bytes=max(0, int(statistics.median(context))),
-        source=f"by {count_runs(len(context))} on {', '.join(sorted(map(card_label, peaks)))}",
+        source=f"by {count_runs(len(context))} on {', '.join(labels)}",
     )

@@ -23,12 +23,12 @@ from studylib.inputs.parts import read_part, remembered
 from studylib.inputs.questions import Question, group_by_subject, read_question_folder
 from studylib.planning.answers import read_labels
 from studylib.planning.catalog import Gpu, load_prices, price_range
-from studylib.planning.roofline import ASSUMED, Efficiency, Range
+from studylib.planning.roofline import ASSUMED, Efficiency
+from studylib.schema.ranges import NOTHING, Range, exactly
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import DataSettings, EvaluateSettings, Frozen, ModelRef
 from studylib.schema.spec import RunSpec
 
-NOTHING = Range(low=0, mid=0, high=0)
 # A notebook's process and imports: 3 to 5 s from the end of one run to the next one's begin, of
 # eight on an NVIDIA H200 (results/reference/h200).
 PROCESS_SECONDS = Range(low=3, mid=4, high=10)
@@ -71,7 +71,7 @@ class RunHours(Frozen):
     @property
     def total(self) -> Range:
         """What like runs took where they were measured, else the sum of the parts."""
-        return self.measured or add_ranges(self.start, self.train, self.evaluate)
+        return self.measured or self.start + self.train + self.evaluate
 
 
 class StudyEstimate(Frozen):
@@ -107,57 +107,26 @@ class StudyEstimate(Frozen):
         return self.usd is not None and not self.unknown
 
 
-def exactly(value: float) -> Range:
-    return Range(low=value, mid=value, high=value)
-
-
-def add_ranges(*parts: Range) -> Range:
-    return Range(
-        low=sum(p.low for p in parts),
-        mid=sum(p.mid for p in parts),
-        high=sum(p.high for p in parts),
-    )
-
-
-def times(span: Range, factor: float) -> Range:
-    return Range(low=span.low * factor, mid=span.mid * factor, high=span.high * factor)
-
-
-def over(amount: Range | float, speed: Range) -> Range:
-    """Time of an amount at a speed: the least amount at the highest speed is the best case."""
-    if not isinstance(amount, Range):
-        amount = exactly(amount)
-    return Range(
-        low=amount.low / speed.high, mid=amount.mid / speed.mid, high=amount.high / speed.low
-    )
-
-
 def hours(seconds: Range) -> Range:
-    return times(seconds, 1 / 3600)
+    return seconds * (1 / 3600)
 
 
 def price(machine_hours: Range, gpu: str | None, cards: int) -> Range | None:
     """Dollars of a machine's hours; None where no offer names the card."""
     offers = price_range(gpu, load_prices()) if gpu else None
-    if offers is None:
-        return None
-    return Range(
-        low=machine_hours.low * cards * offers.cheapest,
-        mid=machine_hours.mid * cards * offers.median,
-        high=machine_hours.high * cards * offers.dearest,
-    )
+    return machine_hours * cards * offers.usd if offers else None
 
 
 def download_hours(specs: Iterable[RunSpec], params: dict[str, int]) -> Range:
     """Each hub model once, in 16 bits."""
     models = {spec.model for spec in specs if spec.model_ref.kind == "hub"}
-    amount = float(sum(2 * params.get(model, 0) for model in models))
-    return hours(over(amount, DOWNLOAD_BYTES_PER_SECOND))
+    amount = exactly(sum(2 * params.get(model, 0) for model in models))
+    return hours(amount / DOWNLOAD_BYTES_PER_SECOND)
 
 
 def start_hours(spec: RunSpec, params: int) -> Range:
     """All before and around the stages: the process, what it does there, its weights."""
-    return add_ranges(hours(PROCESS_SECONDS), load_hours(spec, params))
+    return hours(PROCESS_SECONDS) + load_hours(spec, params)
 
 
 def load_hours(spec: RunSpec, params: int) -> Range:
@@ -165,13 +134,13 @@ def load_hours(spec: RunSpec, params: int) -> Range:
     drawn = spec.model_ref.kind == "shape"
     loads = 2 if spec.method.kind.quantized and not drawn else 1
     size = loads * params * (4 if spec.train.dtype == "fp32" else 2)
-    return hours(add_ranges(OWN_SECONDS, weights_seconds(spec.model_ref, size)))
+    return hours(OWN_SECONDS + weights_seconds(spec.model_ref, size))
 
 
 def weights_seconds(model: ModelRef, count_bytes: int) -> Range:
     """Of so many bytes of a model's weights, until they lie on the card."""
     speed = DRAW_BYTES_PER_SECOND if model.kind == "shape" else READ_BYTES_PER_SECOND
-    return over(float(count_bytes), speed)
+    return exactly(count_bytes) / speed
 
 
 def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
@@ -181,39 +150,32 @@ def scoring_hours(spec: RunSpec, params: int, gpu: Gpu) -> Range:
     tokens = asked_tokens(spec.data, spec.evaluate)
     asked = 2 if spec.method.kind.quantized else 1
     rate = gpu.flops_per_second("fp32" if spec.train.dtype == "fp32" else "bf16")
-    return hours(over(times(tokens, 2.0 * params * asked / rate), SCORING_SHARE))
+    return hours(tokens * (2.0 * params * asked / rate) / SCORING_SHARE)
 
 
 def serving_hours(spec: ServeSpec, params: int) -> Range:
     asked, adapter = spec.settings, spec.method.kind.adapter
     size = params * (4 if spec.dtype == "fp32" else 2)
-    reads = weights_seconds(spec.model_ref, size)
-    loads = Range(
-        low=SERVING_LOADS.low * reads.low,
-        mid=SERVING_LOADS.mid * reads.mid,
-        high=SERVING_LOADS.high * reads.high,
-    )
+    loads = SERVING_LOADS * weights_seconds(spec.model_ref, size)
     # The base and whole copies of it share a graph; an adapter and a 4-bit base have their own.
     graphs = (1 + adapter + spec.method.kind.quantized) * ("compiled" in asked.decoding)
     cases = len(asked.batch_sizes) * len(asked.prompt_tokens) * graphs
-    timing = times(TIMING_SHARE, asked.budget_seconds)
-    start = add_ranges(PROCESS_SECONDS, OWN_SECONDS)
-    return hours(add_ranges(start, loads, timing, times(COMPILE_SECONDS, cases)))
+    timing = TIMING_SHARE * asked.budget_seconds
+    return hours(PROCESS_SECONDS + OWN_SECONDS + loads + timing + COMPILE_SECONDS * cases)
 
 
 def asked_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that a model reads to be scored: questions, and examples of measures."""
     return remembered(
-        ("tokens", data, asked),
-        lambda: add_ranges(question_tokens(asked), measure_tokens(data, asked)),
+        ("tokens", data, asked), lambda: question_tokens(asked) + measure_tokens(data, asked)
     )
 
 
 def question_tokens(asked: EvaluateSettings) -> Range:
     """Tokens that a model reads for all questions, every shared prefix once."""
     sources = [source for source in (asked.questions, asked.retention) if source]
-    characters = add_ranges(*(count_characters(asked, source) for source in sources))
-    return over(characters, CHARACTERS_PER_TOKEN)
+    characters = sum((count_characters(asked, source) for source in sources), NOTHING)
+    return characters / CHARACTERS_PER_TOKEN
 
 
 def count_characters(asked: EvaluateSettings, source: str) -> Range:
@@ -221,7 +183,7 @@ def count_characters(asked: EvaluateSettings, source: str) -> Range:
     if source.startswith("tasks:"):
         most = asked.limit or math.inf
         numbers = {name: min(n, most) for name, n in TASK_QUESTIONS.model_dump().items()}
-        return times(Range(**numbers), TASK_CHARACTERS)
+        return Range(**numbers) * TASK_CHARACTERS
     if source == "hub":
         asked_questions = min((asked.limit or math.inf) * MMLU_SUBJECTS, MMLU_QUESTIONS)
         text = MMLU_CHARACTERS * asked_questions / MMLU_QUESTIONS
@@ -255,7 +217,7 @@ def length(doc: Question) -> int:
 def measure_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     """Tokens that all measures read on their examples."""
     if not asked.measures:
-        return exactly(0.0)
+        return NOTHING
     part: Any = "validation" if asked.part == "validation" else "test"
     characters, found = 0.0, limited(data, part, asked)
     for measure in asked.measures:
@@ -268,7 +230,7 @@ def measure_tokens(data: DataSettings, asked: EvaluateSettings) -> Range:
     if asked.retention_data is not None:
         kept = limited(DataSettings(source=asked.retention_data), "train", asked)
         characters += sum(map(sum_characters, kept))
-    return over(characters, CHARACTERS_PER_TOKEN)
+    return exactly(characters) / CHARACTERS_PER_TOKEN
 
 
 def limited(data: DataSettings, part: Any, asked: EvaluateSettings) -> list[Any]:

@@ -115,14 +115,12 @@ def first_paying(base_bytes: int, adapter_bytes: int, whole_bytes: int) -> int |
     return None if saved <= 0 else base_bytes // saved + 1
 
 
-def count_cards(
-    kept: WayToKeep, variants: int, card: Gpu, reserve_share: float = RESERVE_SHARE
-) -> int:
+def count_cards(kept: WayToKeep, variants: int, card: Gpu) -> int:
     """Cards that hold N variants ready at once; a base is repeated on each card of adapters.
 
     What is larger than a card is spread over several, as tensor parallelism would.
     """
-    room = int(card.usable_bytes * (1 - reserve_share))
+    room = int(card.usable_bytes * (1 - RESERVE_SHARE))
     left = room - kept.base_memory_bytes
     if kept.base_memory_bytes and left <= 0:  # the base alone needs several cards
         return math.ceil((kept.base_memory_bytes + variants * kept.memory_bytes) / room)
@@ -131,15 +129,9 @@ def count_cards(
     return math.ceil(variants / (left // kept.memory_bytes))
 
 
-def monthly_usd(
-    kept: WayToKeep,
-    variants: int,
-    card: Gpu,
-    usd_per_hour: float,
-    reserve_share: float = RESERVE_SHARE,
-) -> float:
+def monthly_usd(kept: WayToKeep, variants: int, card: Gpu, usd_per_hour: float) -> float:
     """Dollars a month to keep N variants on cards around the clock (730 hours)."""
-    return count_cards(kept, variants, card, reserve_share) * usd_per_hour * HOURS_A_MONTH
+    return count_cards(kept, variants, card) * usd_per_hour * HOURS_A_MONTH
 
 
 def shape_ways(shape: Shape, rank: int = 16, dtype: str = "bf16") -> list[WayToKeep]:

@@ -15,28 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from studylib.planning.catalog import Gpu
-from studylib.schema.settings import Frozen
+from studylib.schema.ranges import Range
 
 LAUNCH_SECONDS = 5e-6  # an eager operator's least time: one kernel launch
 
 
-class Range(Frozen):
-    """Three values of one quantity: the best case, the expected one and the worst."""
+class Efficiency(Range):
+    """Share of the roofline's speed that a real step reaches, and where the figure comes from."""
 
-    low: float
-    mid: float
-    high: float
-
-
-class Efficiency(Frozen):
-    """Share of the roofline's speed that a real step reaches, and where the figure comes from.
-
-    low and high are the range, mid the expected share.
-    """
-
-    low: float
-    mid: float
-    high: float
     source: str
 
 
@@ -62,12 +48,6 @@ def repeat_passes(
 ) -> dict[tuple[str, float, int], float]:
     """The operators of a step with `times` as many passes as were traced, and one update."""
     return {key: n if key[0] == "optimizer" else n * times for key, n in operators.items()}
-
-
-def forecast_seconds(ideal: float, efficiency: Efficiency) -> Range:
-    return Range(
-        low=ideal / efficiency.high, mid=ideal / efficiency.mid, high=ideal / efficiency.low
-    )
 
 
 def count_runs(count: int) -> str:

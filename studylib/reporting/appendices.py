@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from studylib.reporting import (
     appendix,
+    cells,
     figures,
     forecast_errors,
     forecast_tables,
     measure_tables,
-    method_notes,
     notes,
     ranking_section,
     serve_section,
@@ -126,7 +126,7 @@ def track_details(summary: Summary, track: str, name: str, pictures: list[str]) 
             notes.stages_note(comparisons),
             notes.end_to_end_note(comparisons),
             notes.command_note(comparisons),
-            *method_notes.method_notes(comparisons),
+            *cells.method_notes(comparisons),
         ),
         *measure_tables.measured_section(comparisons),
         *accuracies(comparisons),

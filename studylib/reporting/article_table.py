@@ -16,7 +16,6 @@ from typing import Any
 from studylib.core.metrics import plain_number
 from studylib.core.verdicts import Measured
 from studylib.reporting.appendix_files import link_to
-from studylib.reporting.article import few_seeds
 from studylib.reporting.blocks import Table, named, words
 from studylib.reporting.claim_sources import KEPT, with_unit
 from studylib.reporting.claims import Finding, Place, read_claims
@@ -27,6 +26,7 @@ from studylib.reporting.evidence_kinds import (
     optimizer_words,
     rank_learning,
 )
+from studylib.reporting.glossary import few_seeds
 from studylib.reporting.notes import edge_words
 
 HOLDS, FAILS, DEPENDS, UNKNOWN = "holds", "does not hold", "depends", "not known yet"

@@ -2,7 +2,9 @@
 
 Text within a block is inline Markdown: bold, code, links. Here blocks become Markdown; notebooks
 show them by studylib.notebook_views.report_views, report.html by studylib.reporting.page. Nobody
-looks for a heading, a table or a picture in text.
+looks for a heading, a table or a picture in text. Texts of the reader's data and of models are
+shown as they are and never obeyed: every mark that means something within a line is escaped, what
+begins an address among them; bars are, by the table that they stand in.
 
 Not covered: what the blocks say.
 """
@@ -10,14 +12,18 @@ Not covered: what the blocks say.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from studylib.core.errors import UNSEEN
 from studylib.core.metrics import MISSING
 
 GLUE = "\u00a0"  # a space at which no line breaks
 Kind = Literal["key", "figures", "words"]
+MARKS = re.compile(r"([\\`*_\[\]<>!~$&#{}@:]|(?<=www)\.)")
+LINE_END = " ⏎ "
 
 
 @dataclass(frozen=True)
@@ -155,3 +161,14 @@ def to_markdown(blocks: Iterable[Block]) -> str:
     """Blocks with an empty line between them, and a line's end; nothing of none."""
     text = "\n\n".join(block.markdown() for block in blocks)
     return f"{text}\n" if text else ""
+
+
+def show_literally(text: str, most: int, keep_end: bool = False) -> str:
+    """Text in one line of Markdown, at most so many characters of it. keep_end: its end is shown
+    where it is too long, not its beginning."""
+    lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+    line = LINE_END.join(part for part in lines if part)
+    line = "".join("�" if unicodedata.category(c) in UNSEEN else c for c in line)
+    if len(line) > most:
+        line = f"…{line[-most + 1 :]}" if keep_end else f"{line[: most - 1]}…"
+    return MARKS.sub(r"\\\1", line)

@@ -1,7 +1,9 @@
 """One cell of a table: a figure with its interval, or a word where there is none.
 
 Words are the same everywhere: not measured, not known, not trained, not run, out of memory, not a
-number, no price stated, shared (the card, so that no clock speaks of the run).
+number, no price stated, shared (the card, so that no clock speaks of the run). So are the notes on
+what a method's name does not say: a base hardly in 4 bits, layers without an adapter, a merged form
+that could not be made.
 
 Not covered: which cells make a table (studylib.reporting.tables).
 """
@@ -9,14 +11,14 @@ Not covered: which cells make a table (studylib.reporting.tables).
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Iterator, Sequence
 
 from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, points
 from studylib.reporting.blocks import Number, cell_of
-from studylib.reporting.costs import dollars
-from studylib.reporting.method_notes import name_method
-from studylib.reporting.resources import TIMED, Spread
+from studylib.reporting.resources import TIMED, Spread, dollars
 from studylib.reporting.summary import Comparison, Row
+from studylib.schema.extent_words import WHOLE_SHARE, percent_below, tell_base, tell_reach
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
@@ -144,3 +146,40 @@ def rows_of(record: Record) -> str:
 
 def p_value(p: float) -> str:
     return Number("< 0.001" if p < 0.001 else f"{p:.3f}", p)
+
+
+def base_share(row: Row) -> float | None:
+    """The smallest share of a row's bases in 4 bits; None where none is, or none says so."""
+    loads = [record.load for record in row.records if record.load]
+    return min((b.four_bit_share for b in loads if b.four_bit_share is not None), default=None)
+
+
+def name_method(row: Row) -> str:
+    """The method's name, and how much of its base is in 4 bits where that is not most of it."""
+    share = base_share(row)
+    if share is None or share >= WHOLE_SHARE:
+        return row.method.label
+    return f"{row.method.label} ({percent_below(share)} in 4 bits)"
+
+
+def method_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """One sentence for each thing of a method at a size that its name does not tell."""
+    found = dict.fromkeys(
+        f"At {comparison.name} {words}."
+        for comparison in comparisons
+        for row in comparison.rows
+        for words in tell_row(row)
+        if words
+    )
+    return list(found)
+
+
+def tell_row(row: Row) -> Iterator[str]:
+    label = row.method.label
+    yield tell_base(label, base_share(row))
+    for record in row.records:
+        if record.load and record.load.reached:
+            yield tell_reach(label, record.load.reached, row.method.rank)
+    for record in row.complete:
+        if record.evaluate and record.evaluate.scores and record.evaluate.reason:
+            yield f"{label}, {record.evaluate.reason.rstrip('.')}"

@@ -3,7 +3,7 @@
 Each source turns a part of claims.yaml into figures: what we found, in words and for the rule.
 
 Not covered: the verdict (studylib.reporting.claims), peaks and dollars, which depend on the pass
-(studylib.reporting.pass_figures), and how a figure was measured or traced.
+(studylib.reporting.claims), and how a figure was measured or traced.
 """
 
 from __future__ import annotations
@@ -233,21 +233,15 @@ def measure_overhead(source: Part, record: ServeRecord) -> ClaimFigure | None:
         f"{setting(row)}"
     )
     if len(known) > 1:
-        middles = sorted(100 * (r.value - 1) for _, r in known)
-        least, most = signed_tenths(middles[0]), signed_tenths(middles[-1])
-        ours += f"; {least} to {most} % over {len(known)} settings"
+        middles = sorted(r.value - 1 for _, r in known)
+        ours += f"; {points(middles[0])} to {points(middles[-1])} % over {len(known)} settings"
     return ClaimFigure(ours, served_on(record), Measured(value, "%", low, high))
 
 
 def overhead_text(ratio: PairedRatio) -> str:
     """A paired ratio as what is added, in per cent with its 95 % interval."""
-    value, low, high = (100 * (end - 1) for end in (ratio.value, ratio.low, ratio.high))
-    return f"{signed_tenths(value)} % [{signed_tenths(low)}, {signed_tenths(high)}]"
-
-
-def signed_tenths(value: float) -> str:
-    text = f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+    value, low, high = (points(end - 1) for end in (ratio.value, ratio.low, ratio.high))
+    return f"{value} % [{low}, {high}]"
 
 
 def setting(row: LatencyRow) -> str:

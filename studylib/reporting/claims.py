@@ -2,23 +2,26 @@
 
 Every finding says how its figure was got: counted (exact arithmetic on the model's shape),
 measured (records), forecast (traced without the device) or not measured yet, and what it needs.
-Where a study has several sizes, each is judged by itself.
+Where a study has several sizes, each is judged by itself; what depends on the rows and tokens of a
+pass (peaks, dollars) by the pass that is nearest to the article's.
 
-Not covered: the rule itself (studylib.core.verdicts) and getting forecasts, which are handed in.
+Not covered: the rule itself (studylib.core.verdicts), which pass that is
+(studylib.reporting.passes), getting forecasts, which are handed in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import yaml
 
+from studylib.core.metrics import plain_number, points
 from studylib.core.places import PACKAGE
 from studylib.core.verdicts import Measured, Rule, judge_claim, parse_rule
-from studylib.reporting.article import few_seeds
+from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import (
     COUNTS,
@@ -28,18 +31,23 @@ from studylib.reporting.claim_sources import (
     ClaimForecast,
     Part,
     forecast_figure,
+    measured_on,
     with_unit,
 )
 from studylib.reporting.evidence_kinds import kind_of_model
+from studylib.reporting.glossary import few_seeds
 from studylib.reporting.notes import at_edge, edge_words
-from studylib.reporting.pass_figures import BY_PASS, measure_passes
-from studylib.reporting.passes import Cell, gather_passes, job_of
+from studylib.reporting.passes import Cell, gather_passes, job_of, why_judged
+from studylib.reporting.resources import Spread, spread_of
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import WHOLE
-from studylib.schema.serve_records import ServeRecord
+from studylib.schema.nvml_peak import nvml_bytes
+from studylib.schema.records import Record
 
 CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
+Measure = Callable[[Comparison, Row], ClaimFigure | None]
+TORCH_ALONE = "torch's allocator alone (reserved; NVML told nothing)"
 
 
 @dataclass(frozen=True)
@@ -163,9 +171,9 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
             measure_cell, held_out = MEASURES[source["measure"]], source.get("held_out", False)
             found += [(measure_cell(*cell, held_out), place_of_row(*cell)) for cell in cells]
     if "serve" in source:
-        records = [record for study in studies for record in study.study.serves]
-        found += [(SERVED[source["serve"]](source, record), place_served(record))
-                  for record in records]  # fmt: skip
+        for record in (record for study in studies for record in study.study.serves):
+            at = Place(str(record.spec.model_ref), None, record.environment.device)
+            found.append((SERVED[source["serve"]](source, record), at))
     return [(figure, at) for figure, at in found if figure is not None]
 
 
@@ -176,10 +184,6 @@ def place_of_row(comparison: Comparison, row: Row) -> Place:
     return Place(comparison.model, comparison.total_params, first.environment.device,
                  rows_of(first), "" if optimizer == "adamw" else optimizer,
                  tuple(label for label, one in both.items() if at_edge(one)))  # fmt: skip
-
-
-def place_served(record: ServeRecord) -> Place:
-    return Place(str(record.spec.model_ref), None, record.environment.device)
 
 
 def find_cells(source: Part, studies: Sequence[Summary]) -> list[Cell]:
@@ -241,3 +245,84 @@ def describe_rule(part: Part) -> str:
     low, high = (with_unit(end, rule.unit) for end in rule.band)
     seeds = f", {rule.min_seeds} seeds or more" if rule.min_seeds > 1 else ""
     return f"reproduced from {low} to {high}{seeds} ({part['why']})"
+
+
+def measure_train_peak(comparison: Comparison, row: Row) -> ClaimFigure | None:
+    """The peak of training in GB, all cards together: of NVML, which is what one rents; of torch's
+    allocator, and named so, where NVML told nothing."""
+    found = ((nvml_peak(row), "NVML"),
+             (row.memory.get(("torch_peak_reserved_bytes", "train")), TORCH_ALONE))  # fmt: skip
+    peak, words = next(((p, words) for p, words in found if p is not None), (None, ""))
+    if peak is None:
+        return None
+    value, low, high = (b / 1e9 for b in (peak.value, peak.low, peak.high))
+    first = row.records[0]
+    switches = first.fingerprint.get("recipe.switches", "")
+    ours = f"{row.label}, {rows_of(first)} tokens at once ({switches}): "
+    if not row.complete:
+        ours += f"{row.status}, {plain_number(value, 3)} GB reached"
+        return ClaimFigure(
+            ours, measured_on(comparison), None, "the run needs more than was reached"
+        )
+    ours += f"{plain_number(value, 3)} GB by {words}"
+    if words == "NVML" and (made := forecast_of(comparison, first)):
+        ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off(made, peak.value)})"
+    return ClaimFigure(ours, measured_on(comparison), Measured(value, "GB", low, high))
+
+
+def nvml_peak(row: Row) -> Spread | None:
+    """What NVML showed over the seeds, as every other table of a card has it; of several cards
+    their sum."""
+    if any(record.run.gpus > 1 for record in row.records):
+        return row.memory.get(("nvml_peak_bytes", "train"))
+    return spread_of((nvml_bytes(record) for record in row.records), peak=True)
+
+
+def forecast_of(comparison: Comparison, record: Record) -> int | None:
+    """The peak that was forecast of this very record, on one card, in bytes."""
+    made = (f for f in comparison.study.forecasts if f.record_digest == record.digest)
+    return next((f.card_bytes for f in made), None) if record.run.gpus <= 1 else None
+
+
+def off(made: float, measured: float) -> str:
+    """How far a forecast is off, in per cent of what was measured."""
+    return f"{points(made / measured - 1)} %"
+
+
+def measure_run_dollars(comparison: Comparison, row: Row) -> ClaimFigure | None:
+    """Dollars of the article's Alpaca-style run at the measured tokens/s and listed prices."""
+    speed, price = row.figures.get("tokens_per_second"), row.price
+    if speed is None or price is None or price.single:
+        return None
+    hours = TOKENS["packed"] / speed.value / 3600
+    low, mid, high = (hours * hour for hour in (price.cheapest, price.median, price.dearest))
+    ours = (
+        f"{row.label}: {plain_number(TOKENS['packed'] / 1e6, 3)}M tokens at "
+        f"{plain_number(speed.value, 3)} tokens/s, {plain_number(hours, 3)} h: "
+        f"{with_unit(mid, '$')} ({plain_number(low, 3)} to {plain_number(high, 3)}); {price.note}"
+    )
+    return ClaimFigure(ours, measured_on(comparison), Measured(mid, "$", low, high))
+
+
+def measure_passes(measure: Measure, cells: Sequence[Cell]) -> ClaimFigure | None:
+    """The figure of one job at the pass to judge by (the first), the others' beside it."""
+    figures = [(row, figure) for cell in cells if (figure := measure(*cell)) for row in [cell[1]]]
+    if not figures:
+        return None
+    row, judged = figures[0]
+    if len(figures) == 1:
+        return judged
+    known = [figure.measured for _, figure in figures if figure.measured]
+    words = [
+        f"{rows_of(other.records[0])} "
+        + (with_unit(f.measured.value, f.measured.unit) if f.measured else other.status)
+        for other, f in figures[1:]
+    ]
+    ours = f"{judged.ours}; {why_judged(row)}; at the others tried {', '.join(words)}"
+    if len(known) > 1:
+        values, unit = [measured.value for measured in known], known[0].unit
+        ours += f": {with_unit(min(values), unit)} to {with_unit(max(values), unit)} in all"
+    return replace(judged, ours=ours)
+
+
+BY_PASS: dict[str, Measure] = {"train_peak": measure_train_peak, "run_dollars": measure_run_dollars}

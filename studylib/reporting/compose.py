@@ -1,10 +1,12 @@
 """The order of a report: from summaries to its parts as blocks, its pictures and csv files.
 
 REPORT.md is the parts one after the other; appendices are files of their own. The report notebook
-and report.html show the same blocks. Nothing is read or written here, and no figure is computed.
+and report.html show the same blocks, README, REPORT.md and both the same first screen: advice in
+three sentences, the article's table beside ours, one picture that decides, and what was not done.
+Nothing is read or written here, and no figure is computed.
 
 Not covered: which records go in and where the files go (studylib.reporting.report), the appendices
-(studylib.reporting.appendices).
+(studylib.reporting.appendices), the sentences of advice (studylib.reporting.team_advice).
 """
 
 from __future__ import annotations
@@ -29,23 +31,35 @@ from studylib.reporting import (
 )
 from studylib.reporting.appendices import are_brief, make_appendices, serving_studies
 from studylib.reporting.appendix_files import link_to, path_of, to_file
-from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph, to_markdown
+from studylib.reporting.article_table import article_table
+from studylib.reporting.blocks import (
+    Block,
+    Heading,
+    Items,
+    Picture,
+    Text,
+    bullets,
+    paragraph,
+    to_markdown,
+)
 from studylib.reporting.capacity import capacity_table_read, is_capacity, tell_capacity
 from studylib.reporting.card_section import card_section, is_card
 from studylib.reporting.claims import Finding
-from studylib.reporting.evidence_kinds import kind_of_model, short_name
-from studylib.reporting.first_screen import first_screen
+from studylib.reporting.evidence_kinds import kind_of_model, parameter_count, short_name
 from studylib.reporting.forecast_errors import compare_runs, sentence
-from studylib.reporting.glossary import glossary
+from studylib.reporting.glossary import WORDS_LINK, glossary, read_article, say
 from studylib.reporting.kept import best_evidence, is_toy
 from studylib.reporting.limits import limit_sentences
 from studylib.reporting.made_from import REPORT, Files
 from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
+from studylib.reporting.notes import join_words
 from studylib.reporting.serve_figures import draw_monthly
 from studylib.reporting.serve_section import serve_section
 from studylib.reporting.summary import Comparison, Summary
-from studylib.reporting.team_advice import is_deep
+from studylib.reporting.team_advice import advise_teams, is_deep
 from studylib.schema.forecast_book import ForecastBook
+
+TITLE = "PEFT or full fine-tuning?"
 
 
 @dataclass(frozen=True)
@@ -236,7 +250,7 @@ def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[
     """What was forecast of a 13B model, and how far forecasts were off."""
     found = compare_runs([s.study for s in studies if not is_card(s)])
     said = f"{sentence(found)} [In detail]({link_to('forecasts')})." if found else ""
-    return forecast_tables.forecasts_section(book, paragraph(said))
+    return forecast_tables.book_section(book, paragraph(said))
 
 
 def reference_section(own: Summary, reference: Summary) -> list[Block]:
@@ -255,3 +269,38 @@ def words_section(studies: list[Summary], shipped: bool) -> list[Block]:
     blocks = glossary(measure_tables.meanings(studies))
     blocks += [Heading(2, "Limits"), *bullets(limit_sentences(studies))]
     return blocks + ([Heading(2, "Corrections"), *appendix.corrections()] if shipped else [])
+
+
+def first_screen(
+    studies: Sequence[Summary], findings: Sequence[Finding], picture: str | None
+) -> list[Block]:
+    """Title, heading, then all of it. picture: the path of the picture that decides, if drawn."""
+    article = read_article()
+    said = advise_teams(studies, findings)
+    blocks: list[Block] = [Heading(1, TITLE), Heading(2, "The answer")]
+    blocks += [Items((said.small, said.deep, said.memory), numbered=True)]
+    blocks += paragraph(said.not_done)
+    if findings:
+        blocks += [
+            Heading(3, "The article's claims, checked"),
+            Text(f"[{article['title']}]({article['address']}) ({article['publisher']}) says: "
+                 f"*{article['rule']}*"),
+            article_table(findings),
+            Text(f"Each verdict leads to [its evidence]({link_to('claims')}). "
+                 f"[What the words mean]({WORDS_LINK})."),
+        ]  # fmt: skip
+    if picture is not None:
+        blocks += [Picture(decision.CAPTION, picture)]
+    return blocks + paragraph(tell_toys(studies))
+
+
+def tell_toys(studies: Sequence[Summary]) -> str:
+    """What the toy models are, where any is spoken of."""
+    sizes = sorted({
+        (c.total_params or 0, c.model)
+        for s in studies for c in s.comparisons if kind_of_model(c.model) == "toy"
+    })  # fmt: skip
+    if not sizes:
+        return ""
+    names = join_words([f"`{model}` ({parameter_count(size)} parameters)" for size, model in sizes])
+    return say("toys", names=names)

@@ -10,6 +10,7 @@ Not covered: colours and bytes (studylib.reporting.panels), which figures there 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,6 +39,8 @@ from studylib.reporting.resources import MEMORY
 from studylib.reporting.serve_figures import draw_overhead
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
+
+Spot = tuple[float, float, Any, Any]  # x, y and their error bars
 
 
 def draw_all(summary: Summary) -> dict[str, Figure]:
@@ -69,22 +72,31 @@ def draw_accuracy_memory(comparisons: Sequence[Comparison]) -> Figure | None:
     small = all(peak.value < 1e8 for peak in peaks if peak)
     unit, size = ("MB", 1e6) if small else ("GB", 1e9)
 
-    def memory(row: Row) -> tuple[float, float, float] | None:
-        spread = row.memory.get((kind, "train"))
-        if spread is None:
+    def spot(row: Row) -> Spot | None:
+        spread, y = row.memory.get((kind, "train")), row.accuracy
+        if spread is None or y is None or not row.method.kind.trains:
             return None
-        return (spread.value / size, spread.low / size, spread.high / size)
+        x, low, high = (value / size for value in (spread.value, spread.low, spread.high))
+        return x, 100 * y.value, ([x - low], [high - x]), error_bar(y)
 
-    return draw_pareto(comparisons, memory, f"← peak memory of training, {MEMORY[kind]} ({unit})")
+    def finish(panel: Axes, comparison: Comparison) -> None:
+        draw_levels(panel, comparison)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.margins(x=0.12, y=0.08)
+
+    label = f"← peak memory of training, {MEMORY[kind]} ({unit})"
+    return draw_points(comparisons, spot, finish, label, "accuracy (%) ↑")
 
 
-def draw_pareto(
+def draw_points(
     comparisons: Sequence[Comparison],
-    place: Callable[[Row], tuple[float, float, float] | None],
-    label: str,
+    spot: Callable[[Row], Spot | None],
+    finish: Callable[[Axes, Comparison], None],
+    x_label: str,
+    y_label: str,
 ) -> Figure | None:
-    """Accuracy (up is better) against something that is better to the left."""
-    shown = [c for c in comparisons if any(placed(row, place) for row in c.rows)]
+    """A labelled point with error bars for each method, one panel a size; `finish` draws lines."""
+    shown = [c for c in comparisons if any(spot(row) for row in c.rows)]
     if not shown:
         return None
     figure, panels = new_panels(len(shown))
@@ -92,29 +104,19 @@ def draw_pareto(
         panel.set_title(comparison.name)
         labels = []
         for row in comparison.rows:
-            spot = placed(row, place)
-            if spot is None or row.accuracy is None:
+            if (found := spot(row)) is None:
                 continue
-            (x, low, high), y = spot, row.accuracy
+            x, y, x_error, y_error = found
             panel.errorbar(
-                x, 100 * y.value, yerr=error_bar(y), xerr=[[x - low], [high - x]],
-                color=colour(row.method), marker=row.method.kind.marker, markersize=7,
-                capsize=2, linewidth=1.2,
+                x, y, xerr=x_error, yerr=y_error, color=colour(row.method),
+                marker=row.method.kind.marker, markersize=7, capsize=2, linewidth=1.2,
             )  # fmt: skip
-            labels.append((x, 100 * y.value, row.method.label, colour(row.method)))
-        draw_levels(panel, comparison)
-        panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.margins(x=0.12, y=0.08)
+            labels.append((x, y, row.method.label, colour(row.method)))
+        finish(panel, comparison)
         label_right(panel, labels)
-        panel.set_xlabel(label)
-    panels[0].set_ylabel("accuracy (%) ↑")
+        panel.set_xlabel(x_label)
+    panels[0].set_ylabel(y_label)
     return figure
-
-
-def placed(
-    row: Row, place: Callable[[Row], tuple[float, float, float] | None]
-) -> tuple[float, float, float] | None:
-    return place(row) if row.accuracy is not None and row.method.kind.trains else None
 
 
 def draw_levels(panel: Axes, comparison: Comparison) -> None:
@@ -174,30 +176,18 @@ def draw_forest(comparisons: Sequence[Comparison]) -> Figure | None:
 
 def draw_forgetting(comparisons: Sequence[Comparison]) -> Figure | None:
     """What was kept of old knowledge against what was gained of new, one panel a size."""
-    shown = [c for c in comparisons if any(row.forgetting and row.gain for row in c.rows)]
-    if not shown:
-        return None
-    figure, panels = new_panels(len(shown))
-    for panel, comparison in zip(panels, shown, strict=True):
-        panel.set_title(comparison.name)
-        labels = []
-        for row in comparison.rows:
-            if row.forgetting is None or row.gain is None:
-                continue
-            x, y = 100 * row.gain.value, 100 * row.forgetting.value
-            panel.errorbar(
-                x, y, xerr=error_bar(row.gain), yerr=error_bar(row.forgetting), capsize=2,
-                color=colour(row.method), marker=row.method.kind.marker, markersize=7,
-                linewidth=1.2,
-            )  # fmt: skip
-            labels.append((x, y, row.method.label, colour(row.method)))
+
+    def spot(row: Row) -> Spot | None:
+        x, y = row.gain, row.forgetting
+        return (100 * x.value, 100 * y.value, error_bar(x), error_bar(y)) if x and y else None
+
+    def finish(panel: Axes, comparison: Comparison) -> None:
         panel.axhline(0, color=METHODS[UNTRAINED].colour, linewidth=1, linestyle="--")
         note_on_line(panel, 0, "nothing forgotten", below=False, right=True)
         panel.margins(x=0.12, y=0.1)
-        label_right(panel, labels)
-        panel.set_xlabel("gain on the new questions (pp) →")
-    panels[0].set_ylabel("change on what the base knew (pp) ↑")
-    return figure
+
+    labels = "gain on the new questions (pp) →", "change on what the base knew (pp) ↑"
+    return draw_points(comparisons, spot, finish, *labels)
 
 
 def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:

@@ -25,8 +25,9 @@ from studylib.reporting.claim_sources import ClaimForecast
 from studylib.reporting.claims import read_claims
 from studylib.reporting.glossary import say
 from studylib.reporting.passes import PassSettings
-from studylib.schema.forecast_book import BookedForecast, CardAnswer, CaseRange, ForecastBook
+from studylib.schema.forecast_book import BookedForecast, CardAnswer, ForecastBook
 from studylib.schema.methods import ARTICLE, METHODS, QUANTIZED
+from studylib.schema.ranges import Range
 
 NEAR = 0.05  # of the article's figure: near enough to say that it comes true
 # Kinds of job in words: the mark of such a published case in its name, and whether a job is one.
@@ -114,7 +115,7 @@ def gigabytes(count: float) -> Number:
     return Number(f"{plain_number(count / 1e9, 3)} GB", count)
 
 
-def range_cell(values: CaseRange, unit: str = "") -> Number:
+def range_cell(values: Range, unit: str = "") -> Number:
     """Expected, with the best and the worst case."""
     mid, low, high = (f"{unit}{plain_number(v, 3)}" for v in (values.mid, values.low, values.high))
     return Number(f"{mid} ({low} to {high})", values.mid)
@@ -268,7 +269,7 @@ def forecast_limits(book: ForecastBook) -> str:
                offers=book.offers, packages=packages, code=book.code_sha256[:12])  # fmt: skip
 
 
-def forecasts_section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
+def book_section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
     """The report's part on forecasts; without a book it says what to run.
 
     errors: what is said of this study's own runs (studylib.reporting.forecast_errors).

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from studylib.core.places import PACKAGE
 from studylib.core.sealed import canonical
-from studylib.schema.card_files import CARD_FILES
+from studylib.schema.card_study import CARD_FILES
 from studylib.schema.records import file_sha256, write_atomically
 
 REPORT, PAGE = "REPORT.md", "report.html"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from studylib.core.metrics import MISSING, percent, points
+from studylib.core.metrics import MISSING, decimals, percent, points
 from studylib.core.stats import Estimate
 from studylib.reporting.blocks import Block, Number, Table, Text, figures, named, words
 from studylib.reporting.cells import NOT_TRAINED
@@ -104,9 +104,7 @@ def measure_number(measure: Measure | None, value: float, signed: bool = True) -
     nats and bits."""
     if measure is None or measure.is_share:
         return Number(points(value) if signed else percent(value), value)
-    text = f"{value:{'+' if signed else ''}.{DECIMALS}f}"
-    zero = not text.strip("+-0.")
-    return Number(text.lstrip("+-") if zero else text.replace("-", "−"), value)
+    return Number(decimals(value, DECIMALS, signed), value)
 
 
 def measure_interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:

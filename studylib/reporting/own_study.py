@@ -1,9 +1,11 @@
 """The short report of a reader's own study: the verdict, its figures, costs, answers and limits.
 
-The article's claims are judged in it only where the profile asks (article: true, ARTICLE=1).
+The article's claims are judged in it only where the profile asks (article: true, ARTICLE=1). A few
+held-out prompts stand with the answers of the base and of every method: the same prompts for all,
+chosen before anything was answered (studylib.scoring.score).
 
 Not covered: the verdict's sentences (studylib.reporting.verdict), the project's own report
-(studylib.reporting.compose).
+(studylib.reporting.compose), whether one answer is right.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from studylib.core.metrics import METRICS
+import pandas as pd
+
+from studylib.core.metrics import METRICS, percent
 from studylib.reporting import limits as known_limits
-from studylib.reporting import measure_tables, notes, prose, side_by_side, tables, verdict
+from studylib.reporting import measure_tables, notes, prose, tables, verdict
 from studylib.reporting.appendices import claims_evidence, rates
 from studylib.reporting.appendix import learning_rate, provenance_table
 from studylib.reporting.article_table import article_table
@@ -29,6 +33,7 @@ from studylib.reporting.blocks import (
     figures,
     named,
     paragraph,
+    show_literally,
     words,
 )
 from studylib.reporting.capacity import is_capacity
@@ -37,9 +42,9 @@ from studylib.reporting.cells import NOT_RUN, run_path
 from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.glossary import say
-from studylib.reporting.literal import show_literally
 from studylib.reporting.made_from import Files
 from studylib.reporting.memory_grid import is_grid
+from studylib.reporting.notes import join_words
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.serve_section import serve_details, serve_section
 from studylib.reporting.summary import Comparison, Summary
@@ -53,6 +58,8 @@ LEFT_OUT = (
     known_limits.limit_prompts_cut,
     known_limits.limit_undecided,
 )
+MOST_PROMPT, MOST_ANSWER = 400, 300  # characters
+NOTHING, UNFINISHED = "(nothing)", " (cut off)"
 
 
 def has_verdict(summary: Summary) -> bool:
@@ -69,7 +76,7 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     parts: dict[str, list[Block]] = {
         "answer": answer_section(summary),
         "results": [*results_section(summary), *cost_section(summary),
-                    *side_by_side.answers_section(summary.comparisons)],
+                    *prompts_section(summary.comparisons)],
         "serving": serve_section([summary], []) if served else [],
         "forecast": [Heading(2, "The article's claims"), article_table(findings)]
                     if findings else [],
@@ -122,11 +129,11 @@ def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]
     decision = verdict.decide_method(judged, margin)
     if decision is None or judged.kept is None:
         return "cannot be judged", "full shows no gain" if judged.full else NOT_RUN, "—"
-    value, low, high = (verdict.signed_percent(share) for share in judged.lost)
+    value, low, high = (percent(share) for share in judged.lost)
     least = verdict.item_stats.detectable(judged.kept)
     smallest = "—"
     if least is not None:
-        smallest = Number(f"{verdict.signed_percent(least)} {judged.lost_unit}", least)
+        smallest = Number(f"{percent(least)} {judged.lost_unit}", least)
     loses = Number(f"{value} {judged.lost_unit} [{low}, {high}]", judged.lost[0])
     return WORDS[decision.kind], loses, smallest
 
@@ -188,3 +195,61 @@ def runs_section(summary: Summary) -> list[Block]:
     header = (named("Run"), *words("Status"), *figures("Learning rate", "Wall clock (s)"))
     return [Heading(2, "Runs"), Table(header, tuple(rows)), Text(say("made_again")),
             Heading(3, "Provenance"), provenance_table(summary)]  # fmt: skip
+
+
+def prompts_section(comparisons: Sequence[Comparison]) -> list[Block]:
+    """The part of a report, a table a model; a sentence where no run kept answers."""
+    shown = [(c, table) for c in comparisons if (table := answer_table(c)) is not None]
+    if not shown:
+        return [Heading(2, "Held-out prompts"), Text(say("no_answers"))]
+    blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(answers_note(shown))]
+    for comparison, table in shown:
+        blocks += [Heading(3, comparison.name)] if len(shown) > 1 else []
+        blocks += [table]
+    return blocks
+
+
+def answer_table(comparison: Comparison) -> Table | None:
+    """A row a prompt: what is asked, the reference, and each method's answer."""
+    found = read_written_answers(comparison)
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    given = {label: frame.set_index("item") for label, frame in found.items()}
+    header = (named("Prompt"), *words("Reference", *found))
+    rows = []
+    for item, prompt, answer in first[["item", "prompt", "answer"]].itertuples(index=False):
+        cells = [answer_cell(frame, item) for frame in given.values()]
+        rows.append((show_literally(prompt, MOST_PROMPT, keep_end=True),
+                     show_literally(answer, MOST_ANSWER), *cells))  # fmt: skip
+    return Table(header, tuple(rows))
+
+
+def read_written_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """Method -> the answers of its first complete run that kept some, each prompt once."""
+    found = {}
+    for row in comparison.rows:
+        frames = (comparison.study.answers(record) for record in row.complete)
+        frame = next((f for f in frames if f is not None and len(f)), None)
+        if frame is not None:
+            found[row.method.label] = frame.drop_duplicates("item")
+    return found
+
+
+def answer_cell(frame: pd.DataFrame, item: str) -> str:
+    if item not in frame.index:
+        return "—"
+    said = frame.loc[item]
+    text = show_literally(str(said["given"]), MOST_ANSWER) or NOTHING
+    return text + ("" if said["finished"] else UNFINISHED)
+
+
+def answers_note(shown: Sequence[tuple[Comparison, Table]]) -> str:
+    count = max(len(table.rows) for _, table in shown)
+    text = say("answers", count=count)
+    several = dict.fromkeys(
+        row.method.label for c, _ in shown for row in c.rows if len(row.complete) > 1
+    )
+    if several:
+        text += f" Of {join_words([*several])} the first seed's answers are shown."
+    return text

@@ -4,7 +4,7 @@ For studies of six trained methods or more. What is judged is the first measure 
 examples, which chose the rates, turned so that more is better; right answers where there is none.
 
 Not covered: words, tables and the picture (studylib.reporting.ranking_section), what the
-rates made of it (studylib.reporting.shared_rate).
+rates made of it (studylib.reporting.ranking_section).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from studylib.core import stats
-from studylib.core.all_pairs import AllPairs, Pair, compare_all
+from studylib.core.all_pairs import Pair, compare_all
 from studylib.core.stats import Estimate, Totals
 from studylib.reporting.measure_tables import first_measure
 from studylib.reporting.measured import HELD_OUT, read_arms
@@ -110,7 +110,7 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
         reference=reference,
         measure=measure,
         pairs=len(pairs.pairs),
-        apart=count_apart(pairs),
+        apart=sum(pair.low > 0 or pair.high < 0 for pair in pairs.pairs),
         seeds_known=pairs.seeds_known,
         tuned=all(run.learning_rate_source.startswith("tuned") for run in runs),
     )
@@ -123,10 +123,6 @@ def find_reference(rows: list[Row]) -> Row | None:
     return max(
         able, key=lambda r: (ranks.count(r.method.rank or 0), r.method.rank or 0), default=None
     )
-
-
-def count_apart(pairs: AllPairs) -> int:
-    return sum(pair.low > 0 or pair.high < 0 for pair in pairs.pairs)
 
 
 def read_totals(comparison: Comparison, row: Row, measure: Measure | None) -> Totals:

@@ -1,27 +1,44 @@
 """The part of a report on many methods: one table, one picture, and the sentence that follows.
 
-Not covered: what is ranked (studylib.reporting.ranking), the curves at one rate
-(studylib.reporting.shared_rate).
+How much of a lead was its learning rate is told from the searches' curves (one seed, validation
+questions): all methods at one rate, beside each at its own. The one rate is LoRA's choice, as a
+study without searches would have set it.
+
+Not covered: what is ranked (studylib.reporting.ranking), the curves' picture
+(studylib.reporting.curves).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from studylib.core.all_pairs import Pair
-from studylib.core.metrics import METRICS, MISSING
-from studylib.reporting import shared_rate
-from studylib.reporting.blocks import Block, Heading, Table, Text, around, cell_of, figures, named
+from studylib.core.metrics import METRICS, MISSING, plain_number
+from studylib.reporting.blocks import (
+    Block,
+    Heading,
+    Number,
+    Table,
+    Text,
+    around,
+    cell_of,
+    figures,
+    named,
+)
 from studylib.reporting.cells import p_value, spread_cell, trainable_cell
+from studylib.reporting.curves import rate_height
 from studylib.reporting.measure_tables import measure_number
 from studylib.reporting.notes import join_words
 from studylib.reporting.panels import INK, colour, label_right, new_panels
-from studylib.reporting.ranking import RankedMethod, Ranking, rankings
+from studylib.reporting.ranking import MANY, RankedMethod, Ranking, rankings
 from studylib.reporting.resources import MEMORY
-from studylib.reporting.summary import Comparison
-from studylib.schema.measures import Measure
+from studylib.reporting.summary import Comparison, Row
+from studylib.schema.measures import MEASURES, Measure
+from studylib.schema.tuning import TunePoint
 
 CAPTION = (
     "Each method less LoRA, against the peak memory of its training; the intervals hold for all "
@@ -29,6 +46,7 @@ CAPTION = (
 )
 INCHES_A_LABEL = 0.3
 MOST_NAMED = 5
+DIGITS = 3
 
 
 def rankings_section(
@@ -39,18 +57,14 @@ def rankings_section(
     standing in the appendix."""
     blocks: list[Block] = []
     for ranking in rankings(comparisons):
-        title = f"{count(ranking)} methods ranked ({ranking.comparison.name})"
+        title = f"{len(ranking.places)} methods ranked ({ranking.comparison.name})"
         blocks += [Heading(3, title), Text(tell_ranking(ranking))]
         if brief:
             blocks += pictures
             continue
         blocks += [ranking_table(ranking), Text(tell_intervals(ranking)), *pictures]
-        blocks += shared_rate.shared_rate_section(ranking)
+        blocks += shared_rate_section(ranking)
     return blocks
-
-
-def count(ranking: Ranking) -> int:
-    return len(ranking.places)
 
 
 def tell_ranking(ranking: Ranking) -> str:
@@ -84,7 +98,7 @@ def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
     place, pair = found
     most = measure_number(ranking.measure, max(pair.high, 0.0), signed=False)
     return (
-        f"**{who} beats {label} by more than {most} {unit(ranking)}** "
+        f"**{who} beats {label} by more than {most} {ranking_unit(ranking)}** "
         f"({place.row.label} could: {lead_interval(ranking, pair)})."
     )
 
@@ -107,8 +121,8 @@ def tell_intervals(ranking: Ranking) -> str:
 def ranking_table(ranking: Ranking) -> Table:
     score = "Accuracy (%) ↑" if ranking.measure is None else ranking.measure.header
     header = (*figures("Rank"), named("Method"), *figures(score,
-              f"Gain over base ({unit(ranking)})",
-              f"Less {reference_words(ranking)} ({unit(ranking)})", "p, all pairs",
+              f"Gain over base ({ranking_unit(ranking)})",
+              f"Less {reference_words(ranking)} ({ranking_unit(ranking)})", "p, all pairs",
               METRICS["trainable_params"].header, METRICS["train_peak_bytes"].header,
               METRICS["variant_bytes"].header, "Rate"))  # fmt: skip
     rows = []
@@ -128,7 +142,7 @@ def ranking_table(ranking: Ranking) -> Table:
     return Table(header, tuple(rows))
 
 
-def unit(ranking: Ranking) -> str:
+def ranking_unit(ranking: Ranking) -> str:
     if ranking.measure is None or ranking.measure.is_share:
         return "pp"
     return ranking.measure.unit
@@ -152,7 +166,7 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
     shown = [ranking for ranking in rankings(comparisons) if all(map(has_memory, ranking.places))]
     if not shown:
         return None
-    tall = max(4.0, INCHES_A_LABEL * max(map(count, shown)))
+    tall = max(4.0, INCHES_A_LABEL * max(len(one.places) for one in shown))
     figure, panels = new_panels(len(shown), height=tall)
     for panel, ranking in zip(panels, shown, strict=True):
         share = ranking.measure is None or ranking.measure.is_share
@@ -173,9 +187,116 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
         kind = MEMORY[ranking.comparison.memory_kind]
         panel.set_xlabel(f"← peak memory of training, {kind} ({name})")
         better = "" if measure_sign(ranking.measure) > 0 else ", turned so that up is better"
-        panel.set_ylabel(f"less {reference_words(ranking)} ({unit(ranking)}{better}) ↑")
+        panel.set_ylabel(f"less {reference_words(ranking)} ({ranking_unit(ranking)}{better}) ↑")
     return figure
 
 
 def has_memory(place: RankedMethod) -> bool:
     return place.memory is not None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One method's search: its own best rate, and the shared one, None where it was not tried."""
+
+    row: Row
+    own: TunePoint
+    shared: TunePoint | None
+
+    @property
+    def known(self) -> TunePoint | None:
+        """What came of the shared rate, where it came to anything."""
+        return None if self.shared is None or self.shared.is_out else self.shared
+
+
+def share_rate(ranking: Ranking) -> tuple[float, list[Shared]] | None:
+    """(LoRA's rate, every ranked method at its own rate and at that one); None where the methods
+    were not searched for."""
+    sweeps = {
+        sweep.method: sweep
+        for sweep in ranking.comparison.sweeps
+        if any(not point.is_out for point in sweep.points)
+    }
+    if ranking.reference.method.slug not in sweeps:
+        return None
+    rate = sweeps[ranking.reference.method.slug].best.learning_rate
+    found = [
+        Shared(place.row, sweep.best, at_rate(sweep.points, rate))
+        for place in ranking.places
+        if (sweep := sweeps.get(place.row.method.slug)) is not None
+    ]
+    return (rate, found) if len(found) >= MANY else None
+
+
+def at_rate(points: Iterable[TunePoint], rate: float) -> TunePoint | None:
+    return next((p for p in points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None)
+
+
+def shared_rate_section(ranking: Ranking) -> list[Block]:
+    """The table at one rate beside the tuned one, with what follows; empty without searches."""
+    shared = share_rate(ranking)
+    if shared is None:
+        return []
+    return [Text(tell_shared_rate(ranking, *shared)), shared_rate_table(ranking, *shared)]
+
+
+def tell_shared_rate(ranking: Ranking, rate: float, found: list[Shared]) -> str:
+    label, unit = ranking.reference.label, unit_of(found[0].own).replace("%", "points")
+    both = [(one, one.known) for one in found if one.known is not None]
+    own = [rate_height(one.own) for one, _ in both]
+    same = [rate_height(point) for _, point in both]
+    left = [one.row.label for one in found if one.shared is None]
+    text = (
+        f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
+        f"were tried at {label}'s own rate ({rate:g}) lie {spread_width(same)} {unit} apart at "
+        f"that one rate, and {spread_width(own)} {unit} apart at the best that each was tried with."
+    )
+    if left:
+        text += f" Not tried at it: {join_words(left)}."
+    return text
+
+
+def shared_rate_table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
+    """Best first at each method's own rate."""
+    unit = unit_of(found[0].own)
+    sign = point_sign(found[0].own)
+    at = next(one for one in found if one.row is ranking.reference)
+    label = ranking.reference.label
+    header = (named("Method"), *figures("Its own rate", f"Validation at it ({unit})",
+              f"Validation at {rate:g} ({unit})", f"Less {label}'s, each at its own",
+              f"Less {label}'s, all at {rate:g}", "Of the difference, the rate's"))  # fmt: skip
+    rows: list[tuple[str, ...]] = []
+    for one in sorted(found, key=lambda one: -sign * rate_height(one.own)):
+        lead = rate_height(one.own) - rate_height(at.own)
+        own = rate_height(one.own)
+        name = (one.row.label, cell_of(one.own.learning_rate, "{:g}".format), short_number(own))
+        if one.known is None:
+            why = "not tried" if one.shared is None else one.shared.text()
+            rows.append((*name, why, signed_number(lead), why, "—"))
+            continue
+        other = rate_height(one.known) - rate_height(at.own)
+        leads = (signed_number(difference) for difference in (lead, other, lead - other))
+        rows.append((*name, short_number(rate_height(one.known)), *leads))
+    return Table(header, tuple(rows))
+
+
+def unit_of(point: TunePoint) -> str:
+    """The unit that a curve is shown in."""
+    return "%" if point.measure is None else MEASURES[point.measure].unit
+
+
+def point_sign(point: TunePoint) -> int:
+    return 1 if point.measure is None else MEASURES[point.measure].sign
+
+
+def spread_width(values: list[float]) -> str:
+    return short_number(max(values) - min(values)) if values else "0"
+
+
+def short_number(value: float) -> Number:
+    return Number(plain_number(value, DIGITS), value)
+
+
+def signed_number(value: float) -> str:
+    text = short_number(value)
+    return text if text == "0" or value < 0 else Number(f"+{text}", value)

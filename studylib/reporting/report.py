@@ -3,7 +3,7 @@
 The same records give the same bytes, in whatever order they are read. Two reports are made: a
 reader's own, results/PROFILE/REPORT.md, which sets the reader's figures beside the reference's;
 and the repository's, REPORT.md at the top, from the reference records alone. The report notebook
-shows either and writes it.
+shows either and writes it; the README's first screen is made of the same blocks.
 
 Pandas, scipy and matplotlib are imported only where a report is really made: finding that nothing
 changed takes a fraction of a second.
@@ -14,12 +14,13 @@ Not covered: running anything: the report knows records and nothing of how they 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studylib.core.errors import StudyError
+from studylib.reporting.blocks import Block, to_markdown
 from studylib.reporting.made_from import PAGE, REPORT, Files, hash_inputs, remember
 from studylib.schema.forecast_book import FORECASTS, read_book
 from studylib.schema.profile import Profile, RunSpec, read_profile, shipped_profiles
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 REFERENCE = Path("results") / "reference"
 README = "README.md"
 PROFILE_FILE = "profile.yaml"
+START = "<!-- findings: written by `make report` from the reference records -->"
+END = "<!-- /findings -->"
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,6 @@ def check_reference_report(root: Path) -> list[str]:
 
 def with_readme(sources: Sources, report: Report) -> Files:
     """The report's files and, beside the repository's own, the README with its findings."""
-    from studylib.reporting.readme import fill_findings
 
     path = sources.out / README
     if not sources.shipped or not path.is_file():
@@ -260,3 +262,13 @@ def leftovers(out: Path, files: Files) -> list[str]:
 
 
 ENDINGS = (".svg", ".csv", ".md")
+
+
+def fill_findings(readme: str, findings: Sequence[Block]) -> str:
+    """The README with what stands between its two marks made anew from the report's blocks."""
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise StudyError("README.md", "the marks around its findings are missing",
+                         f"Put {START} and {END} on lines of their own.")  # fmt: skip
+    return f"{before}{START}\n{to_markdown(findings)}{END}{after}"

@@ -19,7 +19,7 @@ from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figur
 from studylib.reporting.forecast_errors import MeasuredAndForecast, compare_runs, worst
 from studylib.reporting.glossary import say
 from studylib.reporting.study import Study
-from studylib.schema.forecast_book import CaseRange
+from studylib.schema.ranges import Range
 from studylib.schema.records import Record
 from studylib.schema.run_forecasts import PlannedStage
 from studylib.schema.shared_card import runs_on_card
@@ -34,7 +34,7 @@ class Staged:
     stage: str
     device: str
     seconds: float | None
-    plan: CaseRange | None
+    plan: Range | None
     memory: MeasuredAndForecast | None
 
     @property

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from studylib.core.errors import StudyError
-from studylib.schema.card_files import CardFiles, read_card_files
+from studylib.schema.card_study import CardFiles, read_card_files
 from studylib.schema.profile import RunSpec, read_profile, shipped_profiles
 from studylib.schema.records import Record, read_records
 from studylib.schema.run_forecasts import PlannedStage, RunForecast, read_run_forecasts
@@ -65,7 +65,7 @@ class Study:
                                columns=HELD_OUT_COLUMNS)  # fmt: skip
 
     def answers(self, record: Record) -> pd.DataFrame | None:
-        """What a run answered to a few prompts (studylib.scoring.samples); None without."""
+        """What a run answered to a few prompts (studylib.scoring.score); None without."""
         if "answers.parquet" not in record.files:
             return None
         return pd.read_parquet(self.folder / "runs" / record.run_id / "answers.parquet")

@@ -16,10 +16,9 @@ from typing import Any
 
 from studylib.core import stats
 from studylib.reporting.comparable import Refusal, name_refusals, split_comparable
-from studylib.reporting.costs import Price, price_of
 from studylib.reporting.evidence_kinds import short_name
 from studylib.reporting.measured import MeasuredFigure, measure_all
-from studylib.reporting.resources import Spread, spread_figures, spread_memory
+from studylib.reporting.resources import Price, Spread, price_of, spread_figures, spread_memory
 from studylib.reporting.study import RightAnswers, Study, gather_answers
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
 from studylib.schema.profile import MethodSettings, RunSpec
@@ -304,10 +303,10 @@ def with_answers(
     return replace(row, **found)
 
 
-def find_score(record: Record, weights: str | None, task: str = "questions") -> Score | None:
+def find_score(record: Record, weights: str | None) -> Score | None:
     """A run's score on one set of weights."""
     scores = record.evaluate.scores if record.evaluate else ()
-    return next((s for s in scores if (s.task, s.weights) == (task, weights)), None)
+    return next((s for s in scores if (s.task, s.weights) == ("questions", weights)), None)
 
 
 def difference(

@@ -11,12 +11,11 @@ Not covered: the figures (studylib.reporting.kept, claims), advice for a reader'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from studylib.core.metrics import byte_size
-from studylib.reporting.article import enough_rule, few_seeds
 from studylib.reporting.article_table import HOLDS, best_findings, settle_part
 from studylib.reporting.claims import Finding, Place, read_claims
 from studylib.reporting.evidence_kinds import (
@@ -25,7 +24,7 @@ from studylib.reporting.evidence_kinds import (
     model_words,
     optimizer_words,
 )
-from studylib.reporting.glossary import word_link
+from studylib.reporting.glossary import enough_rule, few_seeds, word_link
 from studylib.reporting.kept import KeptGain, best_evidence, read_kept
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.summary import Comparison, Summary
@@ -163,9 +162,13 @@ def advise_deep(comparisons: Sequence[Comparison]) -> str:
 
 
 def tell_shares(methods: dict[str, list[KeptGain]]) -> str:
-    """75 %, or 6 to 75 %: the smallest and the largest share."""
-    shares = sorted(round(100 * k.share) for kept in methods.values() for k in kept)
-    ends = dict.fromkeys((shares[0], shares[-1]))
+    return share_range(k.share for kept in methods.values() for k in kept)
+
+
+def share_range(shares: Iterable[float]) -> str:
+    """75 %, or 6 to 75 %: the smallest and the largest of shares."""
+    known = sorted(round(100 * share) for share in shares)
+    ends = dict.fromkeys((known[0], known[-1]))
     return f"{' to '.join(str(end) for end in ends)} %".replace("-", "−")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from studylib.core import enough, item_stats
 from studylib.core.enough import Decision
-from studylib.core.metrics import percent
+from studylib.core.metrics import decimals, percent
 from studylib.core.stats import Estimate
 from studylib.planning.sizing import round_up
 from studylib.reporting import measure_tables
@@ -231,7 +231,7 @@ def interval_words(judged: Judged) -> str:
     """What may be lost, on how much data, and the least that these data show."""
     kept = judged.kept
     assert kept is not None
-    low, high = (signed_percent(end) for end in judged.lost[1:])
+    low, high = (percent(end) for end in judged.lost[1:])
     text = f"95 % interval of what is lost {low} to {high} {judged.lost_unit}"
     text += f", {judged.count:,} {judged.noun}"
     text += f" × {kept.seeds} seeds" if kept.seeds > 1 else ", one seed"
@@ -239,12 +239,6 @@ def interval_words(judged: Judged) -> str:
     if least is None or (judged.is_share and least > 1):
         return text
     return f"{text}, a loss of {percent(least)} {judged.lost_unit} would have shown"
-
-
-def signed_percent(share: float) -> str:
-    """A share in per cent with one decimal, a minus where it is below zero."""
-    text = f"{share * 100:.1f}"
-    return "0.0" if text == "-0.0" else text.replace("-", "−")
 
 
 def end_words(decision: Decision, judged: Judged, allowed: str, margin: float) -> str:
@@ -302,8 +296,8 @@ def gain_words(judged: Judged) -> str:
 
 def show_gain(judged: Judged, value: float) -> str:
     if judged.is_share:
-        return f"{signed_percent(value)} points"
-    return f"{value:.3f}".replace("-", "−")
+        return f"{percent(value)} points"
+    return decimals(value, 3)
 
 
 def way_to_gain(judged: Judged) -> str:

@@ -14,8 +14,7 @@ from studylib.core.errors import StudyError
 from studylib.core.files import explain_write_error
 from studylib.forecasting.run_forecasts import refresh_forecasts
 from studylib.planning.plan import plan_study
-from studylib.schema.card_files import CARD_FILES
-from studylib.schema.card_study import CARD_STUDY, read_card_study
+from studylib.schema.card_study import CARD_FILES, CARD_STUDY, read_card_study
 from studylib.schema.profile import read_profile
 from studylib.schema.records import RECORD, Environment, Record, Scalar, read_records
 from studylib.schema.run_forecasts import RUN_FORECASTS

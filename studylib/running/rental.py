@@ -21,8 +21,8 @@ from studylib.core.errors import StudyError
 from studylib.planning.catalog import Gpu, Offer, PriceRange, find_gpu, load_gpus, price_range
 from studylib.planning.estimate import StudyEstimate
 from studylib.planning.renting import with_results
-from studylib.planning.roofline import Range
 from studylib.schema.profile import Profile, is_file_name
+from studylib.schema.ranges import Range
 from studylib.schema.serving import serve_specs
 from studylib.schema.settings import Frozen, ModelRef, nearest
 
@@ -171,13 +171,7 @@ def make_bill(
     with the setup needs more. So a forecast that is wrong cannot cost without end.
     """
     expected = made.hours if made.runs else None
-    usd = None
-    if expected and prices:
-        usd = Range(
-            low=expected.low * rental.cards * prices.cheapest,
-            mid=expected.mid * rental.cards * prices.median,
-            high=expected.high * rental.cards * prices.dearest,
-        )
+    usd = expected * rental.cards * prices.usd if expected and prices else None
     most_hours = budget_usd / rental.usd_cap
     if expected:
         most_hours = max(most_hours, expected.high + SETUP_HOURS)

@@ -23,10 +23,9 @@ from typing import Any
 
 import yaml
 
-from studylib.core.errors import StudyError
+from studylib.core.errors import StudyError, without_colours
 from studylib.core.files import lock_folder
 from studylib.core.places import NOTEBOOKS, REFERENCE
-from studylib.core.plain import without_colours
 from studylib.forecasting.disk import refuse_full_disk
 from studylib.forecasting.extent import tell_extents
 from studylib.forecasting.prospects import foresee_runs, record_misfit

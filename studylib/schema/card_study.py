@@ -1,13 +1,18 @@
 """A study under a clock on one card: its steps as data (studylib/card.yaml), and what came of them.
 
 card.json lies in results/CARD beside the ordinary records, is written after every step and says
-where a later call goes on. A figure that is missing is left out.
+where a later call goes on. Beside it lie other libraries' figures, MMLU by two ways and the card's
+self-check, all of them optional. What is missing is left out and not spoken of. A rehearsal, which
+had no card, is told as any other study.
 
-Not covered: the clock (studylib.running.card), what a step starts (studylib.running.card_jobs).
+Not covered: the clock (studylib.running.card), what a step starts (studylib.running.card_jobs),
+what is said of all this (studylib.reporting.card_section).
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +22,15 @@ from studylib.core.errors import StudyError
 from studylib.core.files import read_mapping
 from studylib.core.places import PACKAGE
 from studylib.core.sealed import read_sealed, write_sealed
+from studylib.schema.checks import GpuChecks, read_checks
 from studylib.schema.profile import explain
 from studylib.schema.settings import Frozen, ModelRef, nearest
 
 CARD_STUDY, CARD_VERSION = "card.json", 1
 STEPS_FILE = PACKAGE / "card.yaml"
 State = Literal["done", "cut off", "failed", "does not fit", "not reached"]
+PEERS, MMLU, CHECKS = "peers*.json", "mmlu*.json", "gpu-check/*.json"
+CARD_FILES = (CARD_STUDY, PEERS, MMLU, CHECKS)
 
 
 class RunAsked(Frozen):
@@ -103,12 +111,12 @@ class CardSteps(Frozen):
         return self.model_copy(update={"models": models})
 
 
-def read_steps(path: Path = STEPS_FILE) -> CardSteps:
-    """The steps in a file; StudyError names its first fault."""
+def read_steps() -> CardSteps:
+    """StudyError names the first fault of the file."""
     try:
-        return CardSteps.model_validate(read_mapping(path, "the steps"))
+        return CardSteps.model_validate(read_mapping(STEPS_FILE, "the steps"))
     except ValidationError as error:
-        raise explain(error, str(path)) from None
+        raise explain(error, str(STEPS_FILE)) from None
 
 
 class Ceiling(Frozen):
@@ -199,3 +207,44 @@ def read_card_study(folder: Path) -> CardStudy:
     remedy = "Move it away; finished runs beside it are kept."
     path = folder / CARD_STUDY
     return read_sealed(path, CardStudy, CARD_VERSION, "the card's study", remedy)
+
+
+@dataclass(frozen=True)
+class CardFiles:
+    """All of them. peers: what benchmarks/peers.py writes, one mapping a file. mmlu: what
+    benchmarks/mmlu_prefix.py writes, one mapping a precision."""
+
+    study: CardStudy
+    peers: tuple[dict[str, Any], ...] = ()
+    mmlu: tuple[dict[str, Any], ...] = ()
+    checks: tuple[GpuChecks, ...] = ()
+
+
+def read_card_files(folder: Path) -> CardFiles | None:
+    """Those of a results folder; None where it is no card's. StudyError: one cannot be trusted."""
+    if not (folder / CARD_STUDY).is_file():
+        return None
+    study = read_card_study(folder)
+    if study.rehearsal:
+        return None
+    return CardFiles(
+        study=study,
+        peers=tuple(one for path in sorted(folder.glob(PEERS)) for one in read_objects(path)),
+        mmlu=tuple(one for path in sorted(folder.glob(MMLU)) for one in read_objects(path)),
+        checks=tuple(read_checks(path) for path in sorted(folder.glob(CHECKS))),
+    )
+
+
+def read_objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file: a list, or one or several after each other. StudyError: no JSON."""
+    text, found = path.read_text(encoding="utf-8").strip(), []
+    decoder = json.JSONDecoder()
+    try:
+        while text:
+            content, end = decoder.raw_decode(text)
+            found += content if isinstance(content, list) else [content]
+            text = text[end:].lstrip()
+        return [dict(content) for content in found]
+    except (ValueError, TypeError):
+        rule = "this is not JSON, or is cut off"
+        raise StudyError(path, rule, "Restore it, or move it away.") from None

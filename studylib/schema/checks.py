@@ -130,9 +130,6 @@ def format_checks(checks: GpuChecks) -> str:
         word = "pass" if result.passed else f"**FAIL**: {result.fault}"
         figures = "; ".join(f"{figure.what} {figure.text}" for figure in result.figures)
         cells = (result.name, word, figures, result.rule, f"{result.seconds:.1f}")
-        lines.append("| " + " | ".join(escape_line(cell) for cell in cells) + " |")
+        told = (" ".join(cell.replace("|", "\\|").split()) for cell in cells)
+        lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
-
-
-def escape_line(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").split())

@@ -13,18 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from studylib.core.sealed import read_sealed, write_sealed
+from studylib.schema.ranges import Range
 from studylib.schema.settings import Frozen
 
 FORECASTS = "forecasts.json"
 BOOK_VERSION = 1
-
-
-class CaseRange(Frozen):
-    """Best case, expected, worst case of one quantity."""
-
-    low: float
-    mid: float
-    high: float
 
 
 class JobRow(Frozen):
@@ -33,8 +26,8 @@ class JobRow(Frozen):
 
     form: Literal["packed", "padded"]
     tokens: int
-    hours: CaseRange
-    usd: CaseRange | None
+    hours: Range
+    usd: Range | None
     gpu: str
 
 
@@ -113,7 +106,7 @@ class ForecastBook(Frozen):
     model: str
     gpu: str
     offers: str
-    efficiency: CaseRange
+    efficiency: Range
     efficiency_source: str
     jobs: tuple[BookedForecast, ...]
     cards: tuple[CardAnswer, ...]

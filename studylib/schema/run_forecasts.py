@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from studylib.core.sealed import read_sealed, write_sealed
-from studylib.schema.forecast_book import CaseRange
+from studylib.schema.ranges import Range
 from studylib.schema.records import Record
 from studylib.schema.settings import Frozen
 
@@ -29,7 +29,7 @@ class PlannedStage(Frozen):
     None: it says nothing of that.
     """
 
-    seconds: CaseRange | None = None
+    seconds: Range | None = None
     allocated_bytes: int | None = None
 
 
@@ -50,7 +50,7 @@ class RunForecast(Frozen):
     peak_stage: str
     parts: dict[str, int]
     paged_bytes: int = 0
-    step_seconds: CaseRange | None
+    step_seconds: Range | None
     roofline_seconds: float | None = None
     stages: dict[str, PlannedStage] = Field(default_factory=dict)
 

@@ -1,19 +1,20 @@
 """The parts of a profile: models, methods, data, recipe, questions, hardware, each checked alone.
 
 Pure data: no torch, no device. Not covered: how parts make a study (studylib.schema.profile), what
-a method does to a model (studylib.modelling.methods), whether files, models or cards exist.
+a method does to a model (studylib.modelling.methods), whether files, columns, models or cards
+exist.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from studylib.core.errors import StudyError
-from studylib.schema.columns import parse_columns
 from studylib.schema.frozen import Frozen
 from studylib.schema.methods import METHODS, NAME, UNTRAINED, WHOLE, Method
 
@@ -23,6 +24,9 @@ MODEL_FORMS = (
 )
 PINNED_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*"
 MAX_RANK = 1024
+PARTS = ("prompt", "answer", "system", "text", "messages")
+WHOLE_EXAMPLES = ({"prompt", "answer"}, {"prompt", "answer", "system"}, {"text"}, {"messages"})
+EXAMPLE = "write prompt=COLUMN answer=COLUMN, or text=COLUMN, or messages=COLUMN"
 
 
 class Settings(Frozen):
@@ -304,3 +308,27 @@ class Hardware(Settings):
         if self.runs_per_card > 1 and (self.gpus > 1 or self.gpus_of):
             raise ValueError("runs_per_card is for runs of one card each: leave gpus at 1")
         return self
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Part of an example -> column, {} for None; ValueError with the rule where it is not that.
+
+    A column's name that holds blanks stands in quotes: 'prompt="the text" answer=label'.
+    """
+    if text is None:
+        return {}
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"columns has a stray quote ({error}): {EXAMPLE}") from None
+    found: dict[str, str] = {}
+    for word in words:
+        part, equals, column = word.partition("=")
+        if not equals or not column or part not in PARTS or part in found:
+            raise ValueError(f"{word!r} is no part of columns: {EXAMPLE}")
+        if column in found.values():
+            raise ValueError(f"columns names {column!r} for two parts: {EXAMPLE}")
+        found[part] = column
+    if set(found) not in WHOLE_EXAMPLES:
+        raise ValueError(f"columns names {', '.join(found) or 'nothing'}: {EXAMPLE}")
+    return found

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from studylib.metering.allocator import release_leftovers
-from studylib.modelling.four_bit import is_four_bit
+from studylib.modelling.four_bit import four_bit_layers
 from studylib.modelling.variants import load_adapters, merge_adapter, ready
 from studylib.schema.serving import Equality, SwapMeasures, summarise_seconds
 from studylib.scoring.evaluate import NotANumber
@@ -119,7 +119,7 @@ def measure_swap(
     for name, reference in fresh.items():
         ready(model, name)
         checks.append(equality(f"swap to {name}, fresh load", answer(model, ids), reference, dtype))
-    if is_four_bit(model):
+    if any(four_bit_layers(model)):
         assert load_plain is not None
         merge = partial(merge_in_a_copy, load_plain(), model, folders, fresh, ids, dtype)
     else:

@@ -32,6 +32,7 @@ import torch
 from torch import nn
 
 from studylib.core.stats import compare_timings
+from studylib.core.uncollected import uncollected
 from studylib.modelling.variants import share_weights
 from studylib.schema.serve_settings import FEWEST_PAIRS, Decoding
 from studylib.schema.serving import LatencyRow, PairedRatio, summarise_seconds
@@ -154,11 +155,8 @@ def undisturbed(collect: bool = True) -> Iterator[None]:
     """
     if collect:
         gc.collect()
-    gc.disable()
-    try:
+    with uncollected():
         yield
-    finally:
-        gc.enable()
 
 
 @dataclass

@@ -27,8 +27,13 @@ from studylib.modelling.weights import multiply_in
 from studylib.schema.profile import RunSpec
 from studylib.training.checkpoints import newest_checkpoint
 from studylib.training.collate import PackedCollator
-from studylib.training.optimizer import make_own, name_optimizer
-from studylib.training.schedule import name_schedule, rise_from_above_zero, warmup_steps
+from studylib.training.optimizer import (
+    make_own,
+    name_optimizer,
+    name_schedule,
+    rise_from_above_zero,
+    warmup_steps,
+)
 from studylib.training.step_memory import WATCHED_STEP, StepMemory
 
 WARMUP_STEPS = 3  # left out of clean step times: allocator and kernels settle
