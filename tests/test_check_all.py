@@ -103,3 +103,8 @@ def test_a_large_files_sum_is_taken_once_while_it_stays_the_same(data, monkeypat
     assert sum_of_large(data) == first == take(data) and len(calls) == 1
     data.write_text("other", encoding="utf-8")
     assert sum_of_large(data) == take(data) != first and len(calls) == 2
+
+
+def test_where_nothing_can_be_kept_all_is_looked_through_each_time(profile, monkeypatch, anew):
+    monkeypatch.setenv("STUDY_CACHE", "/dev/null/cache")
+    assert check_all(profile) == check_all(profile) and len(anew) == 2

@@ -41,7 +41,10 @@ def keep_forecast(
     """
     if question.get("config") is None:
         return make()
-    path = answer_file(question, kind)
+    try:
+        path = answer_file(question, kind)
+    except OSError:  # no place to keep anything
+        return make()
     try:
         return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -61,7 +64,10 @@ def answer_file(question: Mapping[str, Any], kind: type[BaseModel]) -> Path:
 
 def may_be_kept(question: Mapping[str, Any], kind: type[BaseModel]) -> bool:
     """Whether making the answer would leave it on disk, where it is not."""
-    return question.get("config") is not None and not answer_file(question, kind).is_file()
+    try:
+        return question.get("config") is not None and not answer_file(question, kind).is_file()
+    except OSError:
+        return False
 
 
 @lru_cache(maxsize=1)
