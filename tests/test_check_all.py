@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from studylib.commands import check_all as checks
-from studylib.commands.check_all import check_all, mark_files
+from studylib.commands.check_all import check_all, source_places
 from studylib.core.errors import StudyError
 from studylib.inputs import converted, parts
 from studylib.inputs.almanac import ladder_folder
@@ -74,7 +74,7 @@ def test_a_hub_is_asked_each_time_and_a_fault_is_found_each_time(profile, data, 
     (track,) = profile.tracks
     asked = track.evaluate.model_copy(update={"questions": "hub"})
     elsewhere = track.model_copy(update={"evaluate": asked})
-    assert mark_files(profile.model_copy(update={"tracks": (elsewhere,)})) is None
+    assert source_places(profile.model_copy(update={"tracks": (elsewhere,)})) is None
     data.unlink()
     for _ in range(2):
         with pytest.raises(StudyError, match="mine"):

@@ -86,6 +86,12 @@ def test_killed_run_resumes_from_its_checkpoint_and_ends_as_an_unbroken_one(tmp_
     out, _ = third.communicate(timeout=LONG_SECONDS)
     assert third.returncode == 0 and "nothing to run" in out, out
     assert (run / "record.json").stat().st_mtime_ns == done
+    fourth = study("reproduce", "--profile", profile, "--results", str(broken))
+    assert fourth.communicate(timeout=LONG_SECONDS)[0] == out
+    (run / "record.json").write_text("{")  # what was kept of the answer is no answer any more
+    fifth = study("reproduce", "--profile", profile, "--results", str(broken))
+    out, _ = fifth.communicate(timeout=LONG_SECONDS)
+    assert fifth.returncode == 2 and "record.json" in out, out
 
 
 def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):

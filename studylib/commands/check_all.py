@@ -8,11 +8,11 @@ Not covered: the checks (studylib.planning.plan, studylib.modelling.preflight).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from studylib.commands.said_before import mark_places
 from studylib.forecasting.kept_forecasts import keep_forecast
+from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.converted import converted_folder
 from studylib.inputs.extras import check_extras
 from studylib.inputs.origins import take_data
@@ -35,7 +35,9 @@ def check_all(profile: Profile) -> list[str]:
     for spec in profile.runs():  # of packages and cards, which no file shows
         check_extras(spec)
     brought = take_data(profile)
-    question = {"config": mark_files(profile), "profile": profile.model_dump(mode="json")}
+    places = source_places(profile)
+    marks = None if places is None else mark_places(str(place.resolve()) for place in places)
+    question = {"config": marks, "profile": profile.model_dump(mode="json")}
     kept = keep_forecast(question, Told, lambda: Told(lines=tuple(check_anew(profile))))
     return [*brought, *kept.lines]
 
@@ -51,9 +53,9 @@ def check_anew(profile: Profile) -> list[str]:
     return told
 
 
-def mark_files(profile: Profile) -> list[Any] | None:
-    """Path, size and time of each file of its data and models; None where not all are files here:
-    a hub is asked again each time."""
+def source_places(profile: Profile) -> list[Path] | None:
+    """Files and folders of its data and models; None where not all are here: a hub is asked again
+    each time."""
     places: dict[Path, None] = {}
     for track in profile.tracks:
         asked = track.evaluate
@@ -62,23 +64,14 @@ def mark_files(profile: Profile) -> list[Any] | None:
             if source == "hub" or source.startswith(("hub:", "tasks:")):
                 return None
             if not source.startswith("almanac:"):
-                places[Path(source).expanduser().resolve()] = None
+                places[Path(source).expanduser()] = None
         for ref in map(ModelRef.parse, track.models):
             if ref.kind in ("gguf", "pypi"):
                 places[converted_folder(ref)] = None
             elif ref.kind == "hub":
                 return None
             elif ref.kind == "path":
-                places[Path(ref.name).expanduser().resolve()] = None
-    if not all(place.exists() for place in places):
-        return None
-    return [
-        [str(path), (stat := path.stat()).st_size, stat.st_mtime_ns]
-        for place in places
-        for path in files_below(place)
-    ]
-
-
-def files_below(place: Path) -> Iterator[Path]:
-    """A file itself, or all of a folder."""
-    yield from (p for p in sorted(place.rglob("*")) if p.is_file()) if place.is_dir() else (place,)
+                places[Path(ref.name).expanduser()] = None
+            elif ref.kind == "ladder":
+                places[ladder_folder(ref.name)] = None
+    return list(places) if all(place.exists() for place in places) else None

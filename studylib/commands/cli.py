@@ -40,7 +40,7 @@ from studylib.commands.cli_plan import (
     plan,
 )
 from studylib.commands.cli_rent import rent
-from studylib.commands.cli_report import make_report, report, show_verdict
+from studylib.commands.cli_report import make_report, report, verdict_of
 from studylib.commands.cli_serve import serve
 from studylib.commands.cli_try import merge, try_run
 from studylib.commands.cli_tune import say_untuned, tune, tune_first
@@ -94,18 +94,25 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run all that is not done yet, then write the report. What is finished is kept."""
+    from studylib.commands.said_before import keep_said, say_again
+
+    if (known := say_again()) is not None:
+        print("\n".join(known))
+        return
+    from studylib.commands.check_all import source_places
     from studylib.planning.plan import check_room, tell_unkept
     from studylib.running.progress import Progress
     from studylib.running.runner import check_executor, open_executor, write_profile
     from studylib.running.runner import reproduce as run_study
+    from studylib.schema.profile import is_file_name
 
     check_executor(executor)
     signal.signal(signal.SIGTERM, end)  # the runs are ended in order, as at Ctrl-C
     name, why = study.name()
     chosen = study.open()
     folder = study.folder(chosen)
-    if why:
-        print(f"profile {name}: {why}")
+    chose = [f"profile {name}: {why}"] * bool(why)
+    print("".join(f"{line}\n" for line in chose), end="")
     agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
     if executor != "local":
         say_untuned(chosen, folder)
@@ -113,10 +120,11 @@ def reproduce(
         chosen = study.open()  # with the rates that were found
     with open_executor(executor, ray_address) as execute:
         outcome = run_study(chosen, folder, Progress(), force, execute)
-    if outcome.done_before and not outcome.finished and not outcome.failed:
-        print(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
+    idle = bool(outcome.done_before) and not outcome.finished and not outcome.failed
+    said = [f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run"] * idle
     if outcome.done_before and (unkept := tell_unkept(chosen, folder)):
-        print(unkept)
+        said.append(unkept)
+    print("".join(f"{line}\n" for line in said), end="")
     failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
     for run_id, failure in outcome.failed.items():
         why = failure.message or f"read {failure.log}"
@@ -124,8 +132,12 @@ def reproduce(
     if outcome.done_before or outcome.finished:
         write_profile(chosen, folder)  # what only the report reads may have changed
         path = make_report(folder, failed)
-        print(f"report: {path}")
-        show_verdict(path)
+        told = [f"report: {path}", *verdict_of(path)]
+        print("\n".join(told))
+        places = source_places(chosen) if idle and executor == "local" else None
+        if places is not None:
+            own = [Path(name)] if is_file_name(name) else []
+            keep_said([*chose, *said, *told], [folder, *own, *places])
     if outcome.failed:
         check_room(folder)  # a full disk also leaves logs empty
     raise typer.Exit(outcome.exit_code)

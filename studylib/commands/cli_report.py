@@ -45,16 +45,15 @@ def report(
         raise StudyError(folder, "there are no results", suggest_study(results, name))
     path = make_report(folder)
     print(path)
-    show_verdict(path)
+    for line in verdict_of(path):
+        print(line)
 
 
-def show_verdict(path: Path) -> None:
-    """Print the verdict with which the report on a reader's own study opens; other reports have
-    none."""
+def verdict_of(path: Path) -> list[str]:
+    """The line with which the report on a reader's own study opens; other reports have none."""
     from studylib.reporting.report import opening_of
 
-    if verdict := opening_of(path):
-        print(verdict)
+    return list(filter(None, [opening_of(path)]))
 
 
 def make_report(
