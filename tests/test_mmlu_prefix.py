@@ -98,7 +98,7 @@ def test_stock_takes_the_largest_batch_for_which_there_is_memory(monkeypatch, ca
             raise benchmark.torch.OutOfMemoryError
         return "found"
 
-    monkeypatch.setattr(benchmark, "compare", compare)
+    monkeypatch.setattr(benchmark, "compare_wrappers", compare)
     options = benchmark.read_options(["--batch-sizes", "1", "8", "16", "32"])
     found = benchmark.compare_where_it_fits(lambda size: lambda: size, None, {}, options, 16)
     assert found == (8, "found") and tried == [16, 8]

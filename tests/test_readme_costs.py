@@ -17,10 +17,11 @@ ROWS = re.findall(
 )
 
 
-def spell(span, digits):
+def spell(span):
+    """Two figures below 10, so that minutes and cents are not rounded to nothing."""
     low, mid, high = (
-        f"{v:.{digits if v < 10 else 0}f}" for v in (span.low, span.mid, span.high)
-    )  # fmt: skip
+        f"{v:.{2 if v < 1 else 1 if v < 10 else 0}f}" for v in (span.low, span.mid, span.high)
+    )
     return f"{mid} ({low}–{high})"
 
 
@@ -36,4 +37,4 @@ def test_hours_and_dollars_are_the_plans(row):
     profile = read_profile(name)
     serving = serve_specs(profile) if profile.serve else ()
     found = estimate_study(profile.runs(), gpu, int(cards), serving)
-    assert (hours, dollars) == (spell(found.hours, 1), spell(found.usd, 0))
+    assert (hours, dollars) == (spell(found.hours), spell(found.usd))
