@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,33 @@ def test_lost_head_is_one_message_and_the_study_goes_on_without_it(cluster, half
     out, _ = again.communicate(timeout=LONG_SECONDS)
     assert again.returncode == 0, out
     assert read_record(runs / LORA / "record.json").train.resumed_at_steps[0] in (10, 20)
+
+
+SLEEPER = """
+import os, sys, time
+from pathlib import Path
+if sys.orig_argv[1:4] == ["-m", "studylib", "run"]:
+    begun = time.time()
+    time.sleep(3)
+    record = Path("results/sent/runs", sys.orig_argv[4], "record.json")
+    record.write_text(f"[{begun}, {time.time()}]")
+    os._exit(0)
+"""
+
+
+def test_a_machine_has_no_more_runs_at_once_than_cores(tmp_path, monkeypatch):
+    """A run often asks its desk; Ray lends a task's cores to others while it waits in get."""
+    pytest.importorskip("ray")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "sitecustomize.py").write_text(SLEEPER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}{os.pathsep}{ROOT}")
+    profile, results = write_profile(tmp_path, seeds=[0, 1]), tmp_path / "results"
+    with start_nodes(1) as made:
+        driver = start("-c", DRIVER, str(profile), str(results), made.address)
+        out, _ = driver.communicate(timeout=LONG_SECONDS)
+    found = [json.loads(path.read_text()) for path in results.rglob("record.json")]
+    assert len(found) == 4, out
+    assert all(end <= begun for (_, end), (begun, _) in pairwise(sorted(found)))
 
 
 def order_for(task_id="a", attempt=1, words=()) -> Order:
@@ -519,14 +547,14 @@ def test_what_cannot_be_reached_is_refused_in_one_message(monkeypatch):
 
 def test_study_sends_everything_at_once_and_forecasts_nothing_for_other_machines(tmp_path):
     """The machine at hand says nothing of those that the runs go to."""
+    from studylib.running.progress import Progress
+
     changes = {"serve": {}, "hardware": {"gpus": 2}, "train": {"accumulation": 2}}
     profile = read_profile("smoke", {**changes, "methods": ["full", "lora"]})
     sent = []
 
     def execute(tasks, hardware, progress, outcome: Outcome):
         sent.append(tasks)
-
-    from studylib.running.progress import Progress
 
     runner.reproduce(profile, tmp_path / profile.name, Progress(), executor=execute)
     (tasks,) = sent

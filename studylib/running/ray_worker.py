@@ -73,7 +73,8 @@ def work_on_ray(order: Order, desk: Any) -> int:
         threads = max(threads, int(has.get("CPU", 1) * order.gpus / has["GPU"]))
 
     def ask(method: str, *args: Any) -> Any:
-        return ray.get(getattr(desk, method).remote(*args))
+        # Not ray.get: while a task waits in it, Ray lends the task's cores to another one.
+        return getattr(desk, method).remote(*args).future().result()
 
     return carry_out(order, ask, threads)
 
