@@ -175,7 +175,7 @@ def yardstick() -> float:
 
 
 def study_yardsticks(*words: str) -> float:
-    return spend(["-m", "studylib", *words]).cpu_seconds / yardstick()
+    return spend(["-m", "studylib", *words], anew=True).cpu_seconds / yardstick()
 
 
 def help_modules() -> float:

@@ -27,11 +27,15 @@ class Spent(NamedTuple):
     peak_bytes: int
 
 
-def spend(words: list[str], cwd: Path = ROOT) -> Spent:
-    """Run Python with these words on one thread. StudyError with its last line where it fails."""
+def spend(words: list[str], cwd: Path = ROOT, anew: bool = False) -> Spent:
+    """Run Python with these words on one thread. StudyError with its last line where it fails.
+
+    anew: with nothing kept of what was forecast or read before.
+    """
     environ = {**os.environ, "PYTHONPATH": python_path(), "HF_HUB_OFFLINE": "1",
                "OMP_NUM_THREADS": "1"}  # fmt: skip
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryDirectory() as empty:
+        environ |= {"STUDY_CACHE": empty} if anew else {}
         begun = time.perf_counter()
         process = subprocess.Popen(
             [sys.executable, *words], cwd=cwd, env=environ, stdout=said, stderr=said
