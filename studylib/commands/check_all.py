@@ -58,9 +58,7 @@ def source_places(profile: Profile) -> list[Path] | None:
     each time."""
     places: dict[Path, None] = {}
     for track in profile.tracks:
-        asked = track.evaluate
-        named = (*track.data.sources, asked.questions, asked.retention, asked.retention_data)
-        for source in filter(None, named):
+        for source in (*track.data.sources, *track.evaluate.sources):
             if source == "hub" or source.startswith(("hub:", "tasks:")):
                 return None
             if not source.startswith("almanac:"):

@@ -111,8 +111,14 @@ def reproduce(
     name, why = study.name()
     chosen = study.open()
     folder = study.folder(chosen)
-    chose = [f"profile {name}: {why}"] * bool(why)
-    print("".join(f"{line}\n" for line in chose), end="")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        print(line)
+
+    if why:
+        say(f"profile {name}: {why}")
     agree_to_spend(chosen, folder, budget, yes, force, elsewhere=executor != "local")
     if executor != "local":
         say_untuned(chosen, folder)
@@ -121,10 +127,10 @@ def reproduce(
     with open_executor(executor, ray_address) as execute:
         outcome = run_study(chosen, folder, Progress(), force, execute)
     idle = bool(outcome.done_before) and not outcome.finished and not outcome.failed
-    said = [f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run"] * idle
+    if idle:
+        say(f"{chosen.name}: all {len(outcome.done_before)} runs are done, nothing to run")
     if outcome.done_before and (unkept := tell_unkept(chosen, folder)):
-        said.append(unkept)
-    print("".join(f"{line}\n" for line in said), end="")
+        say(unkept)
     failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
     for run_id, failure in outcome.failed.items():
         why = failure.message or f"read {failure.log}"
@@ -132,12 +138,14 @@ def reproduce(
     if outcome.done_before or outcome.finished:
         write_profile(chosen, folder)  # what only the report reads may have changed
         path = make_report(folder, failed)
-        told = [f"report: {path}", *verdict_of(path)]
-        print("\n".join(told))
-        places = source_places(chosen) if idle and executor == "local" else None
+        for line in (f"report: {path}", *verdict_of(path)):
+            say(line)
+        # Not where runs were found not to fit just now: the next command counts them as done.
+        settled = idle and len(outcome.done_before) == len(chosen.runs()) and executor == "local"
+        places = source_places(chosen) if settled else None
         if places is not None:
-            own = [Path(name)] if is_file_name(name) else []
-            keep_said([*chose, *said, *told], [folder, *own, *places])
+            own = [Path(name).expanduser()] if is_file_name(name) else []
+            keep_said(said, [folder, *own, *places])
     if outcome.failed:
         check_room(folder)  # a full disk also leaves logs empty
     raise typer.Exit(outcome.exit_code)

@@ -62,16 +62,10 @@ def mark_places(places: Iterable[str]) -> str:
 
 def mark_files_below(place: Path) -> Iterator[tuple[str, int, int]]:
     """Of a file itself, or of all in a folder; what Python compiled is none of them."""
-    if not place.is_dir():
-        stat = place.stat()
-        yield str(place), stat.st_size, stat.st_mtime_ns
-        return
-    folders = [str(place)]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders += [entry.path] if entry.name != "__pycache__" else []
-                else:
-                    stat = entry.stat()
-                    yield entry.path, stat.st_size, stat.st_mtime_ns
+    files = [place] if not place.is_dir() else []
+    for folder, folders, names in os.walk(place):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        files += [Path(folder, name) for name in names]
+    for file in files:
+        stat = file.stat()
+        yield str(file), stat.st_size, stat.st_mtime_ns

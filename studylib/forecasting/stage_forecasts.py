@@ -24,8 +24,8 @@ from studylib.schema.run_forecasts import HELD, PlannedStage
 from studylib.schema.serving import ServeSpec
 from studylib.schema.settings import FULL
 from studylib.schema.spec import RunSpec
+from studylib.scoring.token_tree import ACCELERATOR_TOKENS_PER_PASS
 
-SCORED_TOKENS = 4096  # of a scoring pass on a card, as studylib.scoring.prefix_lm has it
 Stages = dict[str, PlannedStage]
 
 
@@ -60,11 +60,12 @@ def scored_bytes(spec: RunSpec, settings: ForecastSettings, loaded: int) -> int:
 
     recipe = {"weights": spec.train.dtype, "master_weights": False}
     own = settings.model_copy(update=recipe)
-    peak = forecast_evaluation(own, SCORED_TOKENS, NO_CUDA).allocated_bytes
+    tokens = ACCELERATOR_TOKENS_PER_PASS
+    peak = forecast_evaluation(own, tokens, NO_CUDA).allocated_bytes
     if not spec.method.kind.quantized:
         return peak
     merged = settings.model_copy(update=recipe | {"method": WHOLE})
-    also = loaded + forecast_evaluation(merged, SCORED_TOKENS, NO_CUDA).allocated_bytes
+    also = loaded + forecast_evaluation(merged, tokens, NO_CUDA).allocated_bytes
     return max(peak, also)
 
 

@@ -22,8 +22,7 @@ from studylib.forecasting.cuda_autocast import checkpoint_contexts, cuda_autocas
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
 from studylib.modelling.chunked_loss import causal_model, install_chunked_loss
-
-LOGIT_ROWS_PER_BLOCK = 256  # as studylib.scoring.prefix_lm has it
+from studylib.scoring.token_tree import LOGIT_ROWS_PER_BLOCK
 
 
 class Watcher(Protocol):

@@ -117,10 +117,8 @@ def needed_files(profile: Profile) -> list[NeededFile]:
     asked = {
         source
         for track in profile.tracks
-        for source in (*track.data.sources, track.evaluate.questions, track.evaluate.retention,
-                       track.evaluate.retention_data)
-        if source is not None
-    }  # fmt: skip
+        for source in (*track.data.sources, *track.evaluate.sources)
+    }
     return [
         NeededFile(name, listed, file)
         for name, listed in read_lists().items()

@@ -176,7 +176,6 @@ def order_batches(profile: Profile, plan: Plan) -> Iterator[list[RunSpec]]:
 
 def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
     folder = results / "runs" / spec.run_id
-    asked = spec.evaluate
     return Task(
         task_id=spec.run_id,
         words=("run", spec.run_id),
@@ -186,18 +185,14 @@ def run_task(spec: RunSpec, file: Path, results: Path) -> Task:
         results=results.parent,
         gpus=spec.gpus,
         needs=(results / "runs" / spec.base_run_id / "items.parquet",),
-        inputs=local_inputs(
-            spec.model_ref,
-            *spec.data.sources,
-            *(asked.questions or "", asked.retention or "", asked.retention_data or ""),
-        ),
+        inputs=local_inputs(spec.model_ref, *spec.data.sources, *spec.evaluate.sources),
     )
 
 
 def local_inputs(model: ModelRef, *sources: str) -> tuple[str, ...]:
     """Which of a run's inputs are files or folders named relative to the working directory."""
     names = [model.name] if model.kind in ("path", "gguf") else []
-    names += [source for source in sources if source]
+    names += sources
     return tuple(name for name in names if not name.startswith(("/", "~")) and Path(name).exists())
 
 

@@ -262,6 +262,12 @@ class EvaluateSettings(Settings):
     margin: float = Field(default=2.0, gt=0, le=100)
     samples: int = Field(default=0, ge=0, le=100)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source that is named beside the track's own data."""
+        named = (self.questions, self.retention, self.retention_data)
+        return tuple(source for source in named if source is not None)
+
     @model_validator(mode="after")
     def asks_something(self) -> EvaluateSettings:
         if self.questions is None and not self.measures:

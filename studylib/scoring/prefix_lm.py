@@ -25,20 +25,23 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from studylib.core.errors import StudyError
-from studylib.scoring.token_tree import TokenTree, build_token_tree, iterate_passes
+from studylib.scoring.token_tree import (
+    ACCELERATOR_TOKENS_PER_PASS,
+    CPU_TOKENS_PER_PASS,
+    LOGIT_ROWS_PER_BLOCK,
+    TokenTree,
+    build_token_tree,
+    iterate_passes,
+)
 from studylib.scoring.tree_attention import attend_by_blocks, lay_out_blocks
 
 logger = logging.getLogger(__name__)
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 Answer = tuple[float, bool]
-CPU_TOKENS_PER_PASS = 1024
-ACCELERATOR_TOKENS_PER_PASS = 4096
 # A block's attention is one call of a kernel: short, little is masked; long, few calls are made.
 CPU_TOKENS_PER_BLOCK = 96
 ACCELERATOR_TOKENS_PER_BLOCK = 512
-# Rows of logits that are turned into float32 log-probabilities at a time: bounds that copy's size.
-LOGIT_ROWS_PER_BLOCK = 256
 # All but cuDNN's, PyTorch's first choice in 16 bits on Hopper: it makes a plan for every new
 # length, and here each pass has its own.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CPU_TOKENS_PER_PASS = 1024
+ACCELERATOR_TOKENS_PER_PASS = 4096
+# Rows of logits that are turned into float32 log-probabilities at a time: bounds that copy's size.
+LOGIT_ROWS_PER_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class TokenTree:
