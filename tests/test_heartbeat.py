@@ -13,7 +13,13 @@ from waiting import wait_for
 
 from studylib.core.errors import StudyError
 from studylib.running.executor import Failure, Outcome
-from studylib.running.heartbeat import LOOK_SECONDS, Heartbeat, end_hanging, spent_ticks
+from studylib.running.heartbeat import (
+    LOOK_SECONDS,
+    PAUSE_SECONDS,
+    Heartbeat,
+    end_hanging,
+    spent_ticks,
+)
 
 # A main thread that waits for ever, while another one works as a meter does.
 WAITS = """
@@ -56,10 +62,22 @@ def test_only_the_work_of_a_main_thread_is_a_sign_of_life(process):
     still = heart.beat(said)
     assert (still == 0) == works
     if not works:
-        clock.now += 100
-        assert heart.beat(said) == LOOK_SECONDS + 100
+        clock.now += PAUSE_SECONDS
+        assert heart.beat(said) == LOOK_SECONDS + PAUSE_SECONDS
         clock.now += LOOK_SECONDS
         assert heart.beat({**said, "doing": "evaluating"}) == 0, "it said something new"
+
+
+@pytest.mark.parametrize("process", [WAITS], ids=["waits"], indirect=True)
+def test_the_time_in_which_the_study_itself_was_stopped_is_not_the_runs(process):
+    started, _ = process
+    clock = Clock()
+    heart, said = Heartbeat(clock), {"doing": "training", "pid": started.pid}
+    heart.beat(said)
+    clock.now += 10 * 3600  # a stopped study looks at nothing
+    assert heart.beat(said) == 0
+    clock.now += LOOK_SECONDS
+    assert heart.beat(said) == LOOK_SECONDS
 
 
 def test_a_run_of_which_nothing_is_known_is_not_judged():

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 LOOK_SECONDS = 2.0
+PAUSE_SECONDS = 60.0  # between two looks: the study itself was stopped, and its runs may have been
 
 
 class Heartbeat:
@@ -36,8 +37,8 @@ class Heartbeat:
     def beat(self, said: dict[str, Any]) -> float:
         """Seconds since the last sign of life; 0 where nothing is known of the run's process."""
         instant = self.clock()
-        if "pid" not in said:
-            self._since = instant
+        if "pid" not in said or instant - self._looked > PAUSE_SECONDS:
+            self._since = self._looked = instant
         elif instant - self._looked >= LOOK_SECONDS or self._sign is None:
             self._looked = instant
             sign = (sorted(said.items(), key=str), spent_ticks(said["pid"]))
