@@ -100,7 +100,7 @@ check: ## style, types, notebooks kept clean
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check -q . && $(PY) -m mypy && $(PY) -m pytest tests/test_architecture.py tests/test_hygiene.py
 
 test: ## all tests, a file a core; TESTS=tests/test_meter.py for some of them
-	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
+	@$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 1 $(TESTS)
 
 bench: # has anything become slower than benchmarks/bench.json says; the short part: make bench QUICK=1
 	@$(PY) benchmarks/bench.py $(if $(QUICK),--quick) $(call opt,DATA,data) $(call opt,ROWS,rows)
