@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.core.metrics import METRICS, percent
-from studylib.reporting import limits as known_limits
 from studylib.reporting import measure_tables, notes, prose, tables, verdict
 from studylib.reporting.appendices import claims_evidence, rates
 from studylib.reporting.appendix import learning_rate, provenance_table
@@ -42,6 +41,7 @@ from studylib.reporting.cells import NOT_RUN, run_path
 from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.glossary import say
+from studylib.reporting.limits import learning_limits, left_out_sentences, run_limits
 from studylib.reporting.made_from import Files
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.notes import join_words
@@ -51,13 +51,6 @@ from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
 WORDS = {"enough": "**suffices**", "not enough": "**does not suffice**", "open": "cannot say yet"}
-LEFT_OUT = (
-    known_limits.limit_rows_skipped,
-    known_limits.limit_examples_left_out,
-    known_limits.limit_examples_cut,
-    known_limits.limit_prompts_cut,
-    known_limits.limit_undecided,
-)
 MOST_PROMPT, MOST_ANSWER = 400, 300  # characters
 NOTHING, UNFINISHED = "(nothing)", " (cut off)"
 
@@ -168,17 +161,15 @@ def cost_section(summary: Summary) -> list[Block]:
 
 
 def left_out_section(summary: Summary) -> list[Block]:
-    told = bullets(text for tell in LEFT_OUT if (text := tell([summary])))
+    told = bullets(left_out_sentences([summary]))
     title = Heading(2, "What was left out of the data")
     return [title, *(told or [Text("Nothing that these runs counted.")])]
 
 
 def limits_section(summary: Summary) -> list[Block]:
-    others = [tell for tell in known_limits.LIMITS
-              if tell not in (*LEFT_OUT, known_limits.limit_scope)]  # fmt: skip
-    told = ["The verdict speaks for this model, these data and this recipe."]
-    told += [text for tell in others if (text := tell([summary]))]
-    return [Heading(2, "Limits"), *bullets(told)]
+    scope = "The verdict speaks for this model, these data and this recipe."
+    told = bullets([scope, *learning_limits([summary]), *run_limits([summary])])
+    return [Heading(2, "Limits"), *told]
 
 
 def runs_section(summary: Summary) -> list[Block]:
