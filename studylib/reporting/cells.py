@@ -13,15 +13,18 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 
-from studylib.core import stats
-from studylib.core.metrics import METRICS, MISSING, percent, points
+from studylib.core.metrics import METRICS, MISSING, decimals, percent, points
+from studylib.core.stats import Estimate
 from studylib.reporting.blocks import Number, cell_of
+from studylib.reporting.measured import RIGHT_ANSWERS
 from studylib.reporting.resources import TIMED, Spread, dollars
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.extent_words import WHOLE_SHARE, percent_below, tell_base, tell_reach
+from studylib.schema.measures import Measure
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
+DECIMALS = 3  # of nats and bits
 NOT_KNOWN = "not known"
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"
@@ -50,16 +53,25 @@ def why_unasked(row: Row) -> str:
     return next((block.reason for block in blocks if block.reason), MISSING)
 
 
-def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:
-    """value ± half-width, or value [low, high] where the interval is not symmetric."""
+def measure_number(value: float, measure: Measure = RIGHT_ANSWERS, signed: bool = True) -> Number:
+    """A figure or a difference in the unit shown: points of a share, or nats and bits."""
+    if measure.is_share:
+        return Number(points(value) if signed else percent(value), value)
+    return Number(decimals(value, DECIMALS, signed), value)
+
+
+def interval_cell(
+    estimate: Estimate | None, measure: Measure = RIGHT_ANSWERS, signed: bool = True
+) -> str:
+    """value ± half-width, or value [low, high] where a bound cut one side."""
     if estimate is None:
         return MISSING
-    show = points if signed else percent
     up, down = estimate.high - estimate.value, estimate.value - estimate.low
+    value = measure_number(estimate.value, measure, signed)
     if abs(up - down) < 5e-4:
-        return Number(f"{show(estimate.value)} ± {percent(up)}", estimate.value)
-    ends = f"[{show(estimate.low)}, {show(estimate.high)}]"
-    return Number(f"{show(estimate.value)} {ends}", estimate.value)
+        return Number(f"{value} ± {measure_number(up, measure, signed=False)}", value.value)
+    ends = (measure_number(end, measure, signed) for end in (estimate.low, estimate.high))
+    return Number(f"{value} [{', '.join(ends)}]", value.value)
 
 
 def difference_cell(comparison: Comparison, row: Row, key: str) -> str:

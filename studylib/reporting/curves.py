@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from studylib.reporting.measured import RIGHT_ANSWERS
 from studylib.reporting.panels import colour, label_right, new_panels
 from studylib.reporting.summary import Comparison, Row
-from studylib.schema.measures import MEASURES
+from studylib.schema.measures import MEASURES, Measure
 from studylib.schema.settings import LoraSettings, parse_method
 from studylib.schema.tuning import TunePoint
 
@@ -91,14 +92,18 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
     counts = sorted({p.questions for p in scored}) or [0]
     asked = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1])))
     label = f"validation accuracy (%, {asked} questions) ↑"
-    if scored and (key := scored[0].measure):
-        label = f"validation, {MEASURES[key].header} ({asked} examples)"
+    if scored and scored[0].measure:
+        label = f"validation, {measure_of(scored[0]).header} ({asked} examples)"
     panels[0].set_ylabel(label)
     return figure
 
 
+def measure_of(point: TunePoint) -> Measure:
+    """What a rate was judged by."""
+    return MEASURES[point.measure] if point.measure else RIGHT_ANSWERS
+
+
 def rate_height(point: TunePoint) -> float:
     """What a rate came to, in the unit shown."""
-    if point.measure is not None and point.value is not None:
-        return MEASURES[point.measure].scale * point.value
-    return 100 * (point.accuracy or 0)
+    value = point.accuracy if point.value is None else point.value
+    return measure_of(point).scale * (value or 0)

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from studylib.core.metrics import MISSING, decimals, percent, points
-from studylib.core.stats import Estimate
+from studylib.core.metrics import MISSING, percent
 from studylib.reporting.blocks import Block, Number, Table, Text, figures, named, words
-from studylib.reporting.cells import NOT_TRAINED
+from studylib.reporting.cells import NOT_TRAINED, interval_cell, measure_number
 from studylib.reporting.measured import HELD_OUT, RETENTION, MeasuredFigure
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
-from studylib.schema.measures import Measure
 from studylib.schema.methods import WHOLE
 
-DECIMALS = 3  # of nats and bits
 JUDGED = ("judged", "judged_gap", "judged_share")  # of the measure that a track is judged by
 MEASURED = (*words("Model", "Measure"), named("Method"), *figures("Figure"))
 SHARE_HEADER = "Share of full's gain (%) ↑"
@@ -76,16 +73,15 @@ def figure_cell(found: MeasuredFigure) -> str:
     count = f"{estimate.items:,}"
     count += f" in {estimate.clusters:,} groups" if estimate.clusters != estimate.items else ""
     count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
-    return Number(
-        f"{measure_interval(found.measure, estimate, signed=False)} (n={count})", estimate.value
-    )
+    shown = interval_cell(estimate, found.measure, signed=False)
+    return Number(f"{shown} (n={count})", estimate.value)
 
 
 def gain_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
     """Gain over the base, gap to full, share of full's gain, smallest gap."""
     if not found.trains:
         return "reference", NOT_TRAINED, NOT_TRAINED, "—"
-    gain = measure_interval(found.measure, found.gain) if found.gain else MISSING
+    gain = interval_cell(found.gain, found.measure)
     if found.method == WHOLE and found.gap is None:
         return gain, "reference", "reference", "—"
     if found.gap is None:
@@ -95,26 +91,8 @@ def gain_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
         half = found.share.high - found.share.value
         share = Number(f"{percent(found.share.value)} ± {percent(half)}", found.share.value)
     least = found.detectable
-    smallest = MISSING if least is None else measure_number(found.measure, least, signed=False)
-    return gain, measure_interval(found.measure, found.gap), share, smallest
-
-
-def measure_number(measure: Measure | None, value: float, signed: bool = True) -> Number:
-    """A figure or a difference in the unit shown: points of a share (None: of right answers), or
-    nats and bits."""
-    if measure is None or measure.is_share:
-        return Number(points(value) if signed else percent(value), value)
-    return Number(decimals(value, DECIMALS, signed), value)
-
-
-def measure_interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
-    """value ± half-width, or value [low, high] where a bound cut one side."""
-    up, down = estimate.high - estimate.value, estimate.value - estimate.low
-    value = measure_number(measure, estimate.value, signed)
-    if abs(up - down) < 5e-4:
-        return Number(f"{value} ± {measure_number(measure, up, signed=False)}", estimate.value)
-    ends = (measure_number(measure, end, signed) for end in (estimate.low, estimate.high))
-    return Number(f"{value} [{', '.join(ends)}]", estimate.value)
+    smallest = MISSING if least is None else measure_number(least, found.measure, signed=False)
+    return gain, interval_cell(found.gap, found.measure), share, smallest
 
 
 def tell_measured(comparisons: Sequence[Comparison]) -> str:
@@ -175,14 +153,13 @@ def tell_finding(comparison: Comparison) -> str:
     full = next((found for found in rows if found.method == WHOLE), None)
     if full is None or full.gain is None:
         return ""
-    unit = "%" if measure.is_share else measure.unit
     better = full.gain.value * measure.sign > 0
     sure = full.gain.low > 0 or full.gain.high < 0
     moved = ("improved" if better else "worsened") if sure else "did not clearly change"
     lines = [
         f"On {count_examples(full)} full fine-tuning {moved} the "
-        f"{measure.label.lower()} to {measure_interval(measure, full.estimate, signed=False)} "
-        f"{unit} ({measure_interval(measure, full.gain)} against the base)."
+        f"{measure.label.lower()} to {interval_cell(full.estimate, measure, signed=False)} "
+        f"{measure.unit} ({interval_cell(full.gain, measure)} against the base)."
     ]
     judged = [found for found in rows if found.gap is not None]
     lines += [gap_sentence(found) for found in judged]
@@ -201,7 +178,7 @@ def gap_sentence(found: MeasuredFigure) -> str:
     assert gap is not None
     unit = "pp" if measure.is_share else measure.unit
     kept = "" if found.share is None else f" and kept {percent(found.share.value)} % of its gain"
-    figures = f"{measure_interval(measure, gap)} {unit}{kept}"
+    figures = f"{interval_cell(gap, measure)} {unit}{kept}"
     if gap.low > 0 or gap.high < 0:
         word = "better" if gap.value * measure.sign > 0 else "worse"
         return f"{found.label} ended {word} than it ({figures})."

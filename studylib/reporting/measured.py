@@ -7,13 +7,14 @@ Not covered: words and tables (studylib.reporting.measure_tables), how items are
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from studylib.core import item_stats
 from studylib.core.errors import StudyError
 from studylib.core.item_stats import ItemScores
+from studylib.core.metrics import METRICS
 from studylib.core.stats import Estimate
 from studylib.reporting.study import Study
 from studylib.schema.measures import MEASURES, Measure, MeasureFigure, figures_of
@@ -21,6 +22,7 @@ from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
 HELD_OUT, RETENTION = "held_out", "retention"
+RIGHT_ANSWERS = Measure(**asdict(METRICS["accuracy"]))  # what judges where no measure does
 
 
 @dataclass(frozen=True)

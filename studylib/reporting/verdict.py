@@ -17,7 +17,7 @@ from studylib.core.enough import Decision
 from studylib.core.metrics import decimals, percent
 from studylib.core.stats import Estimate
 from studylib.planning.sizing import round_up
-from studylib.reporting import measure_tables
+from studylib.reporting.cells import measure_number
 from studylib.reporting.measured import HELD_OUT, MeasuredFigure
 from studylib.reporting.notes import at_edge, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
@@ -176,12 +176,12 @@ def read_measure(ours: MeasuredFigure, others: list[MeasuredFigure]) -> Judged:
     def show(found: MeasuredFigure | None) -> str | None:
         if found is None:
             return None
-        return measure_tables.measure_number(measure, found.estimate.value, signed=False)
+        return measure_number(found.estimate.value, measure, signed=False)
 
     gain = full.gain if full else None
     kept = ours.gap if measure.is_share else ours.share
     return Judged(ours.label, measure.label[0].lower() + measure.label[1:],
-                  "%" if measure.is_share else measure.unit, measure.is_share,
+                  measure.unit, measure.is_share,
                   show(ours) or "", show(full), show(base), kept,
                   gain if gain is None or measure.sign > 0 else turned(gain),
                   "held-out examples", ours.estimate.clusters)  # fmt: skip
