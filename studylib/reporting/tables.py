@@ -30,9 +30,11 @@ from studylib.reporting.cells import (
     trained_cell,
 )
 from studylib.reporting.claims import Finding, article_rule
+from studylib.reporting.comparable import SAME_FOR_ALL
 from studylib.reporting.notes import judged_by_measure, not_run, shown_keys
 from studylib.reporting.resources import MEMORY, STAGES, TIMED
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.differences import find_mismatches
 from studylib.schema.measures import MEASURES
 from studylib.schema.methods import WHOLE
 from studylib.schema.profile import RunSpec
@@ -302,8 +304,10 @@ def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
             pairs = [(headline_or_time(comparison, row, key), headline_or_time(*other, key))
                      for key in keys]  # fmt: skip
             cells = [around(f"**{ours}** / {its}", ours) for ours, its in pairs]
+            apart = find_mismatches((row.complete[0], other[1].complete[0]))
+            fields = ", ".join(field for field in apart if field in SAME_FOR_ALL)
             rows.append((comparison.track, comparison.name, row.method.label, *cells,
-                         differing_fields(row, other[1])))  # fmt: skip
+                         fields or "nothing that must be shared"))  # fmt: skip
     return Table(header, tuple(rows)) if rows else None
 
 
@@ -311,12 +315,3 @@ def headline_or_time(comparison: Comparison, row: Row, key: str) -> str:
     if key == "train_seconds":
         return trained_cell(row, key)
     return headline_cell(comparison, row, key)
-
-
-def differing_fields(own: Row, other: Row) -> str:
-    from studylib.reporting.study import PER_SEED_FIELDS
-    from studylib.schema.differences import find_mismatches
-
-    pair = (own.complete[0], other.complete[0])
-    fields = [f for f in find_mismatches(pair) if f not in PER_SEED_FIELDS]
-    return ", ".join(fields) or "nothing that must be shared"
