@@ -14,7 +14,7 @@ import yaml
 from studylib.core.metrics import METRICS, percent
 from studylib.core.places import PACKAGE
 from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
-from studylib.reporting.cells import NOT_RUN, run_path
+from studylib.reporting.cells import NOT_RUN, link_record
 from studylib.reporting.glossary import read_words
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
@@ -61,9 +61,8 @@ def runs_table(summary: Summary) -> Table:
     rows = []
     for record in summary.study.records:
         score = record.evaluate.score("questions") if record.evaluate else None
-        link = f"{run_path(summary.study.link, record.run_id)}/record.json"
         rows.append((
-            f"[{record.run_id}]({link})",
+            link_record(summary.study.link, record, record.run_id),
             record.status + (f": {record.reason}" if record.reason else ""),
             str(record.run.seed) if record.run.method.kind.trains else "—",
             learning_rate(record),

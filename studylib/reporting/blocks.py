@@ -157,6 +157,11 @@ def bullets(items: Iterable[str]) -> list[Block]:
     return [Items(listed)] if listed else []
 
 
+def titled(title: str, table: Table, before: str = "") -> list[Block]:
+    """A table under its title and a sentence; nothing where it has no rows."""
+    return [Heading(3, title), *paragraph(before), table] if table.rows else []
+
+
 def to_markdown(blocks: Iterable[Block]) -> str:
     """Blocks with an empty line between them, and a line's end; nothing of none."""
     text = "\n\n".join(block.markdown() for block in blocks)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 
-from studylib.core.metrics import METRICS, MISSING, decimals, percent, points
+from studylib.core.metrics import METRICS, MISSING, decimals, percent, plain_number, points
 from studylib.core.stats import Estimate
 from studylib.reporting.blocks import Number, cell_of
 from studylib.reporting.measured import RIGHT_ANSWERS
@@ -85,17 +85,9 @@ def difference_cell(comparison: Comparison, row: Row, key: str) -> str:
     return absent(row)
 
 
-def record_link(comparison: Comparison, record: Record) -> str:
-    name = f"s{record.run.seed}" if record.run.method.kind.trains else "base"
-    return f"[{name}]({run_path(comparison.study.link, record.run_id)}/record.json)"
-
-
-def run_path(link: str, run_id: str) -> str:
-    return posixpath.join(link, "runs", run_id)
-
-
-def record_links(comparison: Comparison, row: Row) -> str:
-    return " ".join(record_link(comparison, record) for record in row.records)
+def link_record(folder: str, record: Record, words: str) -> str:
+    """Words that lead to a record below a study's folder, as it is seen from the report."""
+    return f"[{words}]({posixpath.join(folder, 'runs', record.run_id)}/record.json)"
 
 
 def absent(row: Row) -> str:
@@ -154,6 +146,10 @@ def peak_cell(row: Row, kind: str, stage: str) -> str:
 def rows_of(record: Record) -> str:
     """Rows × tokens of one pass."""
     return f"{record.run.train.micro_batch} × {record.run.train.seq_len:,}"
+
+
+def short_number(value: float) -> Number:
+    return Number(plain_number(value, 3), value)
 
 
 def p_value(p: float) -> str:

@@ -37,7 +37,7 @@ from studylib.reporting.blocks import (
 )
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.card_section import is_card
-from studylib.reporting.cells import NOT_RUN, run_path
+from studylib.reporting.cells import NOT_RUN, link_record
 from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.glossary import say
@@ -176,7 +176,7 @@ def runs_section(summary: Summary) -> list[Block]:
     """Every run with its record, its rate and where that comes from."""
     study, rows = summary.study, []
     for record in study.records:
-        link = f"[{record.run_id}]({run_path(study.link, record.run_id)}/record.json)"
+        link = link_record(study.link, record, record.run_id)
         status = record.status + (f": {record.reason}" if record.reason else "")
         seconds = cell_of(wall_seconds(record), METRICS["end_to_end_seconds"].number)
         rows.append((link, status, learning_rate(record), seconds))

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from studylib.core.all_pairs import Pair
-from studylib.core.metrics import METRICS, MISSING, plain_number
+from studylib.core.metrics import METRICS, MISSING
 from studylib.reporting.blocks import (
     Block,
     Heading,
@@ -29,7 +29,13 @@ from studylib.reporting.blocks import (
     figures,
     named,
 )
-from studylib.reporting.cells import measure_number, p_value, spread_cell, trainable_cell
+from studylib.reporting.cells import (
+    measure_number,
+    p_value,
+    short_number,
+    spread_cell,
+    trainable_cell,
+)
 from studylib.reporting.curves import measure_of, rate_height
 from studylib.reporting.measured import RIGHT_ANSWERS
 from studylib.reporting.notes import join_words
@@ -45,7 +51,6 @@ CAPTION = (
 )
 INCHES_A_LABEL = 0.3
 MOST_NAMED = 5
-DIGITS = 3
 
 
 def rankings_section(
@@ -263,10 +268,6 @@ def shared_rate_table(ranking: Ranking, rate: float, found: list[Shared]) -> Tab
 
 def spread_width(values: list[float]) -> str:
     return short_number(max(values) - min(values)) if values else "0"
-
-
-def short_number(value: float) -> Number:
-    return Number(plain_number(value, DIGITS), value)
 
 
 def signed_number(value: float) -> str:
