@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from studylib.core import item_stats
 from studylib.core.metrics import METRICS, percent
 from studylib.reporting import measure_tables, notes, prose, tables, verdict
 from studylib.reporting.appendices import claims_evidence, rates
@@ -85,15 +86,17 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
 def answer_section(summary: Summary) -> list[Block]:
     """The verdict in the first line, then what it rests on."""
     sources = dict.fromkeys(Path(r.run.data.source).name for r in summary.study.records)
-    models = dict.fromkeys(c.name for c in summary.comparisons)
-    data = notes.join_words([show_literally(name, 80) for name in sources])
+    models = join_words(list(dict.fromkeys(c.name for c in summary.comparisons)))
+    data = join_words([show_literally(name, 80) for name in sources])
+    margins = dict.fromkeys(f"{verdict.margin_of(c):g}" for c in summary.comparisons)
+    allowed = join_words([*margins])
     table = verdict_table(summary.comparisons)
     took = [text for c in summary.comparisons if c.row(WHOLE) and (text := prose.resources(c))]
     return [
         Text(f"**{verdict.tell_verdict(summary)}**"),
-        Heading(1, f"Does an adapter suffice? {notes.join_words([*models])} on {data}"),
+        Heading(1, f"Does an adapter suffice? {models} on {data}"),
         Heading(2, "The answer"),
-        *((table, Text(rule_sentence(summary))) if table.rows else ()),
+        *((table, Text(say("own_rule", allowed=allowed))) if table.rows else ()),
         *paragraph("\n".join(took)),
         Text(f"{notes.machine_line(summary)}."),
         *paragraph(notes.not_run_note(summary)),
@@ -113,8 +116,7 @@ def verdict_table(comparisons: Sequence[Comparison]) -> Table:
             for judged in verdict.read_figures(comparison, row):
                 name = (comparison.track, comparison.name, row.method.label, judged.what)
                 rows.append((*name, *verdict_cells(judged, margin)))
-    several = len({c.track for c in comparisons}) > 1
-    cut = 0 if several else 1
+    cut = 0 if len({c.track for c in comparisons}) > 1 else 1
     return Table(header[cut:], tuple(row[cut:] for row in rows))
 
 
@@ -123,18 +125,10 @@ def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]
     if decision is None or judged.kept is None:
         return "cannot be judged", "full shows no gain" if judged.full else NOT_RUN, "—"
     value, low, high = (percent(share) for share in judged.lost)
-    least = verdict.item_stats.detectable(judged.kept)
-    smallest = "—"
-    if least is not None:
-        smallest = Number(f"{percent(least)} {judged.lost_unit}", least)
+    least = item_stats.detectable(judged.kept)
+    smallest = "—" if least is None else Number(f"{percent(least)} {judged.lost_unit}", least)
     loses = Number(f"{value} {judged.lost_unit} [{low}, {high}]", judged.lost[0])
     return WORDS[decision.kind], loses, smallest
-
-
-def rule_sentence(summary: Summary) -> str:
-    margins = dict.fromkeys(f"{verdict.margin_of(c):g}" for c in summary.comparisons)
-    allowed = notes.join_words([*margins])
-    return say("own_rule", allowed=allowed)
 
 
 def results_section(summary: Summary) -> list[Block]:
@@ -155,15 +149,14 @@ def results_section(summary: Summary) -> list[Block]:
 
 def cost_section(summary: Summary) -> list[Block]:
     comparisons = summary.comparisons
-    table = tables.time_table(comparisons)
     told = paragraph(notes.price_note(comparisons), notes.end_to_end_note(comparisons))
+    table = tables.time_table(comparisons)
     return [Heading(2, "What it took"), table, *told, *rates(comparisons)]
 
 
 def left_out_section(summary: Summary) -> list[Block]:
-    told = bullets(left_out_sentences([summary]))
-    title = Heading(2, "What was left out of the data")
-    return [title, *(told or [Text("Nothing that these runs counted.")])]
+    told = bullets(left_out_sentences([summary])) or [Text("Nothing that these runs counted.")]
+    return [Heading(2, "What was left out of the data"), *told]
 
 
 def limits_section(summary: Summary) -> list[Block]:
@@ -195,8 +188,7 @@ def prompts_section(comparisons: Sequence[Comparison]) -> list[Block]:
         return [Heading(2, "Held-out prompts"), Text(say("no_answers"))]
     blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(answers_note(shown))]
     for comparison, table in shown:
-        blocks += [Heading(3, comparison.name)] if len(shown) > 1 else []
-        blocks += [table]
+        blocks += [*([Heading(3, comparison.name)] if len(shown) > 1 else []), table]
     return blocks
 
 
@@ -206,24 +198,23 @@ def answer_table(comparison: Comparison) -> Table | None:
     if not found:
         return None
     first = next(iter(found.values()))
-    given = {label: frame.set_index("item") for label, frame in found.items()}
     header = (named("Prompt"), *words("Reference", *found))
     rows = []
-    for item, prompt, answer in first[["item", "prompt", "answer"]].itertuples(index=False):
-        cells = [answer_cell(frame, item) for frame in given.values()]
+    for item, prompt, answer in first[["prompt", "answer"]].itertuples():
+        cells = [answer_cell(frame, item) for frame in found.values()]
         rows.append((show_literally(prompt, MOST_PROMPT, keep_end=True),
                      show_literally(answer, MOST_ANSWER), *cells))  # fmt: skip
     return Table(header, tuple(rows))
 
 
 def read_written_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Method -> the answers of its first complete run that kept some, each prompt once."""
+    """Method -> the answers of its first complete run that kept some, each prompt once, by item."""
     found = {}
     for row in comparison.rows:
         frames = (comparison.study.answers(record) for record in row.complete)
         frame = next((f for f in frames if f is not None and len(f)), None)
         if frame is not None:
-            found[row.method.label] = frame.drop_duplicates("item")
+            found[row.method.label] = frame.drop_duplicates("item").set_index("item")
     return found
 
 
@@ -236,11 +227,9 @@ def answer_cell(frame: pd.DataFrame, item: str) -> str:
 
 
 def answers_note(shown: Sequence[tuple[Comparison, Table]]) -> str:
-    count = max(len(table.rows) for _, table in shown)
-    text = say("answers", count=count)
+    text = say("answers", count=max(len(table.rows) for _, table in shown))
     several = dict.fromkeys(
         row.method.label for c, _ in shown for row in c.rows if len(row.complete) > 1
     )
-    if several:
-        text += f" Of {join_words([*several])} the first seed's answers are shown."
-    return text
+    of = f" Of {join_words([*several])} the first seed's answers are shown."
+    return text + (of if several else "")
