@@ -172,14 +172,9 @@ def name_method(row: Row) -> str:
 
 def method_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for each thing of a method at a size that its name does not tell."""
-    found = dict.fromkeys(
-        f"At {comparison.name} {words}."
-        for comparison in comparisons
-        for row in comparison.rows
-        for words in tell_row(row)
-        if words
-    )
-    return list(found)
+    told = (f"At {c.name} {words}." for c in comparisons for row in c.rows
+            for words in tell_row(row) if words)  # fmt: skip
+    return list(dict.fromkeys(told))
 
 
 def tell_row(row: Row) -> Iterator[str]:
