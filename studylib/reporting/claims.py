@@ -140,17 +140,14 @@ def evaluate_claims(
         for part in content["parts"]:
             figures = find_figures(part, studies)
             traced = (forecasts or {}).get(f"{claim}.{part['key']}", ())
-            traced = give_way(traced, part, studies)
-            figures += [(forecast_figure(part, forecast), None) for forecast in traced]
-            found += [
-                judge_figure(claim, content["topic"], part, figure, at) for figure, at in figures
-            ]
+            figures += [(forecast_figure(part, forecast), None)
+                        for forecast in give_way(traced, part, studies)]  # fmt: skip
+            topic = content["topic"]
+            found += [judge_figure(claim, topic, part, figure, at) for figure, at in figures]
             if not figures:
-                needs = f"needs {part['needs']}"
-                found.append(
-                    Finding(claim, part["key"], content["topic"], part["article"], NOT_YET, needs,
-                            NOT_YET, "", describe_rule(part))
-                )  # fmt: skip
+                found.append(Finding(claim, part["key"], topic, part["article"], NOT_YET,
+                                     f"needs {part['needs']}", NOT_YET, "",
+                                     describe_rule(part)))  # fmt: skip
     return found
 
 
@@ -171,9 +168,12 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
             measure_cell, held_out = MEASURES[source["measure"]], source.get("held_out", False)
             found += [(measure_cell(*cell, held_out), place_of_row(*cell)) for cell in cells]
     if "serve" in source:
-        for record in (record for study in studies for record in study.study.serves):
-            at = Place(str(record.spec.model_ref), None, record.environment.device)
-            found.append((SERVED[source["serve"]](source, record), at))
+        found += [
+            (SERVED[source["serve"]](source, record),
+             Place(str(record.spec.model_ref), None, record.environment.device))
+            for study in studies
+            for record in study.study.serves
+        ]  # fmt: skip
     return [(figure, at) for figure, at in found if figure is not None]
 
 
@@ -261,12 +261,12 @@ def measure_train_peak(comparison: Comparison, row: Row) -> ClaimFigure | None:
     ours = f"{row.label}, {rows_of(first)} tokens at once ({switches}): "
     if not row.complete:
         ours += f"{row.status}, {plain_number(value, 3)} GB reached"
-        return ClaimFigure(
-            ours, measured_on(comparison), None, "the run needs more than was reached"
-        )
+        more = "the run needs more than was reached"
+        return ClaimFigure(ours, measured_on(comparison), None, more)
     ours += f"{plain_number(value, 3)} GB by {words}"
     if words == "NVML" and (made := forecast_of(comparison, first)):
-        ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off(made, peak.value)})"
+        off = f"{points(made / peak.value - 1)} %"
+        ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off})"
     return ClaimFigure(ours, measured_on(comparison), Measured(value, "GB", low, high))
 
 
@@ -282,11 +282,6 @@ def forecast_of(comparison: Comparison, record: Record) -> int | None:
     """The peak that was forecast of this very record, on one card, in bytes."""
     made = (f for f in comparison.study.forecasts if f.record_digest == record.digest)
     return next((f.card_bytes for f in made), None) if record.run.gpus <= 1 else None
-
-
-def off(made: float, measured: float) -> str:
-    """How far a forecast is off, in per cent of what was measured."""
-    return f"{points(made / measured - 1)} %"
 
 
 def measure_run_dollars(comparison: Comparison, row: Row) -> ClaimFigure | None:
@@ -306,12 +301,10 @@ def measure_run_dollars(comparison: Comparison, row: Row) -> ClaimFigure | None:
 
 def measure_passes(measure: Measure, cells: Sequence[Cell]) -> ClaimFigure | None:
     """The figure of one job at the pass to judge by (the first), the others' beside it."""
-    figures = [(row, figure) for cell in cells if (figure := measure(*cell)) for row in [cell[1]]]
-    if not figures:
-        return None
+    figures = [(row, figure) for comparison, row in cells if (figure := measure(comparison, row))]
+    if len(figures) < 2:
+        return figures[0][1] if figures else None
     row, judged = figures[0]
-    if len(figures) == 1:
-        return judged
     known = [figure.measured for _, figure in figures if figure.measured]
     words = [
         f"{rows_of(other.records[0])} "

@@ -45,7 +45,9 @@ def draw_loss(comparisons: Sequence[Comparison]) -> Figure | None:
 
 def read_loss(comparison: Comparison, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
     """Updates [n] and losses [seeds, n], smoothed over a twentieth of the run."""
-    tables = [t for t in comparison.study.losses(r for r in row.complete if r.train) if len(t)]
+    trained = (record for record in row.complete if record.train)
+    tables = comparison.study.tables(trained, "steps.parquet", ["step", "loss"])
+    tables = [table for table in tables if len(table)]
     if not tables:
         return None
     count = min(map(len, tables))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from studylib.reporting.evidence_kinds import model_words
-from studylib.reporting.kept import KeptGain, best_evidence, read_kept
+from studylib.reporting.kept import best_evidence, read_kept
 from studylib.reporting.panels import (
     INK,
     colour,
@@ -21,7 +21,7 @@ from studylib.reporting.panels import (
     new_panels,
     note_on_line,
 )
-from studylib.reporting.summary import Comparison, Summary
+from studylib.reporting.summary import Summary
 from studylib.reporting.team_advice import is_deep, tell_seeds
 
 MOST = 50.0  # per cent of the gain
@@ -34,7 +34,8 @@ CAPTION = (
 
 def draw_decision(studies: Sequence[Summary]) -> Figure | None:
     """One panel a track of the best evidence; None where no share of a gain is known."""
-    shown = [(c, kept) for c in best_evidence(studies) if (kept := with_memory(c))]
+    found = [(c, read_kept(c)) for c in best_evidence(studies)]
+    shown = [(c, kept) for c, kept in found if all(one.memory is not None for one in kept)]
     if not shown:
         return None
     with house_style():
@@ -44,7 +45,10 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
         # Where every method keeps most of it, the differences get the room.
         floor = 10 * (min(lows) // 10) - 5 if min(lows) > MOST else min(-12.0, *lows) - 4
         for panel, (comparison, kept) in zip(panels, shown, strict=True):
-            panel.set_title(panel_title(comparison, kept))
+            deep, seeds = is_deep(comparison), tell_seeds([one.seeds for one in kept])
+            change = "a new language" if deep else f"a small change ({comparison.track})"
+            model = model_words(comparison.model, comparison.total_params)
+            panel.set_title(f"{change}{seeds}\n{model}")
             labels = []
             for one in kept:
                 assert one.memory is not None
@@ -65,15 +69,3 @@ def draw_decision(studies: Sequence[Summary]) -> Figure | None:
             panel.set_xlabel("← memory of training (% of full fine-tuning's)")
         panels[0].set_ylabel("gain kept (% of full fine-tuning's) ↑")
     return figure
-
-
-def with_memory(comparison: Comparison) -> list[KeptGain]:
-    found = read_kept(comparison)
-    return found if all(one.memory is not None for one in found) else []
-
-
-def panel_title(comparison: Comparison, kept: Sequence[KeptGain]) -> str:
-    """The kind of change, the track, the model, and the seeds where they are few."""
-    change = "a new language" if is_deep(comparison) else f"a small change ({comparison.track})"
-    seeds = tell_seeds([one.seeds for one in kept])
-    return f"{change}{seeds}\n{model_words(comparison.model, comparison.total_params)}"

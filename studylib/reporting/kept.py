@@ -61,11 +61,11 @@ def kept_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float,
 
 def measured_gain(comparison: Comparison) -> bool:
     """Whether full fine-tuning clearly improved the first measure on held-out examples."""
-    full = next((f for f in first_measure(comparison) if f.method == WHOLE), None)
-    if full is None or full.gain is None:
-        return False
-    ends = (full.gain.low * full.measure.sign, full.gain.high * full.measure.sign)
-    return min(ends) > 0
+    return any(
+        f.gain is not None and min(f.gain.low * f.measure.sign, f.gain.high * f.measure.sign) > 0
+        for f in first_measure(comparison)
+        if f.method == WHOLE
+    )
 
 
 def read_kept(comparison: Comparison) -> list[KeptGain]:

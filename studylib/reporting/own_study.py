@@ -211,7 +211,7 @@ def read_written_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
     """Method -> the answers of its first complete run that kept some, each prompt once, by item."""
     found = {}
     for row in comparison.rows:
-        frames = (comparison.study.answers(record) for record in row.complete)
+        frames = (comparison.study.frame(record, "answers.parquet") for record in row.complete)
         frame = next((f for f in frames if f is not None and len(f)), None)
         if frame is not None:
             found[row.method.label] = frame.drop_duplicates("item").set_index("item")

@@ -13,7 +13,7 @@ from studylib.reporting import measure_tables
 from studylib.reporting.cells import p_value, why_unasked
 from studylib.reporting.evidence_kinds import parameter_count
 from studylib.reporting.notes import edge_sentence, join_words, seed_words
-from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
 
@@ -46,9 +46,9 @@ def comparison_headline(comparison: Comparison) -> str:
     if not judged:
         return "Only full fine-tuning was measured, so that there is nothing to compare it with."
     groups = {
-        "full fine-tuning learned more than {}": [n for r, n, v in judged if settled(r) and v < 0],
-        "{} learned more than full fine-tuning": [n for r, n, v in judged if settled(r) and v > 0],
-        measure_tables.NO_DIFFERENCE: [name for row, name, _ in judged if not settled(row)],
+        "full fine-tuning learned more than {}": [n for r, n, v in judged if r.settled and v < 0],
+        "{} learned more than full fine-tuning": [n for r, n, v in judged if r.settled and v > 0],
+        measure_tables.NO_DIFFERENCE: [name for row, name, _ in judged if not row.settled],
     }
     return f"{measure_tables.join_findings(groups)}."
 
@@ -67,11 +67,6 @@ def tell_questions(comparison: Comparison) -> str:
         names = join_words([row.method.label for row in guessing])
         parts.append(f"Guessing gives {chance} %: there {names} cannot be told from it.")
     return " ".join(filter(None, [*parts, tell_borderline(comparison)]))
-
-
-def settled(row: Row) -> bool:
-    """Whether the gap to full is clear of zero, the number of methods considered."""
-    return row.gap_p_holm is not None and row.gap_p_holm <= 0.05
 
 
 def tell_setting(comparison: Comparison) -> str:
@@ -101,7 +96,7 @@ def tell_borderline(comparison: Comparison) -> str:
     rows = [
         row
         for row in comparison.rows
-        if row.gap and not settled(row) and (row.gap.low > 0 or row.gap.high < 0)
+        if row.gap and not row.settled and (row.gap.low > 0 or row.gap.high < 0)
     ]
     if not rows:
         return ""

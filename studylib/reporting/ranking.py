@@ -9,7 +9,7 @@ rates made of it (studylib.reporting.ranking_section).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studylib.core import stats
@@ -143,8 +143,5 @@ def read_totals(comparison: Comparison, row: Row, measure: Measure) -> Totals:
     return Totals(measure.sign * totals.scores, totals.sizes, totals.names, totals.items)
 
 
-def rankings(comparisons: Iterable[Comparison]) -> Iterator[Ranking]:
-    for comparison in comparisons:
-        ranking = rank_methods(comparison)
-        if ranking is not None:
-            yield ranking
+def rankings(comparisons: Iterable[Comparison]) -> list[Ranking]:
+    return [ranking for ranking in map(rank_methods, comparisons) if ranking is not None]

@@ -10,7 +10,7 @@ Not covered: what is ranked (studylib.reporting.ranking), the curves' picture
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +62,9 @@ def rankings_section(
     blocks: list[Block] = []
     for ranking in rankings(comparisons):
         title = f"{len(ranking.places)} methods ranked ({ranking.comparison.name})"
-        blocks += [Heading(3, title), Text(tell_ranking(ranking))]
-        if brief:
-            blocks += pictures
-            continue
-        blocks += [ranking_table(ranking), Text(tell_intervals(ranking)), *pictures]
-        blocks += shared_rate_section(ranking)
+        table = [] if brief else [ranking_table(ranking), Text(tell_intervals(ranking))]
+        blocks += [Heading(3, title), Text(tell_ranking(ranking)), *table, *pictures]
+        blocks += [] if brief else shared_rate_section(ranking)
     return blocks
 
 
@@ -94,8 +91,7 @@ def tell_ranking(ranking: Ranking) -> str:
 
 def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
     """By how much any of them could beat the reference; nothing where there is none."""
-    found = ranking.most(adapters)
-    if found is None:
+    if (found := ranking.most(adapters)) is None:
         return ""
     place, pair = found
     most = measure_number(max(pair.high, 0.0), ranking.measure, signed=False)
@@ -208,15 +204,12 @@ def share_rate(ranking: Ranking) -> tuple[float, list[Shared]] | None:
         return None
     rate = sweeps[ranking.reference.method.slug].best.learning_rate
     found = [
-        Shared(place.row, sweep.best, at_rate(sweep.points, rate))
+        Shared(place.row, sweep.best, next(
+            (p for p in sweep.points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None))
         for place in ranking.places
         if (sweep := sweeps.get(place.row.method.slug)) is not None
-    ]
+    ]  # fmt: skip
     return (rate, found) if len(found) >= MANY else None
-
-
-def at_rate(points: Iterable[TunePoint], rate: float) -> TunePoint | None:
-    return next((p for p in points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None)
 
 
 def shared_rate_section(ranking: Ranking) -> list[Block]:
@@ -229,18 +222,15 @@ def shared_rate_section(ranking: Ranking) -> list[Block]:
 
 def tell_shared_rate(ranking: Ranking, rate: float, found: list[Shared]) -> str:
     label, unit = ranking.reference.label, measure_of(found[0].own).unit.replace("%", "points")
-    both = [(one, one.known) for one in found if one.known is not None]
-    own = [rate_height(one.own) for one, _ in both]
-    same = [rate_height(point) for _, point in both]
+    own = [rate_height(one.own) for one in found if one.known]
+    same = [rate_height(one.known) for one in found if one.known]
     left = [one.row.label for one in found if one.shared is None]
     text = (
-        f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
+        f"**How much of it was the rate:** on the validation part the {len(own)} methods that "
         f"were tried at {label}'s own rate ({rate:g}) lie {spread_width(same)} {unit} apart at "
         f"that one rate, and {spread_width(own)} {unit} apart at the best that each was tried with."
     )
-    if left:
-        text += f" Not tried at it: {join_words(left)}."
-    return text
+    return text + (f" Not tried at it: {join_words(left)}." if left else "")
 
 
 def shared_rate_table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:

@@ -257,8 +257,8 @@ def claims_table(findings: Iterable[Finding]) -> Table:
     return Table(header, tuple(rows))
 
 
-def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
-    """The reader's figures beside the reference's for rows that both have; None if there are none.
+def side_by_side_table(own: Summary, reference: Summary) -> Table:
+    """The reader's figures beside the reference's for rows that both have.
 
     The last column names shared fields that differ: such rows differ in more than the machine.
     """
@@ -283,4 +283,4 @@ def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
             fields = ", ".join(field for field in apart if field in SAME_FOR_ALL)
             rows.append((comparison.track, comparison.name, row.method.label, *cells,
                          fields or "nothing that must be shared"))  # fmt: skip
-    return Table(header, tuple(rows)) if rows else None
+    return Table(header, tuple(rows))
