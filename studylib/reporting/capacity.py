@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -27,11 +28,10 @@ from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
     INK,
+    Names,
     colour,
+    draw_panels,
     error_bar,
-    house_style,
-    label_right,
-    new_panels,
     note_on_line,
     tint,
 )
@@ -247,43 +247,40 @@ def capacity_cell(row: Row) -> str:
 def draw_capacity(summary: Summary) -> Figure | None:
     """Accuracy, and facts known beyond guessing, against the number of facts; one line a method."""
     curves = read_curves(summary)
-    if not curves:
-        return None
-    with house_style():
-        figure, panels = new_panels(2, sharey=False)
-        for panel, scaled in zip(panels, (False, True), strict=True):
-            labels = []
-            for label, points_ in curves.items():
-                method = points_[0].row.method
-                told = method.kind.trains or any(p.row.above_chance for p in points_)
-                if not told or (scaled and not method.kind.trains):
-                    continue  # it lies on the line of guessing
-                shade, marker, style = line_look(method.label, curves)
-                xs = [p.facts for p in points_]
-                ys, bars = zip(*(point_height(p, scaled) for p in points_), strict=True)
-                below, above = ([bar[side] for bar in bars] for side in (0, 1))
-                panel.errorbar(
-                    xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
-                    marker=marker, markersize=5, linestyle=style,
-                )  # fmt: skip
-                labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
-            facts = sorted({p.facts for points_ in curves.values() for p in points_})
-            panel.set_xscale("log")
-            panel.xaxis.set_major_locator(FixedLocator(facts))
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.set_xticklabels([f"{n:,}" for n in facts])
-            panel.set_xlabel("new facts in the training data")
-            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
-            panel.margins(x=0.08, y=0.12)
-            chances = [p.row.chance.chance for points_ in curves.values()
-                       for p in points_ if p.row.chance]  # fmt: skip
-            level = 0 if scaled or not chances else 100 * chances[0]
-            panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
-            note_on_line(panel, level, "guessing", below=True)
-            label_right(panel, labels)
-        panels[0].set_ylabel("accuracy (%) ↑")
-        panels[1].set_ylabel("facts known beyond guessing ↑")
-    return figure
+    facts = sorted({p.facts for points_ in curves.values() for p in points_})
+    chances = [p.row.chance.chance for points_ in curves.values()
+               for p in points_ if p.row.chance]  # fmt: skip
+
+    def draw(panel: Axes, scaled: bool) -> Names:
+        labels = []
+        for label, points_ in curves.items():
+            method = points_[0].row.method
+            told = method.kind.trains or any(p.row.above_chance for p in points_)
+            if not told or (scaled and not method.kind.trains):
+                continue  # it lies on the line of guessing
+            shade, marker, style = line_look(method.label, curves)
+            xs = [p.facts for p in points_]
+            ys, bars = zip(*(point_height(p, scaled) for p in points_), strict=True)
+            below, above = ([bar[side] for bar in bars] for side in (0, 1))
+            panel.errorbar(
+                xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
+                marker=marker, markersize=5, linestyle=style,
+            )  # fmt: skip
+            labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(FixedLocator(facts))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xticklabels([f"{n:,}" for n in facts])
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
+        panel.margins(x=0.08, y=0.12)
+        level = 0 if scaled or not chances else 100 * chances[0]
+        panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+        note_on_line(panel, level, "guessing", below=True)
+        panel.set_xlabel("new facts in the training data")
+        panel.set_ylabel("facts known beyond guessing ↑" if scaled else "accuracy (%) ↑")
+        return labels
+
+    return draw_panels((False, True), draw, sharey=False) if curves else None
 
 
 def point_height(point: Point, scaled: bool) -> tuple[float, tuple[float, float]]:

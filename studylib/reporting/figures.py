@@ -27,11 +27,11 @@ from studylib.reporting.panels import (
     BAND,
     CLAIM,
     INK,
+    Names,
     colour,
+    draw_panels,
     error_bar,
     house_style,
-    label_right,
-    new_panels,
     note_on_line,
     sign_ticks,
 )
@@ -90,12 +90,9 @@ def draw_points(
     y_label: str,
 ) -> Figure | None:
     """A labelled point with error bars for each method, one panel a size; `finish` draws lines."""
-    shown = [c for c in comparisons if any(spot(row) for row in c.rows)]
-    if not shown:
-        return None
-    figure, panels = new_panels(len(shown))
-    for panel, comparison in zip(panels, shown, strict=True):
-        panel.set_title(comparison.name)
+
+    def draw(panel: Axes, comparison: Comparison) -> Names:
+        panel.set(title=comparison.name, xlabel=x_label, ylabel=y_label)
         labels = []
         for row in comparison.rows:
             if (found := spot(row)) is None:
@@ -107,10 +104,9 @@ def draw_points(
             )  # fmt: skip
             labels.append((x, y, row.method.label, colour(row.method)))
         finish(panel, comparison)
-        label_right(panel, labels)
-        panel.set_xlabel(x_label)
-    panels[0].set_ylabel(y_label)
-    return figure
+        return labels
+
+    return draw_panels([c for c in comparisons if any(spot(row) for row in c.rows)], draw)
 
 
 def draw_levels(panel: Axes, comparison: Comparison) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studylib.core.all_pairs import Pair
@@ -39,7 +40,7 @@ from studylib.reporting.cells import (
 from studylib.reporting.curves import measure_of, rate_height
 from studylib.reporting.measured import RIGHT_ANSWERS
 from studylib.reporting.notes import join_words
-from studylib.reporting.panels import INK, colour, label_right, new_panels
+from studylib.reporting.panels import INK, Names, colour, draw_panels
 from studylib.reporting.ranking import MANY, Ranking, rankings
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.summary import Comparison, Row
@@ -62,7 +63,9 @@ def rankings_section(
     blocks: list[Block] = []
     for ranking in rankings(comparisons):
         title = f"{len(ranking.places)} methods ranked ({ranking.comparison.name})"
-        table = [] if brief else [ranking_table(ranking), Text(tell_intervals(ranking))]
+        table: list[Block] = (
+            [] if brief else [ranking_table(ranking), Text(tell_intervals(ranking))]
+        )
         blocks += [Heading(3, title), Text(tell_ranking(ranking)), *table, *pictures]
         blocks += [] if brief else shared_rate_section(ranking)
     return blocks
@@ -152,11 +155,9 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
     """Every method's difference to LoRA against the memory of its training."""
     shown = [ranking for ranking in rankings(comparisons)
              if all(place.memory is not None for place in ranking.places)]  # fmt: skip
-    if not shown:
-        return None
-    tall = max(4.0, INCHES_A_LABEL * max(len(one.places) for one in shown))
-    figure, panels = new_panels(len(shown), height=tall)
-    for panel, ranking in zip(panels, shown, strict=True):
+    most = max((len(one.places) for one in shown), default=0)
+
+    def draw(panel: Axes, ranking: Ranking) -> Names:
         scale, labels = ranking.measure.scale, []
         small = all((place.memory or 0) < 1e8 for place in ranking.places)
         name, size = ("MB", 1e6) if small else ("GB", 1e9)
@@ -169,13 +170,14 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
             labels.append((x, y, place.row.label, shade))
         panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
         panel.margins(x=0.12, y=0.05)
-        label_right(panel, labels, 0.9 / len(labels))
-        panel.set_title(ranking.comparison.name)
         kind = MEMORY[ranking.comparison.memory_kind]
-        panel.set_xlabel(f"← peak memory of training, {kind} ({name})")
         better = "" if ranking.measure.sign > 0 else ", turned so that up is better"
-        panel.set_ylabel(f"less {reference_words(ranking)} ({ranking.unit}{better}) ↑")
-    return figure
+        panel.set(title=ranking.comparison.name,
+                  xlabel=f"← peak memory of training, {kind} ({name})",
+                  ylabel=f"less {reference_words(ranking)} ({ranking.unit}{better}) ↑")  # fmt: skip
+        return labels
+
+    return draw_panels(shown, draw, max(4.0, INCHES_A_LABEL * most), 0.9 / max(most, 1))
 
 
 @dataclass(frozen=True)
