@@ -92,9 +92,8 @@ def study_details(studies: list[Summary], pictures: list[str]) -> list[Block]:
             blocks += capacity_table_read(summary) if len(studies) > 1 else []
             blocks += rates(summary.comparisons)
         elif not is_grid(summary):
-            for track in summary.tracks:
+            for track, comparisons in summary.tracks.items():
                 blocks += track_details(summary, track, name_of(summary, studies), pictures)
-                comparisons = [c for c in summary.comparisons if c.track == track]
                 # A ranking's tables, which the report leaves out where it is brief.
                 brief = len(studies) > 1 and is_toy(summary)
                 ranked = ranking_section.rankings_section(comparisons, []) if brief else []
@@ -107,7 +106,7 @@ def name_of(summary: Summary, studies: Sequence[Summary]) -> str:
 
 
 def track_details(summary: Summary, track: str, name: str, pictures: list[str]) -> list[Block]:
-    comparisons = [c for c in summary.comparisons if c.track == track]
+    comparisons = summary.tracks[track]
     own = [p for p in pictures if p.split("/")[-1].startswith(f"{track}-")
            and p.startswith(summary.study.link)]  # fmt: skip
     return [

@@ -103,6 +103,12 @@ class Table:
         at = next(i for i, name in enumerate(self.header) if name.startswith(title))
         return [row[at] for row in self.rows]
 
+    def keep(self, *titles: str) -> Table:
+        """The same with these columns alone."""
+        at = [self.header.index(title) for title in titles]
+        rows = tuple(tuple(row[i] for i in at) for row in self.rows)
+        return Table(tuple(self.columns[i] for i in at), rows)
+
     def markdown(self) -> str:
         if not self.rows:
             return "Nothing was measured that belongs here."

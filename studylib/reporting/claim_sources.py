@@ -15,7 +15,7 @@ from typing import Any
 from studylib.core import stats
 from studylib.core.metrics import percent, plain_number, points
 from studylib.core.verdicts import Measured
-from studylib.planning.catalog import find_shape
+from studylib.planning.catalog import Shape, find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
 from studylib.reporting.cells import p_value
 from studylib.reporting.kept import kept_of_gain
@@ -67,36 +67,38 @@ HELD_OUT_SEEDS = 3  # as many as the rules of the claims ask for
 # Counted ------------------------------------------------------------------------------------------
 
 
-def count_adapter_parameters(source: Part) -> ClaimFigure:
+def count_figure(source: Part) -> ClaimFigure:
+    """A figure by arithmetic on the source's shape alone."""
     shape = find_shape(source["shape"])
+    ours, measured = COUNTS[source["count"]](shape, source)
+    return ClaimFigure(ours, f"counted from the shape of {shape.name}", measured)
+
+
+def count_adapter_parameters(shape: Shape, source: Part) -> tuple[str, Measured]:
     count = count_adapter(shape, source["rank"], targets_of(source))
-    ours = f"{count:,} on {where(source)}"
-    return ClaimFigure(ours, counted(shape.name), Measured(count / 1e6, "M"))
+    return f"{count:,} on {where(source)}", Measured(count / 1e6, "M")
 
 
-def count_adapter_share(source: Part) -> ClaimFigure:
-    shape = find_shape(source["shape"])
+def count_adapter_share(shape: Shape, source: Part) -> tuple[str, Measured]:
     total = count_parameters(shape)
     share = 100 * count_adapter(shape, source["rank"], targets_of(source)) / total
     every = 100 * count_adapter(shape, source["rank"]) / total
     ours = f"{share:.4f} % of {total:,}; {every:.4f} % on all linear layers"
-    return ClaimFigure(ours, counted(shape.name), Measured(share, "%"))
+    return ours, Measured(share, "%")
 
 
-def count_checkpoint_size(source: Part) -> ClaimFigure:
-    shape = find_shape(source["shape"])
+def count_checkpoint_size(shape: Shape, source: Part) -> tuple[str, Measured]:
     size = checkpoint_bytes(count_parameters(shape), source["dtype"])
     ours = f"{size:,} bytes = {size / 1e9:.2f} GB in {source['dtype']}"
-    return ClaimFigure(ours, counted(shape.name), Measured(size / 1e9, "GB"))
+    return ours, Measured(size / 1e9, "GB")
 
 
-def count_adapter_size(source: Part) -> ClaimFigure:
+def count_adapter_size(shape: Shape, source: Part) -> tuple[str, Measured]:
     """Bytes of an adapter in bf16 and in fp32, as one range."""
-    shape = find_shape(source["shape"])
     count = count_adapter(shape, source["rank"], targets_of(source))
     low, high = (checkpoint_bytes(count, dtype) / 1e6 for dtype in ("bf16", "fp32"))
     ours = f"{low:.1f} MB in bf16, {high:.1f} MB in fp32, r={source['rank']} on {where(source)}"
-    return ClaimFigure(ours, counted(shape.name), Measured(high, "MB", low, high))
+    return ours, Measured(high, "MB", low, high)
 
 
 def targets_of(source: Part) -> tuple[str, ...] | None:
@@ -104,12 +106,7 @@ def targets_of(source: Part) -> tuple[str, ...] | None:
 
 
 def where(source: Part) -> str:
-    targets = targets_of(source)
-    return "all linear layers" if targets is None else ",".join(t[0] for t in targets)
-
-
-def counted(shape: str) -> str:
-    return f"counted from the shape of {shape}"
+    return ",".join(t[0] for t in source["targets"]) if "targets" in source else "all linear layers"
 
 
 # Measured -----------------------------------------------------------------------------------------
@@ -294,7 +291,7 @@ def with_unit(value: float, unit: str) -> str:
     return f"${text}" if unit == "$" else f"{text} {unit}"
 
 
-COUNTS: dict[str, Callable[[Part], ClaimFigure]] = {
+COUNTS: dict[str, Callable[[Shape, Part], tuple[str, Measured]]] = {
     "adapter_parameters": count_adapter_parameters,
     "adapter_share": count_adapter_share,
     "checkpoint_size": count_checkpoint_size,

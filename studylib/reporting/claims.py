@@ -24,12 +24,12 @@ from studylib.core.verdicts import Measured, Rule, judge_claim, parse_rule
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import (
-    COUNTS,
     MEASURES,
     SERVED,
     ClaimFigure,
     ClaimForecast,
     Part,
+    count_figure,
     forecast_figure,
     measured_on,
     with_unit,
@@ -156,7 +156,7 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
     a serving run, or none."""
     source = part.get("source", {})
     if "count" in source:
-        return [(COUNTS[source["count"]](source), None)]
+        return [(count_figure(source), None)]
     found: list[tuple[ClaimFigure | None, Place | None]] = []
     if "measure" in source:
         cells = find_cells(source, studies)

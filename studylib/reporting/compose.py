@@ -166,8 +166,7 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     brief = several and is_toy(summary)
     title = Heading(2, title_study(summary, several))
     blocks: list[Block] = [title, Text(f"{notes.machine_line(summary)}.")]
-    for track in summary.tracks:
-        comparisons = [c for c in summary.comparisons if c.track == track]
+    for track, comparisons in summary.tracks.items():
         about = "A new language" if any(map(is_deep, comparisons)) else "A small change"
         blocks += [Heading(3, f"{about} (track {track})")] if len(summary.tracks) > 1 else []
         blocks += notes.refusals(summary, track)

@@ -50,8 +50,7 @@ def draw_all(summary: Summary) -> dict[str, Figure]:
         found["capacity"] = draw_capacity(summary)
     else:
         with house_style():
-            for track in summary.tracks:
-                comparisons = [c for c in summary.comparisons if c.track == track]
+            for track, comparisons in summary.tracks.items():
                 found |= {f"{track}-{name}": draw(comparisons) for name, draw in PICTURES.items()}
     return {name: figure for name, figure in found.items() if figure is not None}
 

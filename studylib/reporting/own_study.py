@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from studylib.core import item_stats
-from studylib.core.metrics import METRICS, percent
+from studylib.core.metrics import percent
 from studylib.reporting import measure_tables, notes, prose, tables, verdict
 from studylib.reporting.appendices import claims_evidence, rates
-from studylib.reporting.appendix import learning_rate, provenance_table
+from studylib.reporting.appendix import provenance_table, runs_table
 from studylib.reporting.article_table import article_table
 from studylib.reporting.blocks import (
     NAMED,
@@ -29,7 +29,6 @@ from studylib.reporting.blocks import (
     Table,
     Text,
     bullets,
-    cell_of,
     figures,
     named,
     paragraph,
@@ -38,7 +37,7 @@ from studylib.reporting.blocks import (
 )
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.card_section import is_card
-from studylib.reporting.cells import NOT_RUN, link_record
+from studylib.reporting.cells import NOT_RUN
 from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.glossary import say
@@ -46,7 +45,6 @@ from studylib.reporting.limits import learning_limits, left_out_sentences, run_l
 from studylib.reporting.made_from import Files
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.notes import join_words
-from studylib.reporting.resources import wall_seconds
 from studylib.reporting.serve_section import serve_details, serve_section
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
@@ -133,8 +131,7 @@ def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]
 
 def results_section(summary: Summary) -> list[Block]:
     blocks: list[Block] = [Heading(2, "Figures")]
-    for track in summary.tracks:
-        comparisons = [c for c in summary.comparisons if c.track == track]
+    for track, comparisons in summary.tracks.items():
         blocks += [Heading(3, f"Track {track}")] if len(summary.tracks) > 1 else []
         blocks += notes.refusals(summary, track)
         blocks += [tables.headline_table(comparisons)]
@@ -167,18 +164,9 @@ def limits_section(summary: Summary) -> list[Block]:
 
 def runs_section(summary: Summary) -> list[Block]:
     """Every run with its record, its rate and where that comes from."""
-    study, rows = summary.study, []
-    for record in study.records:
-        link = link_record(study.link, record, record.run_id)
-        status = record.status + (f": {record.reason}" if record.reason else "")
-        seconds = cell_of(wall_seconds(record), METRICS["end_to_end_seconds"].number)
-        rows.append((link, status, learning_rate(record), seconds))
-    for spec in study.missing:
-        end = study.failed.get(spec.run_id)
-        rows.append((spec.run_id, f"failed: {end}" if end else NOT_RUN, "—", "—"))
-    header = (named("Run"), *words("Status"), *figures("Learning rate", "Wall clock (s)"))
-    return [Heading(2, "Runs"), Table(header, tuple(rows)), Text(say("made_again")),
-            Heading(3, "Provenance"), provenance_table(summary)]  # fmt: skip
+    table = runs_table(summary).keep("Run", "Status", "Learning rate", "Wall clock (s)")
+    return [Heading(2, "Runs"), table, Text(say("made_again")), Heading(3, "Provenance"),
+            provenance_table(summary)]  # fmt: skip
 
 
 def prompts_section(comparisons: Sequence[Comparison]) -> list[Block]:

@@ -22,8 +22,7 @@ def answer_track(summary: Summary, track: str) -> list[str]:
 
     They speak of the largest model with a complete full fine-tuning run; the table has the rest.
     """
-    able = [c for c in summary.comparisons
-            if c.track == track and (row := c.row(WHOLE)) and row.complete]  # fmt: skip
+    able = [c for c in summary.tracks[track] if (row := c.row(WHOLE)) and row.complete]
     if not able:
         return ["No full fine-tuning run is complete: there is nothing to compare with."]
     main = able[-1]

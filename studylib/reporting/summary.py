@@ -176,8 +176,12 @@ class Summary:
     refusals: tuple[Refusal, ...] = field(default=())
 
     @property
-    def tracks(self) -> list[str]:
-        return list(dict.fromkeys(c.track for c in self.comparisons))
+    def tracks(self) -> dict[str, list[Comparison]]:
+        """Track -> its comparisons, in the order in which they come."""
+        found: dict[str, list[Comparison]] = {}
+        for comparison in self.comparisons:
+            found.setdefault(comparison.track, []).append(comparison)
+        return found
 
 
 def summarise_study(study: Study) -> Summary:
