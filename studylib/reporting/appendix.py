@@ -9,19 +9,14 @@ import posixpath
 import shlex
 from collections.abc import Sequence
 
-import yaml
-
 from studylib.core.metrics import METRICS, percent
-from studylib.core.places import PACKAGE
 from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
 from studylib.reporting.cells import NOT_RUN, link_record
-from studylib.reporting.glossary import read_words
+from studylib.reporting.glossary import read_texts, read_words
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.profile import shipped_profiles
 from studylib.schema.records import LoadBlock, Record
-
-CORRECTIONS = PACKAGE / "corrections.yaml"
 
 
 def rerun_command(record: Record) -> str:
@@ -204,5 +199,5 @@ def corrections() -> list[Block]:
     return [
         Text(f"**{entry['date']}.** *Said:* {entry['said']} *Wrong, because:* {entry['fault']} "
              f"*Done:* {entry['done']}")
-        for entry in yaml.safe_load(CORRECTIONS.read_text(encoding="utf-8"))
+        for entry in read_texts("corrections.yaml")
     ]  # fmt: skip

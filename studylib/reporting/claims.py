@@ -13,13 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from studylib.core.metrics import plain_number, points
-from studylib.core.places import PACKAGE
 from studylib.core.verdicts import Measured, Rule, judge_claim, parse_rule
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
@@ -35,7 +31,7 @@ from studylib.reporting.claim_sources import (
     with_unit,
 )
 from studylib.reporting.evidence_kinds import kind_of_model
-from studylib.reporting.glossary import few_seeds
+from studylib.reporting.glossary import few_seeds, read_texts
 from studylib.reporting.notes import at_edge, edge_words
 from studylib.reporting.passes import Cell, gather_passes, job_of, why_judged
 from studylib.reporting.resources import Spread, spread_of
@@ -44,7 +40,6 @@ from studylib.schema.methods import WHOLE
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 
-CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
 Measure = Callable[[Comparison, Row], ClaimFigure | None]
 TORCH_ALONE = "torch's allocator alone (reserved; NVML told nothing)"
@@ -115,9 +110,8 @@ def first_word(how: str) -> str:
     return how.split()[0].rstrip(":")
 
 
-@lru_cache(maxsize=1)
 def read_claims() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+    return read_texts("claims.yaml")
 
 
 def article_rule(method: str, track: str) -> Rule | None:

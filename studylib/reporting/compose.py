@@ -138,14 +138,14 @@ def draw_once(name: str, figure: Figure | None, link: str, own_folder: str | Non
     return {} if figure is None else {path: panels.to_svg(figure)}
 
 
-def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
+def csv_files(summary: Summary, findings: Sequence[Finding], folder: str) -> Files:
     serves = summary.study.serves
     made = {"serving": exports.serving_csv(serves)} if serves else {}
     if any(comparison.measured for comparison in summary.comparisons):
         made["measures"] = exports.measures_csv(summary)
+    made |= {"claims": exports.claims_csv(findings)} if findings else {}
     made |= {
         "comparison": exports.comparison_csv(summary),
-        "claims": exports.claims_csv(findings),
         "runs": exports.runs_csv(summary),
         "subjects": exports.subjects_csv(summary),
         "forecasts": exports.forecasts_csv(summary),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from studylib.core.metrics import byte_size, plain_number, points
+from studylib.core.metrics import byte_size, decimals, plain_number, points
 from studylib.reporting.blocks import (
     Block,
     Heading,
@@ -140,8 +140,7 @@ def forecast_memory_table(book: ForecastBook) -> Table:
 
 
 def near_text(share: float) -> str:
-    text = f"{100 * share:+.0f} %".replace("-", "−")
-    text = "0 %" if text in ("+0 %", "−0 %") else text
+    text = f"{decimals(100 * share, 0, signed=True)} %"
     return Number(f"**{text}**" if abs(share) <= NEAR else text, share)
 
 

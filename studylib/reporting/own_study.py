@@ -42,7 +42,6 @@ from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.glossary import say
 from studylib.reporting.limits import learning_limits, left_out_sentences, run_limits
-from studylib.reporting.made_from import Files
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.notes import join_words
 from studylib.reporting.serve_section import serve_details, serve_section
@@ -61,9 +60,6 @@ def has_verdict(summary: Summary) -> bool:
 
 def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     """All of the report. findings: on the article's claims, none where they are not asked for."""
-    files: Files = csv_files(summary, [*findings], "")
-    if not findings:
-        del files["tables/claims.csv"]
     served = bool(summary.study.serves)
     parts: dict[str, list[Block]] = {
         "answer": answer_section(summary),
@@ -73,12 +69,12 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
         "forecast": [Heading(2, "The article's claims"), article_table(findings)]
                     if findings else [],
         "beside": [],
-        "words": [*left_out_section(summary), *limits_section(summary), *runs_section(summary)],
+        "words": [*limits_section(summary), *runs_section(summary)],
     }  # fmt: skip
     appendices = {"claims": claims_evidence(findings)} if findings else {}
     if served:
         appendices["serving"] = serve_details([summary], [])
-    return bind_report(parts, appendices, files)
+    return bind_report(parts, appendices, csv_files(summary, findings, ""))
 
 
 def answer_section(summary: Summary) -> list[Block]:
@@ -151,15 +147,14 @@ def cost_section(summary: Summary) -> list[Block]:
     return [Heading(2, "What it took"), table, *told, *rates(comparisons)]
 
 
-def left_out_section(summary: Summary) -> list[Block]:
-    told = bullets(left_out_sentences([summary])) or [Text("Nothing that these runs counted.")]
-    return [Heading(2, "What was left out of the data"), *told]
-
-
 def limits_section(summary: Summary) -> list[Block]:
+    """What was left out of the data, and what the verdict does not speak for."""
+    left_out = left_out_sentences([summary])
     scope = "The verdict speaks for this model, these data and this recipe."
     told = bullets([scope, *learning_limits([summary]), *run_limits([summary])])
-    return [Heading(2, "Limits"), *told]
+    return [Heading(2, "What was left out of the data"),
+            *(bullets(left_out) or [Text("Nothing that these runs counted.")]),
+            Heading(2, "Limits"), *told]  # fmt: skip
 
 
 def runs_section(summary: Summary) -> list[Block]:

@@ -299,9 +299,11 @@ def with_answers(
         found["chance"] = stats.compare_to_chance(asked.correct, asked.clusters, chance)
         if not fixed:
             found["gain"] = difference(asked, base.get("questions"), reference_fixed=True)
-        if row.method.name != WHOLE and not fixed:
-            found["gap"] = difference(asked, full.get("questions"))
-            found["mcnemar"] = paired_test(asked, full.get("questions"))
+        theirs = full.get("questions")
+        if theirs is not None and row.method.name != WHOLE and not fixed:
+            found["gap"] = difference(asked, theirs)
+            seeds = min(len(asked.correct), len(theirs.correct))
+            found["mcnemar"] = stats.exact_mcnemar(asked.correct[:seeds], theirs.correct[:seeds])
     if kept is not None:
         found["retention"] = stats.measure_accuracy(kept.correct, kept.clusters, fixed=fixed)
         if not fixed:
@@ -317,13 +319,6 @@ def difference(
     return stats.compare_methods(
         ours.correct, theirs.correct, ours.clusters, reference_fixed=reference_fixed
     )
-
-
-def paired_test(ours: RightAnswers, theirs: RightAnswers | None) -> stats.McNemar | None:
-    if theirs is None:
-        return None
-    seeds = min(len(ours.correct), len(theirs.correct))
-    return stats.exact_mcnemar(ours.correct[:seeds], theirs.correct[:seeds])
 
 
 def with_holm(rows: list[Row]) -> list[Row]:

@@ -180,10 +180,9 @@ def judged_accuracy(comparison: Comparison, row: Row) -> Judged:
 
 def judged_words(judged: Judged) -> str:
     """`held-out loss 1.412 against 1.406 nats/token, base 2.003`"""
-    text = f"{judged.what} {judged.ours}"
-    text += f" against {judged.full}" if judged.full is not None else ""
-    text += f" {judged.unit}"
-    return text + (f", base {judged.base}" if judged.base is not None else "")
+    against = "" if judged.full is None else f" against {judged.full}"
+    base = "" if judged.base is None else f", base {judged.base}"
+    return f"{judged.what} {judged.ours}{against} {judged.unit}{base}"
 
 
 def lost_words(judged: Judged) -> str:
