@@ -57,6 +57,7 @@ from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.notes import join_words
 from studylib.reporting.serve_figures import draw_monthly
 from studylib.reporting.serve_section import serve_section
+from studylib.reporting.study import Study
 from studylib.reporting.summary import Comparison, Summary
 from studylib.reporting.team_advice import advise_teams, is_deep
 from studylib.schema.forecast_book import ForecastBook
@@ -104,11 +105,11 @@ def build_report(
         pictures = draw_figures(summary, folder) if summary in serving_studies(studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
         results += study_section(summary, [*pictures], len(studies) > 1)
-    # Once each, beside the first study that was served, and the records that it is drawn from.
-    served = [*(s for s in studies if s.study.serves), *studies][0].study.link
-    decided = [*(c.study for c in best_evidence(studies)), studies[0].study][0].link
-    files |= draw_once("serve-monthly", draw_monthly(), served, own_folder)
-    deciding = draw_once(decision.NAME, decision.draw_decision(studies), decided, own_folder)
+    home = next((s for s in studies if s.study.serves), studies[0])
+    best = best_evidence(studies)
+    decided, drawn = best[0].study if best else home.study, decision.draw_decision(studies)
+    files |= draw_once("serve-monthly", draw_monthly(), home.study, own_folder)
+    deciding = draw_once(decision.NAME, drawn, decided, own_folder)
     appendices = make_appendices(studies, findings, book, [*files])
     parts = {
         "answer": first_screen(studies, findings, next(iter(deciding), None)),
@@ -132,9 +133,9 @@ def draw_figures(summary: Summary, folder: str) -> Files:
     }
 
 
-def draw_once(name: str, figure: Figure | None, link: str, own_folder: str | None) -> Files:
-    """A picture of the whole report. link: the study's folder that it lies in, if it is shipped."""
-    path = join(link if own_folder is None else own_folder, "figures", f"{name}.svg")
+def draw_once(name: str, figure: Figure | None, beside: Study, own_folder: str | None) -> Files:
+    """A picture that the report has once, beside the records of a study."""
+    path = join(beside.link if own_folder is None else own_folder, "figures", f"{name}.svg")
     return {} if figure is None else {path: panels.to_svg(figure)}
 
 

@@ -47,9 +47,12 @@ def kept_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float,
     """
     if measured := first_measure(comparison):
         share = next((f.share for f in measured if f.label == row.label), None)
-        gains = [(f.gain.low * f.measure.sign, f.gain.high * f.measure.sign)
-                 for f in measured if f.method == WHOLE and f.gain]  # fmt: skip
-        if share is None or not any(min(ends) > 0 for ends in gains):
+        improved = any(
+            min(f.gain.low * f.measure.sign, f.gain.high * f.measure.sign) > 0
+            for f in measured
+            if f.method == WHOLE and f.gain
+        )
+        if share is None or not improved:
             return None
         return share.value, share.low, share.high, share.seeds
     full = comparison.row(WHOLE)
