@@ -236,6 +236,6 @@ def tell_not_done(studies: Sequence[Summary]) -> str:
     if not real and trained:
         text += f" What is said of learning comes from {count_of(len(trained), 'toy model')} alone."
     elif real:
-        largest = max(real, key=lambda found: found[1] or 0)
+        largest = max(real, key=lambda found: (found[1] or 0, found[0]))
         text += f" What was learned was seen on {model_words(*largest)} and may differ there."
     return text
