@@ -90,11 +90,11 @@ def five_reasons(
 def compare_learning(case: Case, options: tuple[Option, ...]) -> Sentence | None:
     """What each adapter loses or keeps, in one sentence, best evidence first."""
     own = [o for o in options if o.model == case.model and o.method != WHOLE]
-    known = [o for o in own if o.accuracy_loss.known]
-    if known:
-        words = [f"{name_option(o, case)} {span_words(o.accuracy_loss)} pp" for o in known]
+    losses = {o: o.accuracy_loss for o in own if o.accuracy_loss}
+    if losses:
+        words = [f"{name_option(o, case)} {span_words(loss)} pp" for o, loss in losses.items()]
         text = f"Behind full fine-tuning: {join_words(words)}."
-        return Sentence(text=text, evidence=ids_of(known))
+        return Sentence(text=text, evidence=ids_of([*losses]))
     kept = [o for o in own if o.kept]
     if not kept:
         return None
@@ -117,14 +117,14 @@ def compare_money(case: Case, options: tuple[Option, ...]) -> Sentence:
     best, others = options[0], [o for o in options[1:] if o.fits and o.cost is not None]
     assert best.cost is not None
     text = (
-        f"Training and storage: {money(best.usd - (best.cost.serving_usd.mid or 0))} a year "
-        f"({best.cost.hours.mid or 0:,.2f} h a training, speed {best.cost.job.speed_source})"
+        f"Training and storage: {money(best.usd - best.cost.serving_usd.mid)} a year "
+        f"({best.cost.hours.mid:,.2f} h a training, speed {best.cost.job.speed_source})"
     )
     words = []
     for other in others:
         close = " (too near to decide)" if too_close(best, other) else ""
         assert other.cost is not None
-        usd = money(other.usd - (other.cost.serving_usd.mid or 0))
+        usd = money(other.usd - other.cost.serving_usd.mid)
         words.append(f"{name_option(other, case)} {usd}{close}")
     text += f"; {join_words(words)}." if words else "."
     ids = dict.fromkeys(i for o in (best, *others) for i in o.evidence)
@@ -192,7 +192,7 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
     for option in options:
         if (option.model, option.method) == (case.model, WHOLE):
             continue
-        if option.accuracy_loss.known and option.distance.near:
+        if option.accuracy_loss and option.distance.near:
             continue
         methods = WHOLE if option.method == WHOLE else f"{WHOLE},{option.method}"
         models = case.model if option.model == case.model else f"{case.model},{option.model}"

@@ -101,6 +101,7 @@ def compare_with_article(cases: Iterable[Case], evidence: Evidence) -> pd.DataFr
         method, _ = article_method(case, options)
         theirs, best = find_option(options, case.model, method), options[0]
         ours = best if best.fits else None
+        our_usd, our_points = (ours.usd_per_year, ours.points_lost) if ours else (None, None)
         rows.append(
             {
                 "model": case.model,
@@ -110,10 +111,8 @@ def compare_with_article(cases: Iterable[Case], evidence: Evidence) -> pd.DataFr
                 "agree": ours is not None and ours == theirs,
                 "article_fits": theirs.fits,
                 "close": ours is not None and theirs.fits and too_close(ours, theirs),
-                "usd_more": difference_of(theirs.usd_per_year, ours.usd_per_year if ours else None),
-                "points_more": difference_of(
-                    theirs.accuracy_loss.mid, ours.accuracy_loss.mid if ours else None
-                ),
+                "usd_more": difference_of(theirs.usd_per_year, our_usd),
+                "points_more": difference_of(theirs.points_lost, our_points),
             }
         )
     return pd.DataFrame(rows)

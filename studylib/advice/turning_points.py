@@ -118,16 +118,16 @@ def flip_price(case: Case, options: tuple[Option, ...]) -> list[Flip]:
     assert one is not None and other is not None
     ids = tuple(dict.fromkeys([*first.evidence, *second.evidence]))
     names = name_option(first, case), name_option(second, case)
-    training = one.training_usd.mid or 0.0
+    training = one.training_usd.mid
     if one.job.gpu == other.job.gpu:
         text = (
             f"{names[0]} and {names[1]} train on the same card ({one.job.gpu}), so that its price "
-            f"moves both: the difference is {money(other.mid - one.mid)} a year now."
+            f"moves both: the difference is {money(other.usd.mid - one.usd.mid)} a year now."
         )
         return [Flip(what="price ratio", value=None, sentence=capital(text), evidence=ids)]
     if training <= 0:
         return []
-    factor = (training + other.mid - one.mid) / training
+    factor = (training + other.usd.mid - one.usd.mid) / training
     text = (
         f"If an hour of {one.job.gpu} cost {factor:,.2f} times as much for training, all else "
         f"alike, {names[1]} on {other.job.gpu} would cost no more than {names[0]}."
@@ -147,24 +147,23 @@ def flip_margin(case: Case, options: tuple[Option, ...]) -> list[Flip]:
         for option in options:
             others = option.fits_memory and option.fits_budget and option.keeps_latency
             cheaper = best is None or option.usd < best.usd
-            high = option.accuracy_loss.high
-            if option.keeps_margin or not others or not cheaper or high is None:
+            if option.keeps_margin or not others or not cheaper or not option.accuracy_loss:
                 continue
+            high = option.accuracy_loss.high
             text = (
                 f"With a margin of {high:.1f} pp or more {name_option(option, case)} would do, for "
                 f"{money(option.usd)} a year."
             )
             found.append(Flip(what="accuracy margin", value=high, sentence=text,
                               evidence=option.evidence))  # fmt: skip
-    if best is not None and best.accuracy_loss.high is not None and best.accuracy_loss.high > 0:
-        high = best.accuracy_loss.high
+    if best is not None and best.accuracy_loss and (high := best.accuracy_loss.high) > 0:
         text = (
             f"With a margin below {high:.1f} pp {name_option(best, case)} is not shown to be good "
             "enough by the evidence that there is."
         )
         found.append(Flip(what="accuracy margin", value=high, sentence=text,
                           evidence=best.evidence))  # fmt: skip
-    elif best is not None and not best.accuracy_loss.known:
+    elif best is not None and not best.accuracy_loss:
         text = (
             f"With any margin {name_option(best, case)} is not shown to be good enough: nothing "
             "like it was measured."

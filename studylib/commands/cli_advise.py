@@ -62,16 +62,19 @@ def advise(
 ) -> None:
     """Which method to choose for your case, why, and what would change the answer."""
     from studylib.advice.advice_text import format_advice
-    from studylib.commands.gather import advise_case
+    from studylib.advice.advise import advise as weigh
+    from studylib.commands.gather import gather_evidence
+    from studylib.planning.case import build_case
 
-    case, advice = advise_case(
-        results, prices, model=model, change=change, tokens=tokens, facts=facts, variants=variants,
+    case = build_case(
+        model=model, change=change, tokens=tokens, facts=facts, variants=variants,
         retrains_per_year=retrains_per_year, gpu=gpu, budget_usd=budget,
         max_latency_overhead_percent=max_latency_overhead, max_accuracy_loss_pp=max_accuracy_loss,
         epochs=epochs, serving_gpu=serving_gpu, serving_hours_per_year=serving_hours_per_year,
         usd_per_gpu_hour=usd_per_gpu_hour, usd_per_gb_month=usd_per_gb_month,
         methods=tuple(split(methods) or ()),
     )  # fmt: skip
+    advice = weigh(case, gather_evidence(case, results, prices))
     if as_json:
         print(json.dumps(advice.model_dump(mode="json"), indent=1))
     else:
