@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-
 import pytest
 
 from studylib.notebook_views import explore
@@ -42,18 +40,6 @@ def test_break_even_is_the_ratio_of_hours(jobs):
     small = explore.foresee_job(MODEL, "qlora", "rtx4090-24gb", 1, 512)
     ratio = small.jobs["packed"].hours.mid / jobs["full"].jobs["packed"].hours.mid
     assert f"{ratio:.2f} times" in explore.break_even(small, jobs["full"])
-
-
-def test_without_widgets_the_first_choices_are_shown(monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *words, **keys):
-        if name == "ipywidgets":
-            raise ImportError(name)
-        return real(name, *words, **keys)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    assert explore.explore(lambda a, b: (a, b), a=[1, 2], b=["x", "y"]) == (1, "x")
 
 
 def test_choices_are_a_slider_buttons_or_a_menu_and_the_first_one_is_set():

@@ -67,29 +67,15 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
     """One stacked bar of the peak's parts a forecast, in GB, with the card's usable memory."""
     card = find_gpu(gpu)
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.6 * len(forecasts)), layout="constrained")
-    used: set[str] = set()
-    for row, made in enumerate(forecasts):
-        left = 0.0
-        for part, size in made.parts.items():
-            width = size / 1e9
-            label = (
-                PART_WORDS.get(part, part.replace("_", " "))
-                if part not in used and width > 0
-                else None
-            )
-            used |= {part} if label else set()
-            axes.barh(
-                row,
-                width,
-                left=left,
-                color=COLOURS.get(part, "#bbbbbb"),
-                label=label,
-                edgecolor="white",
-                linewidth=0.5,
-                height=0.6,
-            )
-            left += width
-        axes.annotate(f" {left:.1f} GB", (left, row), va="center", fontsize=9)
+    titles = [job_title(made) for made in forecasts]
+    parts = pd.DataFrame([made.parts for made in forecasts], index=titles).fillna(0) / 1e9
+    parts = parts.loc[:, (parts > 0).any()]
+    parts.rename(columns=lambda part: PART_WORDS.get(part, part.replace("_", " "))).plot.barh(
+        ax=axes, stacked=True, color=[COLOURS[part] for part in parts], edgecolor="white",
+        linewidth=0.5, width=0.6, legend=False,
+    )  # fmt: skip
+    for row, total in enumerate(parts.sum(axis=1)):
+        axes.annotate(f" {total:.1f} GB", (total, row), va="center", fontsize=9)
     usable = card.usable_bytes / 1e9
     axes.axvline(usable, color="#222222", linestyle="--", linewidth=1)
     axes.annotate(
@@ -102,7 +88,7 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
         ha="center",
         annotation_clip=False,
     )
-    axes.set_yticks(range(len(forecasts)), [job_title(made) for made in forecasts], fontsize=9)
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_ylim(len(forecasts) - 0.5, -0.5)
     axes.set_xlabel("GB at the peak of a training step (forecast)")
     axes.margins(x=0.12)
@@ -212,11 +198,8 @@ def plot_job(model: str, method: str, gpu: str) -> Figure:
 
 
 def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:
-    """Menus over `show`'s arguments where widgets can be drawn; the first choices' result else."""
-    try:
-        import ipywidgets
-    except ImportError:
-        return show(**{name: values[0] for name, values in options.items()})
+    """Menus over `show`'s arguments; the first choices are set."""
+    import ipywidgets
     from IPython.display import display
 
     menus = {name: make_menu(list(values)) for name, values in options.items()}

@@ -276,8 +276,9 @@ def paired_ratio(base_seconds: list[float], other_seconds: list[float]) -> Paire
 
 
 def latency_row(
-    served: Served,
+    variant: str,
     series: Series,
+    decoding: Decoding,
     prompt: torch.Tensor,
     new_tokens: int,
     base: tuple[str, Series] | None = None,
@@ -288,19 +289,16 @@ def latency_row(
     """
     batch, prompt_tokens = prompt.shape
     first, steps = summarise_seconds(series.first), summarise_seconds(series.steps)
-    ratios = {}
+    ratios: list[PairedRatio | None] = [None] * 3
     if base is not None:
-        ratios = {
-            "first_token_ratio": paired_ratio(base[1].first, series.first),
-            "between_tokens_ratio": paired_ratio(base[1].medians, series.medians),
-            "whole_ratio": paired_ratio(
-                whole_seconds(base[1], new_tokens), whole_seconds(series, new_tokens)
-            ),
-        }
+        ours, theirs = (
+            (one.first, one.medians, whole_seconds(one, new_tokens)) for one in (base[1], series)
+        )
+        ratios = [paired_ratio(*pair) for pair in zip(ours, theirs, strict=True)]
     return LatencyRow(
-        variant=served.name,
+        variant=variant,
         against=base[0] if base else None,
-        decoding=served.decoding,
+        decoding=decoding,
         batch=batch,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -308,9 +306,10 @@ def latency_row(
         between_tokens_seconds=steps,
         tokens_per_second=batch * new_tokens / (first.mean + (new_tokens - 1) * steps.mean),
         decode_tokens_per_second=batch / steps.mean,
-        **{name: ratios.get(name) for name in
-           ("first_token_ratio", "between_tokens_ratio", "whole_ratio")},
-    )  # fmt: skip
+        first_token_ratio=ratios[0],
+        between_tokens_ratio=ratios[1],
+        whole_ratio=ratios[2],
+    )
 
 
 def whole_seconds(series: Series, new_tokens: int) -> list[float]:
@@ -342,6 +341,8 @@ def time_case(
         pool = bases.setdefault(base.name, (base, Series()))[1]
         pool.first.extend(ours.first)
         pool.rounds.extend(ours.rounds)
-        rows.append(latency_row(other, theirs, prompt, new_tokens, (base.name, ours)))
+        form = (other.decoding, prompt, new_tokens)
+        rows.append(latency_row(other.name, theirs, *form, (base.name, ours)))
         timings += list_pairs(rows[-1], ours, theirs)
-    return [*(latency_row(b, s, prompt, new_tokens) for b, s in bases.values()), *rows], timings
+    whole = (latency_row(b.name, s, b.decoding, prompt, new_tokens) for b, s in bases.values())
+    return [*whole, *rows], timings
