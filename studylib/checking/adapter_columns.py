@@ -23,8 +23,8 @@ from studylib.checking.model_subject import (
     Subject,
     alone,
     apart,
+    cell_of,
     device_of,
-    exact_or_wrong,
     hand_loss,
     parse_tried_method,
     relative_error,
@@ -84,12 +84,10 @@ def four_bit_error_column(subject: Subject) -> Cell:
     if not errors:
         return Cell(text="none", fault="no layer is in 4 bits")
     middle, worst = statistics.median(errors.values()), max(errors, key=errors.__getitem__)
-    figures: dict[str, float | None] = {"median": middle, "worst": errors[worst]}
-    text = f"{middle:.1%}, {errors[worst]:.1%}"
-    if all(error < NF4_LIMIT for error in errors.values()):
-        return Cell(text=text, figures=figures)
-    fault = f"{worst} is {errors[worst]:.0%} off"
-    return Cell(text=text, note=fault, figures=figures, fault=fault)
+    good = all(error < NF4_LIMIT for error in errors.values())
+    figures = {"median": middle, "worst": errors[worst]}
+    text, fault = f"{middle:.1%}, {errors[worst]:.1%}", f"{worst} is {errors[worst]:.0%} off"
+    return cell_of(good, text, figures, fault)
 
 
 def read_weight(layer: Any) -> torch.Tensor:
@@ -158,9 +156,8 @@ def qlora_gradient_column(subject: Subject) -> Cell:
         return Cell(text="wrong", note=fault, fault=fault)
     joined = [torch.cat([part[name].flatten() for name in wanted]) for part in (found, wanted)]
     off = relative_error(*joined)
-    wrong = None if off <= GRADIENT_LIMIT else f"the adapter's gradient is {off:.2g} off, relative"
-    text = exact_or_wrong(off, GRADIENT_LIMIT)
-    return Cell(text=text, note=wrong, figures={"relative": off}, fault=wrong)
+    fault = f"the adapter's gradient is {off:.2g} off, relative"
+    return cell_of(off <= GRADIENT_LIMIT, "exact", {"relative": off}, fault, wrong="wrong")
 
 
 def worst_apart(found: Any, wanted: Any, subject: Subject) -> float:
@@ -196,13 +193,13 @@ def lora_merged_column(subject: Subject) -> Cell:
         pairs = list(zip(examples, before, strict=True))
         off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
         lost = max(apart(alone(again, ids), wanted) for ids, wanted in pairs)
-    fault = None
+    fault = ""
     if lost > EXACT:
         fault = f"saved and loaded again its logits are {lost:.2g} deviations off"
     if off > EXACT:
         fault = f"merging moves the logits by {off:.2g} deviations"
-    figures: dict[str, float | None] = {"merged": off, "loaded again": lost}
-    return Cell(text=exact_or_wrong(max(off, lost)), note=fault, figures=figures, fault=fault)
+    figures = {"merged": off, "loaded again": lost}
+    return cell_of(not fault, "exact", figures, fault, wrong="wrong")
 
 
 def qlora_merged_column(subject: Subject) -> Cell:
@@ -218,16 +215,16 @@ def qlora_merged_column(subject: Subject) -> Cell:
         for parameter in rounded.parameters():
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
     study = worst_apart(merged, rounded, subject)
-    figures: dict[str, float | None] = {"base": off, "study": study, "rounding": moved}
-    text = f"{exact_or_wrong(max(off, study))} ({moved:.2g})"
-    fault: str | None = None
+    word = "exact" if max(off, study) <= EXACT else "wrong"
+    fault = ""
     if off > EXACT:
         fault = f"on the dequantized base its logits are {off:.2g} deviations off"
     elif study > EXACT:
         fault = f"the merged model is {study:.2g} deviations from base and adapter in bf16"
     elif moved > ROUNDED_LIMIT:
         fault = f"rounded to bf16 its logits move by {moved:.2g} deviations"
-    return Cell(text=text, note=fault, figures=figures, fault=fault)
+    figures = {"base": off, "study": study, "rounding": moved}
+    return cell_of(not fault, f"{word} ({moved:.2g})", figures, fault)
 
 
 def lora_reach_column(subject: Subject) -> Cell:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from studylib.checking.model_subject import checked_spec
 from studylib.forecasting.job_forecast import job_settings, this_machine, trace_once
 from studylib.inputs.data import prepare_data
 from studylib.modelling.methods import attach
@@ -22,9 +23,7 @@ from studylib.schema.checks import CheckedFigure, Found, apply_rules
 from studylib.schema.methods import ADAPTER, QUANTIZED, WHOLE
 from studylib.schema.settings import (
     BASE,
-    DataSettings,
     EvaluateSettings,
-    Hardware,
     LoraSettings,
     ModelRef,
     TrainSettings,
@@ -51,18 +50,6 @@ ANSWERS_RULE = (
 )
 
 
-def forecast_recipe(method: str, model: str, seq_len: int, dtype: str) -> RunSpec:
-    return RunSpec(
-        profile="gpu-check", track="main", model=model, seed=0, learning_rate=1e-5,
-        method=parse_method(method, LoraSettings()), learning_rate_source="gpu-check",
-        data=DataSettings(source="almanac:new", template="plain"),
-        train=TrainSettings(
-            steps=FORECAST_STEPS, seq_len=seq_len, dtype=dtype,  # type: ignore[arg-type]
-        ),
-        evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
-    )  # fmt: skip
-
-
 def check_forecast(
     device: torch.device,
     method: str,
@@ -71,7 +58,8 @@ def check_forecast(
     dtype: str = "bf16",
 ) -> Found:
     """A few real steps of one method against their forecast; on a CPU, live tensors stand in."""
-    spec = forecast_recipe(method, model, seq_len, dtype)
+    recipe = TrainSettings(steps=FORECAST_STEPS, seq_len=seq_len, dtype=dtype)  # type: ignore
+    spec = checked_spec(model, parse_method(method, LoraSettings()), recipe, 1e-5, "gpu-check")
     machine = this_machine()
     made = trace_once(job_settings(spec, machine), machine.here)
     measured = measure_training(spec, device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,6 @@ def zoo_names() -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
-def make_zoo(folder: Path, names: Iterable[str] | None = None) -> dict[str, Path | str]:
-    """Each model type's checkpoint in FOLDER/TYPE, or why there is none.
-
-    names: model types (default: all of them). The weights are those of seed 0.
-    """
-    made: dict[str, Path | str] = {}
-    for name in zoo_names() if names is None else names:
-        made[name] = make_model(folder / name, name)
-    return made
 
 
 def make_model(folder: Path, name: str) -> Path | str:
