@@ -6,17 +6,20 @@ Not covered: the advice (studylib.advice.advise) and the comparison
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from studylib.commands.cli_options import split
+from studylib.commands.cli_options import (
+    DEFAULT_RESULTS,
+    JsonOption,
+    PricesOption,
+    ResultsOption,
+    split,
+)
 from studylib.commands.forecast_only import forecast_only
 from studylib.schema.method_names import name_methods
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
 @forecast_only
@@ -51,10 +54,8 @@ def advise(
         float | None, typer.Option(help="Your own price of an hour of --gpu.")
     ] = None,
     usd_per_gb_month: Annotated[float, typer.Option(help="Price of storage.")] = 0.023,
-    prices: Annotated[Path | None, typer.Option(help="Your own prices.csv.")] = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
-    ] = Path("results"),
+    prices: PricesOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
     why: Annotated[
         bool, typer.Option("--why", help="The ranking, every reason and its records.")
     ] = False,
@@ -75,10 +76,7 @@ def advise(
         methods=tuple(split(methods) or ()),
     )  # fmt: skip
     advice = weigh(case, gather_evidence(case, results, prices))
-    if as_json:
-        print(json.dumps(advice.model_dump(mode="json"), indent=1))
-    else:
-        print(format_advice(case, advice, why))
+    print(advice.model_dump_json(indent=1) if as_json else format_advice(case, advice, why))
 
 
 def diff(
@@ -93,7 +91,4 @@ def diff(
     from studylib.reporting.move_words import format_moves
 
     compared = compare_folders(before, after)
-    if as_json:
-        print(json.dumps(compared.model_dump(mode="json"), indent=1))
-    else:
-        print(format_moves(compared))
+    print(compared.model_dump_json(indent=1) if as_json else format_moves(compared))

@@ -14,14 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from studylib.commands.cli_options import JsonOption, PricesOption, split
 from studylib.commands.forecast_only import forecast_only
 from studylib.core.errors import StudyError
 from studylib.schema.method_names import name_methods
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-PricesOption = Annotated[
-    Path | None, typer.Option("--prices", help="Your own prices.csv; it overrides the shipped one.")
-]
 
 
 @forecast_only
@@ -96,18 +92,14 @@ def forecast(
     }  # fmt: skip
     stated = {name: value for name, value in given.items() if value is not None}
     if targets is not None:
-        all_linear = targets == "all-linear"
-        stated["targets"] = targets if all_linear else tuple(t.strip() for t in targets.split(","))
+        stated["targets"] = targets if targets == "all-linear" else tuple(split(targets) or ())
     try:
         settings = usual_settings(model, method or ADAPTER, gpu, gpus, **stated)
     except ValidationError as error:
         raise explain_option(error) from None
     count = own_tokens(tokens, data, epochs)
     made = trace_once(settings, True, tokens=count, prices=tuple(load_prices(prices)))
-    if as_json:
-        print(json.dumps(made.model_dump(mode="json"), indent=1))
-    else:
-        print(format_forecast(made))
+    print(made.model_dump_json(indent=1) if as_json else format_forecast(made))
 
 
 def own_tokens(tokens: int | None, data: str | None, epochs: float) -> int | None:

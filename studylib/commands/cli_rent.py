@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from studylib.commands.cli_forecast import PricesOption
 from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     BudgetOption,
+    PricesOption,
     YesOption,
 )
 from studylib.commands.cli_plan import parse_budget

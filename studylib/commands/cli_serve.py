@@ -11,6 +11,13 @@ from typing import Annotated
 
 import typer
 
+from studylib.commands.cli_options import (
+    DEFAULT_RESULTS,
+    ProfileOption,
+    ResultsOption,
+    default_profile,
+)
+
 SERVE_NOTEBOOK = "20_serve.ipynb"
 
 
@@ -18,25 +25,19 @@ def serve(
     serve_id: Annotated[
         str | None, typer.Argument(help="One serving run, for example ladder-0.4m--METHOD-r16.")
     ] = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="A shipped profile's name or a YAML file.")
-    ] = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
-    ] = Path("results"),
+    profile: ProfileOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
     engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     jobs: Annotated[int, typer.Option(help="Runs that share the machine; goes on record.")] = 1,
 ) -> None:
     """Measure what each model and method costs to serve. What is finished is kept."""
-    from studylib.commands.cli_options import default_profile
     from studylib.running.runner import RunFailed, follow_parent
     from studylib.schema.profile import read_profile
     from studylib.schema.serving import find_spec, serve_specs
     from studylib.serving.engines import missing_reason
 
     follow_parent()
-    missing = missing_reason(engine)
-    if missing:
+    if missing := missing_reason(engine):
         print(f"skipped: {missing}")
         return
     name = profile or default_profile()
