@@ -17,6 +17,7 @@ import torch
 from studylib.checking.model_subject import checked_spec
 from studylib.forecasting.job_forecast import job_settings, this_machine, trace_once
 from studylib.inputs.data import prepare_data
+from studylib.metering.allocator import release_leftovers
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
 from studylib.schema.checks import CheckedFigure, Found, apply_rules
@@ -119,7 +120,7 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     from studylib.metering.meter import Meter
     from studylib.training.train import StepLog, summarise_steps, train_model
 
-    free_memory(device)
+    release_leftovers()
     loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
     model = attach(loaded.model, spec.method, spec.seed)
     data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
@@ -146,15 +147,6 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
         "context_bytes": context,
         "seconds": summarise_steps(log)["clean_step_seconds"],
     }
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what earlier checks held, so that a peak is this one's."""
-    import gc
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:

@@ -105,27 +105,18 @@ def forecast(
 def own_tokens(tokens: int | None, data: str | None, epochs: float) -> int | None:
     """Tokens of the reader's training, all epochs together; None where nothing is said of it."""
     from studylib.inputs.examples import read_source
-    from studylib.planning.estimate import CHARACTERS_PER_TOKEN
+    from studylib.planning.estimate import CHARACTERS_PER_TOKEN, sum_characters
     from studylib.schema.settings import DataSettings
 
     if tokens is not None and data is not None:
         raise StudyError("--tokens and --data", "both say how much data there is", "Give one.")
     if data is not None:
         examples = read_source(data, DataSettings(source=data))
-        letters = sum(count_letters(example) for example in examples)
+        letters = sum(map(sum_characters, examples))
         tokens = max(1, round(letters / CHARACTERS_PER_TOKEN.mid))
         print(f"{data}: {len(examples):,} examples, about {tokens:,} tokens "
               f"({CHARACTERS_PER_TOKEN.mid:g} characters a token)", file=sys.stderr)  # fmt: skip
     return None if tokens is None else max(1, round(tokens * epochs))
-
-
-def count_letters(value: Any) -> int:
-    """Characters of all texts in an example."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(count_letters(part) for part in value.values())
-    return sum(map(count_letters, value)) if isinstance(value, list | tuple) else 0
 
 
 def explain_option(error: Any) -> StudyError:

@@ -77,15 +77,6 @@ class Served:
         ]
 
 
-@dataclass
-class Reply:
-    """Greedy tokens [batch, tokens] with the seconds of the prompt pass and of each step."""
-
-    tokens: torch.Tensor
-    first_seconds: float
-    step_seconds: list[float]
-
-
 def make_prompt(vocabulary: int, batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
     """Seeded token ids [batch, tokens]; what they say has no part in how long they take."""
     generator = torch.Generator().manual_seed(seed)
@@ -131,15 +122,12 @@ def take_steps(
     return tokens, seconds
 
 
-def decode(served: Served, prompt: torch.Tensor, new_tokens: int) -> Reply:
-    """A whole reply of `new_tokens` tokens to each row."""
+def decode(served: Served, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    """A whole reply of `new_tokens` tokens to each row: [batch, tokens]."""
     prompt = prompt.to(served.device)
-    start = time.perf_counter()
     cache, token = pass_prompt(served, prompt, prompt.shape[1] + new_tokens)
-    wait_for(served.device)
-    first_seconds = time.perf_counter() - start
-    tokens, seconds = take_steps(served, cache, token, new_tokens - 1)
-    return Reply(torch.cat([token, *tokens], 1), first_seconds, seconds)
+    tokens, _ = take_steps(served, cache, token, new_tokens - 1)
+    return torch.cat([token, *tokens], 1)
 
 
 def wait_for(device: torch.device) -> None:
