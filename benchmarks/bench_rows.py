@@ -20,6 +20,7 @@ import numpy as np
 import peers
 import torch
 import yaml
+from growth_work import report_records
 from lm_eval.models.huggingface import HFLM
 from spending import ROOT, spend
 
@@ -231,14 +232,6 @@ def children_seconds() -> float:
 @lru_cache(maxsize=2)
 def report(records: int) -> Report:
     """`study report` of so many records, made as the tests make them."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import record_factory
-
-    sys.path.pop(0)
     with tempfile.TemporaryDirectory() as work:
-        factory = record_factory.Factory(Path(work) / "many", items=32)
-        for seed in range(records // 2):
-            for method in ("full", "lora"):
-                factory.add(record_factory.make_spec(method, seed=seed, profile="many"))
-        used = spend(["-m", "studylib", "report", "--profile", "many", "--results", work])
+        used = report_records(records, Path(work))
     return Report(used.cpu_seconds / yardstick(), float(used.peak_bytes))

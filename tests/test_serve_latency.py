@@ -97,8 +97,7 @@ def test_a_rows_figures_by_hand():
     prompt = make_prompt(500, 4, 10)
     base = Series(first=[0.1, 0.1, 0.1], rounds=[[0.01, 0.01, 0.9]] * 3)  # one interruption each
     other = Series(first=[0.1, 0.1, 0.1], rounds=[[0.02, 0.02, 0.02]] * 3)
-    served = SimpleNamespace(name="dynamic", decoding="eager")
-    row = latency_row(served, other, prompt, 11, ("base", base))
+    row = latency_row("dynamic", other, "eager", prompt, 11, ("base", base))
     assert row.first_token_ratio.value == pytest.approx(1)
     assert row.between_tokens_ratio.value == pytest.approx(2)  # medians: not the interruption
     assert row.whole_ratio.value == pytest.approx(0.3 / 0.2)
@@ -118,7 +117,7 @@ def test_a_model_against_itself_costs_about_one(tiny):
     served = Served("base", tiny)
     prompt = make_prompt(500, 1, 16)
     base, other = time_pair(served, Served("again", tiny), prompt, 11, 12, 2.0)
-    ratio = latency_row(served, other, prompt, 11, ("base", base)).between_tokens_ratio
+    ratio = latency_row("again", other, "eager", prompt, 11, ("base", base)).between_tokens_ratio
     assert ratio.pairs >= 6
     assert ratio.low <= 1.1 and ratio.high >= 0.9  # benchmarks/paired_ratio.py is strict
 

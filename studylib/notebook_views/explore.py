@@ -188,12 +188,8 @@ def break_even(small: Forecast, big: Forecast) -> str:
     return " ".join(lines)
 
 
-def explore_memory(models: Sequence[str], methods: Sequence[str], gpus: Sequence[str]) -> Any:
-    """Menus over models, methods and cards that redraw the memory picture."""
-    return explore(plot_job, model=models, method=methods, gpu=gpus)
-
-
 def plot_job(model: str, method: str, gpu: str) -> Figure:
+    """The memory of one job by part, for menus."""
     return plot_parts([foresee_job(model, method, gpu)], gpu)
 
 
