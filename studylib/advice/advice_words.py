@@ -7,6 +7,8 @@ Not covered: the figures (studylib.advice.rank_methods), what is missing
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from studylib.advice.option import Distance, Option, Sentence
 from studylib.advice.rank_methods import article_method, has_default
 from studylib.advice.turning_points import capital, money, name_option
@@ -30,7 +32,7 @@ def explain_options(
                     explain_memory(case, evidence, option),
                     *explain_cost(case, option),
                     *explain_accuracy(case, option),
-                    *explain_latency(case, evidence, option),
+                    *explain_latency(case, option),
                 )
             }
         )
@@ -169,38 +171,38 @@ def explain_serving(case: Case, option: Option) -> Sentence:
     return Sentence(text=text, evidence=(*counts, *prices))
 
 
-def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
+def explain_accuracy(case: Case, option: Option) -> Iterator[Sentence]:
     """The points lost, from which record, and how far from the case it was measured."""
-    loss, piece = option.accuracy_loss, option.measured
+    loss, piece, first = option.accuracy_loss, option.measured, option.evidence[:1]
     if (option.model, option.method) == (case.model, WHOLE):
         text = "Full fine-tuning of this model is what points are counted from."
-        return [Sentence(text=text, evidence=option.evidence[:1])]
+        yield Sentence(text=text, evidence=first)
+        return
     if option.kept and loss is None:
-        said = [tell_kept_gain(kept) for kept in option.kept]
-        if option.known:
-            return said
-        text = "How many points it loses is not known at this size."
-        return [Sentence(text=text, evidence=option.evidence[:1]), *said]
+        if not option.known:
+            text = "How many points it loses is not known at this size."
+            yield Sentence(text=text, evidence=first)
+        yield from map(tell_kept_gain, option.kept)
+        return
     if piece is None or piece.loss_pp is None or loss is None:
         text = f"What it loses on {CHANGE_WORDS[case.change]} is not known at this size."
-        return [Sentence(text=text, evidence=option.evidence[:1])]
+        yield Sentence(text=text, evidence=first)
+        return
     text = (
         f"Measured on {piece.model}, {CHANGE_WORDS[piece.change]}, {piece.tokens:,} tokens: "
         f"{span_words(piece.loss_pp)} pp behind full "
         f"({piece.questions:,} questions, {seeds_words(piece.seeds)})."
     )
-    said = [Sentence(text=text, evidence=piece.ids)]
+    yield Sentence(text=text, evidence=piece.ids)
     if not option.distance.near:
         text = (
             f"This case is elsewhere ({distance_words(option.distance)}), so the interval is taken "
-            f"wider, {ends_words(loss, 1)} pp: a rule of caution, not a "
-            "measurement."
+            f"wider, {ends_words(loss, 1)} pp: a rule of caution, not a measurement."
         )
-        said.append(Sentence(text=text, evidence=piece.ids))
+        yield Sentence(text=text, evidence=piece.ids)
     if piece.forgot_pp and piece.forgot_pp.low > 0:
         text = f"There it forgot {span_words(piece.forgot_pp)} pp of what the base knew."
-        said.append(Sentence(text=text, evidence=piece.ids))
-    return said
+        yield Sentence(text=text, evidence=piece.ids)
 
 
 def tell_kept_gain(piece: AccuracyEvidence) -> Sentence:
@@ -241,21 +243,22 @@ def ends_words(span: Range, digits: int) -> str:
     return " to ".join(decimals(end, digits) for end in (span.low, span.high))
 
 
-def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sentence]:
+def explain_latency(case: Case, option: Option) -> list[Sentence]:
     """What the chosen way of serving adds to an answer's time."""
     cost = option.cost
     if cost is None or not case.serving_hours_per_year:
         return []
     if cost.way != "apart":
         text = "Served as a whole model it has the model's own shape and speed: 0 % overhead."
-        counts = tuple(i for i in cost.ids if i.startswith("count:"))
-        return [Sentence(text=text, evidence=counts)]
-    timed, overhead = option.timed, option.latency_overhead
-    if timed is None or overhead is None:
+        ids = tuple(i for i in cost.ids if i.startswith("count:"))
+    elif (timed := option.timed) is None or (overhead := option.latency_overhead) is None:
         text = "What adapters kept apart add to an answer's time is not known at this size."
-        return [Sentence(text=text, evidence=(cost.job.id,))]
-    text = (
-        f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time on "
-        f"{timed.model} ({timed.device}); for this case {ends_words(overhead, 0)} % is assumed."
-    )
-    return [Sentence(text=text, evidence=(timed.id,))]
+        ids = (cost.job.id,)
+    else:
+        text = (
+            f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time "
+            f"on {timed.model} ({timed.device}); for this case {ends_words(overhead, 0)} % is "
+            "assumed."
+        )
+        ids = (timed.id,)
+    return [Sentence(text=text, evidence=ids)]

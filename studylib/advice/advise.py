@@ -9,7 +9,7 @@ Not covered: gathering the evidence (studylib.commands.gather), every reason of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from studylib.advice.advice_words import (
     distance_words,
@@ -166,29 +166,19 @@ def name_missing(
     case: Case, evidence: Evidence, options: tuple[Option, ...]
 ) -> tuple[Missing, ...]:
     """What was never measured near the case, and the command that would measure it."""
-    found = [
-        *missing_accuracy(case, options),
-        *missing_latency(case, options),
-    ]
+    found = [*missing_accuracy(case, options), *missing_latency(case, options)]
     for left in evidence.left_out:
         what = f"{capital(left.what)} could not be used: {left.why}."
         found.append(Missing(what=what, command=left.command, evidence=options[0].evidence[:1]))
-    unpriced = [o for o in options if o.fits_memory and o.cost is None]
-    if unpriced:
-        job = f"{case.serving_gpu or case.gpu or 'the card'}"
-        found.append(
-            Missing(
-                what=f"Nobody's price for {job} is known.",
-                command="study advise ... --usd-per-gpu-hour USD, or --prices FILE.csv",
-                evidence=unpriced[0].evidence[:1],
-            )
-        )
+    if unpriced := [o for o in options if o.fits_memory and o.cost is None]:
+        what = f"Nobody's price for {case.serving_gpu or case.gpu or 'the card'} is known."
+        command = "study advise ... --usd-per-gpu-hour USD, or --prices FILE.csv"
+        found.append(Missing(what=what, command=command, evidence=unpriced[0].evidence[:1]))
     return tuple(found)
 
 
-def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
+def missing_accuracy(case: Case, options: tuple[Option, ...]) -> Iterator[Missing]:
     """Gaps that come from elsewhere or nowhere, with the run that would measure them."""
-    found = []
     for option in options:
         if (option.model, option.method) == (case.model, WHOLE):
             continue
@@ -206,14 +196,12 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
             f"this size and amount of data{away}.{worth_words(options[0], option)}"
         )
         ids = tuple(dict.fromkeys([*option.evidence, *options[0].evidence]))
-        found.append(Missing(what=what, command=measure_command(models, methods), evidence=ids))
-    return found
+        yield Missing(what=what, command=measure_command(models, methods), evidence=ids)
 
 
 def worth_words(best: Option, option: Option) -> str:
     """What proof that an option keeps the margin would save in a year, if that is all it lacks."""
-    lacks = option.fits_memory and option.fits_budget and option.keeps_latency
-    if option.keeps_margin or not lacks or not best.fits or option.usd >= best.usd:
+    if not option.lacks_proof_alone or not best.fits or option.usd >= best.usd:
         return ""
     return f" If it keeps the margin, the year costs {money(best.usd - option.usd)} less."
 
@@ -232,9 +220,8 @@ def measure_command(models: str, methods: str) -> str:
     )
 
 
-def missing_latency(case: Case, options: tuple[Option, ...]) -> list[Missing]:
+def missing_latency(case: Case, options: tuple[Option, ...]) -> Iterator[Missing]:
     """The overhead of adapters kept apart, where it was not timed on this model."""
-    found = []
     for option in options:
         timed = option.timed
         asked = case.max_latency_overhead_percent is not None
@@ -254,5 +241,4 @@ def missing_latency(case: Case, options: tuple[Option, ...]) -> list[Missing]:
             else f"study serve --profile FILE.yaml (with models: [{case.model}])"
         )
         ids = (timed.id,) if timed else option.evidence[:1]
-        found.append(Missing(what=what, command=command, evidence=ids))
-    return found
+        yield Missing(what=what, command=command, evidence=ids)

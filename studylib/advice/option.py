@@ -94,6 +94,12 @@ class Option(Frozen):
         return self.accuracy_loss is not None or here
 
     @property
+    def lacks_proof_alone(self) -> bool:
+        """Whether all that it fails is that it is not shown to keep the margin."""
+        others = self.fits_memory and self.fits_budget and self.keeps_latency
+        return others and not self.keeps_margin
+
+    @property
     def points_lost(self) -> float | None:
         return self.accuracy_loss.mid if self.accuracy_loss else None
 

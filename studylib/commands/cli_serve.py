@@ -18,8 +18,6 @@ from studylib.commands.cli_options import (
     default_profile,
 )
 
-SERVE_NOTEBOOK = "20_serve.ipynb"
-
 
 def serve(
     serve_id: Annotated[
@@ -60,21 +58,10 @@ def serve_one(
     serve_id: str, profile_name: str, profile: str, results: Path, concurrent_runs: int = 1
 ) -> Path:
     """Execute one serving run's notebook and return its record's path; a finished one is kept."""
-    from studylib.planning.plan import check_writable
-    from studylib.running.runner import RunFailed, run_notebook
+    from studylib.running.runner import make_record
     from studylib.schema.serve_records import SERVE_RECORD
 
-    folder = results / profile_name / "serve" / serve_id
-    if (folder / SERVE_RECORD).is_file():
-        return folder / SERVE_RECORD
-    check_writable(folder)
-    parameters = {
-        "PROFILE": profile,
-        "RUN_ID": serve_id,
-        "RESULTS": str(results),
-        "CONCURRENT_RUNS": concurrent_runs,
-    }
-    run_notebook(SERVE_NOTEBOOK, folder / "executed.ipynb", parameters)
-    if not (folder / SERVE_RECORD).is_file():
-        raise RunFailed("the notebook ended without a record")
-    return folder / SERVE_RECORD
+    record = results / profile_name / "serve" / serve_id / SERVE_RECORD
+    if record.is_file():
+        return record
+    return make_record("20_serve.ipynb", record, profile, results, concurrent_runs)
