@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from studylib.checking import adapter_columns, check_model, models_page, training_columns
 from studylib.checking.check_model import CHECKS
 from studylib.checking.model_subject import Subject, apart, open_reference, relative_error
-from studylib.checking.models_page import format_row, read_models_table
+from studylib.checking.models_page import format_row
 from studylib.checking.zoo import MAX_BYTES, make_model, zoo_names
 from studylib.commands.cli import app
 from studylib.core.errors import StudyError
@@ -61,6 +62,19 @@ def test_a_row_made_again_is_the_pages_row(zoo, name):
     stands = read_models_table(page)[name]
     assert {k: v for k, v in again.items() if k != "forecast"} == {
         k: v for k, v in stands.items() if k != "forecast"
+    }
+
+
+def read_models_table(text):
+    """Model type -> heading -> what stands in its cell, without the numbers of notes."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    headings, *rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)
+    return {
+        row[0]: {
+            heading: re.sub(r" \[\d+\]$", "", part)
+            for heading, part in zip(headings, row, strict=True)
+        }
+        for row in rows
     }
 
 

@@ -50,15 +50,6 @@ class Advice(Frozen):
         first = self.ranking[0]
         return first if first.fits else None
 
-    @property
-    def sentences(self) -> list[Sentence]:
-        """Every sentence with what it rests on."""
-        said = [self.answer, *self.reasons, *(r for option in self.ranking for r in option.reasons)]
-        said += [Sentence(text=m.what, evidence=m.evidence) for m in self.missing_evidence]
-        said += [Sentence(text=f.sentence, evidence=f.evidence) for f in self.changes_if]
-        article = self.article_says
-        return [*said, Sentence(text=article.sentence, evidence=article.evidence)]
-
 
 def advise(case: Case, evidence: Evidence) -> Advice:
     """Rank, explain, say what is missing, what would change it, and what the article says."""

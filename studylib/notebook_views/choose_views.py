@@ -27,6 +27,7 @@ from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING, decimals
 from studylib.notebook_views.report_views import dollar_signs
+from studylib.notebook_views.views import finish
 from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, parse_cards
 from studylib.reporting.blocks import GLUE, Table, figures, named, words
 from studylib.schema.methods import METHODS
@@ -210,9 +211,7 @@ def plot_variants(case: Case, evidence: Evidence) -> Figure:
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if ends:
         label_ends(axes, ends)
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # a cell shows the figure that it ends with, once
-    return figure
+    return finish(figure)
 
 
 def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from studylib.forecasting.job import LOSS_WORDS, Forecast
 from studylib.forecasting.job_forecast import trace_once
 from studylib.forecasting.usual_recipe import usual_settings
+from studylib.notebook_views.views import finish
 from studylib.planning.catalog import find_gpu
 from studylib.planning.plan import Plan, PlannedRun
 from studylib.schema.methods import METHODS
@@ -93,9 +94,7 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
     axes.set_xlabel("GB at the peak of a training step (forecast)")
     axes.margins(x=0.12)
     figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # a cell shows the figure that it ends with, once
-    return figure
+    return finish(figure)
 
 
 def job_title(made: Forecast) -> str:

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.text import Text
 
+from studylib.notebook_views.views import finish
 from studylib.running.progress import Progress, spell_seconds
 
 DRAWN_EVERY_SECONDS = 1.0
@@ -102,6 +103,4 @@ def plot_losses(losses: Mapping[str, Sequence[Point]]) -> Figure:
     axes.set_title(title, loc="left", fontsize=10)
     if known:
         figure.legend(loc="outside right upper", fontsize=7, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # shown where it is asked for, once
-    return figure
+    return finish(figure)

@@ -199,12 +199,6 @@ class Evidence(Frozen):
     left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
-    def ids(self) -> frozenset[str]:
-        single = [p.id for p in self.forecasts] + [p.id for p in self.sizes]
-        single += [f"price:{gpu}" for gpu in self.prices] + [p.id for p in self.latency]
-        return frozenset(single) | {i for piece in self.accuracy for i in piece.ids}
-
-    @cached_property
     def sizes_of(self) -> dict[tuple[str, str], Sizes]:
         return {(s.model, s.method): s for s in self.sizes}
 
