@@ -26,6 +26,7 @@ from studylib.checking.model_subject import (
     cell_of,
     device_of,
     hand_loss,
+    or_endless,
     parse_tried_method,
     relative_error,
     training_mode,
@@ -160,39 +161,33 @@ def qlora_gradient_column(subject: Subject) -> Cell:
     return cell_of(off <= GRADIENT_LIMIT, "exact", {"relative": off}, fault, wrong="wrong")
 
 
-def worst_apart(found: Any, wanted: Any, subject: Subject) -> float:
-    """The largest difference of logits over some examples, in deviations."""
+def logits_of(model: Any, subject: Subject) -> list[torch.Tensor]:
+    """A model's logits [tokens, vocabulary] of some examples."""
     with torch.no_grad():
-        return max(
-            apart(alone(found, e["input_ids"]), alone(wanted, e["input_ids"]))
-            for e in subject.examples[:3]
-        )
+        return [alone(model, example["input_ids"]) for example in subject.examples[:3]]
 
 
-def typically_apart(found: Any, wanted: Any, subject: Subject) -> float:
+def worst_apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest difference of logits over examples, in deviations."""
+    return max(map(apart, found, wanted))
+
+
+def typically_apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     """The root mean square of the median token's difference, in deviations: where a router is near
     a tie, rounding sends single tokens elsewhere, and the largest difference says nothing."""
-    with torch.no_grad():
-        pairs = [
-            (alone(found, e["input_ids"]), alone(wanted, e["input_ids"]))
-            for e in subject.examples[:3]
-        ]
-    differences = torch.cat([a - b for a, b in pairs]).square().mean(-1).sqrt()
-    return (differences.median() / torch.cat([b for _, b in pairs]).std()).item()
+    differences = (torch.cat(found) - torch.cat(wanted)).square().mean(-1).sqrt()
+    return or_endless((differences.median() / torch.cat(wanted).std()).item())
 
 
 def lora_merged_column(subject: Subject) -> Cell:
     """Base and adapter against their merged form, and against the adapter saved and loaded."""
     model = adapted(subject.load().model, ADAPTER)
-    examples = [example["input_ids"] for example in subject.examples[:3]]
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        before = [alone(model, ids) for ids in examples]
+    before = logits_of(model, subject)
+    with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = load_trained(subject.load().model, parse_tried_method(ADAPTER), Path(folder)).eval()
-        merged = model.merge_and_unload().eval()
-        pairs = list(zip(examples, before, strict=True))
-        off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
-        lost = max(apart(alone(again, ids), wanted) for ids, wanted in pairs)
+    off = worst_apart(logits_of(model.merge_and_unload().eval(), subject), before)
+    lost = worst_apart(logits_of(again, subject), before)
     fault = ""
     if lost > EXACT:
         fault = f"saved and loaded again its logits are {lost:.2g} deviations off"
@@ -205,16 +200,18 @@ def lora_merged_column(subject: Subject) -> Cell:
 def qlora_merged_column(subject: Subject) -> Cell:
     """Three models of one adapter: on 4 bits, on the dequantized base, and as the study merges."""
     ours, theirs = adapted_twins(subject)
-    off = worst_apart(theirs, ours, subject)
+    wanted = logits_of(ours, subject)
+    off = worst_apart(logits_of(theirs, subject), wanted)
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         merged = merge_into_bf16(subject.load().model, ours, Path(folder)).eval()
-    moved = typically_apart(merged, ours, subject)
+    answered = logits_of(merged, subject)
+    moved = typically_apart(answered, wanted)
     rounded = theirs.merge_and_unload().eval()
     with torch.no_grad():
         for parameter in rounded.parameters():
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
-    study = worst_apart(merged, rounded, subject)
+    study = worst_apart(answered, logits_of(rounded, subject))
     word = "exact" if max(off, study) <= EXACT else "wrong"
     fault = ""
     if off > EXACT:

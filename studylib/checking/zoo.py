@@ -61,7 +61,10 @@ def make_model(folder: Path, name: str) -> Path | str:
 
 
 def read_sizes() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(SIZES_FILE.read_text(encoding="utf-8"))
+    """What zoo.yaml says, with the size of each field by its name."""
+    table = yaml.safe_load(SIZES_FILE.read_text(encoding="utf-8"))
+    sizes = {name: size for size, names in table["sizes"].items() for name in names}
+    return {**table, "sizes": sizes}
 
 
 def tiny_config(name: str) -> Any:
