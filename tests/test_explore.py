@@ -25,11 +25,11 @@ def test_bars_add_up_to_the_peak_and_the_card_is_drawn(jobs):
 
 
 def test_tables_name_what_fits_and_what_it_costs(jobs):
-    fits = explore.tabulate_fits([MODEL], ["full"], ["rtx4090-24gb", "a100-80gb"], 1, 512)
+    fits = explore.tabulate_fits(MODEL, ["full"], ["rtx4090-24gb", "a100-80gb"], 1, 512)
     row = fits.loc[(MODEL, "full fine-tuning")]
     left = jobs["full"].fits["a100-80gb"].headroom_bytes / 1e9
     assert row["a100-80gb"] == f"fits, {left:.1f}"
-    costs = explore.tabulate_costs([MODEL], ["full"], "a100-80gb", 1, 512)
+    costs = explore.tabulate_costs(MODEL, ["full"], "a100-80gb", 1, 512)
     assert (
         f"{jobs['full'].jobs['packed'].hours.mid:.1f}"
         in costs.loc[(MODEL, "full fine-tuning"), "hours"]

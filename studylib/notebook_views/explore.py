@@ -110,53 +110,39 @@ def label_method(method: str) -> str:
 
 
 def tabulate_fits(
-    models: Sequence[str],
-    methods: Sequence[str],
-    gpus: Sequence[str],
-    micro_batch: int,
-    seq_len: int,
+    model: str, methods: Sequence[str], gpus: Sequence[str], micro_batch: int, seq_len: int
 ) -> pd.DataFrame:
     """Peak in GB, and for each card the word: fits or tight with the GB left, does not fit."""
     rows = []
-    for model in models:
-        for method in methods:
-            made = foresee_job(model, method, gpus[0], micro_batch, seq_len)
-            fits = {
-                gpu: f"{fit.word}, {fit.headroom_bytes / 1e9:.1f}" if fit.may_run else fit.word
-                for gpu in gpus
-                for fit in [made.fits[gpu]]
-            }
-            rows.append(
-                {
-                    "model": model,
-                    "method": label_method(method),
-                    "peak GB": made.peak_bytes / 1e9,
-                    **fits,
-                    "smallest card": made.smallest_gpu or "none",
-                }
-            )
+    for method in methods:
+        made = foresee_job(model, method, gpus[0], micro_batch, seq_len)
+        row = {"model": model, "method": label_method(method), "peak GB": made.peak_bytes / 1e9}
+        for gpu in gpus:
+            fit = made.fits[gpu]
+            left = f", {fit.headroom_bytes / 1e9:.1f}" if fit.may_run else ""
+            row[gpu] = fit.word + left
+        rows.append(row | {"smallest card": made.smallest_gpu or "none"})
     return pd.DataFrame(rows).set_index(["model", "method"]).round({"peak GB": 1})
 
 
 def tabulate_costs(
-    models: Sequence[str], methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
+    model: str, methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
 ) -> pd.DataFrame:
     """Hours and dollars of the standard Alpaca-style run, packed: low, mid and high; a word where
     it does not fit. How the hours are known stands beside them."""
     rows = []
-    for model in models:
-        for method in methods:
-            made = foresee_job(model, method, gpu, micro_batch, seq_len)
-            row = {"model": model, "method": label_method(method), "hours": made.fit.word,
-                   "dollars": made.fit.word, "speed": "—"}  # fmt: skip
-            if job := made.jobs.get("packed"):
-                usd, hours = job.usd, job.hours
-                row["hours"] = f"{hours.mid:.1f} ({hours.low:.1f} to {hours.high:.1f})"
-                row["dollars"] = "no offer"
-                if usd:
-                    row["dollars"] = f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
-                row["speed"] = made.efficiency.source
-            rows.append(row)
+    for method in methods:
+        made = foresee_job(model, method, gpu, micro_batch, seq_len)
+        row = {"model": model, "method": label_method(method), "hours": made.fit.word,
+               "dollars": made.fit.word, "speed": "—"}  # fmt: skip
+        if job := made.jobs.get("packed"):
+            usd, hours = job.usd, job.hours
+            row["hours"] = f"{hours.mid:.1f} ({hours.low:.1f} to {hours.high:.1f})"
+            row["dollars"] = "no offer"
+            if usd:
+                row["dollars"] = f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
+            row["speed"] = made.efficiency.source
+        rows.append(row)
     return pd.DataFrame(rows).set_index(["model", "method"])
 
 
