@@ -23,9 +23,9 @@ from studylib.checking.model_subject import (
     Subject,
     alone,
     apart,
-    cell_of,
     device_of,
     hand_loss,
+    judged_cell,
     or_endless,
     parse_tried_method,
     relative_error,
@@ -88,7 +88,7 @@ def four_bit_error_column(subject: Subject) -> Cell:
     good = all(error < NF4_LIMIT for error in errors.values())
     figures = {"median": middle, "worst": errors[worst]}
     text, fault = f"{middle:.1%}, {errors[worst]:.1%}", f"{worst} is {errors[worst]:.0%} off"
-    return cell_of(good, text, figures, fault)
+    return judged_cell(good, text, figures, fault)
 
 
 def read_weight(layer: Any) -> torch.Tensor:
@@ -158,7 +158,7 @@ def qlora_gradient_column(subject: Subject) -> Cell:
     joined = [torch.cat([part[name].flatten() for name in wanted]) for part in (found, wanted)]
     off = relative_error(*joined)
     fault = f"the adapter's gradient is {off:.2g} off, relative"
-    return cell_of(off <= GRADIENT_LIMIT, "exact", {"relative": off}, fault, wrong="wrong")
+    return judged_cell(off <= GRADIENT_LIMIT, "exact", {"relative": off}, fault, wrong="wrong")
 
 
 def logits_of(model: Any, subject: Subject) -> list[torch.Tensor]:
@@ -194,7 +194,7 @@ def lora_merged_column(subject: Subject) -> Cell:
     if off > EXACT:
         fault = f"merging moves the logits by {off:.2g} deviations"
     figures = {"merged": off, "loaded again": lost}
-    return cell_of(not fault, "exact", figures, fault, wrong="wrong")
+    return judged_cell(not fault, "exact", figures, fault, wrong="wrong")
 
 
 def qlora_merged_column(subject: Subject) -> Cell:
@@ -221,7 +221,7 @@ def qlora_merged_column(subject: Subject) -> Cell:
     elif moved > ROUNDED_LIMIT:
         fault = f"rounded to bf16 its logits move by {moved:.2g} deviations"
     figures = {"base": off, "study": study, "rounding": moved}
-    return cell_of(not fault, f"{word} ({moved:.2g})", figures, fault)
+    return judged_cell(not fault, f"{word} ({moved:.2g})", figures, fault)
 
 
 def lora_reach_column(subject: Subject) -> Cell:

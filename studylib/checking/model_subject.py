@@ -190,7 +190,7 @@ def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return or_endless(((found - wanted).abs().max() / wanted.std()).item())
 
 
-def error_of(found: float, wanted: float) -> float:
+def relative_off(found: float, wanted: float) -> float:
     """How far one figure is from another, relative to it."""
     return or_endless(abs(found / wanted - 1))
 
@@ -209,7 +209,7 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         model.eval()
 
 
-def cell_of(
+def judged_cell(
     holds: bool,
     text: str,
     figures: Mapping[str, float | None],

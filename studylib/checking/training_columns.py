@@ -21,13 +21,13 @@ from studylib.checking.model_subject import (
     Subject,
     alone,
     apart,
-    cell_of,
     checked_spec,
-    error_of,
     hand_gradients,
     hand_loss,
+    judged_cell,
     or_endless,
     parse_tried_method,
+    relative_off,
     silence_settings,
     training_mode,
 )
@@ -55,7 +55,7 @@ def loads_column(subject: Subject) -> Cell:
         return Cell(text="not a number", fault="its logits are not numbers")
     off = apart(logits, alone(subject.reference[0], subject.examples[0]["input_ids"]))
     fault = f"its logits differ from transformers' own by {off:.2g}"
-    return cell_of(off <= EXACT, "yes", {"logits": off}, fault, wrong="other")
+    return judged_cell(off <= EXACT, "yes", {"logits": off}, fault, wrong="other")
 
 
 def whole_column(subject: Subject) -> Cell:
@@ -71,7 +71,7 @@ def whole_column(subject: Subject) -> Cell:
     }
     figures = {words: len(names) for words, names in found.items()}
     fault = next((f"{len(n)} tensors {words}: {n[0]}" for words, n in found.items() if n), "")
-    return cell_of(not fault, "yes", figures, fault, wrong="no")
+    return judged_cell(not fault, "yes", figures, fault, wrong="no")
 
 
 def attention_column(subject: Subject) -> Cell:
@@ -93,7 +93,7 @@ def causal_column(subject: Subject) -> Cell:
     with torch.no_grad():
         off = apart(alone(model, other)[:keep], alone(model, ids)[:keep])
     fault = "a token sees those that come after it"
-    return cell_of(off <= EXACT, "yes", {"std": off}, fault, wrong="no")
+    return judged_cell(off <= EXACT, "yes", {"std": off}, fault, wrong="no")
 
 
 def packing_column(subject: Subject) -> Cell:
@@ -114,7 +114,7 @@ def packing_column(subject: Subject) -> Cell:
     reason = loaded.packing_reason
     text = "packed" if reason is None else "one by one"
     fault = f"an example's logits move by {worst:.2g} standard deviations in a row of several"
-    return cell_of(worst <= EXACT, text, {"std": worst}, fault, f"{text}, wrong", reason)
+    return judged_cell(worst <= EXACT, text, {"std": worst}, fault, f"{text}, wrong", reason)
 
 
 def trained_by(subject: Subject) -> str:
@@ -143,17 +143,17 @@ def loss_column(subject: Subject) -> Cell:
         part = subject.rows[step * ROWS_A_STEP : (step + 1) * ROWS_A_STEP]
         examples = [example for one in part for example in one]
         with torch.no_grad():
-            off = max(off, error_of(row["loss"], hand_loss(model, examples).item()))
+            off = max(off, relative_off(row["loss"], hand_loss(model, examples).item()))
         if subject.small:
             wanted = total_norm(hand_gradients(model, examples))
-            norm = max(norm, error_of(row["grad_norm"], wanted))
+            norm = max(norm, relative_off(row["grad_norm"], wanted))
     fault = ""
     # transformers logs a loss rounded to five digits or so; what is wrong is off by more.
     if off > LOSS_LIMIT:
         fault = f"the training loss is {off:.2g} off, relative"
     elif norm > GRADIENT_LIMIT:
         fault = f"the gradient's norm is {norm:.2g} off, relative"
-    return cell_of(not fault, "exact", {"loss": off, "gradient norm": norm}, fault, "wrong")
+    return judged_cell(not fault, "exact", {"loss": off, "gradient norm": norm}, fault, "wrong")
 
 
 def total_norm(gradients: dict[str, torch.Tensor]) -> float:
@@ -174,7 +174,7 @@ def chunked_column(subject: Subject) -> Cell:
     with training_mode(model):
         model.zero_grad()
         loss = model(input_ids=ids, labels=labels).loss
-        off = error_of(loss.item(), hand_loss(reference, [example]).item())
+        off = relative_off(loss.item(), hand_loss(reference, [example]).item())
         worst = 0.0
         if subject.small:
             loss.backward()
@@ -188,7 +188,7 @@ def chunked_column(subject: Subject) -> Cell:
                 worst = max(worst, or_endless(off_by))
     fault = f"its loss is {off:.2g} off, a gradient {worst:.2g}, relative"
     holds = off <= LOSS_LIMIT and worst <= GRADIENT_LIMIT
-    return cell_of(holds, "exact", {"loss": off, "worst gradient": worst}, fault, "wrong")
+    return judged_cell(holds, "exact", {"loss": off, "worst gradient": worst}, fault, "wrong")
 
 
 def prefixes_column(subject: Subject) -> Cell:
@@ -208,7 +208,7 @@ def prefixes_column(subject: Subject) -> Cell:
     reason = lm.fallback_reason
     text = "shared" if reason is None else "own path"
     fault = f"log-likelihoods are {worst:.2g} off those of each prompt alone, relative"
-    return cell_of(worst <= EXACT, text, {"relative": worst}, fault, f"{text}, wrong", reason)
+    return judged_cell(worst <= EXACT, text, {"relative": worst}, fault, f"{text}, wrong", reason)
 
 
 def forecast_column(subject: Subject) -> Cell:

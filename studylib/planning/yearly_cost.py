@@ -37,7 +37,7 @@ class YearlyCost(Frozen):
     ids: tuple[str, ...]
 
 
-def price_of(case: Case, evidence: Evidence, gpu: str) -> Range | None:
+def hourly_price(case: Case, evidence: Evidence, gpu: str) -> Range | None:
     """Dollars an hour: the reader's own price for the card at hand, else the offers'."""
     if case.usd_per_gpu_hour is not None and gpu == case.gpu:
         return exactly(case.usd_per_gpu_hour)
@@ -51,7 +51,7 @@ def cheapest_job(
     for sure before those that are tight, and their price; None if none."""
     jobs = [job for job in allowed_jobs(case, evidence, model, method) if job.fit.may_run]
     jobs = [job for job in jobs if job.fit.word == "fits"] or jobs
-    priced = [(job, usd) for job in jobs if (usd := price_of(case, evidence, job.gpu))]
+    priced = [(job, usd) for job in jobs if (usd := hourly_price(case, evidence, job.gpu))]
     return min(
         priced,
         key=lambda p: (p[0].seconds_per_token.mid * p[0].gpus * p[1].mid, p[0].gpus, p[0].id),
@@ -71,7 +71,7 @@ def choose_serving_card(case: Case, evidence: Evidence) -> tuple[str, Range] | N
     """One card for all methods, with its price: the reader's, else the cheapest hour that holds one
     whole model. Where none holds it, the card with the cheapest gigabyte."""
     if named := case.serving_gpu or case.gpu:
-        usd = price_of(case, evidence, named)
+        usd = hourly_price(case, evidence, named)
         return (named, usd) if usd else None
     sizes = evidence.sizes_of.get((case.model, WHOLE))
     whole = sizes.whole_bytes if sizes else 0
