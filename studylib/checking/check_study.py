@@ -51,6 +51,11 @@ ANSWERS_RULE = (
 )
 
 
+def forecast_recipe(method: str, model: str, seq_len: int, dtype: str) -> RunSpec:
+    recipe = TrainSettings(steps=FORECAST_STEPS, seq_len=seq_len, dtype=dtype)  # type: ignore
+    return checked_spec(model, parse_method(method, LoraSettings()), recipe, 1e-5, "gpu-check")
+
+
 def check_forecast(
     device: torch.device,
     method: str,
@@ -59,8 +64,7 @@ def check_forecast(
     dtype: str = "bf16",
 ) -> Found:
     """A few real steps of one method against their forecast; on a CPU, live tensors stand in."""
-    recipe = TrainSettings(steps=FORECAST_STEPS, seq_len=seq_len, dtype=dtype)  # type: ignore
-    spec = checked_spec(model, parse_method(method, LoraSettings()), recipe, 1e-5, "gpu-check")
+    spec = forecast_recipe(method, model, seq_len, dtype)
     machine = this_machine()
     made = trace_once(job_settings(spec, machine), machine.here)
     measured = measure_training(spec, device)
