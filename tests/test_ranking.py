@@ -117,6 +117,16 @@ def test_what_is_not_told_from_guessing_is_not_ranked_by_learning(tmp_path):
     assert ranking_section.tell_ranking(found).startswith("**No accuracy can be told from guessing")
 
 
+def test_another_ranking_of_the_same_methods_is_told_by_its_turned_pairs(tmp_path, summary):
+    swapped = KNOWN | {"pissa": KNOWN["miss"], "miss": KNOWN["pissa"]}  # the ends of seven
+    other = build(tmp_path / "s", swapped, rates={})
+    one, two = summary.comparisons, other.comparisons
+    assert " 0 of these 21 pairs" in ranking_section.tell_orders(one, one)
+    assert " 11 of these 21 pairs" in ranking_section.tell_orders(one, two)
+    few = build(tmp_path / "few", dict([*KNOWN.items()][:-1]), rates={}).comparisons
+    assert ranking_section.tell_orders(one, few) == "", "it lacks a method"
+
+
 def test_the_frontier_holds_what_nothing_beats_at_its_memory(ranking):
     kept = ranking.frontier
     assert [p.memory for p in kept] == sorted(p.memory for p in kept)
