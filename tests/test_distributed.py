@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, OPTConfig
+from two_processes import Pair
 from waiting import LONG_SECONDS
 
 from studylib.core.errors import StudyError
@@ -43,6 +46,7 @@ from studylib.training.distributed import (
     try_model,
 )
 from studylib.training.train import Diverged, StepLog, train_model
+from studylib.training.train_worker import main as work
 from studylib.training.train_worker import train_share
 
 LOSS_TOLERANCE = 2e-4  # relative: two processes add the same numbers in another order
@@ -79,14 +83,26 @@ def assert_trained_as_one(spec, folder, log, alone):
     assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs)
 
 
-def test_two_processes_train_an_adapter_as_one(tmp_path):
+@pytest.fixture
+def forked(monkeypatch):
+    """The processes are forked; a test without this starts them by the study's own launcher."""
+
+    def fork(words, **_):
+        return Pair(work, Path(words[-1]), log=Path(words[-1]) / distributed.LOG)
+
+    monkeypatch.setattr(distributed, "subprocess", SimpleNamespace(Popen=fork, DEVNULL=None))
+
+
+def test_two_processes_train_an_adapter_as_one(forked, tmp_path):
     spec, log, saved = make_spec("lora"), StepLog(), []
     train_on_cards(spec, tmp_path, 2, log, on_save=saved.append)
     assert saved == [2, 4]
     assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
 
 
-def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_must(tmp_path):
+def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_must(
+    forked, tmp_path
+):
     torch.manual_seed(0)
     folder, config = tmp_path / "opt", OPTConfig(
         vocab_size=1024, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
@@ -111,8 +127,11 @@ def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_mu
     assert control["loss"] != pytest.approx(alone, rel=1e-4)
 
 
-def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp_path):
-    """Stopped at step 5 by their parent; two new ones go on from the checkpoint of step 4."""
+def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(
+    tmp_path, request
+):
+    """Stopped at step 5 by their parent, as the launcher started them; two new ones go on from the
+    checkpoint of step 4."""
 
     class Stop(Exception):
         pass
@@ -124,6 +143,7 @@ def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp
     spec, log = make_spec("full", loss="chunked"), StepLog()
     with pytest.raises(Stop):
         train_on_cards(spec, tmp_path, 2, log, on_step=stop)
+    request.getfixturevalue("forked")
     try:
         train_on_cards(spec, tmp_path, 2, log)
     except WorkerFailed as error:
@@ -137,7 +157,7 @@ def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp
     assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
 
 
-def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(tmp_path):
+def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(forked, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(ladder_folder("0.4m"), broken)
     weights = load_file(broken / "model.safetensors")
