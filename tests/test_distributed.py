@@ -127,9 +127,7 @@ def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_mu
     assert control["loss"] != pytest.approx(alone, rel=1e-4)
 
 
-def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(
-    tmp_path, request
-):
+def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp_path, request):
     """Stopped at step 5 by their parent, as the launcher started them; two new ones go on from the
     checkpoint of step 4."""
 

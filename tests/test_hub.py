@@ -20,9 +20,10 @@ from studylib.core.errors import StudyError
 from studylib.inputs import hub as hub_module
 from studylib.inputs import sources
 from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.examples import read_examples
 from studylib.inputs.questions import MMLU_REVISION, check_questions
 from studylib.inputs.sources import ask_model, fetch_model
-from studylib.schema.profile import ModelRef
+from studylib.schema.profile import DataSettings, ModelRef
 
 ROOT = Path(__file__).parents[1]
 LADDER = {path.name: path.read_bytes() for path in ladder_folder("0.4m").iterdir()}
@@ -47,6 +48,7 @@ def hub():
 
 def use_hub(monkeypatch, url, home):
     """Point this process to a hub at `url` and an empty cache. The variables are read at import."""
+    from datasets import config
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
@@ -56,6 +58,11 @@ def use_hub(monkeypatch, url, home):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(config, "HF_ENDPOINT", url)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
+    monkeypatch.setattr(config, "HF_MODULES_CACHE", str(home / "modules"))
+    monkeypatch.setattr(config, "DOWNLOADED_DATASETS_PATH", str(home / "downloads"))
     monkeypatch.setattr(hub_module, "RETRY_WAITS_SECONDS", (0.0, 0.0, 0.0))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -312,33 +319,21 @@ def test_configuration_alone_is_fetched_and_not_waited_for_when_the_hub_is_away(
     refused("hub:study/ladder@v2", "the hub cannot be reached", config_folder)
 
 
-READ = """
-import json, sys
-from studylib.inputs.data import read_examples
-from studylib.core.errors import StudyError
-from studylib.schema.profile import DataSettings
-found = {}
-for source in sys.argv[1:]:
-    try:
-        found[source] = list(read_examples(DataSettings(source=source)))
-    except StudyError as error:
-        found[source] = str(error)
-print(json.dumps(found))
-"""
+def read_all(*sources):
+    """What read_examples gives for each source: examples or a message."""
+    found = {}
+    for source in sources:
+        try:
+            found[source] = list(read_examples(DataSettings(source=source)))
+        except StudyError as error:
+            found[source] = str(error)
+    return found
 
 
-def read_through(url, home, *sources, **more):
-    """What read_examples gives for each source in a process of its own: examples or a message."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, *sources], env=environ(url, home, **more),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return json.loads(done.stdout), done.stderr
-
-
-def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tmp_path):
+def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(
+    hub, here, monkeypatch, capfd
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_ofSomebodyElse")
     data = hub.repositories["datasets", "study/data"]
     hub.add("study/gated", data.files, kind="datasets", token=TOKEN, gated=True)
     hub.add("study/script", {"script.py": b"open('ran', 'w')"}, kind="datasets")
@@ -358,9 +353,7 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
     names = ("data", f"data@{data.commit}", "data@v9", "none", "gated", "script", "broken",
              "changes", "more", "gaps", "columns", "tested",
              "tested#test")  # fmt: skip
-    found, log = read_through(
-        hub.url, tmp_path, *(f"hub:study/{name}" for name in names), HF_TOKEN="hf_ofSomebodyElse"
-    )
+    found = read_all(*(f"hub:study/{name}" for name in names))
     expected = [{"input": "", **example} for example in EXAMPLES]
     assert found["hub:study/data"] == found[f"hub:study/data@{data.commit}"] == expected
     assert found["hub:study/gaps"] == found["hub:study/tested#test"] == expected
@@ -378,9 +371,10 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
         ("tested", "gives no split `train`"),
     ):
         assert rule in found[f"hub:study/{name}"], name
-    assert "hf_ofSomebodyElse" not in log + json.dumps(found)
+    assert "hf_ofSomebodyElse" not in "".join(capfd.readouterr()) + json.dumps(found)
 
-    away, _ = read_through(closed_port(), tmp_path, "hub:study/data", "hub:study/other")
+    use_hub(monkeypatch, closed_port(), here)
+    away = read_all("hub:study/data", "hub:study/other")
     assert away["hub:study/data"] == expected
     assert "the hub cannot be reached" in away["hub:study/other"]
 
@@ -403,13 +397,6 @@ def test_address_that_is_none_is_one_message(monkeypatch, address):
     with pytest.raises(StudyError, match="no address of a hub") as caught:
         fetch_model(ModelRef.parse("hub:study/ladder"))
     assert caught.value.value == f"HF_ENDPOINT={address}"
-
-
-def study(*words, env, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "studylib", *words], env=env, cwd=cwd,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def write_questions(folder):
@@ -450,7 +437,10 @@ def test_whole_study_runs_from_a_hub_and_keeps_the_commit_and_not_the_token(hub,
     small = ["--set", "evaluate.shots=1", "--set", "train.seq_len=128"]
     small += ["--set", "hardware.threads=1", "--force"]
     words = [word.removesuffix("@v1") for word in custom(tmp_path)]
-    done = study("reproduce", *words, *small, env=env, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "studylib", "reproduce", *words, *small], env=env, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(path.read_bytes()) for path in tmp_path.rglob("record.json")]
     assert len(records) == 2
@@ -500,19 +490,18 @@ def test_model_without_a_revision_keeps_its_first_commit_when_the_branch_moves_o
     assert start() == {f"hub:study/ladder@{moved.commit}"}
 
 
-def test_plan_of_a_gated_model_says_what_to_do_and_starts_nothing(hub, tmp_path):
+def test_plan_of_a_gated_model_says_what_to_do_and_starts_nothing(hub, here, call):
     hub.add("study/gated", LADDER, token=TOKEN, gated=True)
-    words = custom(tmp_path)
+    words = custom(here)
     words[words.index("hub:study/ladder@v1")] = "hub:study/gated"
-    words += ["--set", "evaluate.shots=1"]
     for command in ("plan", "reproduce"):
-        done = study(command, *words, env=environ(hub.url, tmp_path / "home"), cwd=tmp_path)
-        assert done.returncode == 2
+        code, out, err = call(command, *words, "--set", "evaluate.shots=1")
+        assert code == 2
         # The questions have no validation part, which may be said before.
-        told = done.stdout.splitlines()
+        told = out.splitlines()
         assert told == [line for line in told if line.startswith("learning rates of hub:study/")]
-        assert done.stderr.count("study: ") == 1 and "Traceback" not in done.stderr
-        assert done.stderr.startswith("study: hub:study/gated")
-        assert "the hub gives this to registered readers only" in done.stderr
-        assert "licence" in done.stderr and "HF_TOKEN" in done.stderr
-    assert not (tmp_path / "results").exists()
+        assert err.count("study: ") == 1 and "Traceback" not in err
+        assert err.startswith("study: hub:study/gated")
+        assert "the hub gives this to registered readers only" in err
+        assert "licence" in err and "HF_TOKEN" in err
+    assert not (here / "results").exists()

@@ -8,9 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
