@@ -6,15 +6,12 @@ A small hub on 127.0.0.1 (hub_server.py) stands in; no test asks any other.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from test_notebooks import errors_and_noise
 
 from studylib.core.errors import StudyError
 from studylib.inputs import hub as hub_module
@@ -23,9 +20,9 @@ from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.examples import read_examples
 from studylib.inputs.questions import MMLU_REVISION, check_questions
 from studylib.inputs.sources import ask_model, fetch_model
+from studylib.running.runner import run_notebook
 from studylib.schema.profile import DataSettings, ModelRef
 
-ROOT = Path(__file__).parents[1]
 LADDER = {path.name: path.read_bytes() for path in ladder_folder("0.4m").iterdir()}
 WEIGHTS = LADDER["model.safetensors"]
 WAITS = hub_module.RETRY_WAITS_SECONDS
@@ -79,13 +76,6 @@ def closed_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
-def environ(url, home, **more):
-    """The variables of a process that uses the hub at `url` with its cache in `home`."""
-    mine = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING_FACE"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **mine, **more}
 
 
 def refused(ref, rule, ask=fetch_model):
@@ -429,31 +419,49 @@ def test_hub_that_is_away_is_one_message_without_waiting_for_it(call, monkeypatc
     assert not (tmp_path / "results").exists()
 
 
-def test_whole_study_runs_from_a_hub_and_keeps_the_commit_and_not_the_token(hub, tmp_path):
+def test_notebook_on_ones_own_data_goes_from_a_hub_to_the_answer_and_keeps_no_token(
+    hub, tmp_path, monkeypatch
+):
+    """The examples, the runs, the answer, the adapters; the commit on record, the token nowhere."""
+    turns = (
+        {"role": "user", "content": "{0} and {0}?"},
+        {"role": "assistant", "content": "<i>{0}"},
+    )
+    talks = [[{**t, "content": t["content"].format(n)} for t in turns] for n in range(30)]
+    rows = jsonl([{"messages": talk} for talk in talks])
+    data = hub.add("study/talks", {"train.jsonl": rows}, kind="datasets")
     repository = hub.repositories["models", "study/ladder"]
     repository.token, repository.gated = TOKEN, True
-    data = hub.repositories["datasets", "study/data"]
-    env = environ(hub.url, tmp_path / "home", HF_TOKEN=TOKEN)
-    small = ["--set", "evaluate.shots=1", "--set", "train.seq_len=128"]
-    small += ["--set", "hardware.threads=1", "--force"]
-    words = [word.removesuffix("@v1") for word in custom(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "studylib", "reproduce", *words, *small], env=env, cwd=tmp_path,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = [json.loads(path.read_bytes()) for path in tmp_path.rglob("record.json")]
-    assert len(records) == 2
+    for name, value in (("HF_ENDPOINT", hub.url), ("HF_HOME", str(tmp_path / "home")),
+                        ("HF_HUB_OFFLINE", "0"), ("HF_TOKEN", TOKEN)):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    changes = ["train.seq_len=128", "train.accumulation=1", "data.held_out=4"]
+    results, executed = tmp_path / "r", tmp_path / "out.ipynb"
+    parameters = {"MODEL": "hub:study/ladder", "DATA": "hub:study/talks", "RESULTS": str(results),
+                  "CHANGES": changes, "STEPS": 2, "METHODS": "full,lora",
+                  "TUNE": False}  # fmt: skip
+    run_notebook("05_my_data.ipynb", executed, parameters)
+    assert errors_and_noise(executed) == []
+    text = executed.read_text(encoding="utf-8")
+    assert "chat messages, 22 conversations" in text
+    assert "Examples are shown once hub:study/ladder is here" in text
+    assert "3 runs finished, 0 failed" in text and "image/png" in text
+    assert "Learning rates are not tuned" in text and "On your task LoRA r=16" in text
+    assert len(list(results.glob("*/runs/*lora*/adapter/adapter_config.json"))) == 1
+    assert len(list(results.glob("*/REPORT.md"))) == 1
+
+    records = [json.loads(path.read_bytes()) for path in results.rglob("record.json")]
+    assert len(records) == 3
     for record in records:
         assert record["status"] == "complete"
         assert record["load"]["model_revision"] == repository.commit
         assert record["run"]["model"] == f"hub:study/ladder@{repository.commit}"
-        assert record["run"]["data"]["source"] == f"hub:study/data@{data.commit}"
+        assert record["run"]["data"]["source"] == f"hub:study/talks@{data.commit}"
         assert record["fingerprint"]["model.sha256"] == f"commit {repository.commit}"
     assert all(had for _, _, had in hub.asked("study/ladder/resolve/"))
     assert not any(had for _, _, had in hub.asked("/large/"))
-    assert TOKEN not in done.stdout + done.stderr
-    for path in (tmp_path / "results").rglob("*"):
+    assert TOKEN not in text
+    for path in results.rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
 
 
