@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from families import save_family
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, OPTConfig
+from small_runs import small_run
 from two_processes import Pair
 from waiting import LONG_SECONDS
 
@@ -23,17 +24,7 @@ from studylib.core.errors import StudyError
 from studylib.core.places import ROOT
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import prepare_data
-from studylib.modelling.models import load_tokenizer
 from studylib.modelling.weights import TRAINED, bring_in
-from studylib.schema.profile import (
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
-    LoraSettings,
-    RunSpec,
-    TrainSettings,
-    parse_method,
-)
 from studylib.training import distributed
 from studylib.training.distributed import (
     AS_USUAL,
@@ -52,15 +43,9 @@ from studylib.training.train_worker import train_share
 LOSS_TOLERANCE = 2e-4  # relative: two processes add the same numbers in another order
 
 
-def make_spec(method="full", gpus=1, sharding="fsdp", rate=1e-3, **train):
-    recipe = {"steps": 6, "seq_len": 96, "accumulation": 2, "checkpoint_every": 2, **train}
-    return RunSpec(
-        profile="test", track="main", model="ladder:0.4m", seed=0, learning_rate=rate,
-        method=parse_method(method, LoraSettings(rank=4)), learning_rate_source="test",
-        data=DataSettings(source="almanac:new", template="plain", facts=40),
-        train=TrainSettings(**recipe), hardware=Hardware(gpus=gpus, sharding=sharding),
-        evaluate=EvaluateSettings(questions="almanac:new"),
-    )  # fmt: skip
+def make_spec(method="full", gpus=1, sharding="fsdp", **train):
+    hardware = {"gpus": gpus, "sharding": sharding}
+    return small_run("ladder:0.4m", method, hardware=hardware, **train)
 
 
 def train_alone(spec, folder):
@@ -103,16 +88,8 @@ def test_two_processes_train_an_adapter_as_one(forked, tmp_path):
 def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_must(
     forked, tmp_path
 ):
-    torch.manual_seed(0)
-    folder, config = tmp_path / "opt", OPTConfig(
-        vocab_size=1024, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0, init_std=0.1,
-        bos_token_id=None, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    load_tokenizer(ladder_folder("0.4m")).save_pretrained(folder)
     spec = make_spec("lora", loss="chunked", steps=1)
-    spec = spec.model_copy(update={"model": f"path:{folder}"})
+    spec = spec.model_copy(update={"model": f"path:{save_family('opt', tmp_path / 'opt')}"})
     found = try_model(spec, bring_in(spec, None)[0])
     assert found == {"apart": True, "loss": {"own": True, "head_alone": True}}
     log = StepLog()
