@@ -176,9 +176,15 @@ def test_unknown_repository_or_revision_is_one_message(hub, here, ask, ref):
 
 
 @pytest.mark.parametrize(
-    "place", ["GET /api/models/study/ladder/rev", "HEAD .*config.json", "GET /large/"]
+    ("place", "status"),
+    [
+        ("GET /api/models/study/ladder/rev", 500),
+        ("GET /api/models/study/ladder/rev", 429),
+        ("HEAD .*config.json", 503),
+        ("GET /large/", 429),
+        ("GET /large/", 500),
+    ],
 )
-@pytest.mark.parametrize("status", [500, 503, 429])
 def test_fault_that_passes_is_asked_again(hub, here, place, status):
     fault = hub.fail(place, status=status)
     folder, _ = fetch_model(ModelRef.parse("hub:study/ladder@v1"))
