@@ -28,7 +28,8 @@ def test_custom_study_of_a_real_checkpoint_reports_that_it_is_at_chance(shared, 
         "--model", f"path:{shared / 'models' / 'stories260k'}",
         "--data", tmp_path / "some.json",
         "--mmlu", cut_mmlu(shared / "data" / "mmlu", tmp_path / "mmlu"),
-        "--steps", "3", "--limit", "2", "--methods", "qlora", "--results", tmp_path / "r",
+        "--steps", "2", "--limit", "2", "--methods", "qlora", "--results", tmp_path / "r",
+        "--set", "train.accumulation=1",
     )  # fmt: skip
     assert code == 0, out + err
     [folder] = (tmp_path / "r").iterdir()

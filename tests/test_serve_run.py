@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 
-import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -22,9 +21,8 @@ from studylib.notebook_views.serve_views import (
     tabulate_swap,
 )
 from studylib.reporting.serve_tables import tell_skipped
-from studylib.running.runner import NOTEBOOKS
 from studylib.schema.profile import read_profile
-from studylib.schema.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
+from studylib.schema.serve_records import read_serve_record, read_serve_records
 from studylib.schema.serving import ServeSettings, find_spec, serve_specs
 from studylib.scoring.evaluate import NotANumber
 from studylib.serving.latency import time_case
@@ -196,23 +194,3 @@ def test_views_say_a_word_where_there_is_no_figure(base):
     assert isinstance(tabulate_checks(measures), str)
     assert "512 positions" in list_skipped(measures)
     assert len(tabulate_latency(measures)) == 4
-
-
-def test_notebook_is_kept_clean():
-    notebook = nbformat.read(NOTEBOOKS / "20_serve.ipynb", as_version=4)
-    cells = notebook.cells
-    assert cells[0].source.splitlines()[0].startswith("# ")
-    assert cells[0].source.splitlines()[0].endswith("?")
-    assert all(f"\n{word}: " in cells[0].source for word in ("Needs", "Makes", "Takes"))
-    assert len(cells) <= 15
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    assert all(len(cell.source.splitlines()) <= 12 for cell in code)
-    assert not any(
-        line.startswith(("def ", "class ")) for c in code for line in c.source.split("\n")
-    )
-    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    names = [line.split(" = ")[0] for line in tagged[0].source.splitlines()]
-    assert names == ["PROFILE", "RUN_ID", "RESULTS", "CONCURRENT_RUNS"]
-    assert SERVE_RECORD == "serve.json"
