@@ -24,6 +24,17 @@ FAMILIES = {
         "initializer_range": 0.06,
     },
     "falcon": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
+    # Examples of a packed row see one another.
+    "opt": {
+        "hidden_size": 64,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "word_embed_proj_dim": 64,
+        "dropout": 0.0,
+        "init_std": 0.1,
+    },
     "mixtral": LLAMA | {"num_local_experts": 4},
     "deepseek_v3": LLAMA
     | {

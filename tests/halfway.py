@@ -10,6 +10,11 @@ import os
 import signal
 from pathlib import Path
 
+import torch
+
+from studylib.schema.records import Record, read_record
+from studylib.training.run import open_run
+
 # Python imports it at its start, from PYTHONPATH. The trainer's state is a checkpoint's last file.
 SITECUSTOMIZE = """
 import os, signal, sys
@@ -58,3 +63,16 @@ class Halfway:
     def go_on(self) -> None:
         for mark in self.marks.iterdir():
             os.kill(int(mark.read_text()), signal.SIGCONT)
+
+
+def run_unbroken(profile: str, run_id: str, results: Path) -> Record:
+    """The record of the same run, made here in one piece by one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run = open_run(profile, run_id, str(results))
+        for stage in (run.load, run.train, run.evaluate, run.serve):
+            stage()
+        return read_record(run.finish())
+    finally:
+        torch.set_num_threads(threads)

@@ -1,14 +1,12 @@
 """One of two processes that divide a model as the launcher's FSDP2 does on cards.
 
-`python -m torch.distributed.run --nproc-per-node=2 tests/shard_worker.py FOLDER METHOD`. The
-wrapping is accelerate's own function, called directly because accelerate itself divides on cards
-only. Writes what each process holds, the losses of three steps, and a divided checkpoint.
+The wrapping is accelerate's own function, called directly because accelerate itself divides on
+cards only. Writes what each process holds, the losses of three steps, and a divided checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,7 +70,7 @@ def shard(model):
     return fsdp2_prepare_model(accelerator, model)
 
 
-def main(folder, method):
+def main(folder: Path, method: str) -> None:
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     model = shard(prepare(method))
@@ -97,7 +95,3 @@ def main(folder, method):
     }
     (folder / f"rank-{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -297,6 +297,7 @@ def column_texts(table, column):
     return [row.locator("td").nth(column).inner_text() for row in table.locator("tbody tr").all()]
 
 
+@pytest.mark.parametrize("scheme", ["light"])
 def test_tables_sort_on_a_click_and_come_back_and_a_phone_names_each_figure(report):
     table = report.locator("table").filter(has_text="Clean step").first
     heads = table.locator("thead th")
@@ -339,6 +340,7 @@ MEASURE = r"""() => {
 }"""
 
 
+@pytest.mark.parametrize("scheme", ["light"])
 def test_the_first_screen_answers_in_few_words_and_no_table_is_cut(report, capsys):
     found = report.evaluate(MEASURE)
     with capsys.disabled():

@@ -149,12 +149,11 @@ def test_a_call_whose_time_is_up_says_so_and_the_next_one_goes_on(stub, tmp_path
 SCRIPT = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
-from test_card import FACTS, study_of
 from studylib.running.card import run_card
-from studylib.schema.card_study import CardStep
-steps = study_of([CardStep.model_validate_json(text) for text in sys.argv[2:]])
-run_card(steps, steps.steps, Path(sys.argv[1]), 12.0, facts=FACTS)
+from studylib.schema.card_study import CardFacts, CardSteps
+facts = CardFacts.model_validate_json(sys.argv[2])
+steps = CardSteps.model_validate_json(sys.argv[3])
+run_card(steps, steps.steps, Path(sys.argv[1]), 12.0, facts=facts)
 """
 
 
@@ -162,7 +161,7 @@ run_card(steps, steps.steps, Path(sys.argv[1]), 12.0, facts=FACTS)
 def test_a_killed_call_leaves_no_process_and_the_next_one_goes_on(stub, tmp_path, number):
     steps = [stub("first", "well"), stub("killed", "never", "well", seconds=500)]
     results, folder = tmp_path / "results", tmp_path / "results" / "rehearsal"
-    words = [step.model_dump_json() for step in steps]
+    words = [told.model_dump_json() for told in (FACTS, study_of(steps))]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     call = subprocess.Popen([sys.executable, "-c", SCRIPT, str(results), *words], cwd=ROOT,
                             env=environ, stderr=subprocess.DEVNULL,

@@ -9,28 +9,22 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from families import save_family
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, OPTConfig
+from small_runs import small_run
+from two_processes import Pair
 from waiting import LONG_SECONDS
 
 from studylib.core.errors import StudyError
 from studylib.core.places import ROOT
 from studylib.inputs.almanac import ladder_folder
 from studylib.inputs.data import prepare_data
-from studylib.modelling.models import load_tokenizer
 from studylib.modelling.weights import TRAINED, bring_in
-from studylib.schema.profile import (
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
-    LoraSettings,
-    RunSpec,
-    TrainSettings,
-    parse_method,
-)
 from studylib.training import distributed
 from studylib.training.distributed import (
     AS_USUAL,
@@ -43,20 +37,15 @@ from studylib.training.distributed import (
     try_model,
 )
 from studylib.training.train import Diverged, StepLog, train_model
+from studylib.training.train_worker import main as work
 from studylib.training.train_worker import train_share
 
 LOSS_TOLERANCE = 2e-4  # relative: two processes add the same numbers in another order
 
 
-def make_spec(method="full", gpus=1, sharding="fsdp", rate=1e-3, **train):
-    recipe = {"steps": 6, "seq_len": 96, "accumulation": 2, "checkpoint_every": 2, **train}
-    return RunSpec(
-        profile="test", track="main", model="ladder:0.4m", seed=0, learning_rate=rate,
-        method=parse_method(method, LoraSettings(rank=4)), learning_rate_source="test",
-        data=DataSettings(source="almanac:new", template="plain", facts=40),
-        train=TrainSettings(**recipe), hardware=Hardware(gpus=gpus, sharding=sharding),
-        evaluate=EvaluateSettings(questions="almanac:new"),
-    )  # fmt: skip
+def make_spec(method="full", gpus=1, sharding="fsdp", **train):
+    hardware = {"gpus": gpus, "sharding": sharding}
+    return small_run("ladder:0.4m", method, hardware=hardware, **train)
 
 
 def train_alone(spec, folder):
@@ -79,24 +68,28 @@ def assert_trained_as_one(spec, folder, log, alone):
     assert all(torch.allclose(a, b, atol=2e-4) for a, b in pairs)
 
 
-def test_two_processes_train_an_adapter_as_one(tmp_path):
+@pytest.fixture
+def forked(monkeypatch):
+    """The processes are forked; a test without this starts them by the study's own launcher."""
+
+    def fork(words, **_):
+        return Pair(work, Path(words[-1]), log=Path(words[-1]) / distributed.LOG)
+
+    monkeypatch.setattr(distributed, "subprocess", SimpleNamespace(Popen=fork, DEVNULL=None))
+
+
+def test_two_processes_train_an_adapter_as_one(forked, tmp_path):
     spec, log, saved = make_spec("lora"), StepLog(), []
     train_on_cards(spec, tmp_path, 2, log, on_save=saved.append)
     assert saved == [2, 4]
     assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
 
 
-def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_must(tmp_path):
-    torch.manual_seed(0)
-    folder, config = tmp_path / "opt", OPTConfig(
-        vocab_size=1024, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0, init_std=0.1,
-        bos_token_id=None, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    load_tokenizer(ladder_folder("0.4m")).save_pretrained(folder)
+def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_must(
+    forked, tmp_path
+):
     spec = make_spec("lora", loss="chunked", steps=1)
-    spec = spec.model_copy(update={"model": f"path:{folder}"})
+    spec = spec.model_copy(update={"model": f"path:{save_family('opt', tmp_path / 'opt')}"})
     found = try_model(spec, bring_in(spec, None)[0])
     assert found == {"apart": True, "loss": {"own": True, "head_alone": True}}
     log = StepLog()
@@ -111,8 +104,9 @@ def test_two_processes_read_one_by_one_where_the_whole_model_showed_that_they_mu
     assert control["loss"] != pytest.approx(alone, rel=1e-4)
 
 
-def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp_path):
-    """Stopped at step 5 by their parent; two new ones go on from the checkpoint of step 4."""
+def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp_path, request):
+    """Stopped at step 5 by their parent, as the launcher started them; two new ones go on from the
+    checkpoint of step 4."""
 
     class Stop(Exception):
         pass
@@ -124,6 +118,7 @@ def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp
     spec, log = make_spec("full", loss="chunked"), StepLog()
     with pytest.raises(Stop):
         train_on_cards(spec, tmp_path, 2, log, on_step=stop)
+    request.getfixturevalue("forked")
     try:
         train_on_cards(spec, tmp_path, 2, log)
     except WorkerFailed as error:
@@ -137,7 +132,7 @@ def test_two_processes_stopped_on_the_way_go_on_and_train_all_weights_as_one(tmp
     assert_trained_as_one(spec, tmp_path, log, train_alone(spec, tmp_path / "alone"))
 
 
-def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(tmp_path):
+def test_a_loss_that_is_not_finite_is_told_once_for_all_processes(forked, tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(ladder_folder("0.4m"), broken)
     weights = load_file(broken / "model.safetensors")

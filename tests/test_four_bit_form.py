@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import pytest
 from families import save_family
+from small_runs import small_run
 
 from studylib.modelling import models
 from studylib.modelling.merging import MergeFailed
-from studylib.schema.profile import LoraSettings, RunSpec, parse_method
-from studylib.schema.settings import DataSettings, EvaluateSettings, Hardware, TrainSettings
 from studylib.training import four_bit_form
 from studylib.training.four_bit_form import MERGED
 from studylib.training.run import Run
 
 
 def spec_of(family, folder):
-    return RunSpec(
-        profile="test", track="main", model=f"path:{save_family(family, folder / family)}",
-        method=parse_method("qlora", LoraSettings(rank=4)), seed=0, learning_rate=5e-3,
-        learning_rate_source="test", hardware=Hardware(),
-        data=DataSettings(source="almanac:new", template="plain", facts=20),
-        train=TrainSettings(steps=2, seq_len=64),
-        evaluate=EvaluateSettings(questions="almanac:new", scoring="text", shots=0, limit=1),
-    )  # fmt: skip
+    data = {"source": "almanac:new", "template": "plain", "facts": 20}
+    asked = {"questions": "almanac:new", "scoring": "text", "shots": 0, "limit": 1}
+    model = f"path:{save_family(family, folder / family)}"
+    return small_run(model, "qlora", 5e-3, data=data, evaluate=asked, steps=2, seq_len=64,
+                     accumulation=1)  # fmt: skip
 
 
 def evaluated(family, tmp_path):

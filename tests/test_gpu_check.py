@@ -389,9 +389,8 @@ def test_a_chunked_loss_that_loses_its_last_slice_fails(monkeypatch):
 SMALL = {"model": "ladder:0.4m", "seq_len": 256, "dtype": "fp32"}
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
-def test_forecasts_hold_here_with_live_tensors_in_place_of_a_card(method):
-    found = check_forecast(CPU, method, **SMALL)
+def test_forecasts_hold_here_with_live_tensors_in_place_of_a_card():
+    found = check_forecast(CPU, "qlora", **SMALL)
     assert found.fault is None
     errors = {f.what: f.value for f in found.figures if f.unit == "share"}
     assert set(errors) == {

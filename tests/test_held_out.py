@@ -10,19 +10,15 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import torch
+from small_runs import small_run
 
 from studylib.core.errors import StudyError
 from studylib.inputs.data import IGNORED, prompt_of, tokenise
 from studylib.modelling.models import load_model
 from studylib.schema.measures import MEASURES, figures_of
 from studylib.schema.profile import (
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
     LoraSettings,
     ModelRef,
-    RunSpec,
-    TrainSettings,
     parse_method,
 )
 from studylib.scoring import held_out
@@ -45,13 +41,10 @@ def write_rows(path, rows):
 
 
 def make_spec(source, model="ladder:0.4m", measures=("loss",), **evaluate):
-    return RunSpec(
-        profile="test", track="main", model=model, method=parse_method("base", LoraSettings()),
-        seed=0, learning_rate=0.0, learning_rate_source="test", hardware=Hardware(gpus=0),
-        data=DataSettings(source=source, template="plain", held_out=12),
-        train=TrainSettings(steps=4, seq_len=128),
-        evaluate=EvaluateSettings(measures=measures, **evaluate),
-    )  # fmt: skip
+    data = {"source": source, "template": "plain", "held_out": 12}
+    asked = {"measures": measures, **evaluate}
+    return small_run(model, "base", 0.0, data=data, evaluate=asked, hardware={"gpus": 0},
+                     steps=4, seq_len=128)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

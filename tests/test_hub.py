@@ -6,25 +6,23 @@ A small hub on 127.0.0.1 (hub_server.py) stands in; no test asks any other.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hub_server import HubServer
+from test_notebooks import errors_and_noise
 
 from studylib.core.errors import StudyError
 from studylib.inputs import hub as hub_module
 from studylib.inputs import sources
 from studylib.inputs.almanac import ladder_folder
+from studylib.inputs.examples import read_examples
 from studylib.inputs.questions import MMLU_REVISION, check_questions
 from studylib.inputs.sources import ask_model, fetch_model
-from studylib.schema.profile import ModelRef
+from studylib.running.runner import run_notebook
+from studylib.schema.profile import DataSettings, ModelRef
 
-ROOT = Path(__file__).parents[1]
 LADDER = {path.name: path.read_bytes() for path in ladder_folder("0.4m").iterdir()}
 WEIGHTS = LADDER["model.safetensors"]
 WAITS = hub_module.RETRY_WAITS_SECONDS
@@ -47,6 +45,7 @@ def hub():
 
 def use_hub(monkeypatch, url, home):
     """Point this process to a hub at `url` and an empty cache. The variables are read at import."""
+    from datasets import config
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", url)
@@ -56,6 +55,11 @@ def use_hub(monkeypatch, url, home):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(config, "HF_ENDPOINT", url)
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
+    monkeypatch.setattr(config, "HF_MODULES_CACHE", str(home / "modules"))
+    monkeypatch.setattr(config, "DOWNLOADED_DATASETS_PATH", str(home / "downloads"))
     monkeypatch.setattr(hub_module, "RETRY_WAITS_SECONDS", (0.0, 0.0, 0.0))
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -72,13 +76,6 @@ def closed_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
-
-
-def environ(url, home, **more):
-    """The variables of a process that uses the hub at `url` with its cache in `home`."""
-    mine = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING_FACE"))}
-    return {**kept, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **mine, **more}
 
 
 def refused(ref, rule, ask=fetch_model):
@@ -179,9 +176,15 @@ def test_unknown_repository_or_revision_is_one_message(hub, here, ask, ref):
 
 
 @pytest.mark.parametrize(
-    "place", ["GET /api/models/study/ladder/rev", "HEAD .*config.json", "GET /large/"]
+    ("place", "status"),
+    [
+        ("GET /api/models/study/ladder/rev", 500),
+        ("GET /api/models/study/ladder/rev", 429),
+        ("HEAD .*config.json", 503),
+        ("GET /large/", 429),
+        ("GET /large/", 500),
+    ],
 )
-@pytest.mark.parametrize("status", [500, 503, 429])
 def test_fault_that_passes_is_asked_again(hub, here, place, status):
     fault = hub.fail(place, status=status)
     folder, _ = fetch_model(ModelRef.parse("hub:study/ladder@v1"))
@@ -312,33 +315,21 @@ def test_configuration_alone_is_fetched_and_not_waited_for_when_the_hub_is_away(
     refused("hub:study/ladder@v2", "the hub cannot be reached", config_folder)
 
 
-READ = """
-import json, sys
-from studylib.inputs.data import read_examples
-from studylib.core.errors import StudyError
-from studylib.schema.profile import DataSettings
-found = {}
-for source in sys.argv[1:]:
-    try:
-        found[source] = list(read_examples(DataSettings(source=source)))
-    except StudyError as error:
-        found[source] = str(error)
-print(json.dumps(found))
-"""
+def read_all(*sources):
+    """What read_examples gives for each source: examples or a message."""
+    found = {}
+    for source in sources:
+        try:
+            found[source] = list(read_examples(DataSettings(source=source)))
+        except StudyError as error:
+            found[source] = str(error)
+    return found
 
 
-def read_through(url, home, *sources, **more):
-    """What read_examples gives for each source in a process of its own: examples or a message."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, *sources], env=environ(url, home, **more),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return json.loads(done.stdout), done.stderr
-
-
-def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tmp_path):
+def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(
+    hub, here, monkeypatch, capfd
+):
+    monkeypatch.setenv("HF_TOKEN", "hf_ofSomebodyElse")
     data = hub.repositories["datasets", "study/data"]
     hub.add("study/gated", data.files, kind="datasets", token=TOKEN, gated=True)
     hub.add("study/script", {"script.py": b"open('ran', 'w')"}, kind="datasets")
@@ -358,9 +349,7 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
     names = ("data", f"data@{data.commit}", "data@v9", "none", "gated", "script", "broken",
              "changes", "more", "gaps", "columns", "tested",
              "tested#test")  # fmt: skip
-    found, log = read_through(
-        hub.url, tmp_path, *(f"hub:study/{name}" for name in names), HF_TOKEN="hf_ofSomebodyElse"
-    )
+    found = read_all(*(f"hub:study/{name}" for name in names))
     expected = [{"input": "", **example} for example in EXAMPLES]
     assert found["hub:study/data"] == found[f"hub:study/data@{data.commit}"] == expected
     assert found["hub:study/gaps"] == found["hub:study/tested#test"] == expected
@@ -378,9 +367,10 @@ def test_data_set_of_a_hub_gives_the_examples_of_its_file_or_one_message(hub, tm
         ("tested", "gives no split `train`"),
     ):
         assert rule in found[f"hub:study/{name}"], name
-    assert "hf_ofSomebodyElse" not in log + json.dumps(found)
+    assert "hf_ofSomebodyElse" not in "".join(capfd.readouterr()) + json.dumps(found)
 
-    away, _ = read_through(closed_port(), tmp_path, "hub:study/data", "hub:study/other")
+    use_hub(monkeypatch, closed_port(), here)
+    away = read_all("hub:study/data", "hub:study/other")
     assert away["hub:study/data"] == expected
     assert "the hub cannot be reached" in away["hub:study/other"]
 
@@ -403,13 +393,6 @@ def test_address_that_is_none_is_one_message(monkeypatch, address):
     with pytest.raises(StudyError, match="no address of a hub") as caught:
         fetch_model(ModelRef.parse("hub:study/ladder"))
     assert caught.value.value == f"HF_ENDPOINT={address}"
-
-
-def study(*words, env, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "studylib", *words], env=env, cwd=cwd,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def write_questions(folder):
@@ -442,28 +425,49 @@ def test_hub_that_is_away_is_one_message_without_waiting_for_it(call, monkeypatc
     assert not (tmp_path / "results").exists()
 
 
-def test_whole_study_runs_from_a_hub_and_keeps_the_commit_and_not_the_token(hub, tmp_path):
+def test_notebook_on_ones_own_data_goes_from_a_hub_to_the_answer_and_keeps_no_token(
+    hub, tmp_path, monkeypatch
+):
+    """The examples, the runs, the answer, the adapters; the commit on record, the token nowhere."""
+    turns = (
+        {"role": "user", "content": "{0} and {0}?"},
+        {"role": "assistant", "content": "<i>{0}"},
+    )
+    talks = [[{**t, "content": t["content"].format(n)} for t in turns] for n in range(30)]
+    rows = jsonl([{"messages": talk} for talk in talks])
+    data = hub.add("study/talks", {"train.jsonl": rows}, kind="datasets")
     repository = hub.repositories["models", "study/ladder"]
     repository.token, repository.gated = TOKEN, True
-    data = hub.repositories["datasets", "study/data"]
-    env = environ(hub.url, tmp_path / "home", HF_TOKEN=TOKEN)
-    small = ["--set", "evaluate.shots=1", "--set", "train.seq_len=128"]
-    small += ["--set", "hardware.threads=1", "--force"]
-    words = [word.removesuffix("@v1") for word in custom(tmp_path)]
-    done = study("reproduce", *words, *small, env=env, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = [json.loads(path.read_bytes()) for path in tmp_path.rglob("record.json")]
-    assert len(records) == 2
+    for name, value in (("HF_ENDPOINT", hub.url), ("HF_HOME", str(tmp_path / "home")),
+                        ("HF_HUB_OFFLINE", "0"), ("HF_TOKEN", TOKEN)):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    changes = ["train.seq_len=128", "train.accumulation=1", "data.held_out=4"]
+    results, executed = tmp_path / "r", tmp_path / "out.ipynb"
+    parameters = {"MODEL": "hub:study/ladder", "DATA": "hub:study/talks", "RESULTS": str(results),
+                  "CHANGES": changes, "STEPS": 2, "METHODS": "full,lora",
+                  "TUNE": False}  # fmt: skip
+    run_notebook("05_my_data.ipynb", executed, parameters)
+    assert errors_and_noise(executed) == []
+    text = executed.read_text(encoding="utf-8")
+    assert "chat messages, 22 conversations" in text
+    assert "Examples are shown once hub:study/ladder is here" in text
+    assert "3 runs finished, 0 failed" in text and "image/png" in text
+    assert "Learning rates are not tuned" in text and "On your task LoRA r=16" in text
+    assert len(list(results.glob("*/runs/*lora*/adapter/adapter_config.json"))) == 1
+    assert len(list(results.glob("*/REPORT.md"))) == 1
+
+    records = [json.loads(path.read_bytes()) for path in results.rglob("record.json")]
+    assert len(records) == 3
     for record in records:
         assert record["status"] == "complete"
         assert record["load"]["model_revision"] == repository.commit
         assert record["run"]["model"] == f"hub:study/ladder@{repository.commit}"
-        assert record["run"]["data"]["source"] == f"hub:study/data@{data.commit}"
+        assert record["run"]["data"]["source"] == f"hub:study/talks@{data.commit}"
         assert record["fingerprint"]["model.sha256"] == f"commit {repository.commit}"
     assert all(had for _, _, had in hub.asked("study/ladder/resolve/"))
     assert not any(had for _, _, had in hub.asked("/large/"))
-    assert TOKEN not in done.stdout + done.stderr
-    for path in (tmp_path / "results").rglob("*"):
+    assert TOKEN not in text
+    for path in results.rglob("*"):
         assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
 
 
@@ -500,19 +504,18 @@ def test_model_without_a_revision_keeps_its_first_commit_when_the_branch_moves_o
     assert start() == {f"hub:study/ladder@{moved.commit}"}
 
 
-def test_plan_of_a_gated_model_says_what_to_do_and_starts_nothing(hub, tmp_path):
+def test_plan_of_a_gated_model_says_what_to_do_and_starts_nothing(hub, here, call):
     hub.add("study/gated", LADDER, token=TOKEN, gated=True)
-    words = custom(tmp_path)
+    words = custom(here)
     words[words.index("hub:study/ladder@v1")] = "hub:study/gated"
-    words += ["--set", "evaluate.shots=1"]
     for command in ("plan", "reproduce"):
-        done = study(command, *words, env=environ(hub.url, tmp_path / "home"), cwd=tmp_path)
-        assert done.returncode == 2
+        code, out, err = call(command, *words, "--set", "evaluate.shots=1")
+        assert code == 2
         # The questions have no validation part, which may be said before.
-        told = done.stdout.splitlines()
+        told = out.splitlines()
         assert told == [line for line in told if line.startswith("learning rates of hub:study/")]
-        assert done.stderr.count("study: ") == 1 and "Traceback" not in done.stderr
-        assert done.stderr.startswith("study: hub:study/gated")
-        assert "the hub gives this to registered readers only" in done.stderr
-        assert "licence" in done.stderr and "HF_TOKEN" in done.stderr
-    assert not (tmp_path / "results").exists()
+        assert err.count("study: ") == 1 and "Traceback" not in err
+        assert err.startswith("study: hub:study/gated")
+        assert "the hub gives this to registered readers only" in err
+        assert "licence" in err and "HF_TOKEN" in err
+    assert not (here / "results").exists()

@@ -36,11 +36,13 @@ def test_is_stored_without_outputs(notebook):
     assert "widgets" not in notebook["metadata"]
 
 
-def test_starts_with_its_question(notebook):
+def test_starts_with_its_question_and_what_it_needs_makes_and_takes(notebook):
     first = notebook["cells"][0]
-    title = source(first).splitlines()[0]
+    title, *lines = source(first).splitlines()
     assert first["cell_type"] == "markdown"
     assert title.startswith("# ") and title.endswith("?")
+    told = [word for word in ("Needs", "Makes", "Takes") for line in lines if f"{word}: " in line]
+    assert told == ["Needs", "Makes", "Takes"]
 
 
 def test_has_few_and_short_cells(notebook):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from record_factory import Factory, make_spec
@@ -9,6 +11,7 @@ from record_factory import Factory, make_spec
 from studylib.notebook_views import live, my_data
 from studylib.planning.plan import Plan, PlannedRun
 from studylib.running.executor import Failure
+from studylib.schema.profile import read_profile
 from studylib.schema.ranges import Range
 
 
@@ -89,3 +92,13 @@ def test_failures_show_their_message_or_their_log():
     ]
     assert my_data.name_failures(failed) == {"a": "the <disk> is full", "b": "log.txt"}
     assert my_data.tell_failures({}) == ""
+
+
+def test_what_is_learned_of_ones_own_data_is_in_colour_and_its_html_is_not_obeyed(tmp_path):
+    row = {"messages": [{"role": "user", "content": "one?"},
+                        {"role": "assistant", "content": "<i>two"}]}  # fmt: skip
+    (tmp_path / "mine.jsonl").write_text(4 * (json.dumps(row) + "\n"))
+    profile = read_profile("smoke", {"data": {"source": str(tmp_path / "mine.jsonl"),
+                                              "template": "auto"}})  # fmt: skip
+    shown = my_data.show_data(profile, ["a *line*"])
+    assert "color:#0072b2" in shown and "<i>" not in shown and r"a \*line\*" in shown

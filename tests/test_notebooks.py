@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import nbformat
@@ -52,24 +51,3 @@ def test_failing_cell_is_no_success(tmp_path):
 
     with pytest.raises(StudyError, match="nowhere"):
         run_notebook("90_report.ipynb", tmp_path / "out.ipynb", {"RESULTS": "nowhere"})
-
-
-def test_notebook_on_ones_own_data_goes_from_the_examples_to_the_answer_and_the_adapters(tmp_path):
-    data = tmp_path / "mine.jsonl"
-    turns = (
-        {"role": "user", "content": "{0} and {0}?"},
-        {"role": "assistant", "content": "<i>{0}"},
-    )
-    talks = [[{**t, "content": t["content"].format(n)} for t in turns] for n in range(30)]
-    data.write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
-    changes = ["train.seq_len=128", "train.accumulation=1", "data.held_out=4"]
-    parameters = {"DATA": str(data), "RESULTS": str(tmp_path / "r"), "CHANGES": changes, "STEPS": 2,
-                  "METHODS": "full,lora", "TUNE": False}  # fmt: skip
-    run_notebook("05_my_data.ipynb", tmp_path / "out.ipynb", parameters)
-    assert errors_and_noise(tmp_path / "out.ipynb") == []
-    text = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
-    assert "chat messages, 22 conversations" in text and "color:#0072b2" in text
-    assert "3 runs finished, 0 failed" in text and "image/png" in text
-    assert "Learning rates are not tuned" in text and "On your task LoRA r=16" in text
-    assert len(list(tmp_path.glob("r/*/runs/*lora*/adapter/adapter_config.json"))) == 1
-    assert len(list(tmp_path.glob("r/*/REPORT.md"))) == 1

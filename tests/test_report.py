@@ -254,12 +254,16 @@ def test_nothing_is_made_again_while_records_and_files_stay(tmp_path: Path) -> N
 
 
 class TestReferenceReport:
+    @pytest.fixture(scope="class")
+    def fresh(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        root = tmp_path_factory.mktemp("fresh")
+        Factory(root / "results" / "reference" / "one").study(models=("ladder:0.4m",), seeds=(0,))
+        build_reference_report(root)
+        return root
+
     @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        folder = tmp_path / "results" / "reference" / "one"
-        Factory(folder).study(models=("ladder:0.4m",), seeds=(0,))
-        build_reference_report(tmp_path)
-        return tmp_path
+    def root(self, fresh: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(fresh, tmp_path / "root")
 
     def test_fresh_report_has_nothing_stale(self, root: Path) -> None:
         assert check_reference_report(root) == []
@@ -459,7 +463,7 @@ def test_models_whose_examples_were_read_one_by_one_are_named(tmp_path: Path) ->
 
     found = []
     for made in (Factory, Apart):
-        made(tmp_path / made.__name__).study()
+        made(tmp_path / made.__name__).study(models=("ladder:0.4m",), seeds=(0,))
         text = build_report(tmp_path / made.__name__).read_text(encoding="utf-8")
         found.append("they were read one by one" in text)
     assert found == [False, True]
@@ -473,7 +477,7 @@ def test_provenance_says_what_was_tried_on_a_model_and_where_it_is_from(tmp_path
             tried = {"attention": "sdpa", "four_bit_share": 0.113, "four_bit_error": 0.0921}
             return super().load(spec).model_copy(update={**tried, "origin": origin})
 
-    Converted(tmp_path).study()
+    Converted(tmp_path).study(models=("ladder:0.4m",), seeds=(0,))
     rows = dict(next(t for t in tables_of(tmp_path, "runs") if t.header[0] == "What").rows)
     model = next(name.removeprefix("Origin of ") for name in rows if name.startswith("Origin of"))
     assert rows[f"Origin of {model}"] == "small-1.0.whl, sha256 abababababab, Apache-2.0"
@@ -482,7 +486,6 @@ def test_provenance_says_what_was_tried_on_a_model_and_where_it_is_from(tmp_path
     assert "11.3 %" in base and "9.2 %" in base
 
 
-def test_corrections_stand_in_the_shipped_report_alone(tmp_path):
-    Factory(tmp_path).study()
-    assert "## Corrections" not in build_report(tmp_path).read_text(encoding="utf-8")
+def test_corrections_stand_in_the_shipped_report_alone(report):
+    assert "## Corrections" not in report
     assert "## Corrections" in (places.ROOT / "REPORT.md").read_text(encoding="utf-8")

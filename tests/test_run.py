@@ -8,36 +8,26 @@ import math
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+from families import save_family
+from small_runs import small_run
 
 from studylib.core.errors import StudyError
 from studylib.modelling.serve import written_bytes
 from studylib.schema.differences import find_mismatches
-from studylib.schema.profile import (
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
-    LoraSettings,
-    RunSpec,
-    TrainSettings,
-    parse_method,
-)
+from studylib.schema.profile import DataSettings
 from studylib.schema.records import check_files, read_record
 from studylib.scoring import score as score_module
 from studylib.training import run as run_module
 from studylib.training.run import Run
+from studylib.training.train import is_out_of_memory
+
+ASKED = {"questions": "almanac:new", "retention": "almanac:old", "scoring": "text", "shots": 0,
+         "limit": 1}  # fmt: skip
 
 
 def make_spec(model, method="lora", **train):
-    recipe = {"steps": 6, "seq_len": 96, "checkpoint_every": 2, **train}
-    return RunSpec(
-        profile="test", track="main", model=model, method=parse_method(method, LoraSettings()),
-        seed=0, learning_rate=5e-3, learning_rate_source="test", hardware=Hardware(),
-        data=DataSettings(source="almanac:new", template="plain", facts=40),
-        train=TrainSettings(**recipe),
-        evaluate=EvaluateSettings(questions="almanac:new", retention="almanac:old",
-                                  scoring="text", shots=0, limit=1),
-    )  # fmt: skip
+    recipe = {"accumulation": 1, **train}
+    return small_run(model, method, 5e-3, rank=16, evaluate=ASKED, **recipe)
 
 
 @pytest.fixture
@@ -53,11 +43,23 @@ def complete(run: Run):
     return read_record(run.finish())
 
 
-@pytest.mark.parametrize("method", ["base", "full", "lora", "qlora"])
-def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
-    run = Run(make_spec(model, method), tmp_path)
-    record = complete(run)
-    check_files(tmp_path, record)
+METHODS = ("base", "full", "lora", "qlora")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder, tmp_path_factory):
+    """A whole run of each method: its folder and its record."""
+    folders = {method: tmp_path_factory.mktemp(method) for method in METHODS}
+    return {
+        method: (folder, complete(Run(make_spec(f"path:{tiny_folder}", method), folder)))
+        for method, folder in folders.items()
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_record_holds_every_stage_and_its_files(made, method):
+    folder, record = made[method]
+    check_files(folder, record)
     assert record.status == "complete"
     assert record.load.measure.host_peak_bytes > 0
     assert (record.train is None) == (method == "base")
@@ -65,12 +67,12 @@ def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
     weights = [score.weights for score in record.evaluate.scores if score.task == "questions"]
     assert len(weights) == (2 if method == "qlora" else 1)
     assert len(set(weights)) == len(weights)
-    items = pd.read_parquet(tmp_path / "items.parquet")
+    items = pd.read_parquet(folder / "items.parquet")
     assert len(items) == sum(score.questions for score in record.evaluate.scores)
     assert record.serve.variant_bytes > 0
     assert (record.serve.adapter_bytes is not None) == ("lora" in method)
     assert "nvml_peak_bytes" in record.load.measure.unavailable
-    assert not (tmp_path / "work").exists()
+    assert not (folder / "work").exists()
     assert record.load.packing_reason is None
     if method != "base":
         assert record.fingerprint["data.packing"] == "packed"
@@ -78,15 +80,8 @@ def test_record_holds_every_stage_and_its_files(model, tmp_path, method):
         assert record.fingerprint["data.tokens_seen"] == record.train.tokens_seen
 
 
-def test_examples_read_one_by_one_are_on_record(model, tmp_path):
-    folder = tmp_path / "opt"
-    config = OPTConfig(
-        vocab_size=1024, hidden_size=64, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, word_embed_proj_dim=64, bos_token_id=None, eos_token_id=0,
-        pad_token_id=1, init_std=0.1,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model.removeprefix("path:")).save_pretrained(folder)
+def test_examples_read_one_by_one_are_on_record(tmp_path):
+    folder = save_family("opt", tmp_path / "opt")
     run = Run(make_spec(f"path:{folder}", "lora"), tmp_path / "run")
     run.load()
     run.train()
@@ -95,12 +90,8 @@ def test_examples_read_one_by_one_are_on_record(model, tmp_path):
     assert record.fingerprint["data.packing"] == "one by one"
 
 
-def test_runs_of_all_methods_share_what_a_table_must_share(model, tmp_path):
-    records = [
-        complete(Run(make_spec(model, method), tmp_path / method))
-        for method in ("base", "full", "lora", "qlora")
-    ]
-    assert find_mismatches(records) == {}
+def test_runs_of_all_methods_share_what_a_table_must_share(made):
+    assert find_mismatches([record for _, record in made.values()]) == {}
 
 
 def test_run_killed_after_training_keeps_the_training(model, tmp_path):
@@ -155,11 +146,11 @@ NO_ROOM = (
 )
 
 
-@pytest.mark.parametrize("words", NO_ROOM)
 @pytest.mark.parametrize("stage", ["load", "train"])
-def test_no_room_outside_of_the_cards_allocator_is_a_result(
-    model, tmp_path, monkeypatch, stage, words
-):
+def test_no_room_outside_of_the_cards_allocator_is_a_result(model, tmp_path, monkeypatch, stage):
+    words = NO_ROOM[0]
+    assert all(is_out_of_memory(RuntimeError(other)) for other in NO_ROOM)
+
     def exhaust(*args, **kwargs):
         raise RuntimeError(words)
 
@@ -236,22 +227,22 @@ def test_bug_leaves_no_record(model, tmp_path, monkeypatch):
     assert not (tmp_path / "record.json").exists()
 
 
-def test_finished_run_is_not_started_again(model, tmp_path):
-    complete(Run(make_spec(model, "base"), tmp_path))
-    before = (tmp_path / "record.json").read_bytes()
+def test_finished_run_is_not_started_again(made):
+    folder, record = made["base"]
+    before = (folder / "record.json").read_bytes()
     with pytest.raises(StudyError, match="finished"):
-        Run(make_spec(model, "base"), tmp_path)
-    assert (tmp_path / "record.json").read_bytes() == before
+        Run(record.run, folder)
+    assert (folder / "record.json").read_bytes() == before
 
 
 def test_two_processes_do_not_work_on_one_run(model, tmp_path):
     first = Run(make_spec(model, "base"), tmp_path)
     with pytest.raises(StudyError, match="another process"):
         Run(make_spec(model, "base"), tmp_path)
-    complete(first)
+    first._lock.close()
 
 
-def test_a_whole_model_of_random_weights_is_counted_and_not_written(tmp_path):
+def test_a_whole_model_of_random_weights_is_counted_and_neither_written_nor_scored(tmp_path):
     """26 GB for 13B, which nobody would read; its size is the file's, to the byte."""
     run = Run(make_spec("shape:pythia-70m", "full", steps=1, seq_len=32), tmp_path)
     run.load()
@@ -260,12 +251,7 @@ def test_a_whole_model_of_random_weights_is_counted_and_not_written(tmp_path):
     run.evaluate()
     run.serve()
     assert run.serve_block.checkpoint_bytes == written_bytes(run.model)
-    assert read_record(run.finish()).status == "complete"
-
-
-def test_random_weights_are_timed_and_not_scored(tmp_path):
-    spec = make_spec("shape:pythia-70m", "lora", steps=1, seq_len=32)
-    record = complete(Run(spec, tmp_path))
+    record = read_record(run.finish())
+    assert record.status == "complete" and record.load.total_params > 70e6
     assert record.evaluate.reason == "not measured: random weights"
     assert record.evaluate.scores == ()
-    assert record.load.total_params > 70e6

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from halfway import Halfway
+from halfway import Halfway, run_unbroken
 from waiting import LONG_SECONDS, wait_for
 
 from studylib.core.errors import StudyError
@@ -29,7 +29,7 @@ def write_profile(folder: Path, **changes) -> Path:
         "name": "killed", "question": "Does a kill lose anything?", "models": ["ladder:0.4m"],
         "methods": ["lora"], "hardware": {"jobs": 1, "threads": 1, "gpus": 0},
         "data": {"source": "almanac:new", "template": "plain", "facts": 64},
-        "train": {"steps": 120, "seq_len": 128, "checkpoint_every": 10,
+        "train": {"steps": 60, "seq_len": 128, "checkpoint_every": 10,
                   "learning_rates": {"lora": 5e-3}},
         "evaluate": {"questions": "almanac:new", "scoring": "text", "shots": 0, "limit": 8},
         **changes,
@@ -39,7 +39,7 @@ def write_profile(folder: Path, **changes) -> Path:
     return path
 
 
-def study(*words: str, python_path: str = "", **options) -> subprocess.Popen:
+def begin(*words: str, python_path: str = "", **options) -> subprocess.Popen:
     path = os.pathsep.join(filter(None, (str(ROOT), python_path)))
     environ = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, "-m", "studylib", *words], env=environ,
@@ -47,17 +47,15 @@ def study(*words: str, python_path: str = "", **options) -> subprocess.Popen:
                             **options)  # fmt: skip
 
 
-def test_killed_run_resumes_from_its_checkpoint_and_ends_as_an_unbroken_one(tmp_path):
+def test_killed_run_resumes_from_its_checkpoint_and_ends_as_an_unbroken_one(tmp_path, study):
     """kill -9 on the notebook's own process in the middle of training."""
-    profile = str(write_profile(tmp_path))
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    unbroken = study("reproduce", "--profile", profile, "--results", str(whole))
-
-    halfway = Halfway(tmp_path / "halfway", 60)
-    first = study("reproduce", "--profile", profile, "--results", str(broken),
-                  python_path=halfway.python_path)  # fmt: skip
+    profile, broken = str(write_profile(tmp_path)), tmp_path / "broken"
+    words = ("reproduce", "--profile", profile, "--results", str(broken))
+    halfway = Halfway(tmp_path / "halfway", 30)
+    first = begin(*words, python_path=halfway.python_path)
     run = broken / "killed" / "runs" / "ladder-0.4m--lora-r16--s0"
     base = broken / "killed" / "runs" / "ladder-0.4m--base" / "record.json"
+    whole = run_unbroken(profile, run.name, tmp_path / "whole")
     wait_for(lambda: halfway.pid(run.name))
     os.kill(halfway.pid(run.name), signal.SIGKILL)
     out, _ = first.communicate(timeout=LONG_SECONDS)
@@ -66,37 +64,30 @@ def test_killed_run_resumes_from_its_checkpoint_and_ends_as_an_unbroken_one(tmp_
     assert not (run / "record.json").exists()
     finished_before = base.read_bytes()
 
-    second = study("reproduce", "--profile", profile, "--results", str(broken))
+    second = begin(*words)
     out, _ = second.communicate(timeout=LONG_SECONDS)
     assert second.returncode == 0, out
     assert base.read_bytes() == finished_before
     record = read_record(run / "record.json")
     assert record.environment.sessions == 2
-    assert record.train.resumed_at_steps == (50,)
-    assert record.train.steps == 120
-
-    out, _ = unbroken.communicate(timeout=LONG_SECONDS)
-    assert unbroken.returncode == 0, out
-    same = read_record(whole / "killed" / "runs" / run.name / "record.json")
-    assert record.evaluate.scores == same.evaluate.scores
-    assert record.files["items.parquet"] == same.files["items.parquet"]
+    assert record.train.resumed_at_steps == (20,)
+    assert record.train.steps == 60
+    assert record.evaluate.scores == whole.evaluate.scores
+    assert record.files["items.parquet"] == whole.files["items.parquet"]
 
     done = (run / "record.json").stat().st_mtime_ns
-    third = study("reproduce", "--profile", profile, "--results", str(broken))
-    out, _ = third.communicate(timeout=LONG_SECONDS)
-    assert third.returncode == 0 and "nothing to run" in out, out
+    third = study(*words)
+    assert third[0] == 0 and "nothing to run" in third[1], third
     assert (run / "record.json").stat().st_mtime_ns == done
-    fourth = study("reproduce", "--profile", profile, "--results", str(broken))
-    assert fourth.communicate(timeout=LONG_SECONDS)[0] == out
+    assert study(*words) == third
     (run / "record.json").write_text("{")  # what was kept of the answer is no answer any more
-    fifth = study("reproduce", "--profile", profile, "--results", str(broken))
-    out, _ = fifth.communicate(timeout=LONG_SECONDS)
-    assert fifth.returncode == 2 and "record.json" in out, out
+    code, _, err = study(*words)
+    assert code == 2 and "record.json" in err
 
 
 def test_study_that_is_killed_takes_its_runs_with_it(tmp_path):
     profile = str(write_profile(tmp_path, methods=["full"]))
-    first = study("reproduce", "--profile", profile, "--results", str(tmp_path / "r"))
+    first = begin("reproduce", "--profile", profile, "--results", str(tmp_path / "r"))
     run = tmp_path / "r" / "killed" / "runs" / "ladder-0.4m--base"
     wait_for(lambda: executor.read_progress(run).get("pid"))
     kernel = psutil.Process(executor.read_progress(run)["pid"])

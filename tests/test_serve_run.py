@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
-import nbformat
 import pandas as pd
 import pytest
+import yaml
 
 from studylib.commands.cli_serve import serve_one
 from studylib.core.errors import StudyError
+from studylib.core.places import PACKAGE
 from studylib.core.stats import compare_timings
 from studylib.notebook_views.serve_views import (
     list_skipped,
@@ -18,9 +20,8 @@ from studylib.notebook_views.serve_views import (
     tabulate_swap,
 )
 from studylib.reporting.serve_tables import mixed_table, tell_skipped
-from studylib.running.runner import NOTEBOOKS
 from studylib.schema.profile import read_profile
-from studylib.schema.serve_records import SERVE_RECORD, read_serve_record, read_serve_records
+from studylib.schema.serve_records import read_serve_record, read_serve_records
 from studylib.schema.serving import ServeSettings, find_spec, serve_specs
 from studylib.scoring.evaluate import NotANumber
 from studylib.serving.latency import time_case
@@ -52,15 +53,24 @@ def test_a_profile_is_served_once_for_each_model_and_method():
         find_spec(read_profile("cpu"), "ladder-0.4m--lora-r17")
 
 
-@pytest.mark.parametrize("method", ["base", "full"])
-def test_without_an_adapter_there_is_one_pair_and_no_swap(tmp_path, method):
-    run = serve(tmp_path, method)
-    name = "full" if method == "full" else "again"
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The base's serving run, and where its record is."""
+    run = serve(tmp_path_factory.mktemp("base"), "base")
+    return run, run.finish()
+
+
+def assert_one_pair(run, record, name):
     assert {row.variant for row in run.measures.latency} == {"base", name}
     assert run.measures.swap is None and run.measures.mixed == ()
     assert run.measures.load_model_seconds is not None
-    record = read_serve_record(run.finish())
     assert record.status == "complete" and not run.work.exists()
+
+
+def test_without_an_adapter_there_is_one_pair_and_no_swap(base, tmp_path):
+    assert_one_pair(base[0], read_serve_record(base[1]), "again")
+    run = serve(tmp_path, "full", batch_sizes=(1,), prompt_tokens=(16,))
+    assert_one_pair(run, read_serve_record(run.finish()), "full")
 
 
 def test_qlora_record_holds_every_variant_and_says_what_it_is_not(tmp_path):
@@ -110,8 +120,8 @@ def assert_ratios_follow_from_timings(record, path):
                 assert ratio.pairs == len(pairs)
 
 
-def test_changed_record_is_refused(tmp_path):
-    path = serve(tmp_path, "base").finish()
+def test_changed_record_is_refused(base, tmp_path):
+    path = shutil.copytree(base[1].parent, tmp_path / "copy") / base[1].name
     content = json.loads(path.read_text())
     content["measures"]["footprint"][0]["disk_bytes"] += 1
     path.write_text(json.dumps(content))
@@ -152,7 +162,7 @@ def test_answers_that_are_not_numbers_are_a_result(tmp_path, monkeypatch):
         raise NotANumber("8 of 64 logits are not finite")
 
     monkeypatch.setattr("studylib.serving.serve_run.measure_swap", fail)
-    run = serve(tmp_path, "lora-r16", prompt_tokens=(16,))
+    run = serve(tmp_path, "lora-r16", batch_sizes=(1,), prompt_tokens=(16,))
     record = read_serve_record(run.finish())
     assert record.status == "not a number"
     assert record.reason == "swap: 8 of 64 logits are not finite"
@@ -161,41 +171,25 @@ def test_answers_that_are_not_numbers_are_a_result(tmp_path, monkeypatch):
 
 
 def test_notebook_serves_through_papermill_and_keeps_what_is_finished(tmp_path):
-    path = serve_one("ladder-0.4m--base", "smoke", "smoke", tmp_path)
+    smoke = yaml.safe_load((PACKAGE / "profiles" / "smoke.yaml").read_text())
+    profile = tmp_path / "smoke.yaml"
+    profile.write_text(
+        yaml.safe_dump({**smoke, "name": "smoke", "serve": FAST.model_dump(mode="json")})
+    )
+    path = serve_one("ladder-0.4m--base", "smoke", str(profile), tmp_path)
     record = read_serve_record(path)
     assert record.status == "complete"
-    assert {row.batch for row in record.measures.latency} == {1, 8, 32}
+    assert {row.batch for row in record.measures.latency} == {1, 2}
     assert (path.parent / "executed.ipynb").is_file()
     before = path.stat().st_mtime_ns
-    assert serve_one("ladder-0.4m--base", "smoke", "smoke", tmp_path) == path
+    assert serve_one("ladder-0.4m--base", "smoke", str(profile), tmp_path) == path
     assert path.stat().st_mtime_ns == before
 
 
-def test_views_say_a_word_where_there_is_no_figure(tmp_path):
-    run = serve(tmp_path, "base")
-    assert isinstance(tabulate_swap(run.measures.swap), str)
-    assert not mixed_table([run]).rows
-    assert isinstance(tabulate_checks(run.measures), str)
-    assert "512 positions" in list_skipped(run.measures)
-    assert len(tabulate_latency(run.measures)) == 4
-    run.finish()
-
-
-def test_notebook_is_kept_clean():
-    notebook = nbformat.read(NOTEBOOKS / "20_serve.ipynb", as_version=4)
-    cells = notebook.cells
-    assert cells[0].source.splitlines()[0].startswith("# ")
-    assert cells[0].source.splitlines()[0].endswith("?")
-    assert all(f"\n{word}: " in cells[0].source for word in ("Needs", "Makes", "Takes"))
-    assert len(cells) <= 15
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in code)
-    assert all(len(cell.source.splitlines()) <= 12 for cell in code)
-    assert not any(
-        line.startswith(("def ", "class ")) for c in code for line in c.source.split("\n")
-    )
-    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
-    assert len(tagged) == 1
-    names = [line.split(" = ")[0] for line in tagged[0].source.splitlines()]
-    assert names == ["PROFILE", "RUN_ID", "RESULTS", "CONCURRENT_RUNS"]
-    assert SERVE_RECORD == "serve.json"
+def test_views_say_a_word_where_there_is_no_figure(base):
+    measures = base[0].measures
+    assert isinstance(tabulate_swap(measures.swap), str)
+    assert not mixed_table([base[0]]).rows
+    assert isinstance(tabulate_checks(measures), str)
+    assert "512 positions" in list_skipped(measures)
+    assert len(tabulate_latency(measures)) == 4

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from shard_worker import prepare, train
+from shard_worker import main, prepare, train
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from waiting import LONG_SECONDS
-
-from studylib.core.launch import LAUNCHED
-
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+from two_processes import Pair
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_two_processes_hold_half_each_and_train_as_one(tmp_path, method):
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", LAUNCHED: "1"}
-    subprocess.run(
-        [*run, str(HERE / "shard_worker.py"), str(tmp_path), method], env=environ, check=True,
-        capture_output=True, timeout=LONG_SECONDS,
-    )  # fmt: skip
+    assert Pair(main, tmp_path, method, log=tmp_path / "log").wait() == 0
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_bytes()) for rank in (0, 1)]
     alone = prepare(method)
     losses, optimizer = train(alone, 0, 1)

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_runs import small_run
 from test_packing import LEAKING, PACKED, draw_rows, make
 from transformers import BartConfig, BartForCausalLM
 
 from studylib.inputs.data import TrainingData
 from studylib.modelling.packing import keep_examples_apart
 from studylib.modelling.token_loss import gives_token_mean
-from studylib.schema.profile import RunSpec
-from studylib.schema.settings import (
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
-    MethodSettings,
-    TrainSettings,
-)
 from studylib.training.train import StepLog, train_model
 
 
@@ -45,13 +38,8 @@ def loss_by_hand(model, rows):
 
 
 def first_loss(model, rows, folder, **recipe):
-    spec = RunSpec(
-        profile="test", track="main", model="path:x", seed=0, learning_rate=1e-9,
-        method=MethodSettings(name="full"), learning_rate_source="test",
-        data=DataSettings(source="almanac:new"), hardware=Hardware(),
-        evaluate=EvaluateSettings(questions="almanac:new"),
-        train=TrainSettings(steps=1, seq_len=64, **recipe),
-    )  # fmt: skip
+    recipe = {"steps": 1, "seq_len": 64, "accumulation": 1, **recipe}
+    spec = small_run("path:x", rate=1e-9, **recipe)
     data = TrainingData(rows, examples=4, sha256="", order_sha256="", drawn=4)
     log = StepLog()
     train_model(model.train(), data, spec, folder, log, checkpoints=False)

@@ -7,25 +7,17 @@ import math
 import pytest
 import torch
 from accelerate.utils import AutocastKwargs
-from transformers import AutoModelForCausalLM, OPTConfig
+from families import save_family
+from small_runs import small_run
+from transformers import AutoModelForCausalLM
 
 from studylib.forecasting.job_forecast import Machine, job_settings, trace_once
-from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.data import IGNORED, TrainingData, prepare_data
 from studylib.modelling import chunked_loss, weights
 from studylib.modelling.methods import attach
-from studylib.modelling.models import load_model, load_tokenizer
+from studylib.modelling.models import load_model
 from studylib.modelling.packing import probe_packing
-from studylib.schema.profile import (
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
-    LoraSettings,
-    ModelRef,
-    RunSpec,
-    TrainSettings,
-    parse_method,
-)
+from studylib.schema.profile import ModelRef
 from studylib.training.checkpoints import newest_checkpoint
 from studylib.training.train import (
     Diverged,
@@ -35,17 +27,9 @@ from studylib.training.train import (
     train_model,
 )
 
-DATA = DataSettings(source="almanac:new", template="plain", facts=40)
-
 
 def make_spec(folder, method="full", rate=1e-3, **train):
-    recipe = {"steps": 6, "seq_len": 96, "accumulation": 2, "checkpoint_every": 2, **train}
-    return RunSpec(
-        profile="test", track="main", model=f"path:{folder}", seed=0, learning_rate=rate,
-        method=parse_method(method, LoraSettings(rank=4)), learning_rate_source="test",
-        data=DATA, train=TrainSettings(**recipe), hardware=Hardware(),
-        evaluate=EvaluateSettings(questions="almanac:new"),
-    )  # fmt: skip
+    return small_run(f"path:{folder}", method, rate, **train)
 
 
 def prepare(spec):
@@ -268,14 +252,7 @@ def test_a_run_of_one_step_trains(tiny_folder, tmp_path, method):
 @pytest.mark.parametrize("loss", ["full", "chunked"])
 def test_a_model_that_reads_one_by_one_does_so_in_training_and_after(tmp_path, loss):
     """Loss of the first step against each example alone; what training replaces comes back."""
-    torch.manual_seed(0)
-    folder, config = tmp_path / "opt", OPTConfig(
-        vocab_size=1024, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0, init_std=0.1,
-        bos_token_id=None, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    load_tokenizer(ladder_folder(ladder_names()[0])).save_pretrained(folder)
+    folder = save_family("opt", tmp_path / "opt")
     spec = make_spec(folder, "lora", steps=2, checkpointing=True, micro_batch=2, loss=loss)
     loaded, model = weights.bring_in(spec, None)
     assert "sees the one before it" in loaded.packing_reason
@@ -387,7 +364,7 @@ def test_chunked_loss_never_holds_all_logits(tmp_path):
     for loss in ("full", "chunked"):
         spec = make_spec("x", seq_len=1024, accumulation=1, steps=2, loss=loss)
         spec = spec.model_copy(
-            update={"model": "ladder:0.4m", "data": DATA.model_copy(update={"facts": None})}
+            update={"model": "ladder:0.4m", "data": spec.data.model_copy(update={"facts": None})}
         )
         model, data = prepare(spec)
         log = StepLog()

@@ -27,9 +27,26 @@ TRACK = {
 }  # fmt: skip
 
 
-def test_sweep_keeps_the_whole_curve_and_extends_at_an_edge():
+@pytest.fixture(scope="module")
+def curve():
+    """(a sweep's record, for each of its rates whether earlier rates' models were still there)."""
+    models, alive, bring_in = [], [], tune.bring_in
+
+    def watch(*args):
+        alive.append([model() is not None for model in models])
+        loaded, model = bring_in(*args)
+        models.append(weakref.ref(model))
+        return loaded, model
+
     [(spec, rates)] = build_profile(TRACK, "test").sweeps()
-    record = run_sweep(spec, rates, limit=2, extend=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "bring_in", watch)
+        return run_sweep(spec, rates, limit=2, extend=1), alive
+
+
+def test_sweep_keeps_the_whole_curve_and_extends_at_an_edge(curve):
+    [(spec, rates)] = build_profile(TRACK, "test").sweeps()
+    record = curve[0]
     tried = [point.learning_rate for point in record.points]
     assert set(rates) <= set(tried) and tried == sorted(tried)
     assert len(tried) == 3 + record.extended
@@ -37,7 +54,14 @@ def test_sweep_keeps_the_whole_curve_and_extends_at_an_edge():
     assert again.points == record.points and again.fingerprint == record.fingerprint
 
 
-def test_sweep_that_was_ended_goes_on_after_its_last_rate(tmp_path):
+def test_a_rates_model_is_gone_when_the_next_one_is_loaded(curve):
+    """With its optimizer's states it would lie on the card beside the next one and its training."""
+    alive = curve[1]
+    assert [len(models) for models in alive] == list(range(len(curve[0].points)))
+    assert not any(map(any, alive))
+
+
+def test_sweep_that_was_ended_goes_on_after_its_last_rate_and_has_the_same_points(curve, tmp_path):
     class Ended(Exception):
         pass
 
@@ -55,6 +79,10 @@ def test_sweep_that_was_ended_goes_on_after_its_last_rate(tmp_path):
     tried = []
     whole = run_sweep(spec, rates, 2, earlier=left, on_point=tried.append)
     assert tried == [rates[2]] and [p.learning_rate for p in whole.points] == list(rates)
+    unbroken = {point.learning_rate: point for point in curve[0].points}
+    for point in whole.points:
+        same = unbroken[point.learning_rate]
+        assert (point.correct, point.last_loss) == (same.correct, same.last_loss)
     assert begun(spec, 1, work, path) is None
     longer = spec.model_copy(update={"train": spec.train.model_copy(update={"steps": 9})})
     assert begun(longer, 2, work, path) is None
@@ -78,29 +106,6 @@ def test_sweep_of_other_weights_or_examples_is_not_gone_on_with(tmp_path):
     other = record.fingerprint | {"data.sha256": "0" * 64}
     with pytest.raises(StudyError, match="other examples"):
         refuse_stale_sweep(spec, record.model_copy(update={"fingerprint": other}), place)
-
-
-def test_same_rate_gives_the_same_point():
-    [(spec, _)] = build_profile(TRACK, "test").sweeps()
-    first, second = (run_sweep(spec, [1e-3, 2e-3, 3e-3][:2], limit=2) for _ in range(2))
-    assert [p.correct for p in first.points] == [p.correct for p in second.points]
-    assert [p.last_loss for p in first.points] == [p.last_loss for p in second.points]
-
-
-def test_a_rates_model_is_gone_when_the_next_one_is_loaded(monkeypatch):
-    """With its optimizer's states it would lie on the card beside the next one and its training."""
-    models, alive, bring_in = [], [], tune.bring_in
-
-    def watch(*args):
-        alive.append([model() is not None for model in models])
-        loaded, model = bring_in(*args)
-        models.append(weakref.ref(model))
-        return loaded, model
-
-    monkeypatch.setattr(tune, "bring_in", watch)
-    [(spec, _)] = build_profile(TRACK, "test").sweeps()
-    run_sweep(spec, [1e-3, 2e-3], limit=2)
-    assert alive[:2] == [[], [False]]
 
 
 def test_a_rate_whose_answers_are_not_numbers_is_out(monkeypatch):

@@ -62,10 +62,13 @@ def is_gone(pid):
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Start a run of so many steps in a folder of its own: gives (process, folder)."""
-    said = []
-    with warm_starts(MACHINE, said.append) as begin:
-        yield lambda name, steps=4: begin_run(begin, tmp_path_factory.mktemp(name), steps)
-        assert said == []
+
+    def start(name, steps=4):
+        return begin_run(start.begin, tmp_path_factory.mktemp(name), steps)
+
+    start.said = []
+    with warm_starts(MACHINE, start.said.append) as start.begin:
+        yield start
 
 
 def begin_run(begin, place, steps):
@@ -156,25 +159,6 @@ def test_bad_input_is_told_as_by_a_new_process(start):
     assert "study: " in (folder / "log.txt").read_text()
 
 
-def test_run_whose_stem_is_lost_is_started_anew_once_nothing_of_it_is_left(tmp_path, monkeypatch):
-    said, launched = [], []
-    with warm_starts(MACHINE, said.append) as begin:
-        process, folder = begin_run(begin, tmp_path, FOREVER)
-        kernel = await_training(folder)
-        run = psutil.Process(kernel).ppid()
-
-        def launch_noting(words, *_):
-            launched.append((words[:2], is_gone(kernel), is_gone(run)))
-            return subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
-
-        monkeypatch.setattr(warm, "launch", launch_noting)
-        os.kill(psutil.Process(run).ppid(), signal.SIGKILL)
-        assert process.wait() == 7
-        assert launched == [(("run", RUN), True, True)]
-        assert begin(("run", "next"), tmp_path, 1, {}).wait() == 7
-    assert len(said) == 1 and "ended with -9" in said[0]
-
-
 def test_without_a_process_to_fork_from_runs_start_as_ever_and_the_reason_is_said(
     tmp_path, monkeypatch
 ):
@@ -213,3 +197,25 @@ def test_put_off_module_loads_at_its_first_use_and_not_when_looked_at(tmp_path, 
             del sys.modules[name]
     stand_by.defer("put_off_elsewhere")
     assert "put_off_elsewhere" not in sys.modules
+
+
+def test_run_whose_stem_is_lost_is_started_anew_once_nothing_of_it_is_left(
+    start, tmp_path, monkeypatch
+):
+    """The last of these tests: after it no run is forked."""
+    launched = []
+    assert start.said == [], "all runs until now were forked"
+    process, folder = start("lost", FOREVER)
+    kernel = await_training(folder)
+    run = psutil.Process(kernel).ppid()
+
+    def launch_noting(words, *_):
+        launched.append((words[:2], is_gone(kernel), is_gone(run)))
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(7)"])
+
+    monkeypatch.setattr(warm, "launch", launch_noting)
+    os.kill(psutil.Process(run).ppid(), signal.SIGKILL)
+    assert process.wait() == 7
+    assert launched == [(("run", RUN), True, True)]
+    assert start.begin(("run", "next"), tmp_path, 1, {}).wait() == 7
+    assert len(start.said) == 1 and "ended with -9" in start.said[0]
