@@ -3,8 +3,8 @@
 # training in 16 bits loses small steps; what modules_to_save trains, the embedding of LoRA with
 # embeddings, say, is left in bf16, as are the norms of LNTuning. Adam moves each weight by about
 # the rate, and a bf16 weight takes no step below half its spacing (1.2e-4 between 0.016 and 0.031).
-# At LoRA's usual rates the adapters learn and most of the embedding does not. Nothing warns;
-# bf16=True of Trainer (autocast) changes nothing about it. transformers 5.23.0's own
+# Where the rate is low for the size of the weights the adapters learn and most of the embedding does
+# not. Nothing warns; bf16=True of Trainer (autocast) changes nothing about it. transformers 5.23.0's own
 # model.add_adapter() leaves the LoRA in bf16 as well.
 #
 # Seen (torch 2.13.0, a bf16 Llama of two layers, embedding of standard deviation 0.02, rank 8 with
