@@ -98,10 +98,12 @@ def test_the_output_layer_alone_would_train_another_loss(kind):
     assert loss_and_gradients(model, batch)[0] != pytest.approx(own, rel=1e-4)
 
 
-def test_a_routers_loss_is_refused_since_slices_have_none():
-    slices_head_alone(make("qwen3_moe"))
-    with pytest.raises(StudyError, match="adds to the mean"):
-        install_chunked_loss(make("qwen3_moe", output_router_logits=True))
+def test_an_output_layer_that_looks_at_more_than_a_token_is_refused(monkeypatch):
+    monkeypatch.setattr(chunked_loss, "CHUNK_TOKENS", 7)
+    model = make("llama")
+    model.lm_head.register_forward_hook(lambda _layer, _words, logits: logits * logits.std())
+    with pytest.raises(StudyError, match="over slices"):
+        install_chunked_loss(model)
 
 
 def test_rows_read_one_by_one_are_sliced_as_well(monkeypatch):

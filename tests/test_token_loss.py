@@ -68,12 +68,25 @@ def test_chunks_of_a_model_with_another_loss_of_its_own_are_right_too(tmp_path):
     assert found == pytest.approx(loss_by_hand(make_bart(), rows), rel=2e-5)
 
 
-def test_another_loss_of_a_models_own_is_told_from_what_it_adds():
-    assert gives_token_mean(make("llama"))
+def make_router():
+    """Adds its router's loss, of each micro-batch, to that of the answers."""
     model = make("qwen3_moe")
     model.config.output_router_logits = True
-    ids = torch.arange(2, 30)[None]
+    return model
+
+
+@pytest.mark.parametrize("loss", ["full", "chunked"])
+def test_a_routers_loss_does_not_grow_with_the_micro_batches(loss, tmp_path):
+    rows, ids = draw_rows(), torch.arange(2, 30)[None]
+    model = make_router()
     with torch.no_grad():
         assert model(input_ids=ids, labels=ids).aux_loss > 0
-    assert gives_token_mean(model)
+    keep_examples_apart(model)
+    found = first_loss(model, rows, tmp_path, accumulation=2, loss=loss)
+    assert found == pytest.approx(loss_by_hand(make("qwen3_moe"), rows), rel=2e-5)
+
+
+def test_a_loss_of_a_models_own_is_told_from_the_mean_over_answers():
+    assert gives_token_mean(make("llama"))
+    assert not gives_token_mean(make_router())
     assert not gives_token_mean(make_bart())

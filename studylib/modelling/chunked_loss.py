@@ -11,7 +11,7 @@ row is computed both ways before: where the output layer alone gives the model's
 through it; else through the model's own forward, its body standing still.
 
 Not covered: fused kernels that do the same in one pass (Liger's, where its package is installed);
-losses to which a model adds something that is no cross-entropy, which are refused.
+what a model adds to its cross-entropy, which no run trains by (studylib.modelling.token_loss).
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def slices_head_alone(model: Any) -> bool:
     """Whether the output layer on slices gives the model's loss; False: its forward does.
 
     Loss and its gradient by hidden states are compared on one row, with the model's own loss where
-    that is a mean over tokens. Tensors without values have none to compare: they give True. Raises
-    StudyError where neither way gives the model's loss.
+    that is the mean over tokens. Tensors without values have none to compare: they give True.
+    Raises StudyError where neither way gives the model's loss.
     """
     base = causal_model(model)
     weight = base.get_output_embeddings().weight
@@ -118,8 +118,8 @@ def slices_head_alone(model: Any) -> bool:
                     return alone
     raise StudyError(
         "train.loss = chunked",
-        f"this model adds to the mean over its answers: its own loss is {own[0]:.6g}, over slices "
-        f"{sliced[0]:.6g}",
+        f"this model's output layer gives another loss over slices, {sliced[0]:.6g}, than whole, "
+        f"{own[0]:.6g}",
         "Use loss: full.",
     )
 

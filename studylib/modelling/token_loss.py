@@ -2,8 +2,8 @@
 
 Most models of transformers give it themselves when they are told how many answer tokens the step
 has. Some (decoders cut out of encoder-decoder models) average over each batch instead, or compare a
-token with its own logits and not with those before it. So a model's own loss is tried on one short
-row, and one that is another is not used.
+token with its own logits and not with those before it, or add a loss of their router's. So a
+model's own loss is tried on one short row, and one that is another is not used.
 
 Not covered: the same loss without all logits at once (studylib.modelling.chunked_loss).
 """
@@ -19,6 +19,7 @@ from torch import nn
 from studylib.modelling.packing import as_trained, draw_ids
 
 TRIED_TOKENS = 24
+TOLD = 1000  # answer tokens: far more than the row has, so that what is added to them shows
 SAME = 1e-4  # relative; both sums are taken over the same logits in fp32
 
 
@@ -26,8 +27,8 @@ SAME = 1e-4  # relative; both sums are taken over the same logits in fp32
 class LossTrial:
     """What a whole model showed of its loss.
 
-    own: it is the mean over a step's answer tokens, whatever the model adds to it. head_alone: the
-    output layer alone gives it over slices (None: not tried).
+    own: it is the mean over a step's answer tokens. head_alone: the output layer alone gives it
+    over slices (None: not tried).
     """
 
     own: bool
@@ -51,20 +52,20 @@ def loss_of_outputs(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
 
 
 def gives_token_mean(model: Any) -> bool:
-    """Whether a model's own loss is the mean over as many answer tokens as it is told.
+    """Whether a model's own loss is the mean over as many answer tokens as it is told, and no more.
 
-    Two counts tell it from what a model adds, such as a router's loss, which is its own affair.
+    What a model adds, such as its router's loss, is a mean of each micro-batch: Trainer divides it
+    by nothing, and it would weigh as much more as there are micro-batches in an update.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with as_trained(base):
         ids = draw_ids(base, TRIED_TOKENS)
         labels = ids.clone()
         labels[:, : TRIED_TOKENS // 2] = -100
-        items = [torch.tensor(count, device=ids.device) for count in (TRIED_TOKENS, 7)]
-        own = [base(input_ids=ids, labels=labels, num_items_in_batch=n).loss for n in items]
+        items = torch.tensor(TOLD, device=ids.device)
+        own = base(input_ids=ids, labels=labels, num_items_in_batch=items).loss
         logits = base(input_ids=ids).logits
-        wanted = [token_mean(logits, labels, n) for n in items]
+        wanted = token_mean(logits, labels, items)
     if not torch.isfinite(logits).all():
         return True
-    off = (own[0] - own[1]) - (wanted[0] - wanted[1])
-    return bool(off.abs() <= SAME * (wanted[0] - wanted[1]).abs())
+    return bool((own - wanted).abs() <= SAME * wanted)
