@@ -61,7 +61,7 @@ def widen_whole(model: nn.Module) -> None:
 
     Such a layer reads in fp32 what it is given and gives what the base's own layer would.
     """
-    layers = [
+    layers: list[tuple[Any, torch.dtype]] = [
         (layer, own[0].dtype)
         for part in every_added_part(model)
         for layer in part.modules()
