@@ -9,7 +9,12 @@ from transformers import LlamaConfig, MistralConfig
 
 from studylib.core.errors import StudyError
 from studylib.modelling.attention import choose_attention
-from studylib.modelling.by_example import SHORT_TOKENS, attend_by_example, lay_out
+from studylib.modelling.by_example import (
+    SHORT_TOKENS,
+    attend_by_example,
+    find_lengths,
+    lay_out,
+)
 from studylib.modelling.models import load_model
 from studylib.modelling.packing import probe_packing
 from studylib.schema.settings import MethodSettings, ModelRef
@@ -67,7 +72,7 @@ def test_outputs_and_gradients_are_those_of_each_example_alone():
 
 def test_every_token_has_one_slot_and_like_lengths_share_a_batch():
     positions, _ = pack([[20, 20, 20, 3]])
-    layout = lay_out(positions)
+    layout = lay_out(find_lengths(positions), positions.device)
     assert layout.gather[layout.place].tolist() == list(range(63))
     assert layout.batches == [(3, 20), (1, 3)]
     assert layout.real.sum() == 63 == len(layout.real)

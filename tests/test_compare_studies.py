@@ -26,7 +26,7 @@ from studylib.schema.serving import (
     summarise_seconds,
 )
 
-KEY = ("main", "ladder:0.4m", "full")
+WHAT = "ladder:0.4m full"
 
 
 def make_study(folder, knows=None, device="CPU AMD EPYC", items=320, methods=("base", "full")):
@@ -93,13 +93,13 @@ def test_seed_noise_alone_is_rarely_called_a_move(tmp_path):
 )
 def test_a_time_moves_if_ranges_part_by_more_than_the_stated_share(after, moved):
     before = Spread(1.0, 0.98, 1.03, 3)
-    assert judge_spread(KEY, "Clean step", before, after, "time", 0.05).moved is moved
+    assert judge_spread(WHAT, "Clean step", before, after, "time").moved is moved
 
 
 def test_what_is_counted_moves_by_any_difference():
     before, after = Spread(1000, 1000, 1000, 3), Spread(1001, 1001, 1001, 3)
-    assert judge_spread(KEY, "Trainable", before, after, "counted", 0.0).moved
-    assert not judge_spread(KEY, "Trainable", before, before, "counted", 0.0).moved
+    assert judge_spread(WHAT, "Trainable", before, after, "counted").moved
+    assert not judge_spread(WHAT, "Trainable", before, before, "counted").moved
 
 
 def test_another_device_is_named_and_only_shared_peaks_are_compared(tmp_path):

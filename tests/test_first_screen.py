@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from record_factory import Factory, make_spec
@@ -21,7 +22,7 @@ from studylib.reporting.glossary import enough_rule, enough_words, read_article,
 from studylib.reporting.kept import best_evidence, read_kept
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import Summary, summarise_study
-from studylib.reporting.team_advice import advise_teams, grade_kept
+from studylib.reporting.team_advice import advise_teams, grade_kept, tell_not_done
 
 ROOT = Path(__file__).parents[1]
 REAL = "path:models/real-135m"
@@ -304,3 +305,10 @@ def test_models_are_told_in_words() -> None:
     assert model_words("ladder:1.4m", 1_414_464) == "a toy model of 1.41M parameters"
     assert model_words("shape:Llama-2-13B", None) == "Llama-2-13B, random weights"
     assert model_words("hub:meta/Llama-3-8B", 8 * 10**9) == "Llama-3-8B of 8.00B parameters"
+
+
+def test_of_models_of_one_size_the_same_is_named_in_every_process() -> None:
+    """Sets have another order in each process, and the same records give the same bytes."""
+    models = [SimpleNamespace(model=f"hub:org/m{n}", total_params=10**8) for n in range(99)]
+    told = tell_not_done([SimpleNamespace(comparisons=models)])  # type: ignore[list-item]
+    assert "seen on m98 of 100M parameters" in told

@@ -132,7 +132,10 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     from studylib.training.train import StepLog, summarise_steps, train_model
 
     free_memory(device)
-    loaded = load_model(spec.model_ref, spec.method, spec.train.dtype, spec.seed)
+    recipe = spec.train
+    loaded = load_model(
+        spec.model_ref, spec.method, recipe.dtype, spec.seed, attention=recipe.attention
+    )
     model = attach(loaded.model, spec.method, spec.seed)
     data = prepare_data(spec.data, spec.train, loaded.tokenizer, spec.seed)
     log, on_card = StepLog(), device.type == "cuda"

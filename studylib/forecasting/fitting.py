@@ -136,7 +136,10 @@ def trace_stage(
     cuda: CudaTerms | None,
 ) -> StageForecast:
     config = find_config(settings.model, False)
-    alone = settings.model_copy(update={"gpus": 1, "micro_batch": 1, "seq_len": tokens})
+    changes: dict[str, Any] = {"gpus": 1, "micro_batch": 1, "seq_len": tokens, "fullest": None}
+    if settings.attention == "by_example":  # which is of packed examples
+        changes["attention"] = "sdpa"
+    alone = settings.model_copy(update=changes)
     step = alone.step.model_copy(update={"stage": stage, "masked": stage == "score"})
     cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()
     peak = find_peak(trace_depth(config, step), alone, cuda)

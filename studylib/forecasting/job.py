@@ -24,6 +24,15 @@ LOSS_WORDS = {
 }
 
 
+class Fullest(Frozen):
+    """A micro-batch with the most learned tokens. row_tokens: of its longest row, to which the
+    others are filled up; example_tokens: of all examples, where each is attended by itself."""
+
+    row_tokens: int = Field(ge=2)
+    learned_tokens: int = Field(ge=1)
+    example_tokens: tuple[int, ...] = ()
+
+
 class Recipe(Frozen):
     """What of a training decides its step, beside the method. `micro_batch` is per card.
 
@@ -32,14 +41,17 @@ class Recipe(Frozen):
     autocast: a bf16 model multiplies under autocast, as Trainer's bf16=True does; without it an
     fp32 adapter computes in fp32. master_weights: with fp32 weights, autocast; with bf16 weights,
     fp32 copies in the optimizer. optimizer: left at adamw, a method's own where it has one. loss:
-    shifted is transformers' own before 4.46. kernels: those of a CUDA card, or of a CPU (then
+    shifted is transformers' own before 4.46. fullest: a processor's; without it all tokens are
+    learned. kernels: those of a CUDA card, or of a CPU (then
     without context and allocator).
     """
 
     micro_batch: int = Field(default=1, ge=1)
     seq_len: int = Field(default=2048, ge=1)
     masked: bool = False
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "by_example", "eager", "flex_attention", "flash_attention_2"] = (
+        "sdpa"
+    )
     accumulation: int = Field(default=1, ge=1)
     weights: Literal["bf16", "fp32"] = "bf16"
     master_weights: bool = False
@@ -47,6 +59,7 @@ class Recipe(Frozen):
     optimizer: str = "adamw"
     checkpointing: bool = True
     loss: Literal["full", "shifted", "chunked"] = "full"
+    fullest: Fullest | None = None
     kernels: Literal["cuda", "cpu"] = "cuda"
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext, suppress
 from functools import lru_cache, partial
 from typing import Any, Literal
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.calibration import learn_terms
+from studylib.forecasting.fullest import find_fullest
 from studylib.forecasting.job import Forecast, ForecastSettings
 from studylib.forecasting.kept_forecasts import config_mark, keep_forecast, may_be_kept
 from studylib.forecasting.side_by_side import make_ahead
@@ -81,13 +83,23 @@ def rented_machine(gpu: str, cards: int) -> Machine:
     return Machine(gpu=card.name, cards=cards, memory_bytes=card.usable_bytes, here=False)
 
 
-def job_settings(spec: RunSpec, machine: Machine) -> ForecastSettings:
-    """The forecast's settings of a run: what studylib.training.train does with its recipe there."""
+def job_settings(spec: RunSpec, machine: Machine, sure: bool = False) -> ForecastSettings:
+    """The forecast's settings of a run: what studylib.training.train does with its recipe there.
+
+    sure: raise StudyError where a processor's fullest micro-batch is not known, and do not take all
+    tokens as learned.
+    """
     gpus = max(spec.gpus, 1)
     sharding: Literal["none", "fsdp"] = (
         "none" if gpus == 1 or spec.hardware.sharding == "none" else "fsdp"
     )
-    return recipe_settings(spec.model, spec.method, spec.train, gpus, sharding, machine)
+    made = recipe_settings(spec.model, spec.method, spec.train, gpus, sharding, machine)
+    if not machine.cards and sharding == "none" and spec.train.loss == "chunked":
+        with nullcontext() if sure else suppress(StudyError):
+            fullest = find_fullest(spec)
+            asked = {"attention": "by_example"} if fullest.example_tokens else {}
+            made = made.model_copy(update={"fullest": fullest, **asked})
+    return made
 
 
 def recipe_settings(

@@ -89,7 +89,7 @@ def forecast_record(record: Record, speeds: dict[str, float] | None = None) -> R
         memory_bytes=0,  # whether it fits is not asked any more
         here=False,
     )
-    settings = job_settings(record.run, machine)
+    settings = job_settings(record.run, machine, sure=True)
     made = trace_once(settings, machine.here, ASSUMED, CudaTerms())
     seconds, stages = made.seconds_per_step, {}
     if gpu is not None:

@@ -21,6 +21,7 @@ from torch.nn import functional
 from studylib.forecasting.cuda_autocast import checkpoint_contexts, cuda_autocast
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.optimizers import Optimizer, make_optimizer
+from studylib.modelling.by_example import give_layout
 from studylib.modelling.chunked_loss import causal_model, install_chunked_loss
 from studylib.scoring.token_tree import LOGIT_ROWS_PER_BLOCK
 
@@ -41,10 +42,13 @@ def train_once(
     model: nn.Module, batch: dict[str, torch.Tensor], settings: StepSettings, live: Watcher
 ) -> int:
     """One step, recorded, after an update that makes the states. Returns paged states' bytes."""
+    from peft.helpers import disable_input_dtype_casting
+
     if settings.checkpointing:
         enable_checkpointing(model, settings.mixed and settings.kernels == "cuda")
     if settings.loss == "chunked":
-        install_chunked_loss(model)
+        fullest = settings.fullest
+        install_chunked_loss(model, learned=fullest.learned_tokens if fullest else None)
     elif settings.loss == "shifted":
         install_shifted_loss(model)
     model.train()
@@ -57,8 +61,9 @@ def train_once(
         parameter.grad = torch.empty_like(parameter)
     update(trained, optimizer, live)
     live.recording = True
-    for _ in range(min(settings.accumulation, 2)):
-        forward_backward(model, batch, settings, live)
+    with disable_input_dtype_casting(model, active=settings.mixed and settings.kernels == "cpu"):
+        for _ in range(min(settings.accumulation, 2)):
+            forward_backward(model, batch, settings, live)
     update(trained, optimizer, live)
     return optimizer.paged_bytes
 
@@ -86,9 +91,12 @@ def update(trained: list[nn.Parameter], optimizer: Optimizer, live: Watcher) -> 
 
 def make_batch(model: nn.Module, settings: StepSettings) -> dict[str, torch.Tensor]:
     """Token ids and labels; masked rows have the mask that transformers makes."""
-    rows, length = settings.micro_batch, settings.seq_len
+    fullest = settings.fullest
+    rows, length = settings.micro_batch, fullest.row_tokens if fullest else settings.seq_len
     ids = torch.zeros(rows, length, dtype=torch.int64)
     batch = {"input_ids": ids, "position_ids": torch.zeros_like(ids)}
+    if fullest and fullest.example_tokens:
+        give_layout(batch["position_ids"], fullest.example_tokens)
     if settings.stage == "train":
         batch["labels"] = torch.zeros_like(ids)
     config: Any = model.config

@@ -177,7 +177,7 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     """
     install_attention()
     attention, _ = choose_attention(config, settings.attention)
-    if attention != "eager":
+    if attention not in ("eager", "by_example"):
         attention = f"forecast_{settings.kernels}"
     model = build_meta(config, settings.method, settings.weights, attention)
     layers = decoder_layers(model)

@@ -13,7 +13,8 @@ masks and caches, with which nothing is trained.
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -40,13 +41,18 @@ class Layout(NamedTuple):
     batches: list[tuple[int, int]]
 
 
-def lay_out(positions: torch.Tensor) -> Layout:
-    """The layout for positions [rows, tokens], which are 0 where an example begins."""
+def find_lengths(positions: torch.Tensor) -> list[int]:
+    """Tokens of each example of positions [rows, tokens], which are 0 where one begins."""
     flat = positions.flatten()
     begins = [*(flat == 0).nonzero().flatten().tolist(), flat.numel()]
-    lengths = [end - start for start, end in pairwise(begins)]
+    return [end - start for start, end in pairwise(begins)]
+
+
+def lay_out(lengths: Sequence[int], device: torch.device) -> Layout:
+    """The layout for examples of so many tokens, one after the other."""
+    begins = [*accumulate(lengths, initial=0)]
     parts, batches = [], []
-    place, slots = torch.empty(flat.numel(), dtype=torch.int64), 0
+    place, slots = torch.empty(begins[-1], dtype=torch.int64), 0
     for group in group_alike(lengths):
         index = gather_index([begins[i] for i in group], [lengths[i] for i in group])
         for number, i in enumerate(group):
@@ -57,8 +63,14 @@ def lay_out(positions: torch.Tensor) -> Layout:
         slots += index.numel()
     real = torch.zeros(slots, 1)
     real[place] = 1
-    device = positions.device
     return Layout(torch.cat(parts).to(device), place.to(device), real.to(device), batches)
+
+
+def give_layout(position_ids: torch.Tensor, lengths: Sequence[int]) -> Layout:
+    """The layout that attention then takes with these positions, of examples of so many tokens."""
+    layout = lay_out(lengths, position_ids.device)
+    position_ids.example_layout = layout  # type: ignore[attr-defined]
+    return layout
 
 
 class Gather(torch.autograd.Function):
@@ -111,8 +123,7 @@ def attend_by_example(
         raise ValueError(f"by_example: not causal attention over packed rows ({more})")
     layout = getattr(position_ids, "example_layout", None)
     if layout is None:  # kept with the positions: all layers of a pass have the same
-        layout = lay_out(position_ids.expand(rows, -1))
-        position_ids.example_layout = layout  # type: ignore[attr-defined]
+        layout = give_layout(position_ids, find_lengths(position_ids.expand(rows, -1)))
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))

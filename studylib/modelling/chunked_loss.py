@@ -38,14 +38,16 @@ COMPARED_TOKENS = 24
 SAME_LOSS, SAME_GRADIENT = 1e-5, 1e-4  # both ways take the same products, but for their shape
 
 
-def install_chunked_loss(model: Any, head_alone: bool | None = None) -> None:
+def install_chunked_loss(
+    model: Any, head_alone: bool | None = None, learned: int | None = None
+) -> None:
     """Replace a causal model's forward, under an adapter or not, by one that slices its loss.
 
     The forward then takes labels [rows, tokens] and returns a loss and no logits; without labels
     it is as before. num_items_in_batch: answer tokens over which the sum is averaged (default:
     those of this batch), as transformers' own loss takes it. head_alone: what `slices_head_alone`
-    found, where this process cannot try (None: try). Raises StudyError where slices cannot give
-    the model's own loss.
+    found, where this process cannot try (None: try). learned: how many tokens are, of a batch
+    without values. Raises StudyError where slices cannot give the model's own loss.
     """
     base = causal_model(model)
     if head_alone is None:
@@ -62,7 +64,8 @@ def install_chunked_loss(model: Any, head_alone: bool | None = None) -> None:
 
         output = body(*words, **inputs)
         head = self.get_output_embeddings() if head_alone else own_head(self, plain, output)
-        loss = chunked_cross_entropy(output.last_hidden_state, labels, head, num_items_in_batch)
+        hidden = output.last_hidden_state
+        loss = chunked_cross_entropy(hidden, labels, head, num_items_in_batch, learned)
         return CausalLMOutput(loss=loss)
 
     base.forward = MethodType(forward, base)
@@ -189,14 +192,17 @@ def chunked_cross_entropy(
     labels: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
     items: Any = None,
+    count: int | None = None,
 ) -> torch.Tensor:
     """Mean loss of predicting each next token. hidden: [rows, tokens, width], labels: [rows,
     tokens], -100 where nothing is learned; head: hidden states to logits; items: what the sum is
-    divided by (default: the learned tokens)."""
+    divided by (default: the learned tokens); count: of these, where labels have no values."""
     targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
     rows = hidden.flatten(0, 1)
+    learned = None if count is None else torch.arange(count, device=rows.device)
     if rows.device.type == "cpu" and not (sharded() or isinstance(rows, FakeTensor)):
         learned = (targets != IGNORED).nonzero().flatten()
+    if learned is not None:
         rows, targets = rows.index_select(0, learned), targets[learned]
 
     def slice_loss(part: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -46,12 +46,11 @@ def make_appendices(
     parts = {
         "claims": claims_evidence(findings) if findings else [],
         "details": study_details(studies, pictures),
-        "serving": serve_section.serve_details(
-            serving_studies(studies), pictures, are_brief(studies)
-        ),
+        "serving": serve_section.serve_details(serving_studies(studies), pictures,
+                                               are_brief(studies)),
         "forecasts": forecast_appendix(studies, book),
         "runs": runs(studies),
-    }
+    }  # fmt: skip
     return {name: blocks for name, blocks in parts.items() if blocks}
 
 
@@ -76,11 +75,8 @@ def claims_evidence(findings: Sequence[Finding]) -> list[Block]:
         own = [f for f in findings if f.claim == row.claim]
         verdict = f"The article: {row.says}. Verdict: **{row.verdict}**{row.because}."
         blocks += [Heading(3, row.title), Text(verdict), tables.claims_table(own)]
-        blocks += bullets(f"{article}: {rule}." for article, rule in tables.rules_of(own))
+        blocks += bullets(dict.fromkeys(f"{f.article}: {f.rule}." for f in own))
     return blocks
-
-
-DETAIL_PICTURES = ("gap-to-full", "accuracy-memory", "kept-and-gained", "subjects")
 
 
 # Trainings ----------------------------------------------------------------------------------------
@@ -96,18 +92,13 @@ def study_details(studies: list[Summary], pictures: list[str]) -> list[Block]:
             blocks += capacity_table_read(summary) if len(studies) > 1 else []
             blocks += rates(summary.comparisons)
         elif not is_grid(summary):
-            for track in summary.tracks:
+            for track, comparisons in summary.tracks.items():
                 blocks += track_details(summary, track, name_of(summary, studies), pictures)
-                if len(studies) > 1 and is_toy(summary):
-                    blocks += ranked(summary, track)
+                # A ranking's tables, which the report leaves out where it is brief.
+                brief = len(studies) > 1 and is_toy(summary)
+                ranked = ranking_section.rankings_section(comparisons, []) if brief else []
+                blocks += [*ranked, tables.headline_table(comparisons)] if ranked else []
     return [*blocks, Heading(3, "What the columns mean"), appendix.words_table()]
-
-
-def ranked(summary: Summary, track: str) -> list[Block]:
-    """A ranking's tables, which the report leaves out where it is brief; empty without one."""
-    comparisons = [c for c in summary.comparisons if c.track == track]
-    found = ranking_section.rankings_section(comparisons, [])
-    return [*found, tables.headline_table(comparisons)] if found else []
 
 
 def name_of(summary: Summary, studies: Sequence[Summary]) -> str:
@@ -115,7 +106,7 @@ def name_of(summary: Summary, studies: Sequence[Summary]) -> str:
 
 
 def track_details(summary: Summary, track: str, name: str, pictures: list[str]) -> list[Block]:
-    comparisons = [c for c in summary.comparisons if c.track == track]
+    comparisons = summary.tracks[track]
     own = [p for p in pictures if p.split("/")[-1].startswith(f"{track}-")
            and p.startswith(summary.study.link)]  # fmt: skip
     return [
@@ -130,7 +121,9 @@ def track_details(summary: Summary, track: str, name: str, pictures: list[str]) 
         ),
         *measure_tables.measured_section(comparisons),
         *accuracies(comparisons),
-        *figures.show_pictures(own, DETAIL_PICTURES),
+        *figures.show_pictures(
+            own, ("gap-to-full", "accuracy-memory", "kept-and-gained", "subjects")
+        ),
         *(Text("**Memory by stage**"), tables.memory_table(comparisons)),
         *(Text("**Time and cost**"), tables.time_table(comparisons)),
         Text(notes.price_note(comparisons)),
@@ -161,11 +154,9 @@ def rates(comparisons: Sequence[Comparison]) -> list[Block]:
 
 
 def forecast_appendix(studies: list[Summary], book: ForecastBook | None) -> list[Block]:
-    measured = forecast_errors.forecast_errors_section([s.study for s in studies if not is_card(s)])
-    staged = stage_errors.stage_errors_section([s.study for s in studies])
     return [
-        *measured,
-        *staged,
+        *forecast_errors.forecast_errors_section([s.study for s in studies if not is_card(s)]),
+        *stage_errors.stage_errors_section([s.study for s in studies]),
         *(forecast_tables.forecast_details(book) if book is not None else []),
     ]
 

@@ -9,19 +9,14 @@ import posixpath
 import shlex
 from collections.abc import Sequence
 
-import yaml
-
 from studylib.core.metrics import METRICS, percent
-from studylib.core.places import PACKAGE
 from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
-from studylib.reporting.cells import NOT_RUN, run_path
-from studylib.reporting.glossary import read_words
+from studylib.reporting.cells import NOT_RUN, link_record
+from studylib.reporting.glossary import read_texts, read_words
 from studylib.reporting.resources import wall_seconds
 from studylib.reporting.summary import Summary
 from studylib.schema.profile import shipped_profiles
 from studylib.schema.records import LoadBlock, Record
-
-CORRECTIONS = PACKAGE / "corrections.yaml"
 
 
 def rerun_command(record: Record) -> str:
@@ -61,9 +56,8 @@ def runs_table(summary: Summary) -> Table:
     rows = []
     for record in summary.study.records:
         score = record.evaluate.score("questions") if record.evaluate else None
-        link = f"{run_path(summary.study.link, record.run_id)}/record.json"
         rows.append((
-            f"[{record.run_id}]({link})",
+            link_record(summary.study.link, record, record.run_id),
             record.status + (f": {record.reason}" if record.reason else ""),
             str(record.run.seed) if record.run.method.kind.trains else "—",
             learning_rate(record),
@@ -90,18 +84,16 @@ def serves_table(summaries: Sequence[Summary]) -> Table:
         for record in summary.study.serves:
             profile = profile_beside(summary) if summary.study.card else record.spec.profile
             place = posixpath.join(summary.study.link, "serve", record.serve_id)
-            environment = record.environment
+            environment, engine = record.environment, record.spec.engine
             dirty = ", with uncommitted changes" if environment.git_dirty else ""
-            engine = (
-                "" if record.spec.engine == "transformers" else f" --engine {record.spec.engine}"
-            )
+            other = "" if engine == "transformers" else f" --engine {engine}"
             rows.append((
                 f"[{record.serve_id}]({place}/serve.json)",
                 record.status + (f": {record.reason}" if record.reason else ""),
                 cell_of(sum(m.wall_seconds for m in record.stages.values()), seconds),
                 str(environment.concurrent_runs),
                 (environment.git_commit or "unknown")[:12] + dirty,
-                f"`study serve {record.serve_id} --profile {profile}{engine}`",
+                f"`study serve {record.serve_id} --profile {profile}{other}`",
             ))  # fmt: skip
     return Table(header, tuple(rows))
 
@@ -128,25 +120,20 @@ def sessions(record: Record) -> str:
 
 def provenance_table(summary: Summary) -> Table:
     """Each fact once, with the number of runs that share it where they do not all agree."""
-    records = summary.study.records
     facts: dict[str, list[str]] = {}
-    for record in records:
+    for record in summary.study.records:
         for name, value in provenance(record).items():
             facts.setdefault(name, []).append(value)
     rows = []
     for name, values in facts.items():
-        distinct = sorted(set(values))
-        cells = [
-            value if len(distinct) == 1 else f"{value} ({values.count(value)} runs)"
-            for value in distinct
-        ]
-        rows.append((name, "; ".join(cells)))
+        counts = {value: f"{value} ({values.count(value)} runs)" for value in sorted(set(values))}
+        rows.append((name, values[0] if len(counts) == 1 else "; ".join(counts.values())))
     return Table((named("What"), *words("Value")), tuple(rows))
 
 
 def provenance(record: Record) -> dict[str, str]:
     environment, marks, host = record.environment, record.fingerprint, record.environment.host
-    dirty = {True: ", with uncommitted changes", False: "", None: ""}[environment.git_dirty]
+    dirty = ", with uncommitted changes" if environment.git_dirty else ""
     packages = ", ".join(f"{name} {v}" for name, v in sorted(environment.packages.items()))
     drivers = sorted({str(d.get("driver_version")) for d in environment.devices})
     facts = {
@@ -212,5 +199,5 @@ def corrections() -> list[Block]:
     return [
         Text(f"**{entry['date']}.** *Said:* {entry['said']} *Wrong, because:* {entry['fault']} "
              f"*Done:* {entry['done']}")
-        for entry in yaml.safe_load(CORRECTIONS.read_text(encoding="utf-8"))
+        for entry in read_texts("corrections.yaml")
     ]  # fmt: skip

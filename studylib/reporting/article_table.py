@@ -78,10 +78,11 @@ def claim_rows(findings: Sequence[Finding]) -> list[ClaimRow]:
 def article_table(findings: Sequence[Finding]) -> Table:
     """The first screen's table; each verdict leads to its evidence."""
     header = (named("Claim"), *words("The article says", "We found", "How", "Verdict"))
-    rows = []
-    for row in claim_rows(findings):
-        verdict = f"[**{row.verdict}**]({link_to('claims', row.title)}){row.because}"
-        rows.append((f"**{row.claim}** {row.topic}", row.says, row.found, row.how, verdict))
+    rows = [
+        (f"**{row.claim}** {row.topic}", row.says, row.found, row.how,
+         f"[**{row.verdict}**]({link_to('claims', row.title)}){row.because}")
+        for row in claim_rows(findings)
+    ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -169,14 +170,13 @@ def tell_figures(findings: Sequence[Finding]) -> str:
     first = known[0].measured
     assert first is not None
     if unit == KEPT:
-        kept = dict.fromkeys(kept_words(f.measured) for f in known if f.measured)
-        return " and ".join(kept)
+        kept = (f"{plain_number(f.measured.value, 2)} % {interval_and_seeds(f.measured)}"
+                for f in known if f.measured)  # fmt: skip
+        return " and ".join(dict.fromkeys(kept))
     text = figure(first.value, unit)
     if known[0].rule and first.low is not None and unit in SAMPLED:
-        ends = [plain_number(end, 2) for end in first.interval]
-        few = f", {words}" if (words := few_seeds(first.seeds)) else ""
         text = f"{plain_number(first.value, 2)}{text[text.index(' ') :]}"
-        text += f" ({ends[0]} to {ends[1]}{few})"
+        text += f" {interval_and_seeds(first)}"
     if known[0].at is not None and known[0].at.optimizer:
         text += f" with {optimizer_words(known[0].at.optimizer)}"
     if known[0].got == "counted" and first.low is not None and first.low != first.high:
@@ -184,11 +184,11 @@ def tell_figures(findings: Sequence[Finding]) -> str:
     return f"{text} ({span} by forecast)" if span else text
 
 
-def kept_words(kept: Measured) -> str:
-    """A share of full's gain with its interval, and its seeds where they are few."""
-    value, low, high = (plain_number(end, 2) for end in (kept.value, *kept.interval))
-    few = f", {words}" if (words := few_seeds(kept.seeds)) else ""
-    return f"{value} % ({low} to {high}{few})"
+def interval_and_seeds(measured: Measured) -> str:
+    """A figure's interval, and its seeds where they are few."""
+    low, high = (plain_number(end, 2) for end in measured.interval)
+    few = f", {words}" if (words := few_seeds(measured.seeds)) else ""
+    return f"({low} to {high}{few})"
 
 
 def place_words(at: Place) -> str:
@@ -206,7 +206,6 @@ def figure(value: float, unit: str) -> str:
 def tell_how(parts: Sequence[tuple[Part, Sequence[Finding]]]) -> str:
     """How the figures were got: counted, measured on what, forecast."""
     shown = [f for _, found in parts for f in found]
-    ways = []
-    for finding in sorted(shown, key=lambda f: (f.got != "counted", f.got == "forecast")):
-        ways.append(finding.got if finding.at is None else f"measured on {place_words(finding.at)}")
+    shown.sort(key=lambda f: (f.got != "counted", f.got == "forecast"))
+    ways = (f"measured on {place_words(f.at)}" if f.at else f.got for f in shown)
     return "; ".join(dict.fromkeys(ways)) or "—"

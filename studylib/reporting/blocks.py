@@ -103,6 +103,12 @@ class Table:
         at = next(i for i, name in enumerate(self.header) if name.startswith(title))
         return [row[at] for row in self.rows]
 
+    def keep(self, *titles: str) -> Table:
+        """The same with these columns alone."""
+        at = [self.header.index(title) for title in titles]
+        rows = tuple(tuple(row[i] for i in at) for row in self.rows)
+        return Table(tuple(self.columns[i] for i in at), rows)
+
     def markdown(self) -> str:
         if not self.rows:
             return "Nothing was measured that belongs here."
@@ -155,6 +161,11 @@ def bullets(items: Iterable[str]) -> list[Block]:
     """A list; nothing where it has no items."""
     listed = tuple(items)
     return [Items(listed)] if listed else []
+
+
+def titled(title: str, table: Table, before: str = "") -> list[Block]:
+    """A table under its title and a sentence; nothing where it has no rows."""
+    return [Heading(3, title), *paragraph(before), table] if table.rows else []
 
 
 def to_markdown(blocks: Iterable[Block]) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -23,18 +24,17 @@ from studylib.core import stats
 from studylib.core.metrics import METRICS, MISSING, percent, plain_number
 from studylib.reporting.blocks import Block, Table, Text, around, figures, named
 from studylib.reporting.cells import interval_cell, trainable_cell
+from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.panels import (
     INK,
+    Names,
     colour,
+    draw_panels,
     error_bar,
-    house_style,
-    label_right,
-    new_panels,
     note_on_line,
     tint,
 )
-from studylib.reporting.study import RightAnswers
 from studylib.reporting.summary import Comparison, Row, Summary, right_answers
 from studylib.schema.methods import METHODS, WHOLE
 
@@ -73,8 +73,7 @@ def read_curves(summary: Summary) -> dict[str, list[Point]]:
 
 def falls_short(row: Row) -> bool:
     """Whether a method is clearly behind full fine-tuning, and by more than the margin."""
-    clear = row.gap_p_holm is not None and row.gap_p_holm <= 0.05
-    return row.gap is not None and clear and row.gap.high < 0 and row.gap.value < -MARGIN
+    return row.gap is not None and row.settled and row.gap.high < 0 and row.gap.value < -MARGIN
 
 
 def tell_capacity(summary: Summary) -> str:
@@ -87,43 +86,38 @@ def tell_capacity(summary: Summary) -> str:
 
 def tell_limits(summary: Summary) -> str:
     """Where each method stops being enough, in one or two sentences."""
-    curves = read_curves(summary)
     judged = {
-        label: [p for p in points if p.row.gap is not None] for label, points in curves.items()
+        label: beside
+        for label, points_ in read_curves(summary).items()
+        if (beside := [p for p in points_ if p.row.gap is not None])
     }
-    judged = {label: points for label, points in judged.items() if points}
     if not judged:
         return "Nothing can be said of capacity: no method stands beside full fine-tuning."
-    ends = {
-        label: next((p for p in points_ if falls_short(p.row)), None)
-        for label, points_ in judged.items()
-    }
-    short = [f"{label} at {p.facts:,} facts ({interval_cell(p.row.gap)} pp)"
-             for label, p in ends.items() if p]  # fmt: skip
-    enough = []
+    short, enough = [], []
     for label, points_ in judged.items():
-        if ends[label] is None:
+        behind = [p for p in points_ if falls_short(p.row)]
+        if behind:
+            gap = f"{interval_cell(behind[0].row.gap)} pp"
+            short.append(f"{label} at {behind[0].facts:,} facts ({gap})")
+        else:
             worst = min(points_, key=lambda p: p.row.gap.value)  # type: ignore[union-attr]
-            enough.append(f"{label} (at worst {interval_cell(worst.row.gap)} pp, at "
-                          f"{worst.facts:,} facts)")  # fmt: skip
+            gap = f"{interval_cell(worst.row.gap)} pp"
+            enough.append(f"{label} (at worst {gap}, at {worst.facts:,} facts)")
     most = max(p.facts for points_ in judged.values() for p in points_)
-    margin = f"{100 * MARGIN:g} pp"
     parts = []
     if short:
         parts.append(f"**Adapters stop being enough:** {join_words(short)}. That is the first "
                      "number of facts at which the gap to full fine-tuning is clear of zero and "
-                     f"beyond {margin}; {reservation(summary)}.")  # fmt: skip
-    caught = tell_caught_up(judged)
-    parts += [caught] if caught else []
+                     f"beyond {100 * MARGIN:g} pp; {reservation(summary)}.")  # fmt: skip
+    parts.append(tell_caught_up(judged, most))
     if enough:
         verb = "was" if len(enough) == 1 else "were"
         parts.append(f"{join_words(enough)} {verb} enough by that rule up to {most:,} facts.")
-    return " ".join(parts)
+    return " ".join(filter(None, parts))
 
 
-def tell_caught_up(judged: dict[str, list[Point]]) -> str:
+def tell_caught_up(judged: dict[str, list[Point]], most: int) -> str:
     """Methods that fall short somewhere and no longer do so at the most facts."""
-    most = max(p.facts for points_ in judged.values() for p in points_)
     back = [
         label
         for label, points_ in judged.items()
@@ -161,21 +155,13 @@ def tell_ranks(curves: dict[str, list[Point]]) -> str:
         for other in curves[lower]
         if one.facts == other.facts and (gap := compare_points(one, other)) is not None
     ]
-    if not judged:
-        return ""
     found = stats.adjust_holm([gap.p_value for _, _, _, gap in judged])
     worse = [
         f"by {label} than by {lower} at {facts:,} facts ({interval_cell(gap)} pp)"
         for (label, lower, facts, gap), p in zip(judged, found, strict=True)
         if p <= 0.05 and gap.high < 0
     ]
-    if not worse:
-        return ""
-    return (
-        f"A higher rank did not always learn more: less was learned {join_words(worse)}. A larger "
-        "adapter can hold no less, so that there the training (its rate, its number of updates) is "
-        "what ends, not the size."
-    )
+    return say("higher_rank", found=join_words(worse)) if worse else ""
 
 
 def neighbours(curves: dict[str, list[Point]]) -> list[tuple[str, str]]:
@@ -190,15 +176,13 @@ def neighbours(curves: dict[str, list[Point]]) -> list[tuple[str, str]]:
 
 def compare_points(one: Point, other: Point) -> stats.Estimate | None:
     """Accuracy of one less the other's on the same questions; None where an answer is missing."""
-    ours, theirs = (point_answers(point) for point in (one, other))
+    ours, theirs = (
+        right_answers(p.comparison.study, p.row.complete, p.row.weights or "").get("questions")
+        for p in (one, other)
+    )
     if ours is None or theirs is None or ours.correct.shape[1] != theirs.correct.shape[1]:
         return None
     return stats.compare_methods(ours.correct, theirs.correct, ours.clusters)
-
-
-def point_answers(point: Point) -> RightAnswers | None:
-    row = point.row
-    return right_answers(point.comparison.study, row.complete, row.weights or "").get("questions")
 
 
 def tell_full(points_: Sequence[Point]) -> str:
@@ -263,43 +247,40 @@ def capacity_cell(row: Row) -> str:
 def draw_capacity(summary: Summary) -> Figure | None:
     """Accuracy, and facts known beyond guessing, against the number of facts; one line a method."""
     curves = read_curves(summary)
-    if not curves:
-        return None
-    with house_style():
-        figure, panels = new_panels(2, sharey=False)
-        for panel, scaled in zip(panels, (False, True), strict=True):
-            labels = []
-            for label, points_ in curves.items():
-                method = points_[0].row.method
-                if not method.kind.trains and not any(p.row.above_chance for p in points_):
-                    continue  # it lies on the line of guessing
-                if scaled and not method.kind.trains:
-                    continue
-                shade, marker, style = line_look(method.label, curves)
-                xs = [p.facts for p in points_]
-                ys, bars = zip(*(point_height(p, scaled) for p in points_), strict=True)
-                below, above = ([bar[side] for bar in bars] for side in (0, 1))
-                panel.errorbar(
-                    xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
-                    marker=marker, markersize=5, linestyle=style,
-                )  # fmt: skip
-                labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
-            facts = sorted({p.facts for points_ in curves.values() for p in points_})
-            panel.set_xscale("log")
-            panel.xaxis.set_major_locator(FixedLocator(facts))
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.set_xticklabels([f"{n:,}" for n in facts])
-            panel.set_xlabel("new facts in the training data")
-            panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
-            panel.margins(x=0.08, y=0.12)
-            chance = guess_level(curves)
-            level = 0 if scaled or chance is None else 100 * chance
-            panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
-            note_on_line(panel, level, "guessing", below=True)
-            label_right(panel, labels)
-        panels[0].set_ylabel("accuracy (%) ↑")
-        panels[1].set_ylabel("facts known beyond guessing ↑")
-    return figure
+    facts = sorted({p.facts for points_ in curves.values() for p in points_})
+    chances = [p.row.chance.chance for points_ in curves.values()
+               for p in points_ if p.row.chance]  # fmt: skip
+
+    def draw(panel: Axes, scaled: bool) -> Names:
+        labels = []
+        for label, points_ in curves.items():
+            method = points_[0].row.method
+            told = method.kind.trains or any(p.row.above_chance for p in points_)
+            if not told or (scaled and not method.kind.trains):
+                continue  # it lies on the line of guessing
+            shade, marker, style = line_look(method.label, curves)
+            xs = [p.facts for p in points_]
+            ys, bars = zip(*(point_height(p, scaled) for p in points_), strict=True)
+            below, above = ([bar[side] for bar in bars] for side in (0, 1))
+            panel.errorbar(
+                xs, ys, yerr=[below, above], color=shade, capsize=2, linewidth=1.5,
+                marker=marker, markersize=5, linestyle=style,
+            )  # fmt: skip
+            labels.append((xs[-1], ys[-1], label, colour(method)))  # pale names do not read
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(FixedLocator(facts))
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xticklabels([f"{n:,}" for n in facts])
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace("-", "−"))
+        panel.margins(x=0.08, y=0.12)
+        level = 0 if scaled or not chances else 100 * chances[0]
+        panel.axhline(level, color=INK, linewidth=0.8, linestyle=":")
+        note_on_line(panel, level, "guessing", below=True)
+        panel.set_xlabel("new facts in the training data")
+        panel.set_ylabel("facts known beyond guessing ↑" if scaled else "accuracy (%) ↑")
+        return labels
+
+    return draw_panels((False, True), draw, sharey=False) if curves else None
 
 
 def point_height(point: Point, scaled: bool) -> tuple[float, tuple[float, float]]:
@@ -323,8 +304,3 @@ def line_look(label: str, curves: dict[str, list[Point]]) -> tuple[str, str, Any
     place = ranks.index(method.rank or 0)
     marker, style = RANK_LOOKS[(len(ranks) - 1 - place) % len(RANK_LOOKS)]
     return tint(colour(method), 0.45 * (1 - place / (len(ranks) - 1))), marker, style
-
-
-def guess_level(curves: dict[str, list[Point]]) -> float | None:
-    chances = [p.row.chance.chance for points_ in curves.values() for p in points_ if p.row.chance]
-    return chances[0] if chances else None

@@ -8,10 +8,10 @@ Not covered: claims (studylib.reporting.claims).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from studylib.core.metrics import METRICS, MISSING, byte_size, percent, plain_number, points
+from studylib.core.metrics import METRICS, MISSING, byte_size, percent, points
 from studylib.planning.catalog import match_gpu
 from studylib.reporting import forecast_errors, serve_tables
 from studylib.reporting.blocks import (
@@ -21,16 +21,14 @@ from studylib.reporting.blocks import (
     Number,
     Table,
     Text,
-    around,
     bullets,
     cell_of,
     figures,
     named,
-    paragraph,
+    titled,
     words,
 )
-from studylib.reporting.cells import rows_of, run_path
-from studylib.reporting.forecast_errors import MeasuredAndForecast
+from studylib.reporting.cells import link_record, rows_of, short_number
 from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
 from studylib.reporting.passes import made_by
@@ -55,20 +53,20 @@ def is_card(summary: Summary) -> bool:
 
 def card_section(summary: Summary, several: bool) -> list[Block]:
     """Memory, speed and serving; parts of which nothing was measured are left out."""
-    study = summary.study
+    study, card = summary.study, card_of(summary.study)
     title = "Measured on a card" + (f" (profile {study.name})" if several else "")
-    blocks: list[Block] = [Heading(2, title), Text(card_opening(study))]
+    blocks: list[Block] = [Heading(2, title), Text(card_opening(study, card))]
     runs = trained(study)
     for records in by_maker(runs):
         mark = maker_words(records, runs)
-        peaks = card_memory_table(study, records)
-        blocks += titled("Peak memory of training", mark, peaks, say("card_memory"))
-        blocks += titled("Speed", mark, card_speed_table(study, records), say("card_speed"))
+        peaks, speeds = card_memory_table(study, records), card_speed_table(card, records)
+        blocks += titled(f"Peak memory of training{mark}", peaks, say("card_memory"))
+        blocks += titled(f"Speed{mark}", speeds, say("card_speed"))
     for serves in by_maker(study.serves):
         setting = serve_tables.setting_sentence(serves)
         mark = maker_words(serves, study.serves)
-        blocks += titled("Serving", mark, serve_tables.overhead_table(serves), setting)
-    return blocks + left_out(study)
+        blocks += titled(f"Serving{mark}", serve_tables.overhead_table(serves), setting)
+    return blocks + left_out(study, card)
 
 
 def card_details(summary: Summary) -> list[Block]:
@@ -80,17 +78,17 @@ def card_details(summary: Summary) -> list[Block]:
         ids = {record.run_id for record in records}
         found = [c for c in forecast_errors.compare_runs([study]) if c.record.run_id in ids]
         words = f"{forecast_errors.sentence(found)} By part, measured, with the forecast's error:"
-        table = forecast_errors.part_table(found)
-        blocks += titled("Parts of the peak", maker_words(records, runs), table, words)
+        title = f"Parts of the peak{maker_words(records, runs)}"
+        blocks += titled(title, forecast_errors.part_table(found), words)
     for serves in by_maker(study.serves):
-        mark = maker_words(serves, study.serves)
-        blocks += titled("Swapping adapters on the card", mark, serve_tables.swap_table(serves))
+        title = f"Swapping adapters on the card{maker_words(serves, study.serves)}"
+        blocks += titled(title, serve_tables.swap_table(serves))
     for one in card.peers:
-        blocks += titled("Beside other libraries", "", peers_table(one), one.get("words", ""))
+        blocks += titled("Beside other libraries", peers_table(one), one.get("words", ""))
     failed = bullets(f"{r.name}: {r.fault}" for checks in card.checks
                      for r in checks.results if not r.passed)  # fmt: skip
     blocks += [Heading(3, "Failed in the card's self-check"), *failed] if failed else []
-    return blocks + titled("MMLU: each few-shot prefix computed once", "", mmlu_table(card.mmlu))
+    return blocks + titled("MMLU: each few-shot prefix computed once", mmlu_table(card.mmlu))
 
 
 def card_of(study: Study) -> CardFiles:
@@ -121,41 +119,34 @@ def by_maker(records: Iterable[Made]) -> list[list[Made]]:
 
 
 def maker_words(records: Sequence[Made], everything: Sequence[Made]) -> str:
-    """Which code made a table's records, where the study has records of several; else empty."""
-    if len(by_maker(everything)) == 1:
-        return ""
+    """Which code made a table's records, as its title ends; empty where one code made all."""
     device, commit, code = made_by(records[0])
-    return f"{device}, commit {commit[:12]}, code {code[:12]}"
-
-
-def titled(title: str, mark: str, table: Table, before: str = "") -> list[Block]:
-    """A table under its title and a sentence; nothing where it has no rows."""
-    if not table.rows:
-        return []
-    return [Heading(3, title + (f" ({mark})" if mark else "")), *paragraph(before), table]
+    several = len(by_maker(everything)) > 1
+    return f" ({device}, commit {commit[:12]}, code {code[:12]})" if several else ""
 
 
 # Sentences ----------------------------------------------------------------------------------------
 
 
-def card_opening(study: Study) -> str:
+def card_opening(study: Study, files: CardFiles) -> str:
     """Which card, when, by which code, and what it reached when it was asked alone."""
     every: list[Record | ServeRecord] = [*study.records, *study.serves]
     devices = join_words(sorted({record.environment.device for record in every}))
     days = sorted({record.environment.finished_at[:10] for record in every})
-    called = {(call.git_commit or "unknown")[:12] for call in card_of(study).study.calls}
+    called = {(call.git_commit or "unknown")[:12] for call in files.study.calls}
     commits = join_words(sorted({made_by(record)[1][:12] for record in every} | called))
-    card = card_of(study).study.card
+    card = files.study.card
     facts = ", ".join([devices, byte_size(card.memory_bytes), f"torch {card.torch}",
                        *([f"driver {card.driver}"] if card.driver else [])])  # fmt: skip
     records = f"{count_of(len(every), 'record')} of {join_words(days)}"
     text = say("card_opening", facts=facts, records=records, commits=commits)
-    return " ".join(part for part in (text, ceilings(study), self_check(study)) if part)
+    checks = [f"Its self-check: {format_verdict(found)}." for found in files.checks]
+    return " ".join(part for part in (text, ceilings(study, files), *checks) if part)
 
 
-def ceilings(study: Study) -> str:
+def ceilings(study: Study, files: CardFiles) -> str:
     """What the card gave when it was asked for nothing else, beside its datasheet."""
-    found = card_of(study).study.card.ceiling
+    found = files.study.card.ceiling
     if found is None:
         return ""
     gpu = match_gpu(study.records[0].environment.device)
@@ -170,21 +161,14 @@ def ceilings(study: Study) -> str:
     )
 
 
-def self_check(study: Study) -> str:
-    """The card's self-check, a sentence each."""
-    checks = card_of(study).checks
-    return " ".join(f"Its self-check: {format_verdict(found)}." for found in checks)
-
-
-def left_out(study: Study) -> list[Block]:
+def left_out(study: Study, files: CardFiles) -> list[Block]:
     """What the clock or a failure left unmeasured, by name."""
     words = []
-    for step in card_of(study).study.steps:
-        if step.state == "done":
-            continue
+    for step in files.study.steps:
         undone = [part.name for part in step.parts if part.state != "done"]
         which = f": {join_words(undone)}" if undone else ""
-        words.append(f"{step.name}, {step.state}{which}" + tell_reason(step.reason))
+        if step.state != "done":
+            words.append(f"{step.name}, {step.state}{which}{tell_reason(step.reason)}")
     words += [f"{r.run_id}, {r.status}{tell_reason(r.reason)}"
               for r in study.records if not r.complete]  # fmt: skip
     listed = bullets([*words, *serve_tables.tell_skipped(study.serves)])
@@ -203,54 +187,44 @@ def method_and_optimizer(record: Record) -> str:
     return f"{record.run.method.label}{other}{status}"
 
 
-def name_cells(study: Study, record: Record) -> tuple[str, str, str]:
-    link = f"{run_path(study.link, record.run_id)}/record.json"
-    return record.run.model, method_and_optimizer(record), f"[{rows_of(record)}]({link})"
-
-
 def card_memory_table(study: Study, records: Iterable[Record]) -> Table:
     """Each run's peak by three counters, with what was forecast of it by each."""
     made = {f.record_digest: f for f in study.forecasts}
     header = (*NAMED, *figures("Rows × tokens", "Allocated ↓; forecast",
               "Reserved ↓; forecast", "NVML ↓; forecast"))  # fmt: skip
     rows = [
-        (*name_cells(study, r), *peak_cells(r, made.get(r.digest) if r.complete else None))
+        (r.run.model, method_and_optimizer(r), link_record(study.link, r, rows_of(r)),
+         *peak_cells(r, made.get(r.digest) if r.complete else None))
         for r in records
         if r.train
-    ]
+    ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
-def peak_cells(record: Record, made: RunForecast | None) -> tuple[str, ...]:
-    """Allocated, reserved and NVML's, each measured and forecast."""
+def peak_cells(record: Record, made: RunForecast | None) -> Iterator[str]:
+    """Allocated, reserved and NVML's, each measured; forecast, with the forecast's error."""
     assert record.train is not None
     measure = record.train.measure
-    seen = (measure.torch_peak_allocated_bytes, measure.torch_peak_reserved_bytes,
-            nvml_bytes(record))  # fmt: skip
-    if made is None:
-        return tuple(bytes_beside_forecast(count, None) for count in seen)
-    context = made.parts.get("cuda_context", 0)
-    ours = (made.allocated_bytes, made.peak_bytes - context, made.card_bytes)
-    return tuple(bytes_beside_forecast(*pair) for pair in zip(seen, ours, strict=True))
+    measured = (measure.torch_peak_allocated_bytes, measure.torch_peak_reserved_bytes,
+                nvml_bytes(record))  # fmt: skip
+    ours: tuple[int | None, ...] = (None,) * 3
+    if made is not None:
+        context = made.parts.get("cuda_context", 0)
+        ours = (made.allocated_bytes, made.peak_bytes - context, made.card_bytes)
+    for seen, own in zip(measured, ours, strict=True):
+        beside = NOT_FORECAST
+        if seen is not None and own is not None:
+            beside = f"{byte_size(own)} ({points(own / seen - 1)} %)"
+        yield MISSING if seen is None else Number(f"{byte_size(seen)}; {beside}", seen)
 
 
-def bytes_beside_forecast(seen: int | None, ours: int | None) -> str:
-    """Measured; forecast, with the forecast's error."""
-    if seen is None:
-        return MISSING
-    if ours is None:
-        return Number(f"{byte_size(seen)}; {NOT_FORECAST}", seen)
-    off = points(MeasuredAndForecast(seen, ours).error)
-    return Number(f"{byte_size(seen)}; {byte_size(ours)} ({off} %)", seen)
-
-
-def card_speed_table(study: Study, records: Iterable[Record]) -> Table:
+def card_speed_table(card: CardFiles, records: Iterable[Record]) -> Table:
     """Each run's step, tokens, shares of the card's arithmetic, and energy where it was read."""
     header = (*NAMED, *figures("Rows × tokens", METRICS["clean_step_seconds"].header,
               METRICS["tokens_per_second"].header, "Of the datasheet's bf16 peak (%) ↑",
               "Of the peak measured here (%) ↑", "The same with what is computed again (%) ↑",
               "Energy (Wh a million tokens) ↓"))  # fmt: skip
-    ceiling = study.card.study.card.bf16_peak if study.card else None
+    ceiling = card.study.card.bf16_peak
     rows = []
     for record in records:
         train = record.train
@@ -259,21 +233,16 @@ def card_speed_table(study: Study, records: Iterable[Record]) -> Table:
         rate, flops = train.tokens_per_second, train.model_flops_per_token
         again = train.recomputed_flops_per_token
         every = None if flops is None or again is None else flops + again
-        sheet = train.model_flops_utilisation
         rows.append((
             record.run.model, method_and_optimizer(record), rows_of(record),
             cell_of(train.clean_step_seconds, METRICS["clean_step_seconds"].number),
             cell_of(rate, METRICS["tokens_per_second"].number),
-            cell_of(sheet, percent),
+            cell_of(train.model_flops_utilisation, percent),
             share_cell(rate, flops, ceiling),
             share_cell(rate, every, ceiling),
             energy_cell(record),
         ))  # fmt: skip
     return Table(header, tuple(rows))
-
-
-def plain_cell(value: float) -> Number:
-    return Number(plain_number(value, 3), value)
 
 
 def share_cell(rate: float | None, flops: float | None, ceiling: float | None) -> str:
@@ -287,7 +256,7 @@ def energy_cell(record: Record) -> str:
     joules, tokens = record.train.measure.energy_joules, record.train.tokens_seen
     if not joules or not tokens or record.environment.sessions > 1:
         return MISSING
-    return plain_cell(1e6 * joules / tokens / WATT_HOUR)
+    return short_number(1e6 * joules / tokens / WATT_HOUR)
 
 
 # Columns of the peers' table that are worth a reader's minute; the file has the others.
@@ -311,8 +280,8 @@ def mmlu_table(found: Sequence[Mapping[str, Any]]) -> Table:
               "Largest difference of log-likelihoods ↓"))  # fmt: skip
     rows = [
         (str(one["model"]), str(one["dtype"]), cell_of(one["items"]),
-         plain_cell(one["stock_model_seconds"]), plain_cell(one["our_model_seconds"]),
-         around(f"{plain_cell(one['time_ratio'])} ×", plain_cell(one["time_ratio"])),
+         short_number(one["stock_model_seconds"]), short_number(one["our_model_seconds"]),
+         Number(f"{short_number(one['time_ratio'])} ×", one["time_ratio"]),
          cell_of(one["answers_changed"]),
          cell_of(one["max_abs_loglikelihood_difference"], "{:.2g}".format))
         for one in found

@@ -13,15 +13,18 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 
-from studylib.core import stats
-from studylib.core.metrics import METRICS, MISSING, percent, points
+from studylib.core.metrics import METRICS, MISSING, decimals, percent, plain_number, points
+from studylib.core.stats import Estimate
 from studylib.reporting.blocks import Number, cell_of
+from studylib.reporting.measured import RIGHT_ANSWERS
 from studylib.reporting.resources import TIMED, Spread, dollars
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.extent_words import WHOLE_SHARE, percent_below, tell_base, tell_reach
+from studylib.schema.measures import Measure
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
+DECIMALS = 3  # of nats and bits
 NOT_KNOWN = "not known"
 NOT_RUN = "not run"
 NOT_TRAINED = "not trained"
@@ -50,16 +53,25 @@ def why_unasked(row: Row) -> str:
     return next((block.reason for block in blocks if block.reason), MISSING)
 
 
-def interval_cell(estimate: stats.Estimate | None, signed: bool = True) -> str:
-    """value ± half-width, or value [low, high] where the interval is not symmetric."""
+def measure_number(value: float, measure: Measure = RIGHT_ANSWERS, signed: bool = True) -> Number:
+    """A figure or a difference in the unit shown: points of a share, or nats and bits."""
+    if measure.is_share:
+        return Number(points(value) if signed else percent(value), value)
+    return Number(decimals(value, DECIMALS, signed), value)
+
+
+def interval_cell(
+    estimate: Estimate | None, measure: Measure = RIGHT_ANSWERS, signed: bool = True
+) -> str:
+    """value ± half-width, or value [low, high] where a bound cut one side."""
     if estimate is None:
         return MISSING
-    show = points if signed else percent
     up, down = estimate.high - estimate.value, estimate.value - estimate.low
+    value = measure_number(estimate.value, measure, signed)
     if abs(up - down) < 5e-4:
-        return Number(f"{show(estimate.value)} ± {percent(up)}", estimate.value)
-    ends = f"[{show(estimate.low)}, {show(estimate.high)}]"
-    return Number(f"{show(estimate.value)} {ends}", estimate.value)
+        return Number(f"{value} ± {measure_number(up, measure, signed=False)}", value.value)
+    ends = (measure_number(end, measure, signed) for end in (estimate.low, estimate.high))
+    return Number(f"{value} [{', '.join(ends)}]", value.value)
 
 
 def difference_cell(comparison: Comparison, row: Row, key: str) -> str:
@@ -73,17 +85,9 @@ def difference_cell(comparison: Comparison, row: Row, key: str) -> str:
     return absent(row)
 
 
-def record_link(comparison: Comparison, record: Record) -> str:
-    name = f"s{record.run.seed}" if record.run.method.kind.trains else "base"
-    return f"[{name}]({run_path(comparison.study.link, record.run_id)}/record.json)"
-
-
-def run_path(link: str, run_id: str) -> str:
-    return posixpath.join(link, "runs", run_id)
-
-
-def record_links(comparison: Comparison, row: Row) -> str:
-    return " ".join(record_link(comparison, record) for record in row.records)
+def link_record(folder: str, record: Record, words: str) -> str:
+    """Words that lead to a record below a study's folder, as it is seen from the report."""
+    return f"[{words}]({posixpath.join(folder, 'runs', record.run_id)}/record.json)"
 
 
 def absent(row: Row) -> str:
@@ -144,6 +148,10 @@ def rows_of(record: Record) -> str:
     return f"{record.run.train.micro_batch} × {record.run.train.seq_len:,}"
 
 
+def short_number(value: float) -> Number:
+    return Number(plain_number(value, 3), value)
+
+
 def p_value(p: float) -> str:
     return Number("< 0.001" if p < 0.001 else f"{p:.3f}", p)
 
@@ -164,14 +172,9 @@ def name_method(row: Row) -> str:
 
 def method_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for each thing of a method at a size that its name does not tell."""
-    found = dict.fromkeys(
-        f"At {comparison.name} {words}."
-        for comparison in comparisons
-        for row in comparison.rows
-        for words in tell_row(row)
-        if words
-    )
-    return list(found)
+    told = (f"At {c.name} {words}." for c in comparisons for row in c.rows
+            for words in tell_row(row) if words)  # fmt: skip
+    return list(dict.fromkeys(told))
 
 
 def tell_row(row: Row) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from studylib.core import stats
 from studylib.core.metrics import percent, plain_number, points
 from studylib.core.verdicts import Measured
-from studylib.planning.catalog import find_shape
+from studylib.planning.catalog import Shape, find_shape
 from studylib.planning.counts import checkpoint_bytes, count_adapter, count_parameters
 from studylib.reporting.cells import p_value
 from studylib.reporting.kept import kept_of_gain
@@ -24,7 +24,7 @@ from studylib.reporting.passes import PassSettings, commit_words
 from studylib.reporting.summary import Comparison, Row
 from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.serve_records import ServeRecord
-from studylib.schema.serving import LatencyRow, PairedRatio
+from studylib.schema.serving import PairedRatio
 
 
 @dataclass(frozen=True)
@@ -67,36 +67,38 @@ HELD_OUT_SEEDS = 3  # as many as the rules of the claims ask for
 # Counted ------------------------------------------------------------------------------------------
 
 
-def count_adapter_parameters(source: Part) -> ClaimFigure:
+def count_figure(source: Part) -> ClaimFigure:
+    """A figure by arithmetic on the source's shape alone."""
     shape = find_shape(source["shape"])
+    ours, measured = COUNTS[source["count"]](shape, source)
+    return ClaimFigure(ours, f"counted from the shape of {shape.name}", measured)
+
+
+def count_adapter_parameters(shape: Shape, source: Part) -> tuple[str, Measured]:
     count = count_adapter(shape, source["rank"], targets_of(source))
-    ours = f"{count:,} on {where(source)}"
-    return ClaimFigure(ours, counted(shape.name), Measured(count / 1e6, "M"))
+    return f"{count:,} on {where(source)}", Measured(count / 1e6, "M")
 
 
-def count_adapter_share(source: Part) -> ClaimFigure:
-    shape = find_shape(source["shape"])
+def count_adapter_share(shape: Shape, source: Part) -> tuple[str, Measured]:
     total = count_parameters(shape)
     share = 100 * count_adapter(shape, source["rank"], targets_of(source)) / total
     every = 100 * count_adapter(shape, source["rank"]) / total
     ours = f"{share:.4f} % of {total:,}; {every:.4f} % on all linear layers"
-    return ClaimFigure(ours, counted(shape.name), Measured(share, "%"))
+    return ours, Measured(share, "%")
 
 
-def count_checkpoint_size(source: Part) -> ClaimFigure:
-    shape = find_shape(source["shape"])
+def count_checkpoint_size(shape: Shape, source: Part) -> tuple[str, Measured]:
     size = checkpoint_bytes(count_parameters(shape), source["dtype"])
     ours = f"{size:,} bytes = {size / 1e9:.2f} GB in {source['dtype']}"
-    return ClaimFigure(ours, counted(shape.name), Measured(size / 1e9, "GB"))
+    return ours, Measured(size / 1e9, "GB")
 
 
-def count_adapter_size(source: Part) -> ClaimFigure:
+def count_adapter_size(shape: Shape, source: Part) -> tuple[str, Measured]:
     """Bytes of an adapter in bf16 and in fp32, as one range."""
-    shape = find_shape(source["shape"])
     count = count_adapter(shape, source["rank"], targets_of(source))
     low, high = (checkpoint_bytes(count, dtype) / 1e6 for dtype in ("bf16", "fp32"))
     ours = f"{low:.1f} MB in bf16, {high:.1f} MB in fp32, r={source['rank']} on {where(source)}"
-    return ClaimFigure(ours, counted(shape.name), Measured(high, "MB", low, high))
+    return ours, Measured(high, "MB", low, high)
 
 
 def targets_of(source: Part) -> tuple[str, ...] | None:
@@ -104,12 +106,7 @@ def targets_of(source: Part) -> tuple[str, ...] | None:
 
 
 def where(source: Part) -> str:
-    targets = targets_of(source)
-    return "all linear layers" if targets is None else ",".join(t[0] for t in targets)
-
-
-def counted(shape: str) -> str:
-    return f"counted from the shape of {shape}"
+    return ",".join(t[0] for t in source["targets"]) if "targets" in source else "all linear layers"
 
 
 # Measured -----------------------------------------------------------------------------------------
@@ -126,7 +123,7 @@ def measure_behind_full(comparison: Comparison, row: Row, held_out: bool) -> Cla
     if row.gap is None:
         return None
     gap = row.gap
-    measured = Measured(-100 * gap.value, "pp", -100 * gap.high, -100 * gap.low, seeds(row))
+    measured = Measured(-100 * gap.value, "pp", -100 * gap.high, -100 * gap.low, gap.seeds)
     ours = f"{row.label}: {points_interval(gap)} against full"
     judged = sum(other.gap is not None for other in comparison.scored)
     if row.gap_p_holm is not None and judged > 1:
@@ -160,19 +157,23 @@ def judge_held_out(comparison: Comparison, row: Row) -> ClaimFigure | None:
     verdict = "reproduced" if ends[1] < 0 else "differs" if ends[0] > 0 else "inconclusive"
     if found.estimate.seeds < HELD_OUT_SEEDS:
         verdict, words = "inconclusive", f"{words} Too few seeds."
-    shown = kept_of_gain(comparison, row)
-    measured = None
-    if shown:
-        value, low, high = (100 * end for end in shown[:3])
-        measured = Measured(value, KEPT, low, high, shown[3])
     ours = f"{found.measure.label}: {words}"
-    return ClaimFigure(ours, measured_on(comparison), measured, settled=(verdict, words))
+    return ClaimFigure(ours, measured_on(comparison), measured_share(comparison, row),
+                       settled=(verdict, words))  # fmt: skip
+
+
+def measured_share(comparison: Comparison, row: Row) -> Measured | None:
+    """A method's share of full fine-tuning's gain, for the rule; None where full has none."""
+    share = kept_of_gain(comparison, row)
+    if share is None:
+        return None
+    value, low, high = (100 * end for end in share[:3])
+    return Measured(value, KEPT, low, high, share[3])
 
 
 def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> ClaimFigure | None:
     """A method's share of full fine-tuning's gain over the base, in per cent."""
     full = comparison.row(WHOLE)
-    share = kept_of_gain(comparison, row)
     if measured_first := first_measure(comparison) if held_out else []:
         found = next((f for f in measured_first if f.label == row.label), None)
         if found is None or found.gap is None:
@@ -184,11 +185,9 @@ def measure_share_of_gain(comparison: Comparison, row: Row, held_out: bool) -> C
         obstacle = find_obstacle(comparison, row)
     else:
         return None
-    if share is None:
+    measured = measured_share(comparison, row)
+    if measured is None:
         obstacle = "full fine-tuning's own gain is not clear of zero"
-        return ClaimFigure(ours, measured_on(comparison), None, obstacle)
-    value, low, high = (100 * end for end in share[:3])
-    measured = Measured(value, KEPT, low, high, share[3])
     return ClaimFigure(ours, measured_on(comparison), measured, obstacle)
 
 
@@ -199,16 +198,10 @@ def find_obstacle(comparison: Comparison, row: Row) -> str | None:
     return None
 
 
-def seeds(row: Row) -> int | None:
-    return None if row.gap is None else row.gap.seeds
-
-
 def measured_on(comparison: Comparison) -> str:
     device = comparison.rows[0].records[0].environment.device
-    return (
-        f"measured on {device}: {comparison.name}, track {comparison.track}"
-        f"{commit_words(comparison)}"
-    )
+    where = f"{comparison.name}, track {comparison.track}{commit_words(comparison)}"
+    return f"measured on {device}: {where}"
 
 
 def points_interval(estimate: stats.Estimate) -> str:
@@ -230,7 +223,7 @@ def measure_overhead(source: Part, record: ServeRecord) -> ClaimFigure | None:
     low, value, high = (100 * (end - 1) for end in (ratio.low, ratio.value, ratio.high))
     ours = (
         f"{record.spec.method.label} {source['variant']}: {overhead_text(ratio)} between tokens at "
-        f"{setting(row)}"
+        f"batch {row.batch}, prompt of {row.prompt_tokens:,} tokens"
     )
     if len(known) > 1:
         middles = sorted(r.value - 1 for _, r in known)
@@ -242,10 +235,6 @@ def overhead_text(ratio: PairedRatio) -> str:
     """A paired ratio as what is added, in per cent with its 95 % interval."""
     value, low, high = (points(end - 1) for end in (ratio.value, ratio.low, ratio.high))
     return f"{value} % [{low}, {high}]"
-
-
-def setting(row: LatencyRow) -> str:
-    return f"batch {row.batch}, prompt of {row.prompt_tokens:,} tokens"
 
 
 def measure_hot_swap(source: Part, record: ServeRecord) -> ClaimFigure | None:
@@ -290,9 +279,10 @@ def served_on(record: ServeRecord) -> str:
 def forecast_figure(part: Part, forecast: ClaimForecast) -> ClaimFigure:
     """A forecast with what its error leaves possible."""
     unit = part["rule"]["unit"]
-    measured = Measured(forecast.value, unit, forecast.low, forecast.high)
-    ours = f"{with_unit(forecast.value, unit)} ({number_range(measured)})"
+    low, high = (plain_number(end, 3) for end in (forecast.low, forecast.high))
+    ours = f"{with_unit(forecast.value, unit)} ({low} to {high})"
     ours += f"; {forecast.more}" if forecast.more else ""
+    measured = Measured(forecast.value, unit, forecast.low, forecast.high)
     return ClaimFigure(ours, f"forecast: {forecast.source}", measured)
 
 
@@ -301,12 +291,7 @@ def with_unit(value: float, unit: str) -> str:
     return f"${text}" if unit == "$" else f"{text} {unit}"
 
 
-def number_range(measured: Measured) -> str:
-    low, high = measured.interval
-    return f"{plain_number(low, 3)} to {plain_number(high, 3)}"
-
-
-COUNTS: dict[str, Callable[[Part], ClaimFigure]] = {
+COUNTS: dict[str, Callable[[Shape, Part], tuple[str, Measured]]] = {
     "adapter_parameters": count_adapter_parameters,
     "adapter_share": count_adapter_share,
     "checkpoint_size": count_checkpoint_size,

@@ -13,29 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
-import yaml
-
 from studylib.core.metrics import plain_number, points
-from studylib.core.places import PACKAGE
 from studylib.core.verdicts import Measured, Rule, judge_claim, parse_rule
 from studylib.planning.alpaca_run import TOKENS
 from studylib.reporting.cells import rows_of
 from studylib.reporting.claim_sources import (
-    COUNTS,
     MEASURES,
     SERVED,
     ClaimFigure,
     ClaimForecast,
     Part,
+    count_figure,
     forecast_figure,
     measured_on,
     with_unit,
 )
 from studylib.reporting.evidence_kinds import kind_of_model
-from studylib.reporting.glossary import few_seeds
+from studylib.reporting.glossary import few_seeds, read_texts
 from studylib.reporting.notes import at_edge, edge_words
 from studylib.reporting.passes import Cell, gather_passes, job_of, why_judged
 from studylib.reporting.resources import Spread, spread_of
@@ -44,7 +40,6 @@ from studylib.schema.methods import WHOLE
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
 
-CLAIMS = PACKAGE / "claims.yaml"
 NOT_YET = "not measured yet"
 Measure = Callable[[Comparison, Row], ClaimFigure | None]
 TORCH_ALONE = "torch's allocator alone (reserved; NVML told nothing)"
@@ -115,9 +110,8 @@ def first_word(how: str) -> str:
     return how.split()[0].rstrip(":")
 
 
-@lru_cache(maxsize=1)
 def read_claims() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(CLAIMS.read_text(encoding="utf-8"))
+    return read_texts("claims.yaml")
 
 
 def article_rule(method: str, track: str) -> Rule | None:
@@ -140,17 +134,14 @@ def evaluate_claims(
         for part in content["parts"]:
             figures = find_figures(part, studies)
             traced = (forecasts or {}).get(f"{claim}.{part['key']}", ())
-            traced = give_way(traced, part, studies)
-            figures += [(forecast_figure(part, forecast), None) for forecast in traced]
-            found += [
-                judge_figure(claim, content["topic"], part, figure, at) for figure, at in figures
-            ]
+            figures += [(forecast_figure(part, forecast), None)
+                        for forecast in give_way(traced, part, studies)]  # fmt: skip
+            topic = content["topic"]
+            found += [judge_figure(claim, topic, part, figure, at) for figure, at in figures]
             if not figures:
-                needs = f"needs {part['needs']}"
-                found.append(
-                    Finding(claim, part["key"], content["topic"], part["article"], NOT_YET, needs,
-                            NOT_YET, "", describe_rule(part))
-                )  # fmt: skip
+                found.append(Finding(claim, part["key"], topic, part["article"], NOT_YET,
+                                     f"needs {part['needs']}", NOT_YET, "",
+                                     describe_rule(part)))  # fmt: skip
     return found
 
 
@@ -159,7 +150,7 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
     a serving run, or none."""
     source = part.get("source", {})
     if "count" in source:
-        return [(COUNTS[source["count"]](source), None)]
+        return [(count_figure(source), None)]
     found: list[tuple[ClaimFigure | None, Place | None]] = []
     if "measure" in source:
         cells = find_cells(source, studies)
@@ -171,9 +162,12 @@ def find_figures(part: Part, studies: list[Summary]) -> list[tuple[ClaimFigure, 
             measure_cell, held_out = MEASURES[source["measure"]], source.get("held_out", False)
             found += [(measure_cell(*cell, held_out), place_of_row(*cell)) for cell in cells]
     if "serve" in source:
-        for record in (record for study in studies for record in study.study.serves):
-            at = Place(str(record.spec.model_ref), None, record.environment.device)
-            found.append((SERVED[source["serve"]](source, record), at))
+        found += [
+            (SERVED[source["serve"]](source, record),
+             Place(str(record.spec.model_ref), None, record.environment.device))
+            for study in studies
+            for record in study.study.serves
+        ]  # fmt: skip
     return [(figure, at) for figure, at in found if figure is not None]
 
 
@@ -261,12 +255,12 @@ def measure_train_peak(comparison: Comparison, row: Row) -> ClaimFigure | None:
     ours = f"{row.label}, {rows_of(first)} tokens at once ({switches}): "
     if not row.complete:
         ours += f"{row.status}, {plain_number(value, 3)} GB reached"
-        return ClaimFigure(
-            ours, measured_on(comparison), None, "the run needs more than was reached"
-        )
+        more = "the run needs more than was reached"
+        return ClaimFigure(ours, measured_on(comparison), None, more)
     ours += f"{plain_number(value, 3)} GB by {words}"
     if words == "NVML" and (made := forecast_of(comparison, first)):
-        ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off(made, peak.value)})"
+        off = f"{points(made / peak.value - 1)} %"
+        ours += f" (forecast without it: {plain_number(made / 1e9, 3)} GB, {off})"
     return ClaimFigure(ours, measured_on(comparison), Measured(value, "GB", low, high))
 
 
@@ -282,11 +276,6 @@ def forecast_of(comparison: Comparison, record: Record) -> int | None:
     """The peak that was forecast of this very record, on one card, in bytes."""
     made = (f for f in comparison.study.forecasts if f.record_digest == record.digest)
     return next((f.card_bytes for f in made), None) if record.run.gpus <= 1 else None
-
-
-def off(made: float, measured: float) -> str:
-    """How far a forecast is off, in per cent of what was measured."""
-    return f"{points(made / measured - 1)} %"
 
 
 def measure_run_dollars(comparison: Comparison, row: Row) -> ClaimFigure | None:
@@ -306,12 +295,10 @@ def measure_run_dollars(comparison: Comparison, row: Row) -> ClaimFigure | None:
 
 def measure_passes(measure: Measure, cells: Sequence[Cell]) -> ClaimFigure | None:
     """The figure of one job at the pass to judge by (the first), the others' beside it."""
-    figures = [(row, figure) for cell in cells if (figure := measure(*cell)) for row in [cell[1]]]
-    if not figures:
-        return None
+    figures = [(row, figure) for comparison, row in cells if (figure := measure(comparison, row))]
+    if len(figures) < 2:
+        return figures[0][1] if figures else None
     row, judged = figures[0]
-    if len(figures) == 1:
-        return judged
     known = [figure.measured for _, figure in figures if figure.measured]
     words = [
         f"{rows_of(other.records[0])} "

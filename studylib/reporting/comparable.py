@@ -9,12 +9,11 @@ Not covered: which fields those are (studylib.schema.differences.SHARED_FIELDS).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from studylib.reporting.study import PER_SEED_FIELDS
-from studylib.schema.differences import SHARED_FIELDS, find_mismatches
+from studylib.schema.differences import SHARED_FIELDS
 from studylib.schema.records import Record
 
 SAME_FOR_ALL = tuple(field for field in SHARED_FIELDS if field not in PER_SEED_FIELDS)
@@ -36,13 +35,9 @@ def shared_values(record: Record) -> Values:
     marks: Values = {f: record.fingerprint.get(f) for f in SAME_FOR_ALL}
     for field in PER_SEED_FIELDS:
         marks[f"{field} (seed {record.run.seed})"] = record.fingerprint.get(field)
-    marks[weights_mark(record)] = record.fingerprint.get("evaluate.weights")
+    scored = f"evaluate.weights ({record.run.method.slug})"
+    marks[scored] = record.fingerprint.get("evaluate.weights")
     return {field: value for field, value in marks.items() if value is not None}
-
-
-def weights_mark(record: Record) -> str:
-    """The name of the field that says what a method was scored on."""
-    return f"evaluate.weights ({record.run.method.slug})"
 
 
 def split_comparable(records: Iterable[Record]) -> list[list[Record]]:
@@ -88,22 +83,12 @@ def agrees(one: Values, other: Values) -> bool:
 
 def name_refusals(track: str, model: str, records: Iterable[Record]) -> list[Refusal]:
     """Every field that the runs of one track and model do not share, with its values."""
-    rows = list(records)
-    found = {f: v for f, v in find_mismatches(rows).items() if f not in PER_SEED_FIELDS}
-    for field in PER_SEED_FIELDS:
-        for seed, values in several_values(rows, field, lambda r: r.run.seed):
-            found[f"{field} (seed {seed})"] = values
-    for method, values in several_values(rows, "evaluate.weights", lambda r: r.run.method.slug):
-        found[f"evaluate.weights ({method})"] = values
-    return [Refusal(track, model, field, values) for field, values in sorted(found.items())]
-
-
-def several_values(
-    records: Iterable[Record], field: str, group: Callable[[Record], Any]
-) -> Iterator[tuple[Any, dict[str, list[str]]]]:
-    """Each group whose records do not share a field: value -> run ids."""
-    found: dict[Any, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {}
     for record in records:
-        if (value := record.fingerprint.get(field)) is not None:
-            found.setdefault(group(record), {}).setdefault(str(value), []).append(record.run_id)
-    yield from ((key, values) for key, values in found.items() if len(values) > 1)
+        for field, value in shared_values(record).items():
+            found.setdefault(field, {}).setdefault(str(value), []).append(record.run_id)
+    return [
+        Refusal(track, model, field, values)
+        for field, values in sorted(found.items())
+        if len(values) > 1
+    ]

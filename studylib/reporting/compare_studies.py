@@ -29,14 +29,15 @@ from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord
 from studylib.schema.settings import Frozen
 
-TIME_SHARE = 0.05  # of the first folder's median: what clocks and neighbours do to repeats
-MEMORY_SHARE = 0.02  # of its peak: the allocator's luck
-TIMES = ("clean_step_seconds", "tokens_per_second", "train_seconds", "end_to_end_seconds",
-         "energy_watt_hours")  # fmt: skip
-COUNTED = ("trainable_params", "variant_bytes")
-ALPHA = 0.05
 Rule = Literal["paired", "unpaired", "time", "memory", "counted", "ratio", "status"]
-Group = tuple[str, str, str]  # track, model, method
+ALPHA = 0.05
+# Of the first folder's figure: what clocks and neighbours do to repeats, and the allocator's luck.
+SHARES: dict[Rule, float] = {"time": 0.05, "memory": 0.02}
+JUDGED_BY: dict[str, Rule] = {
+    "clean_step_seconds": "time", "tokens_per_second": "time", "train_seconds": "time",
+    "end_to_end_seconds": "time", "energy_watt_hours": "time", "trainable_params": "counted",
+    "variant_bytes": "counted",
+}  # fmt: skip
 ACCURACY_NAMES = {"questions": "accuracy", "retention": "kept knowledge"}
 
 
@@ -76,135 +77,107 @@ def compare_folders(before: Path, after: Path) -> ComparedStudies:
     folders that have no run in common."""
     one, other = read_study(before, planned=()), read_study(after, planned=())
     groups, others = group_records(one), group_records(other)
-    shared = [key for key in groups if key in others]
+    shared = {key: (groups[key], others[key]) for key in groups if key in others}
     if not shared:
         raise StudyError(f"{before}, {after}", "they have no track, model and method in common",
                          "Compare results of the same profile.")  # fmt: skip
-    moves: list[Move] = []
-    for key in shared:
-        a, b = groups[key], others[key]
-        moves += [*compare_status(key, a, b), *compare_resources(key, a, b)]
-        moves += compare_peaks(key, a, b)
+    moves = [move for key, pair in shared.items() for move in compare_resources(key, *pair)]
     moves += correct_accuracies(
-        [m for k in shared for m in compare_accuracy(k, one, other, groups[k], others[k])]
+        [move for key, pair in shared.items() for move in compare_accuracy(key, one, other, *pair)]
     )
-    moves += compare_servings(one.serves, other.serves)
+    servings = {record.serve_id: record for record in other.serves}
+    for record in one.serves:
+        if served := servings.get(record.serve_id):
+            moves += compare_ratios(record, served) + compare_footprints(record, served)
     return ComparedStudies(
         before=str(before),
         after=str(after),
         moves=tuple(moves),
-        only_before=tuple(group_words(key) for key in groups if key not in others),
-        only_after=tuple(group_words(key) for key in others if key not in groups),
-        settings=find_recipe([(groups[key], others[key]) for key in shared])
-        | find_settings(one.records, other.records),
+        only_before=tuple(key for key in groups if key not in others),
+        only_after=tuple(key for key in others if key not in groups),
+        settings=find_recipe(shared.values()) | find_settings(one.records, other.records),
     )
 
 
-def group_records(study: Study) -> dict[Group, list[Record]]:
-    groups: dict[Group, list[Record]] = {}
+def group_records(study: Study) -> dict[str, list[Record]]:
+    """Model, method and track in words -> the runs."""
+    groups: dict[str, list[Record]] = {}
     for record in sorted(study.records, key=lambda r: (r.run.track, r.run_id)):
-        key = (record.run.track, record.run.model, record.run.method.slug)
-        groups.setdefault(key, []).append(record)
+        run = record.run
+        track = "" if run.track == "main" else f" ({run.track})"
+        groups.setdefault(f"{run.model} {run.method.slug}{track}", []).append(record)
     return groups
 
 
-def group_words(key: Group) -> str:
-    track, model, method = key
-    return f"{model} {method}" + ("" if track == "main" else f" ({track})")
-
-
-def compare_status(key: Group, a: list[Record], b: list[Record]) -> list[Move]:
-    """How the runs ended, where that differs."""
+def compare_resources(what: str, a: list[Record], b: list[Record]) -> list[Move]:
+    """How the runs ended where that differs; times, energy, peaks and what is counted."""
+    found = []
     ends = [", ".join(sorted({r.status for r in records})) for records in (a, b)]
-    if ends[0] == ends[1]:
-        return []
-    return [
-        Move(what=group_words(key), figure="status", before=ends[0], after=ends[1], difference=None,
-             rule="status", moved=True)
-    ]  # fmt: skip
-
-
-def compare_resources(key: Group, a: list[Record], b: list[Record]) -> list[Move]:
-    """Times and energy by their rule, what is counted by equality."""
-    one, other = (spread_figures([r for r in x if r.complete], None) for x in (a, b))
-    found = [
-        judge_spread(key, METRICS[name].label, one[name], other[name], "time", TIME_SHARE)
-        for name in TIMES
-        if name in one and name in other
-    ]
+    if ends[0] != ends[1]:
+        found.append(Move(what=what, figure="status", before=ends[0], after=ends[1],
+                          difference=None, rule="status", moved=True))  # fmt: skip
+    ours, theirs = resources_of(a), resources_of(b)
     return found + [
-        judge_spread(key, METRICS[name].label, one[name], other[name], "counted", 0.0)
-        for name in COUNTED
-        if name in one and name in other
+        judge_spread(what, figure, spread, theirs[figure][1], rule)
+        for figure, (rule, spread) in ours.items()
+        if figure in theirs
     ]
 
 
-def compare_peaks(key: Group, a: list[Record], b: list[Record]) -> list[Move]:
-    one, other = (spread_memory([r for r in x if r.complete]) for x in (a, b))
-    return [
-        judge_spread(key, f"{stage} peak, {MEMORY[kind]}", one[kind, stage], other[kind, stage],
-                     "memory", MEMORY_SHARE)
-        for kind, stage in one
-        if (kind, stage) in other
-    ]  # fmt: skip
+def resources_of(records: list[Record]) -> dict[str, tuple[Rule, Spread]]:
+    """Figure in words -> by which rule it is judged, and what it came to in complete runs."""
+    complete = [record for record in records if record.complete]
+    spreads = spread_figures(complete, None)
+    figures: dict[str, tuple[Rule, Spread]] = {
+        METRICS[key].label: (rule, spreads[key])
+        for key, rule in JUDGED_BY.items()
+        if key in spreads
+    }
+    for (kind, stage), spread in spread_memory(complete).items():
+        figures[f"{stage} peak, {MEMORY[kind]}"] = ("memory", spread)
+    return figures
 
 
-def judge_spread(
-    key: Group, figure: str, one: Spread, other: Spread, rule: Rule, share: float
-) -> Move:
-    """Whether two figures over seeds moved: no overlap, and further apart than the share."""
+def judge_spread(what: str, figure: str, one: Spread, other: Spread, rule: Rule) -> Move:
+    """Whether two figures over seeds moved: no overlap, and further apart than the rule's share."""
     relative = other.value / one.value - 1 if one.value else float(other.value != one.value)
     apart = other.low > one.high or other.high < one.low
-    moved = one.value != other.value if rule == "counted" else apart and abs(relative) > share
+    moved = apart and abs(relative) > SHARES[rule] if rule in SHARES else one.value != other.value
     return Move(
-        what=group_words(key), figure=figure, before=one.value, after=other.value,
+        what=what, figure=figure, before=one.value, after=other.value,
         difference=relative, rule=rule, moved=bool(moved),
     )  # fmt: skip
 
 
 def compare_accuracy(
-    key: Group, one: Study, other: Study, a: list[Record], b: list[Record]
+    what: str, one: Study, other: Study, a: list[Record], b: list[Record]
 ) -> list[Move]:
     """Accuracy on each task and set of weights that both folders scored."""
     found = []
     for task, name in ACCURACY_NAMES.items():
-        for weights in shared_weights(a, b, task):
-            ours = answers_and_items(one, a, task, weights)
-            theirs = answers_and_items(other, b, task, weights)
+        sets = [
+            {s.weights for r in x if r.evaluate for s in r.evaluate.scores if s.task == task}
+            for x in (a, b)
+        ]
+        for weights in sorted(sets[0] & sets[1]):
+            ours, theirs = (
+                gather_answers(study.items(r for r in x if r.complete), task, weights)
+                for study, x in ((one, a), (other, b))
+            )
             if ours is not None and theirs is not None:
                 fixed = not a[0].run.method.kind.trains
                 merged = ", merged" if "merged" in weights else ""
-                paired = ours[1] == theirs[1]
-                found.append(
-                    judge_answers(key, f"{name}{merged}", ours[0], theirs[0], fixed, paired)
-                )
+                found.append(judge_answers(what, f"{name}{merged}", ours, theirs, fixed))
     return found
 
 
-def shared_weights(a: Iterable[Record], b: Iterable[Record], task: str) -> list[str]:
-    sets = [
-        {s.weights for r in x if r.evaluate for s in r.evaluate.scores if s.task == task}
-        for x in (a, b)
-    ]
-    return sorted(sets[0] & sets[1])
-
-
-def answers_and_items(
-    study: Study, records: Iterable[Record], task: str, weights: str
-) -> tuple[RightAnswers, list[str]] | None:
-    """Answers over seeds, and the items in their order; None where there are none."""
-    answers = gather_answers(study.items(r for r in records if r.complete), task, weights)
-    if answers is None:
-        return None
-    return answers, [f"{s}/{i}" for s, i in zip(answers.subjects, answers.items, strict=True)]
-
-
 def judge_answers(
-    key: Group, figure: str, ours: RightAnswers, theirs: RightAnswers, fixed: bool, paired: bool
+    what: str, figure: str, ours: RightAnswers, theirs: RightAnswers, fixed: bool
 ) -> Move:
     """The difference second less first; paired where the items are the very same."""
-    values: dict[str, Any]
-    if paired:
+    rule: Rule = "unpaired"
+    if np.array_equal(ours.subjects, theirs.subjects) and np.array_equal(ours.items, theirs.items):
+        rule = "paired"
         made = stats.compare_methods(
             theirs.correct, ours.correct, ours.clusters, reference_fixed=fixed
         )
@@ -213,9 +186,8 @@ def judge_answers(
     else:
         values, p = compare_independent(ours, theirs, fixed)
     return Move(
-        what=group_words(key), figure=figure, before=float(ours.correct.mean()),
-        after=float(theirs.correct.mean()), p_value=p, rule="paired" if paired else "unpaired",
-        moved=p <= ALPHA, **values,
+        what=what, figure=figure, before=float(ours.correct.mean()),
+        after=float(theirs.correct.mean()), p_value=p, rule=rule, moved=p <= ALPHA, **values,
     )  # fmt: skip
 
 
@@ -236,84 +208,66 @@ def compare_independent(
 
 def correct_accuracies(moves: list[Move]) -> list[Move]:
     """The same moves with Holm-corrected p-values, judged by them."""
-    if not moves:
-        return []
-    corrected = stats.adjust_holm([1.0 if m.p_value is None else m.p_value for m in moves])
+    corrected = stats.adjust_holm(np.array([move.p_value for move in moves], dtype=float))
     return [
         m.model_copy(update={"p_value": float(p), "moved": bool(p <= ALPHA)})
         for m, p in zip(moves, corrected, strict=True)
     ]
 
 
-def compare_servings(a: Iterable[ServeRecord], b: Iterable[ServeRecord]) -> list[Move]:
-    """Latency ratios of each variant, and bytes of what is kept, of servings in both folders."""
-    others = {record.serve_id: record for record in b}
-    found: list[Move] = []
-    for record in a:
-        other = others.get(record.serve_id)
-        if other is None:
-            continue
-        found += compare_ratios(record, other)
-        found += compare_footprints(record, other)
-    return found
-
-
 def compare_ratios(one: ServeRecord, other: ServeRecord) -> list[Move]:
-    tables = []
-    for record in (one, other):
-        rows = [row for row in record.measures.latency if row.whole_ratio is not None]
-        keys = [(r.variant, r.against, r.decoding, r.batch, r.prompt_tokens) for r in rows]
-        tables.append(dict(zip(keys, (r.whole_ratio for r in rows), strict=True)))
-    found = []
-    for key, ratio in tables[0].items():
-        after = tables[1].get(key)
-        if ratio is None or after is None:
-            continue
-        variant, against, decoding, batch, prompt = key
-        name = f"{variant} over {against}, {decoding}, batch {batch}, prompt {prompt}"
-        found.append(
-            Move(
-                what=one.serve_id,
-                figure=name,
-                before=ratio.value,
-                after=after.value,
-                difference=after.value - ratio.value,
-                rule="ratio",
-                moved=after.low > ratio.high or after.high < ratio.low,
-            )
+    """Latency of each variant over what it is set against."""
+    ratios, others = (
+        {
+            f"{r.variant} over {r.against}, {r.decoding}, batch {r.batch}, prompt "
+            f"{r.prompt_tokens}": r.whole_ratio
+            for r in record.measures.latency
+            if r.whole_ratio is not None
+        }
+        for record in (one, other)
+    )
+    return [
+        Move(
+            what=one.serve_id, figure=name, before=before.value, after=after.value,
+            difference=after.value - before.value, rule="ratio",
+            moved=after.low > before.high or after.high < before.low,
         )
-    return found
+        for name, before in ratios.items()
+        if (after := others.get(name)) is not None
+    ]  # fmt: skip
 
 
 def compare_footprints(one: ServeRecord, other: ServeRecord) -> list[Move]:
-    tables = [
-        {(row.what, row.dtype): row.disk_bytes for row in record.measures.footprint}
+    """Bytes of what is kept of each variant."""
+    sizes, others = (
+        {f"{row.what} on disk, {row.dtype}": row.disk_bytes for row in record.measures.footprint}
         for record in (one, other)
-    ]
+    )
     return [
         Move(
-            what=one.serve_id, figure=f"{what} on disk, {dtype}", before=size,
-            after=tables[1][what, dtype], difference=tables[1][what, dtype] / size - 1,
-            rule="counted", moved=tables[1][what, dtype] != size,
+            what=one.serve_id, figure=name, before=size, after=others[name],
+            difference=others[name] / size - 1, rule="counted", moved=others[name] != size,
         )
-        for (what, dtype), size in tables[0].items()
-        if (what, dtype) in tables[1]
+        for name, size in sizes.items()
+        if name in others
     ]  # fmt: skip
 
 
 def find_recipe(pairs: Iterable[tuple[list[Record], list[Record]]]) -> dict[str, tuple[str, str]]:
     """Keys of the profile that runs of one track, model and method were made with differently."""
-    found: dict[str, tuple[set[str], set[str]]] = {}
+    found: dict[str, list[tuple[str, str]]] = {}
     for before, after in pairs:
         for field, (old, new) in changed_fields(after[0].run, before[0].run).items():
-            seen = found.setdefault(field, (set(), set()))
-            seen[0].add(str(old))
-            seen[1].add(str(new))
+            found.setdefault(field, []).append((str(old), str(new)))
     found.pop("seed", None)
     return {
-        field: (", ".join(sorted(old)), ", ".join(sorted(new)))
-        for field, (old, new) in sorted(found.items())
+        field: (join_values(old for old, _ in values), join_values(new for _, new in values))
+        for field, values in sorted(found.items())
     }
+
+
+def join_values(values: Iterable[str]) -> str:
+    return ", ".join(sorted(set(values)))
 
 
 def find_settings(a: Iterable[Record], b: Iterable[Record]) -> dict[str, tuple[str, str]]:
@@ -327,7 +281,7 @@ def find_settings(a: Iterable[Record], b: Iterable[Record]) -> dict[str, tuple[s
 
 
 def environment_of(records: Iterable[Record]) -> dict[str, str]:
-    found: dict[str, set[str]] = {}
+    found: dict[str, list[str]] = {}
     for record in records:
         where = record.environment
         facts: dict[str, Any] = {
@@ -340,5 +294,5 @@ def environment_of(records: Iterable[Record]) -> dict[str, str]:
             **{f"driver {i}": d.get("driver_version") for i, d in enumerate(where.devices)},
         }
         for key, value in facts.items():
-            found.setdefault(key, set()).add(str(value))
-    return {key: ", ".join(sorted(values)) for key, values in found.items()}
+            found.setdefault(key, []).append(str(value))
+    return {key: join_values(values) for key, values in found.items()}

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from posixpath import join
 
+from matplotlib.figure import Figure
+
 from studylib.reporting import (
     appendix,
     decision,
@@ -55,6 +57,7 @@ from studylib.reporting.memory_grid import grid_table, is_grid, tell_grid
 from studylib.reporting.notes import join_words
 from studylib.reporting.serve_figures import draw_monthly
 from studylib.reporting.serve_section import serve_section
+from studylib.reporting.study import Study
 from studylib.reporting.summary import Comparison, Summary
 from studylib.reporting.team_advice import advise_teams, is_deep
 from studylib.schema.forecast_book import ForecastBook
@@ -102,8 +105,11 @@ def build_report(
         pictures = draw_figures(summary, folder) if summary in serving_studies(studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
         results += study_section(summary, [*pictures], len(studies) > 1)
-    files |= draw_counted(studies, own_folder)
-    deciding = draw_deciding(studies, own_folder)
+    home = next((s for s in studies if s.study.serves), studies[0])
+    best = best_evidence(studies)
+    decided, drawn = best[0].study if best else home.study, decision.draw_decision(studies)
+    files |= draw_once("serve-monthly", draw_monthly(), home.study, own_folder)
+    deciding = draw_once(decision.NAME, drawn, decided, own_folder)
     appendices = make_appendices(studies, findings, book, [*files])
     parts = {
         "answer": first_screen(studies, findings, next(iter(deciding), None)),
@@ -127,33 +133,20 @@ def draw_figures(summary: Summary, folder: str) -> Files:
     }
 
 
-def draw_counted(studies: list[Summary], own_folder: str | None) -> Files:
-    """The counted picture of serving, once: beside the first study that has serving records."""
-    home = next((s for s in studies if s.study.serves), studies[0])
-    figure = draw_monthly()
-    folder = home.study.link if own_folder is None else own_folder
-    name = join(folder, "figures", "serve-monthly.svg")
-    return {} if figure is None else {name: panels.to_svg(figure)}
+def draw_once(name: str, figure: Figure | None, beside: Study, own_folder: str | None) -> Files:
+    """A picture that the report has once, beside the records of a study."""
+    path = join(beside.link if own_folder is None else own_folder, "figures", f"{name}.svg")
+    return {} if figure is None else {path: panels.to_svg(figure)}
 
 
-def draw_deciding(studies: list[Summary], own_folder: str | None) -> Files:
-    """The first screen's picture, beside the records that it is drawn from."""
-    figure = decision.draw_decision(studies)
-    if figure is None:
-        return {}
-    home = best_evidence(studies)[0].study.link
-    name = join(home if own_folder is None else own_folder, "figures", f"{decision.NAME}.svg")
-    return {name: panels.to_svg(figure)}
-
-
-def csv_files(summary: Summary, findings: list[Finding], folder: str) -> Files:
+def csv_files(summary: Summary, findings: Sequence[Finding], folder: str) -> Files:
     serves = summary.study.serves
     made = {"serving": exports.serving_csv(serves)} if serves else {}
     if any(comparison.measured for comparison in summary.comparisons):
         made["measures"] = exports.measures_csv(summary)
+    made |= {"claims": exports.claims_csv(findings)} if findings else {}
     made |= {
         "comparison": exports.comparison_csv(summary),
-        "claims": exports.claims_csv(findings),
         "runs": exports.runs_csv(summary),
         "subjects": exports.subjects_csv(summary),
         "forecasts": exports.forecasts_csv(summary),
@@ -174,10 +167,9 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     brief = several and is_toy(summary)
     title = Heading(2, title_study(summary, several))
     blocks: list[Block] = [title, Text(f"{notes.machine_line(summary)}.")]
-    for track in summary.tracks:
-        comparisons = [c for c in summary.comparisons if c.track == track]
-        if len(summary.tracks) > 1:
-            blocks += [Heading(3, f"{title_track(comparisons)} (track {track})")]
+    for track, comparisons in summary.tracks.items():
+        about = "A new language" if any(map(is_deep, comparisons)) else "A small change"
+        blocks += [Heading(3, f"{about} (track {track})")] if len(summary.tracks) > 1 else []
         blocks += notes.refusals(summary, track)
         names = [name for name in pictures if name.split("/")[-1].startswith(f"{track}-")]
         drawn = figures.show_pictures(names, ("ranking",))
@@ -201,14 +193,9 @@ def title_study(summary: Summary, several: bool) -> str:
     if not several:
         return "Results"
     names = {short_name(c.model) for c in summary.comparisons if kind_of_model(c.model) != "toy"}
-    several_models = "Several models" if names else "Toy models"
-    on = f"A real model, {names.pop()}" if len(names) == 1 else several_models
+    on = "Several models" if names else "Toy models"
+    on = f"A real model, {names.pop()}" if len(names) == 1 else on
     return f"{on} (profile {summary.study.name})"
-
-
-def title_track(comparisons: list[Comparison]) -> str:
-    """What a track is about."""
-    return "A new language" if any(map(is_deep, comparisons)) else "A small change"
 
 
 def track_section(comparisons: list[Comparison], said: list[str], brief: bool) -> list[Block]:
@@ -255,13 +242,11 @@ def forecast_section(studies: list[Summary], book: ForecastBook | None) -> list[
 
 def reference_section(own: Summary, reference: Summary) -> list[Block]:
     table = tables.side_by_side_table(own, reference)
-    title = Heading(2, "Beside the reference")
-    if table is None:
-        none = "The reference has none of these runs: nothing to set beside them."
-        return [title, Text(none)]
-    machines = (f"**Yours** / reference. Yours: {notes.machine_line(own)}. Reference: "
-                f"{notes.machine_line(reference)}.")  # fmt: skip
-    return [title, Text(machines), table]
+    told = (f"**Yours** / reference. Yours: {notes.machine_line(own)}. Reference: "
+            f"{notes.machine_line(reference)}.")  # fmt: skip
+    if not table.rows:
+        told = "The reference has none of these runs: nothing to set beside them."
+    return [Heading(2, "Beside the reference"), Text(told), *([table] if table.rows else [])]
 
 
 def words_section(studies: list[Summary], shipped: bool) -> list[Block]:

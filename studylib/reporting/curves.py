@@ -9,42 +9,44 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from studylib.reporting.panels import colour, label_right, new_panels
+from studylib.reporting.measured import RIGHT_ANSWERS
+from studylib.reporting.panels import Names, colour, draw_panels
 from studylib.reporting.summary import Comparison, Row
-from studylib.schema.measures import MEASURES
+from studylib.schema.measures import MEASURES, Measure
 from studylib.schema.settings import LoraSettings, parse_method
 from studylib.schema.tuning import TunePoint
+
+Curve = tuple[np.ndarray, np.ndarray]  # updates [n], losses [seeds, n]
 
 
 def draw_loss(comparisons: Sequence[Comparison]) -> Figure | None:
     """Training loss by update: the mean over seeds, with the range of the seeds behind it."""
-    shown = [c for c in comparisons if any(row.complete for row in c.rows)]
-    curves = [(c, [(row, curve) for row in c.rows if (curve := read_loss(c, row))]) for c in shown]
-    curves = [(c, rows) for c, rows in curves if rows]
-    if not curves:
-        return None
-    figure, panels = new_panels(len(curves))
-    for panel, (comparison, rows) in zip(panels, curves, strict=True):
-        panel.set_title(comparison.name)
+
+    def draw(panel: Axes, shown: tuple[Comparison, list[tuple[Row, Curve]]]) -> Names:
+        panel.set(title=shown[0].name, xlabel="update", ylabel="training loss (nats a token) ↓")
         labels = []
-        for row, (steps, losses) in rows:
+        for row, (steps, losses) in shown[1]:
             mean = losses.mean(0)
             panel.fill_between(steps, losses.min(0), losses.max(0), color=colour(row.method),
                                alpha=0.18, linewidth=0)  # fmt: skip
             panel.plot(steps, mean, color=colour(row.method), linewidth=1.4)
             labels.append((steps[-1], mean[-1], row.method.label, colour(row.method)))
         panel.set_ylim(bottom=min(0.0, panel.get_ylim()[0]))
-        label_right(panel, labels)
-        panel.set_xlabel("update")
-    panels[0].set_ylabel("training loss (nats a token) ↓")
-    return figure
+        return labels
+
+    curves = [(c, [(row, curve) for row in c.rows if (curve := read_loss(c, row))])
+              for c in comparisons]  # fmt: skip
+    return draw_panels([(c, rows) for c, rows in curves if rows], draw)
 
 
-def read_loss(comparison: Comparison, row: Row) -> tuple[np.ndarray, np.ndarray] | None:
+def read_loss(comparison: Comparison, row: Row) -> Curve | None:
     """Updates [n] and losses [seeds, n], smoothed over a twentieth of the run."""
-    tables = [t for t in comparison.study.losses(r for r in row.complete if r.train) if len(t)]
+    trained = (record for record in row.complete if record.train)
+    tables = comparison.study.tables(trained, "steps.parquet", ["step", "loss"])
+    tables = [table for table in tables if len(table)]
     if not tables:
         return None
     count = min(map(len, tables))
@@ -60,19 +62,19 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
     A ring marks the chosen rate. At an end of its curve a better one may lie beyond.
     """
     shown = [c for c in comparisons if c.sweeps]
-    if not shown:
-        return None
-    figure, panels = new_panels(len(shown))
-    for panel, comparison in zip(panels, shown, strict=True):
-        panel.set_title(comparison.name)
+    scored = [p for c in shown for s in c.sweeps for p in s.points if not p.is_out]
+    counts = sorted({p.questions for p in scored}) or [0]
+    asked = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1])))
+    label = f"validation accuracy (%, {asked} questions) ↑"
+    if scored and scored[0].measure:
+        label = f"validation, {measure_of(scored[0]).header} ({asked} examples)"
+
+    def draw(panel: Axes, comparison: Comparison) -> Names:
+        panel.set(title=comparison.name, xlabel="learning rate", ylabel=label)
         labels = []
         for sweep in comparison.sweeps:
             method = parse_method(sweep.method, LoraSettings())
-            points = sorted(
-                (point.learning_rate, rate_height(point))
-                for point in sweep.points
-                if not point.is_out
-            )
+            points = sorted((p.learning_rate, rate_height(p)) for p in sweep.points if not p.is_out)
             if not points:
                 continue
             shade, marker = colour(method), method.kind.marker
@@ -85,20 +87,17 @@ def draw_tuning(comparisons: Sequence[Comparison]) -> Figure | None:
             labels.append((*points[-1], method.label, shade))
         panel.set_xscale("log")
         panel.margins(x=0.1, y=0.12)
-        label_right(panel, labels)
-        panel.set_xlabel("learning rate")
-    scored = [p for c in shown for s in c.sweeps for p in s.points if not p.is_out]
-    counts = sorted({p.questions for p in scored}) or [0]
-    asked = " to ".join(f"{n:,}" for n in dict.fromkeys((counts[0], counts[-1])))
-    label = f"validation accuracy (%, {asked} questions) ↑"
-    if scored and (key := scored[0].measure):
-        label = f"validation, {MEASURES[key].header} ({asked} examples)"
-    panels[0].set_ylabel(label)
-    return figure
+        return labels
+
+    return draw_panels(shown, draw)
+
+
+def measure_of(point: TunePoint) -> Measure:
+    """What a rate was judged by."""
+    return MEASURES[point.measure] if point.measure else RIGHT_ANSWERS
 
 
 def rate_height(point: TunePoint) -> float:
     """What a rate came to, in the unit shown."""
-    if point.measure is not None and point.value is not None:
-        return MEASURES[point.measure].scale * point.value
-    return 100 * (point.accuracy or 0)
+    value = point.accuracy if point.value is None else point.value
+    return measure_of(point).scale * (value or 0)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studylib.reporting.evidence_kinds import model_words
 from studylib.reporting.kept import KeptGain, best_evidence, read_kept
 from studylib.reporting.panels import (
     INK,
+    Names,
     colour,
-    house_style,
-    label_right,
-    new_panels,
+    draw_panels,
     note_on_line,
 )
 from studylib.reporting.summary import Comparison, Summary
@@ -34,46 +34,38 @@ CAPTION = (
 
 def draw_decision(studies: Sequence[Summary]) -> Figure | None:
     """One panel a track of the best evidence; None where no share of a gain is known."""
-    shown = [(c, kept) for c in best_evidence(studies) if (kept := with_memory(c))]
+    found = [(c, read_kept(c)) for c in best_evidence(studies)]
+    shown = [(c, kept) for c, kept in found if all(one.memory is not None for one in kept)]
     if not shown:
         return None
-    with house_style():
-        figure, panels = new_panels(len(shown))
-        lows = [100 * k.low for _, kept in shown for k in kept]
-        highs = [100 * k.high for _, kept in shown for k in kept]
-        # Where every method keeps most of it, the differences get the room.
-        floor = 10 * (min(lows) // 10) - 5 if min(lows) > MOST else min(-12.0, *lows) - 4
-        for panel, (comparison, kept) in zip(panels, shown, strict=True):
-            panel.set_title(panel_title(comparison, kept))
-            labels = []
-            for one in kept:
-                assert one.memory is not None
-                x, y = 100 * one.memory, 100 * one.share
-                panel.errorbar(
-                    x, y, yerr=[[y - 100 * one.low], [100 * one.high - y]],
-                    color=colour(one.method), marker=one.method.kind.marker,
-                    markersize=8, capsize=3, linewidth=1.4, linestyle="",
-                )  # fmt: skip
-                labels.append((x, y, one.method.label, colour(one.method)))
-            panel.axhline(100, color=INK, linewidth=0.8, linestyle=":")
-            if floor < 0:
-                panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
-                note_on_line(panel, 0, "nothing learned", below=True)
-            panel.set_xlim(0, 118)
-            panel.set_ylim(floor, max(*highs) + (8 if floor < 0 else 3))
-            label_right(panel, labels)
-            panel.set_xlabel("← memory of training (% of full fine-tuning's)")
-        panels[0].set_ylabel("gain kept (% of full fine-tuning's) ↑")
-    return figure
+    lows = [100 * k.low for _, kept in shown for k in kept]
+    highs = [100 * k.high for _, kept in shown for k in kept]
+    # Where every method keeps most of it, the differences get the room.
+    floor = 10 * (min(lows) // 10) - 5 if min(lows) > MOST else min(-12.0, *lows) - 4
 
+    def draw(panel: Axes, one: tuple[Comparison, list[KeptGain]]) -> Names:
+        comparison, kept = one
+        seeds = tell_seeds([k.seeds for k in kept])
+        change = f"a small change ({comparison.track})"
+        change = "a new language" if is_deep(comparison) else change
+        model = model_words(comparison.model, comparison.total_params)
+        panel.set(title=f"{change}{seeds}\n{model}",
+                  xlabel="← memory of training (% of full fine-tuning's)",
+                  ylabel="gain kept (% of full fine-tuning's) ↑")  # fmt: skip
+        labels = []
+        for k in kept:
+            assert k.memory is not None
+            x, y = 100 * k.memory, 100 * k.share
+            panel.errorbar(
+                x, y, yerr=[[y - 100 * k.low], [100 * k.high - y]], color=colour(k.method),
+                marker=k.method.kind.marker, markersize=8, capsize=3, linewidth=1.4, linestyle="",
+            )  # fmt: skip
+            labels.append((x, y, k.method.label, colour(k.method)))
+        panel.axhline(100, color=INK, linewidth=0.8, linestyle=":")
+        if floor < 0:
+            panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
+            note_on_line(panel, 0, "nothing learned", below=True)
+        panel.set(xlim=(0, 118), ylim=(floor, max(*highs) + (8 if floor < 0 else 3)))
+        return labels
 
-def with_memory(comparison: Comparison) -> list[KeptGain]:
-    found = read_kept(comparison)
-    return found if all(one.memory is not None for one in found) else []
-
-
-def panel_title(comparison: Comparison, kept: Sequence[KeptGain]) -> str:
-    """The kind of change, the track, the model, and the seeds where they are few."""
-    change = "a new language" if is_deep(comparison) else f"a small change ({comparison.track})"
-    seeds = tell_seeds([one.seeds for one in kept])
-    return f"{change}{seeds}\n{model_words(comparison.model, comparison.total_params)}"
+    return draw_panels(shown, draw)

@@ -18,13 +18,12 @@ from studylib.schema.shared_card import runs_on_card
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """Bytes of a csv file: None is empty, floats have 7 significant figures."""
+    """Bytes of a csv file: None is empty, as csv has it; floats have 7 significant figures."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for row in rows:
-        writer.writerow([f"{c:.7g}" if isinstance(c, float) else "" if c is None else c
-                         for c in row])  # fmt: skip
+        writer.writerow([f"{c:.7g}" if isinstance(c, float) else c for c in row])
     return text.getvalue().encode()
 
 
@@ -69,14 +68,14 @@ def serving_csv(records: Iterable[ServeRecord]) -> bytes:
     rows = []
     for record in records:
         for row in record.measures.latency:
+            times = (row.first_token_seconds, row.between_tokens_seconds)
             ratios = (row.first_token_ratio, row.between_tokens_ratio, row.whole_ratio)
-            ends = [(r.value, r.low, r.high) if r else (None, None, None) for r in ratios]
             rows.append((record.serve_id, row.variant, row.against, row.decoding, row.batch,
                          row.prompt_tokens,
-                         *(getattr(t, p) for t in (row.first_token_seconds,
-                                                   row.between_tokens_seconds)
-                           for p in ("p50", "p95", "p99")), row.tokens_per_second,
-                         *(end for triple in ends for end in triple)))  # fmt: skip
+                         *(getattr(t, p) for t in times for p in ("p50", "p95", "p99")),
+                         row.tokens_per_second,
+                         *(getattr(r, end, None) for r in ratios
+                           for end in ("value", "low", "high"))))  # fmt: skip
     return write_csv(header, rows)
 
 

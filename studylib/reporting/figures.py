@@ -27,11 +27,11 @@ from studylib.reporting.panels import (
     BAND,
     CLAIM,
     INK,
+    Names,
     colour,
+    draw_panels,
     error_bar,
     house_style,
-    label_right,
-    new_panels,
     note_on_line,
     sign_ticks,
 )
@@ -45,21 +45,14 @@ Spot = tuple[float, float, Any, Any]  # x, y and their error bars
 
 def draw_all(summary: Summary) -> dict[str, Figure]:
     """Every picture of a study by file name without ending; those without data are left out."""
-    found: dict[str, Figure] = {}
-    served = draw_overhead(summary.study.serves)
-    if served is not None:
-        found["serve-overhead"] = served
+    found = {"serve-overhead": draw_overhead(summary.study.serves)}
     if is_capacity(summary):
-        curve = draw_capacity(summary)
-        return found | ({"capacity": curve} if curve is not None else {})
-    with house_style():
-        for track in summary.tracks:
-            comparisons = [c for c in summary.comparisons if c.track == track]
-            for name, draw in PICTURES.items():
-                figure = draw(comparisons)
-                if figure is not None:
-                    found[f"{track}-{name}"] = figure
-    return found
+        found["capacity"] = draw_capacity(summary)
+    else:
+        with house_style():
+            for track, comparisons in summary.tracks.items():
+                found |= {f"{track}-{name}": draw(comparisons) for name, draw in PICTURES.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 # Accuracy against what it takes -------------------------------------------------------------------
@@ -96,12 +89,9 @@ def draw_points(
     y_label: str,
 ) -> Figure | None:
     """A labelled point with error bars for each method, one panel a size; `finish` draws lines."""
-    shown = [c for c in comparisons if any(spot(row) for row in c.rows)]
-    if not shown:
-        return None
-    figure, panels = new_panels(len(shown))
-    for panel, comparison in zip(panels, shown, strict=True):
-        panel.set_title(comparison.name)
+
+    def draw(panel: Axes, comparison: Comparison) -> Names:
+        panel.set(title=comparison.name, xlabel=x_label, ylabel=y_label)
         labels = []
         for row in comparison.rows:
             if (found := spot(row)) is None:
@@ -113,10 +103,9 @@ def draw_points(
             )  # fmt: skip
             labels.append((x, y, row.method.label, colour(row.method)))
         finish(panel, comparison)
-        label_right(panel, labels)
-        panel.set_xlabel(x_label)
-    panels[0].set_ylabel(y_label)
-    return figure
+        return labels
+
+    return draw_panels([c for c in comparisons if any(spot(row) for row in c.rows)], draw)
 
 
 def draw_levels(panel: Axes, comparison: Comparison) -> None:
@@ -197,14 +186,18 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
         return None
     comparison = shown[-1]
     rows = [row for row in comparison.rows if row.gap is not None]
-    gaps = {row.method.label: subject_gaps(row, comparison.row(WHOLE)) for row in rows}
-    names = sorted(gaps[rows[0].method.label], key=lambda n: (gaps[rows[0].method.label][n], n))
+    full = comparison.row(WHOLE)
+    assert full is not None  # it has gaps
+    theirs = subject_shares(full)
+    gaps = [{name: share - theirs[name] for name, share in subject_shares(row).items()}
+            for row in rows]  # fmt: skip
+    names = sorted(gaps[0], key=lambda name: (gaps[0][name], name))
     if len(names) < 2:
         return None
     figure = Figure(figsize=(8.4, 1.2 + 0.2 * len(names)), layout="constrained")
     panel = figure.subplots()
     for i, row in enumerate(rows):
-        values = [100 * gaps[row.method.label][name] for name in names]
+        values = [100 * gaps[i][name] for name in names]
         panel.plot(
             values, range(len(names)), linestyle="", markersize=5.5, alpha=0.85,
             marker=row.method.kind.marker, color=colour(row.method),
@@ -221,13 +214,6 @@ def draw_subjects(comparisons: Sequence[Comparison]) -> Figure | None:
         f"accuracy less full fine-tuning's, {comparison.name} (pp; {asked_each(rows[0])})"
     )
     return figure
-
-
-def subject_gaps(row: Row, full: Row | None) -> dict[str, float]:
-    """Difference to full by subject, all seeds of each side together, as shares."""
-    assert full is not None
-    ours, theirs = (subject_shares(side) for side in (row, full))
-    return {name: ours[name] - theirs[name] for name in ours}
 
 
 def asked_each(row: Row) -> str:
@@ -268,14 +254,6 @@ CAPTIONS = {
     "capacity": CAPTION,
     **serve_figures.CAPTIONS,
 }
-
-
-def caption(name: str) -> str:
-    """The caption of a picture by its name, TRACK-KIND or KIND alone."""
-    if name in CAPTIONS:
-        return CAPTIONS[name]
-    kind = next(kind for kind in CAPTIONS if name.endswith(kind))
-    return f"{CAPTIONS[kind]} (track {name.removesuffix(f'-{kind}')})"
 
 
 def show_pictures(pictures: list[str], kinds: tuple[str, ...]) -> list[Block]:

@@ -14,15 +14,16 @@ from studylib.core.metrics import METRICS, MISSING, byte_size, plain_number, poi
 from studylib.reporting.blocks import (
     NAMED,
     Block,
-    Heading,
     Number,
     Table,
     Text,
     cell_of,
     figures,
+    titled,
     words,
 )
 from studylib.reporting.cells import SHARED, rows_of
+from studylib.reporting.glossary import say
 from studylib.reporting.study import Study
 from studylib.schema.nvml_peak import nvml_bytes
 from studylib.schema.records import Record
@@ -43,6 +44,11 @@ class MeasuredAndForecast:
     def error(self) -> float:
         """How far the forecast is off, as a share of what was measured."""
         return self.forecast / self.measured - 1
+
+
+def set_beside(measured: float | None, forecast: float | None) -> MeasuredAndForecast | None:
+    """None where one of the two was not told."""
+    return MeasuredAndForecast(measured, forecast) if measured and forecast else None
 
 
 @dataclass(frozen=True)
@@ -79,17 +85,16 @@ def compare_run(record: Record, made: RunForecast) -> RunBesideForecast:
     if record.train is None or not record.complete:
         return RunBesideForecast(record, made, "", None, {})
     measure, alone = record.train.measure, record.run.gpus <= 1
-    counters = {
-        "NVML": nvml_bytes(record),
-        "torch allocated": measure.torch_peak_allocated_bytes if alone else None,
-        "live tensors": measure.live_tensor_peak_bytes,
-    }
-    forecasts = {"torch allocated": made.allocated_bytes, "NVML": made.card_bytes}
-    counter, peak = next(((n, b) for n, b in counters.items() if b), ("", None))
-    pair = MeasuredAndForecast(peak, forecasts.get(counter, made.peak_bytes)) if peak else None
-    return RunBesideForecast(
-        record, made, counter, pair, compare_parts(record, made) if alone else {}
-    )
+    counters = {  # the first that was read speaks
+        "NVML": (nvml_bytes(record), made.card_bytes),
+        "torch allocated": (measure.torch_peak_allocated_bytes if alone else None,
+                            made.allocated_bytes),
+        "live tensors": (measure.live_tensor_peak_bytes, made.peak_bytes),
+    }  # fmt: skip
+    pairs = {name: pair for name, both in counters.items() if (pair := set_beside(*both))}
+    counter, peak = next(iter(pairs.items()), ("", None))
+    parts = compare_parts(record, made) if alone else {}
+    return RunBesideForecast(record, made, counter, peak, parts)
 
 
 def compare_parts(record: Record, made: RunForecast) -> dict[str, MeasuredAndForecast]:
@@ -158,14 +163,16 @@ def peak_table(found: Sequence[RunBesideForecast]) -> Table:
 def peak_row(like: Sequence[RunBesideForecast]) -> tuple[str, ...]:
     first, run = like[0], like[0].record.run
     pairs = [one.peak for one in like if one.peak]
-    measured: str = first.record.status
-    forecast: float = first.forecast.peak_bytes
-    off = "—"
+    peaks: tuple[str, ...] = (
+        first.record.status,
+        cell_of(first.forecast.peak_bytes, byte_size),
+        "—",
+    )
     if pairs:
-        measured = cell_of(statistics.median(pair.measured for pair in pairs), byte_size)
-        forecast, error = pairs[0].forecast, worst(pairs).error
-        off = Number(f"{points(error)} %", error)
-    peaks = (measured, cell_of(forecast, byte_size), off)
+        error = worst(pairs).error
+        measured = statistics.median(pair.measured for pair in pairs)
+        peaks = (cell_of(measured, byte_size), cell_of(pairs[0].forecast, byte_size),
+                 Number(f"{points(error)} %", error))  # fmt: skip
     return (run.model, run.method.label, pass_of(first.record), str(len(like)),
             first.counter or "—", *peaks, *step_cells(like))  # fmt: skip
 
@@ -199,8 +206,7 @@ def part_table(found: Sequence[RunBesideForecast]) -> Table:
             text = f"{byte_size(measured)} ({points(worst(pairs).error)} %)"
             cells.append(Number(text, measured))
         rows.append((run.model, run.method.label, pass_of(like[0].record), *cells))
-    header = (*NAMED, *figures("Rows × tokens", *names))
-    return Table(header, tuple(rows))
+    return Table((*NAMED, *figures("Rows × tokens", *names)), tuple(rows))
 
 
 def sentence(found: Sequence[RunBesideForecast]) -> str:
@@ -217,12 +223,7 @@ def sentence(found: Sequence[RunBesideForecast]) -> str:
         mean, most = (plain_number(e, 2) for e in (statistics.fmean(errors), max(errors)))
         parts.append(f"{len(pairs)} trainings by {counter}: {mean} % on average, {most} % at worst")
     text = f"The forecast of the peak is off, over {'; '.join(parts)}."
-    if set(by_counter) == {"live tensors"}:
-        text += (
-            " These ran without a card: the forecast's tensors are put to the test, what a card "
-            "adds (its context, what its allocator keeps) and the step's time are not."
-        )
-    return text
+    return text + (f" {say('forecast_without_card')}" if [*by_counter] == ["live tensors"] else "")
 
 
 def forecast_errors_section(studies: Sequence[Study]) -> list[Block]:
@@ -230,10 +231,10 @@ def forecast_errors_section(studies: Sequence[Study]) -> list[Block]:
     found = compare_runs(studies)
     if not found:
         return []
-    crowd = any(runs_on_card(one.record) > 1 for one in found)
     told = f"{sentence(found)} Nothing of a run goes into its own forecast."
-    told += f" {SHARED.capitalize()}: other runs were on the card." if crowd else ""
+    if any(runs_on_card(one.record) > 1 for one in found):
+        told += f" {SHARED.capitalize()}: other runs were on the card."
     parts = part_table(found)
     by_part = Text("By part, measured, with the forecast's worst error:")
-    return [Heading(3, "Forecast against measured"), Text(told), peak_table(found),
+    return [*titled("Forecast against measured", peak_table(found), told),
             *((by_part, parts) if parts.rows else ())]  # fmt: skip

@@ -6,10 +6,10 @@ Not covered: tracing (studylib.forecasting.article_forecasts), the file
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from studylib.core.metrics import byte_size, plain_number, points
+from studylib.core.metrics import byte_size, decimals, plain_number, points
 from studylib.reporting.blocks import (
     Block,
     Heading,
@@ -19,6 +19,7 @@ from studylib.reporting.blocks import (
     figures,
     named,
     paragraph,
+    titled,
     words,
 )
 from studylib.reporting.claim_sources import ClaimForecast
@@ -44,27 +45,26 @@ def forecast_claims(book: ForecastBook | None) -> dict[str, list[ClaimForecast]]
     found: dict[str, list[ClaimForecast]] = {}
     for method in ARTICLE:
         plain = [job for job in book.jobs if job.method == method and job.plain]
-        found[f"C2.{method}"] = [memory_forecast(book, job) for job in plain]
-        if found[f"C2.{method}"]:
-            first = found[f"C2.{method}"][0]
-            more = "; ".join(filter(None, (first.more, come_true(book, method))))
-            found[f"C2.{method}"][0] = replace(first, more=more)
-        found[f"C3.{method}"] = cost_forecasts(book, method)
+        beside = come_true(book, method)  # once, beside the first
+        found[f"C2.{method}"] = [
+            memory_forecast(book, job, "" if number else beside) for number, job in enumerate(plain)
+        ]
+        found[f"C3.{method}"] = cost_forecasts(plain)
     found[f"C3.{QUANTIZED}-on-top"] = found[f"C3.{QUANTIZED}"]
-    card = next((a for a in book.cards if a.method == QUANTIZED and a.checkpointing), None)
+    fits = [describe_answer(a) for a in book.cards if a.method == QUANTIZED and a.checkpointing]
     found["C7.fits-24gb"] = [
-        replace(f, more=describe_answer(card) if card else "") for f in found[f"C2.{QUANTIZED}"][:1]
+        replace(f, more=fits[0] if fits else "") for f in found[f"C2.{QUANTIZED}"][:1]
     ]
     return {key: value for key, value in found.items() if value}
 
 
-def memory_forecast(book: ForecastBook, job: BookedForecast) -> ClaimForecast:
-    """The peak of all cards in GB, give or take the worst error against published peaks."""
+def memory_forecast(book: ForecastBook, job: BookedForecast, beside: str = "") -> ClaimForecast:
+    """The peak of all cards in GB, give or take the worst error against published peaks. beside:
+    what else belongs to it."""
     value, worst = job.total_bytes / 1e9, book.worst_error
     low, high = value / (1 + worst), value / (1 - worst)
-    return ClaimForecast(
-        value, low, high, f"traced, {job_words(job)}", untested(book, job), job_of_forecast(job)
-    )
+    more = "; ".join(filter(None, (untested(book, job), beside)))
+    return ClaimForecast(value, low, high, f"traced, {job_words(job)}", more, job_of_forecast(job))
 
 
 def job_of_forecast(job: BookedForecast) -> PassSettings:
@@ -92,12 +92,12 @@ def come_true(book: ForecastBook, method: str) -> str:
     return f"the article's figure comes true at: {'; '.join(near)}" if near else ""
 
 
-def cost_forecasts(book: ForecastBook, method: str) -> list[ClaimForecast]:
-    """Dollars of the Alpaca-style run, packed and padded; full fine-tuning on several cards."""
-    jobs = [job for job in book.jobs if job.method == method and job.plain]
-    job = next((j for j in jobs if j.cards > 1), jobs[0] if jobs else None)
-    if job is None:
+def cost_forecasts(jobs: Sequence[BookedForecast]) -> list[ClaimForecast]:
+    """Dollars of the Alpaca-style run, packed and padded, by the job on several cards if there is
+    one."""
+    if not jobs:
         return []
+    job = next((j for j in jobs if j.cards > 1), jobs[0])
     cards = f"{job.cards} cards" if job.cards > 1 else "one card"
     return [
         ClaimForecast(
@@ -131,20 +131,16 @@ def forecast_memory_table(book: ForecastBook) -> Table:
     rows = [
         (
             job_words(job), str(job.cards), gigabytes(job.peak_bytes), gigabytes(job.total_bytes),
-            claimed(job), near_text(job.off), job.smallest_gpu or "none",
+            Number(f"{job.article_bytes / 1e9:g} GB", job.article_bytes), near_text(job.off),
+            job.smallest_gpu or "none",
         )
         for job in book.jobs
     ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
-def claimed(job: BookedForecast) -> str:
-    return Number(f"{job.article_bytes / 1e9:g} GB", job.article_bytes)
-
-
 def near_text(share: float) -> str:
-    text = f"{100 * share:+.0f} %".replace("-", "−")
-    text = "0 %" if text in ("+0 %", "−0 %") else text
+    text = f"{decimals(100 * share, 0, signed=True)} %"
     return Number(f"**{text}**" if abs(share) <= NEAR else text, share)
 
 
@@ -152,35 +148,28 @@ def cost_table(book: ForecastBook) -> Table:
     """Hours and dollars of the Alpaca-style run for the jobs that one would try first."""
     header = (named("Job (forecast)"), *words("Cards", "Examples"),
               *figures("Tokens", "Hours ↓", "Dollars ↓"), *words("Article"))  # fmt: skip
-    rows = []
-    for job in (job for job in book.jobs if job.plain):
-        for row in job.jobs:
-            usd = "no offer" if row.usd is None else range_cell(row.usd, "$")
-            rows.append((job_words(job), f"{job.cards} × {row.gpu}", row.form,
-                         Number(f"{row.tokens / 1e6:.1f}M", row.tokens), range_cell(row.hours), usd,
-                         article_cost(job.method)))  # fmt: skip
+    article = {part["key"]: part["article"] for part in read_claims()["C3"]["parts"]}
+    rows = [
+        (job_words(job), f"{job.cards} × {row.gpu}", row.form,
+         Number(f"{row.tokens / 1e6:.1f}M", row.tokens), range_cell(row.hours),
+         "no offer" if row.usd is None else range_cell(row.usd, "$"), article[job.method])
+        for job in book.jobs if job.plain
+        for row in job.jobs
+    ]  # fmt: skip
     return Table(header, tuple(rows))
-
-
-def article_cost(method: str) -> str:
-    """What the article says a run costs."""
-    parts = read_claims()["C3"]["parts"]
-    return next(part["article"] for part in parts if part["key"] == method)
 
 
 def card_table(book: ForecastBook) -> Table:
     """Which job fits the card, and how far it can grow."""
     header = (named("Method"), *words("Checkpointing", "Fits (forecast)"),
               *figures("Longest row ↑", "Most rows a step ↑"))  # fmt: skip
-    rows = []
-    for a in book.cards:
-        fits = "yes" if a.seq_len else f"no: at least {gigabytes(a.least_bytes)}"
-        rows.append((
-            METHODS[a.method].label, "on" if a.checkpointing else "off", fits,
-            longest(a) if a.seq_len else "—",
-            Number(f"{a.micro_batch} of {a.rows_of} tokens", a.micro_batch)
-            if a.micro_batch else "—",
-        ))  # fmt: skip
+    rows = [
+        (METHODS[a.method].label, "on" if a.checkpointing else "off",
+         "yes" if a.seq_len else f"no: at least {gigabytes(a.least_bytes)}",
+         longest(a) if a.seq_len else "—",
+         Number(f"{a.micro_batch} of {a.rows_of} tokens", a.micro_batch) if a.micro_batch else "—")
+        for a in book.cards
+    ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -219,32 +208,29 @@ def card_sentence(book: ForecastBook) -> str:
     if not book.cards:
         return ""
     gpu, usable = book.cards[0].gpu, book.cards[0].usable_bytes
-    fitting = [a for a in book.cards if a.seq_len]
     parts = [
         f"{METHODS[a.method].label} with checkpointing {'on' if a.checkpointing else 'off'} "
         f"up to {longest(a)} in a row, or {a.micro_batch or 'no'} rows of {a.rows_of} a step"
-        for a in fitting
+        for a in book.cards
+        if a.seq_len
     ]
     found = "; ".join(parts) or "none"
     return say("forecast_card", gpu=gpu, usable=byte_size(usable), found=found)
 
 
 def published_sentence(book: ForecastBook) -> str:
+    """How far forecasts are off, and what that does not speak of: cases that were left out, kinds
+    of job with none."""
     errors = book.errors
     if not errors:
         return "No published peak was forecast."
     mean, worst = (f"{100 * error:.1f}" for error in (book.mean_error, book.worst_error))
     text = say("published_error", count=len(errors), mean=mean, worst=worst)
-    return text + left_out_sentence(book)
-
-
-def left_out_sentence(book: ForecastBook) -> str:
-    """What the error does not speak of: cases that were left out, kinds of job with none."""
     out = [row.error for row in book.published if row.not_comparable is not None]
     if not out:
-        return ""
+        return text
     low, high = points(min(out)), points(max(out))
-    text = " " + say("published_left_out", count=len(out), low=low, high=high)
+    text += " " + say("published_left_out", count=len(out), low=low, high=high)
     if bare := untested_kinds(book):
         text += " " + say("published_none", kinds=" or of ".join(bare))
     return text
@@ -270,10 +256,8 @@ def forecast_limits(book: ForecastBook) -> str:
 
 
 def book_section(book: ForecastBook | None, errors: list[Block]) -> list[Block]:
-    """The report's part on forecasts; without a book it says what to run.
-
-    errors: what is said of this study's own runs (studylib.reporting.forecast_errors).
-    """
+    """The report's part on forecasts; without a book it says what to run. errors: what is said of
+    this study's own runs (studylib.reporting.forecast_errors)."""
     title = Heading(2, "Forecasts")
     if book is None:
         missing = "A 13B model is not forecast yet: `make forecasts` does it without a card."
@@ -287,8 +271,8 @@ def forecast_details(book: ForecastBook) -> list[Block]:
     """The appendix: hours and dollars, which 13B job fits the card, published peaks, what is not
     covered."""
     return [
-        *(Heading(3, "Hours and dollars of the article's run"), cost_table(book)),
-        *(Heading(3, "A 13B model and a 24 GB card"), card_table(book)),
-        *(Heading(3, "Forecast against published peaks"), published_table(book)),
+        *titled("Hours and dollars of the article's run", cost_table(book)),
+        *titled("A 13B model and a 24 GB card", card_table(book)),
+        *titled("Forecast against published peaks", published_table(book)),
         Text(forecast_limits(book)),
     ]

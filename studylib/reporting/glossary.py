@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import yaml
@@ -24,10 +24,15 @@ WORDS_LINK = f"{REPORT}#{slug(TITLE)}"
 SEED_WORDS = {1: "one seed", 2: "two seeds"}
 
 
-@lru_cache(maxsize=1)
+@cache
+def read_texts(name: str) -> Any:
+    """What a file of the package says that is there for a writer to change."""
+    return yaml.safe_load((PACKAGE / name).read_text(encoding="utf-8"))
+
+
 def read_words() -> dict[str, Any]:
-    """The report's fixed texts by name (words.yaml)."""
-    return yaml.safe_load((PACKAGE / "words.yaml").read_text(encoding="utf-8"))
+    """The report's fixed texts by name."""
+    return read_texts("words.yaml")
 
 
 def say(name: str, **holes: object) -> str:
@@ -61,10 +66,9 @@ class Enough:
     seeds: int
 
 
-@lru_cache(maxsize=1)
 def read_article() -> dict[str, Any]:
     """title, publisher, address, rule of the article; `enough` of the advice."""
-    return yaml.safe_load((PACKAGE / "article.yaml").read_text(encoding="utf-8"))
+    return read_texts("article.yaml")
 
 
 def enough_rule() -> Enough:

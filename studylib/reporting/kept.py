@@ -46,10 +46,14 @@ def kept_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float,
     is clear of zero by far makes its own error small beside it.
     """
     if measured := first_measure(comparison):
-        found = next((f for f in measured if f.label == row.label), None)
-        if found is None or found.share is None or not measured_gain(comparison):
+        share = next((f.share for f in measured if f.label == row.label), None)
+        improved = any(
+            min(f.gain.low * f.measure.sign, f.gain.high * f.measure.sign) > 0
+            for f in measured
+            if f.method == WHOLE and f.gain
+        )
+        if share is None or not improved:
             return None
-        share = found.share
         return share.value, share.low, share.high, share.seeds
     full = comparison.row(WHOLE)
     if row.gap is None or full is None or full.gain is None or full.gain.low <= 0:
@@ -57,15 +61,6 @@ def kept_of_gain(comparison: Comparison, row: Row) -> tuple[float, float, float,
     ends = (row.gap.value, row.gap.low, row.gap.high)
     value, low, high = (1 + end / full.gain.value for end in ends)
     return value, low, high, row.gap.seeds
-
-
-def measured_gain(comparison: Comparison) -> bool:
-    """Whether full fine-tuning clearly improved the first measure on held-out examples."""
-    full = next((f for f in first_measure(comparison) if f.method == WHOLE), None)
-    if full is None or full.gain is None:
-        return False
-    ends = (full.gain.low * full.measure.sign, full.gain.high * full.measure.sign)
-    return min(ends) > 0
 
 
 def read_kept(comparison: Comparison) -> list[KeptGain]:

@@ -8,22 +8,24 @@ csv files (studylib.reporting.exports).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from studylib.core.metrics import MISSING, decimals, percent, points
-from studylib.core.stats import Estimate
+from studylib.core.metrics import MISSING, percent
 from studylib.reporting.blocks import Block, Number, Table, Text, figures, named, words
-from studylib.reporting.cells import NOT_TRAINED
+from studylib.reporting.cells import NOT_TRAINED, interval_cell, measure_number
 from studylib.reporting.measured import HELD_OUT, RETENTION, MeasuredFigure
 from studylib.reporting.notes import join_words
 from studylib.reporting.summary import Comparison, Row, Summary
-from studylib.schema.measures import Measure
 from studylib.schema.methods import WHOLE
 
-DECIMALS = 3  # of nats and bits
+NO_DIFFERENCE = "no clear difference between {} and full fine-tuning"
 JUDGED = ("judged", "judged_gap", "judged_share")  # of the measure that a track is judged by
 MEASURED = (*words("Model", "Measure"), named("Method"), *figures("Figure"))
 SHARE_HEADER = "Share of full's gain (%) ↑"
+GAINS = {  # of each set of examples, the columns beside a figure
+    HELD_OUT: ("Gain over base", "Less full's", SHARE_HEADER, "Smallest gap these data show"),
+    RETENTION: ("Change from base", "Less full's"),
+}
 COUNTS = {
     "too_long": "left out: their prompt alone fills the row or the model's context",
     "left_out": "left out: nothing in them that this measure needs",
@@ -41,34 +43,21 @@ def measured_section(comparisons: Sequence[Comparison]) -> list[Block]:
         told += [Text(tell_measured(comparisons))]
     if any(found.of == RETENTION for c in comparisons for found in c.measured):
         told += [Text("**What the base knew before, by held-out loss**")]
-        told += [retention_table(comparisons)]
+        told += [held_out_table(comparisons, RETENTION)]
     return told
 
 
-def held_out_table(comparisons: Sequence[Comparison]) -> Table:
+def held_out_table(comparisons: Sequence[Comparison], of: str = HELD_OUT) -> Table:
     """A row a measure and method: the figure, its difference from full, the share of full's gain,
     and the smallest gap that these data can show."""
-    header = (*MEASURED, *figures("Gain over base", "Less full's", SHARE_HEADER,
-              "Smallest gap these data show"))  # fmt: skip
-    rows = []
-    for comparison in comparisons:
-        for found in comparison.measured:
-            if found.of == HELD_OUT:
-                name = (comparison.name, found.measure.header, found.label)
-                rows.append((*name, figure_cell(found), *gain_cells(found)))
-    return Table(header, tuple(rows))
-
-
-def retention_table(comparisons: Sequence[Comparison]) -> Table:
-    header = (*MEASURED, *figures("Change from base", "Less full's"))
-    rows = []
-    for comparison in comparisons:
-        for found in comparison.measured:
-            if found.of == RETENTION:
-                gain, gap, *_ = gain_cells(found)
-                name = (comparison.name, found.measure.header, found.label)
-                rows.append((*name, figure_cell(found), gain, gap))
-    return Table(header, tuple(rows))
+    rows = [
+        (comparison.name, found.measure.header, found.label, figure_cell(found),
+         *gain_cells(found)[: len(GAINS[of])])
+        for comparison in comparisons
+        for found in comparison.measured
+        if found.of == of
+    ]  # fmt: skip
+    return Table((*MEASURED, *figures(*GAINS[of])), tuple(rows))
 
 
 def figure_cell(found: MeasuredFigure) -> str:
@@ -76,16 +65,15 @@ def figure_cell(found: MeasuredFigure) -> str:
     count = f"{estimate.items:,}"
     count += f" in {estimate.clusters:,} groups" if estimate.clusters != estimate.items else ""
     count += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ""
-    return Number(
-        f"{measure_interval(found.measure, estimate, signed=False)} (n={count})", estimate.value
-    )
+    shown = interval_cell(estimate, found.measure, signed=False)
+    return Number(f"{shown} (n={count})", estimate.value)
 
 
 def gain_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
     """Gain over the base, gap to full, share of full's gain, smallest gap."""
     if not found.trains:
         return "reference", NOT_TRAINED, NOT_TRAINED, "—"
-    gain = measure_interval(found.measure, found.gain) if found.gain else MISSING
+    gain = interval_cell(found.gain, found.measure)
     if found.method == WHOLE and found.gap is None:
         return gain, "reference", "reference", "—"
     if found.gap is None:
@@ -95,26 +83,8 @@ def gain_cells(found: MeasuredFigure) -> tuple[str, str, str, str]:
         half = found.share.high - found.share.value
         share = Number(f"{percent(found.share.value)} ± {percent(half)}", found.share.value)
     least = found.detectable
-    smallest = MISSING if least is None else measure_number(found.measure, least, signed=False)
-    return gain, measure_interval(found.measure, found.gap), share, smallest
-
-
-def measure_number(measure: Measure | None, value: float, signed: bool = True) -> Number:
-    """A figure or a difference in the unit shown: points of a share (None: of right answers), or
-    nats and bits."""
-    if measure is None or measure.is_share:
-        return Number(points(value) if signed else percent(value), value)
-    return Number(decimals(value, DECIMALS, signed), value)
-
-
-def measure_interval(measure: Measure, estimate: Estimate, signed: bool = True) -> str:
-    """value ± half-width, or value [low, high] where a bound cut one side."""
-    up, down = estimate.high - estimate.value, estimate.value - estimate.low
-    value = measure_number(measure, estimate.value, signed)
-    if abs(up - down) < 5e-4:
-        return Number(f"{value} ± {measure_number(measure, up, signed=False)}", estimate.value)
-    ends = (measure_number(measure, end, signed) for end in (estimate.low, estimate.high))
-    return Number(f"{value} [{', '.join(ends)}]", estimate.value)
+    smallest = MISSING if least is None else measure_number(least, found.measure, signed=False)
+    return gain, interval_cell(found.gap, found.measure), share, smallest
 
 
 def tell_measured(comparisons: Sequence[Comparison]) -> str:
@@ -123,9 +93,9 @@ def tell_measured(comparisons: Sequence[Comparison]) -> str:
     one_seed = any(found.trains and found.estimate.seeds == 1 for found in shown)
     text = (
         "Differences are taken on the same examples; intervals of 95 % are over "
-        + ("examples alone, one seed a method" if one_seed else "examples and seeds")
-        + ". The share is the method's gain over the base as part of full fine-tuning's. "
-        "The smallest gap is what data like these show 8 times in 10."
+        f"{'examples alone, one seed a method' if one_seed else 'examples and seeds'}. The share "
+        "is the method's gain over the base as part of full fine-tuning's. The smallest gap is "
+        "what data like these show 8 times in 10."
     )
     told = dict.fromkeys(
         f"{found.measure.label.lower()}: {count:,} {COUNTS[key]}"
@@ -169,31 +139,21 @@ def measured_headline_cell(comparison: Comparison, row: Row, key: str) -> str:
 def tell_finding(comparison: Comparison) -> str:
     """The finding on held-out examples by the first measure, in sentences; empty without one."""
     rows = first_measure(comparison)
-    if not rows:
-        return ""
-    measure = rows[0].measure
     full = next((found for found in rows if found.method == WHOLE), None)
     if full is None or full.gain is None:
         return ""
-    unit = "%" if measure.is_share else measure.unit
+    measure = full.measure
     better = full.gain.value * measure.sign > 0
     sure = full.gain.low > 0 or full.gain.high < 0
     moved = ("improved" if better else "worsened") if sure else "did not clearly change"
-    lines = [
-        f"On {count_examples(full)} full fine-tuning {moved} the "
-        f"{measure.label.lower()} to {measure_interval(measure, full.estimate, signed=False)} "
-        f"{unit} ({measure_interval(measure, full.gain)} against the base)."
-    ]
-    judged = [found for found in rows if found.gap is not None]
-    lines += [gap_sentence(found) for found in judged]
-    return " ".join(lines)
-
-
-def count_examples(found: MeasuredFigure) -> str:
-    """`200 held-out examples`, or `6 held-out examples (92 windows)` where texts were divided."""
-    items, groups = found.estimate.items, found.estimate.clusters
-    windows = f" ({items:,} windows)" if items != groups else ""
-    return f"{groups:,} held-out examples{windows}"
+    items, groups = full.estimate.items, full.estimate.clusters
+    windows = f" ({items:,} windows)" if items != groups else ""  # where texts were divided
+    text = (
+        f"On {groups:,} held-out examples{windows} full fine-tuning {moved} the "
+        f"{measure.label.lower()} to {interval_cell(full.estimate, measure, signed=False)} "
+        f"{measure.unit} ({interval_cell(full.gain, measure)} against the base)."
+    )
+    return " ".join([text, *(gap_sentence(found) for found in rows if found.gap is not None)])
 
 
 def gap_sentence(found: MeasuredFigure) -> str:
@@ -201,7 +161,7 @@ def gap_sentence(found: MeasuredFigure) -> str:
     assert gap is not None
     unit = "pp" if measure.is_share else measure.unit
     kept = "" if found.share is None else f" and kept {percent(found.share.value)} % of its gain"
-    figures = f"{measure_interval(measure, gap)} {unit}{kept}"
+    figures = f"{interval_cell(gap, measure)} {unit}{kept}"
     if gap.low > 0 or gap.high < 0:
         word = "better" if gap.value * measure.sign > 0 else "worse"
         return f"{found.label} ended {word} than it ({figures})."
@@ -221,9 +181,14 @@ def measured_headline(comparison: Comparison) -> str:
     for found in judged:
         assert found.gap is not None
         worse = found.gap.value * found.measure.sign < 0
-        words = "no clear difference between {} and full fine-tuning"
+        words = NO_DIFFERENCE
         if found.gap.low > 0 or found.gap.high < 0:
             words = "full fine-tuning did better than {}" if worse else "{} did better than full"
         kinds.setdefault(words, []).append(found.label)
-    text = "; ".join(form.format(join_words(names)) for form, names in kinds.items())
-    return f"{text[0].upper()}{text[1:]} ({rows[0].measure.label.lower()})."
+    return f"{join_findings(kinds)} ({rows[0].measure.label.lower()})."
+
+
+def join_findings(found: Mapping[str, Sequence[str]]) -> str:
+    """Sentences with a hole, and whom each is about, as one that begins with a capital."""
+    text = "; ".join(form.format(join_words(names)) for form, names in found.items() if names)
+    return f"{text[0].upper()}{text[1:]}"

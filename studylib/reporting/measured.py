@@ -7,13 +7,14 @@ Not covered: words and tables (studylib.reporting.measure_tables), how items are
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from studylib.core import item_stats
 from studylib.core.errors import StudyError
 from studylib.core.item_stats import ItemScores
+from studylib.core.metrics import METRICS
 from studylib.core.stats import Estimate
 from studylib.reporting.study import Study
 from studylib.schema.measures import MEASURES, Measure, MeasureFigure, figures_of
@@ -21,6 +22,8 @@ from studylib.schema.methods import UNTRAINED, WHOLE
 from studylib.schema.records import Record
 
 HELD_OUT, RETENTION = "held_out", "retention"
+COLUMNS = ["of", "measure", "weights", "item", "group", "value", "nats", "tokens", "bytes"]
+RIGHT_ANSWERS = Measure(**asdict(METRICS["accuracy"]))  # what judges where no measure does
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,14 @@ class Arm:
 
     def items(self, of: str, measure: Measure) -> ItemScores | None:
         """StudyError: its runs measured other examples, or the same in another order."""
-        parts = [
-            frame[(frame["of"] == of) & (frame["measure"] == measure.asked)]
-            for frame in self.frames
-        ]
-        if not parts or any(len(part) < 2 for part in parts):
+        parts = [f[(f["of"] == of) & (f["measure"] == measure.asked)] for f in self.frames]
+        if any(len(part) < 2 for part in parts):
             return None
         names = parts[0]["item"].tolist()
         if any(part["item"].tolist() != names for part in parts):
-            raise StudyError(
-                f"{self.label}: {measure.key}",
-                "runs of one comparison measured other examples",
-                "Run them again on the same held-out part.",
-            )
+            raise StudyError(f"{self.label}: {measure.key}",
+                             "runs of one comparison measured other examples",
+                             "Run them again on the same held-out part.")  # fmt: skip
         return ItemScores.of_tables(parts, measure, fixed=not self.trains)
 
     def figure(self, of: str, key: str) -> MeasureFigure:
@@ -115,7 +113,8 @@ def asked_measures(arms: Iterable[Arm]) -> list[Measure]:
 def read_arms(study: Study, label: str, records: list[Record]) -> list[Arm]:
     """A method's complete runs as they were scored first, then on other weights."""
     complete = sorted((r for r in records if r.complete), key=lambda r: r.run.seed)
-    pairs = [(r, frame) for r in complete if (frame := study.held_out(r)) is not None]
+    pairs = [(r, frame) for r in complete
+             if (frame := study.frame(r, "held_out.parquet", COLUMNS)) is not None]  # fmt: skip
     weights = list(dict.fromkeys(w for _, frame in pairs for w in frame["weights"].unique()))
     arms = []
     for number, name in enumerate(weights):
@@ -134,17 +133,13 @@ def measure_arm(
     """A method's figure with its differences to the first arms of full and of the base."""
     first = {other.method: found for other, found in reversed(others)}
     full, base = first.get(WHOLE), first.get(UNTRAINED)
-    gap = (
-        item_stats.paired_difference(items, full)
-        if arm.trains and arm.method != WHOLE and full
-        else None
-    )
+    judged = arm.trains and arm.method != WHOLE
+    gap = item_stats.paired_difference(items, full) if judged and full else None
     gain = item_stats.paired_difference(items, base) if arm.trains and base else None
     share = None
     if gap and full and base and (full.value - base.value) * measure.sign > 0:
         share = item_stats.share_of_gain(items, full, base)
-    key = figures_of(measure.asked)[0].key
-    counts = arm.figure(of, key).counts
+    counts = arm.figure(of, figures_of(measure.asked)[0].key).counts
     return MeasuredFigure(measure, of, arm.label, arm.method, arm.weights, arm.trains,
                     item_stats.measure(items), counts, gap, gain, share,
                     arm.other_weights)  # fmt: skip

@@ -11,9 +11,9 @@ from studylib.core.metrics import METRICS, plain_number
 from studylib.reporting.blocks import NAMED, Table, figures, words
 from studylib.reporting.cells import (
     cost_cell,
+    link_record,
     method_cell,
     peak_cell,
-    record_links,
     rows_of,
     trained_cell,
 )
@@ -69,7 +69,7 @@ def grid_table(summary: Summary) -> Table:
             peak_cell(row, comparison.memory_kind, "train"),
             *(trained_cell(row, key) for key in keys if key in FIGURES),
             *(cost_cell(row, brief=True) for key in keys if key == "cost_usd"),
-            record_links(comparison, row),
+            " ".join(link_record(comparison.study.link, r, f"s{r.run.seed}") for r in row.records),
         ))  # fmt: skip
     return Table(header, tuple(rows))
 

@@ -5,20 +5,17 @@ Not covered: judging it (studylib.reporting.compare_studies).
 
 from __future__ import annotations
 
-from studylib.core.metrics import byte_size, plain_number, points
-from studylib.reporting.compare_studies import (
-    ALPHA,
-    MEMORY_SHARE,
-    TIME_SHARE,
-    ComparedStudies,
-    Move,
-)
+from functools import partial
 
+from studylib.core.metrics import byte_size, plain_number, points
+from studylib.reporting.compare_studies import ALPHA, SHARES, ComparedStudies, Move
+
+APART = "the seeds' ranges do not overlap"
 RULES = {
     "paired": f"paired on the same items, Holm-corrected p at most {ALPHA}",
     "unpaired": f"other items, so as independent samples, Holm-corrected p at most {ALPHA}",
-    "time": f"the seeds' ranges do not overlap and the medians differ by over {TIME_SHARE:.0%}",
-    "memory": f"the seeds' ranges do not overlap and the peaks differ by over {MEMORY_SHARE:.0%}",
+    "time": f"{APART} and the medians differ by over {SHARES['time']:.0%}",
+    "memory": f"{APART} and the peaks differ by over {SHARES['memory']:.0%}",
     "counted": "any difference, for it is counted",
     "ratio": "the 95 % intervals do not overlap",
     "status": "any difference",
@@ -32,8 +29,7 @@ def format_moves(compared: ComparedStudies) -> str:
     moved = compared.moved
     kept = len(compared.moves) - len(moved)
     lines.append(f"{len(moved)} of {len(compared.moves)} figures moved by more than their noise.")
-    for move in moved:
-        lines.append(f"- {move.what}, {move.figure}: {change_words(move)} ({RULES[move.rule]})")
+    lines += [f"- {m.what}, {m.figure}: {change_words(m)} ({RULES[m.rule]})" for m in moved]
     if kept:
         lines.append(f"{kept} figures did not.")
     for words, names in (("only in the first", compared.only_before),
@@ -55,8 +51,6 @@ def change_words(move: Move) -> str:
         )
     if move.rule == "ratio":
         return f"{move.before:.3f} -> {move.after:.3f}"
-    if move.rule == "memory" or "disk" in move.figure or move.figure == "One more variant":
-        sizes = byte_size(move.before), byte_size(move.after)
-    else:
-        sizes = plain_number(move.before, 4), plain_number(move.after, 4)
-    return f"{sizes[0]} -> {sizes[1]} ({move.difference:+.1%})"
+    is_size = move.rule == "memory" or "disk" in move.figure or move.figure == "One more variant"
+    show = byte_size if is_size else partial(plain_number, digits=4)
+    return f"{show(move.before)} -> {show(move.after)} ({move.difference:+.1%})"

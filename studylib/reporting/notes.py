@@ -32,9 +32,8 @@ def machine_line(summary: Summary) -> str:
     devices = sorted({record.environment.device for record in records})
     days = sorted({record.environment.finished_at[:10] for record in records})
     host = records[0].environment.host
-    memory = host.get("memory_total_bytes")
     parts = [join_words(devices), f"{host.get('cores_logical', '?')} cores"]
-    if memory:
+    if memory := host.get("memory_total_bytes"):
         parts.append(f"{plain_number(memory / 1e9, 3)} GB of host memory")
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return f"{', '.join(parts)}; runs of {when}; {count_of(len(records), 'record')}"
@@ -146,10 +145,8 @@ def edge_sentence(comparison: Comparison) -> str:
     """Which methods' rates were the last ones tried; empty where none was."""
     names = [f"{row.method.label} ({row.records[0].run.learning_rate:g})"
              for row in comparison.rows if at_edge(row)]  # fmt: skip
-    if not names:
-        return ""
     words = edge_words(names)
-    return f"{words[0].upper()}{words[1:]}: better ones may lie beyond."
+    return f"{words[0].upper()}{words[1:]}: better ones may lie beyond." if names else ""
 
 
 def edge_words(names: Sequence[str]) -> str:
@@ -168,28 +165,23 @@ def not_run_note(summary: Summary) -> str:
 
 def command_note(comparisons: Sequence[Comparison]) -> str:
     record = comparisons[0].rows[0].records[0]
-    if rerun_command(record).startswith("study run"):
-        return (
-            f"Each linked record is made again by `study run RUN_ID --profile {record.run.profile}`"
-            " with its folder's name as RUN_ID."
-        )
-    return "The command that makes a record again stands in the appendix."
+    if not rerun_command(record).startswith("study run"):
+        return "The command that makes a record again stands in the appendix."
+    command = f"`study run RUN_ID --profile {record.run.profile}`"
+    return f"Each linked record is made again by {command} with its folder's name as RUN_ID."
 
 
 def chance_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """One sentence for each size at which some accuracy cannot be told from guessing."""
     notes = []
     for comparison in comparisons:
-        rows = [row for row in comparison.rows if row.chance is not None]
-        at = [row.method.label for row in rows if not row.above_chance]
-        if not at:
-            continue
-        chance = percent(rows[0].chance.chance)  # type: ignore[union-attr]
-        who = "no accuracy" if len(at) == len(rows) else f"the accuracy of {join_words(at)}"
-        verb = "is" if len(at) == len(rows) else "is not"
-        notes.append(
-            f"At {comparison.name} {who} {verb} clearly better than guessing ({chance} %)."
-        )
+        rows = [(row, row.chance.chance) for row in comparison.rows if row.chance]
+        at = [row.method.label for row, _ in rows if not row.above_chance]
+        if at:
+            who = f"the accuracy of {join_words(at)} is not"
+            who = "no accuracy is" if len(at) == len(rows) else who
+            text = f"At {comparison.name} {who} clearly better than guessing"
+            notes.append(f"{text} ({percent(rows[0][1])} %).")
     return notes
 
 
@@ -217,18 +209,14 @@ def judged_by_measure(comparisons: Sequence[Comparison]) -> bool:
 def refusals(summary: Summary, track: str) -> list[Block]:
     """Which runs were not put into one table, by field and values."""
     lines = []
-    for refusal in summary.refusals:
-        if refusal.track != track:
-            continue
+    for refusal in (refusal for refusal in summary.refusals if refusal.track == track):
         values = "; ".join(
             f"`{shorten_hash(value)}` in {', '.join(runs)}"
             for value, runs in sorted(refusal.values.items())
         )
         lines.append(f"{refusal.model}: **{refusal.field}** differs: {values}")
-    if not lines:
-        return []
     why = "**Not put into one table**, because these fields must be shared and are not:"
-    return [Text(why), Items(tuple(lines))]
+    return [Text(why), Items(tuple(lines))] if lines else []
 
 
 def shorten_hash(value: str) -> str:

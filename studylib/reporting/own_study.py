@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from studylib.core.metrics import METRICS, percent
-from studylib.reporting import limits as known_limits
+from studylib.core import item_stats
+from studylib.core.metrics import percent
 from studylib.reporting import measure_tables, notes, prose, tables, verdict
 from studylib.reporting.appendices import claims_evidence, rates
-from studylib.reporting.appendix import learning_rate, provenance_table
+from studylib.reporting.appendix import provenance_table, runs_table
 from studylib.reporting.article_table import article_table
 from studylib.reporting.blocks import (
     NAMED,
@@ -29,7 +29,6 @@ from studylib.reporting.blocks import (
     Table,
     Text,
     bullets,
-    cell_of,
     figures,
     named,
     paragraph,
@@ -38,26 +37,18 @@ from studylib.reporting.blocks import (
 )
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.card_section import is_card
-from studylib.reporting.cells import NOT_RUN, run_path
+from studylib.reporting.cells import NOT_RUN
 from studylib.reporting.claims import Finding
 from studylib.reporting.compose import Report, bind_report, csv_files
 from studylib.reporting.glossary import say
-from studylib.reporting.made_from import Files
+from studylib.reporting.limits import learning_limits, left_out_sentences, run_limits
 from studylib.reporting.memory_grid import is_grid
 from studylib.reporting.notes import join_words
-from studylib.reporting.resources import wall_seconds
 from studylib.reporting.serve_section import serve_details, serve_section
 from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
 WORDS = {"enough": "**suffices**", "not enough": "**does not suffice**", "open": "cannot say yet"}
-LEFT_OUT = (
-    known_limits.limit_rows_skipped,
-    known_limits.limit_examples_left_out,
-    known_limits.limit_examples_cut,
-    known_limits.limit_prompts_cut,
-    known_limits.limit_undecided,
-)
 MOST_PROMPT, MOST_ANSWER = 400, 300  # characters
 NOTHING, UNFINISHED = "(nothing)", " (cut off)"
 
@@ -69,9 +60,6 @@ def has_verdict(summary: Summary) -> bool:
 
 def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
     """All of the report. findings: on the article's claims, none where they are not asked for."""
-    files: Files = csv_files(summary, [*findings], "")
-    if not findings:
-        del files["tables/claims.csv"]
     served = bool(summary.study.serves)
     parts: dict[str, list[Block]] = {
         "answer": answer_section(summary),
@@ -81,26 +69,28 @@ def compose_own(summary: Summary, findings: Sequence[Finding]) -> Report:
         "forecast": [Heading(2, "The article's claims"), article_table(findings)]
                     if findings else [],
         "beside": [],
-        "words": [*left_out_section(summary), *limits_section(summary), *runs_section(summary)],
+        "words": [*limits_section(summary), *runs_section(summary)],
     }  # fmt: skip
     appendices = {"claims": claims_evidence(findings)} if findings else {}
     if served:
         appendices["serving"] = serve_details([summary], [])
-    return bind_report(parts, appendices, files)
+    return bind_report(parts, appendices, csv_files(summary, findings, ""))
 
 
 def answer_section(summary: Summary) -> list[Block]:
     """The verdict in the first line, then what it rests on."""
     sources = dict.fromkeys(Path(r.run.data.source).name for r in summary.study.records)
-    models = dict.fromkeys(c.name for c in summary.comparisons)
-    data = notes.join_words([show_literally(name, 80) for name in sources])
+    models = join_words(list(dict.fromkeys(c.name for c in summary.comparisons)))
+    data = join_words([show_literally(name, 80) for name in sources])
+    margins = dict.fromkeys(f"{verdict.margin_of(c):g}" for c in summary.comparisons)
+    allowed = join_words([*margins])
     table = verdict_table(summary.comparisons)
     took = [text for c in summary.comparisons if c.row(WHOLE) and (text := prose.resources(c))]
     return [
         Text(f"**{verdict.tell_verdict(summary)}**"),
-        Heading(1, f"Does an adapter suffice? {notes.join_words([*models])} on {data}"),
+        Heading(1, f"Does an adapter suffice? {models} on {data}"),
         Heading(2, "The answer"),
-        *((table, Text(rule_sentence(summary))) if table.rows else ()),
+        *((table, Text(say("own_rule", allowed=allowed))) if table.rows else ()),
         *paragraph("\n".join(took)),
         Text(f"{notes.machine_line(summary)}."),
         *paragraph(notes.not_run_note(summary)),
@@ -120,8 +110,7 @@ def verdict_table(comparisons: Sequence[Comparison]) -> Table:
             for judged in verdict.read_figures(comparison, row):
                 name = (comparison.track, comparison.name, row.method.label, judged.what)
                 rows.append((*name, *verdict_cells(judged, margin)))
-    several = len({c.track for c in comparisons}) > 1
-    cut = 0 if several else 1
+    cut = 0 if len({c.track for c in comparisons}) > 1 else 1
     return Table(header[cut:], tuple(row[cut:] for row in rows))
 
 
@@ -130,24 +119,15 @@ def verdict_cells(judged: verdict.Judged, margin: float) -> tuple[str, str, str]
     if decision is None or judged.kept is None:
         return "cannot be judged", "full shows no gain" if judged.full else NOT_RUN, "—"
     value, low, high = (percent(share) for share in judged.lost)
-    least = verdict.item_stats.detectable(judged.kept)
-    smallest = "—"
-    if least is not None:
-        smallest = Number(f"{percent(least)} {judged.lost_unit}", least)
+    least = item_stats.detectable(judged.kept)
+    smallest = "—" if least is None else Number(f"{percent(least)} {judged.lost_unit}", least)
     loses = Number(f"{value} {judged.lost_unit} [{low}, {high}]", judged.lost[0])
     return WORDS[decision.kind], loses, smallest
 
 
-def rule_sentence(summary: Summary) -> str:
-    margins = dict.fromkeys(f"{verdict.margin_of(c):g}" for c in summary.comparisons)
-    allowed = notes.join_words([*margins])
-    return say("own_rule", allowed=allowed)
-
-
 def results_section(summary: Summary) -> list[Block]:
     blocks: list[Block] = [Heading(2, "Figures")]
-    for track in summary.tracks:
-        comparisons = [c for c in summary.comparisons if c.track == track]
+    for track, comparisons in summary.tracks.items():
         blocks += [Heading(3, f"Track {track}")] if len(summary.tracks) > 1 else []
         blocks += notes.refusals(summary, track)
         blocks += [tables.headline_table(comparisons)]
@@ -162,39 +142,26 @@ def results_section(summary: Summary) -> list[Block]:
 
 def cost_section(summary: Summary) -> list[Block]:
     comparisons = summary.comparisons
-    table = tables.time_table(comparisons)
     told = paragraph(notes.price_note(comparisons), notes.end_to_end_note(comparisons))
+    table = tables.time_table(comparisons)
     return [Heading(2, "What it took"), table, *told, *rates(comparisons)]
 
 
-def left_out_section(summary: Summary) -> list[Block]:
-    told = bullets(text for tell in LEFT_OUT if (text := tell([summary])))
-    title = Heading(2, "What was left out of the data")
-    return [title, *(told or [Text("Nothing that these runs counted.")])]
-
-
 def limits_section(summary: Summary) -> list[Block]:
-    others = [tell for tell in known_limits.LIMITS
-              if tell not in (*LEFT_OUT, known_limits.limit_scope)]  # fmt: skip
-    told = ["The verdict speaks for this model, these data and this recipe."]
-    told += [text for tell in others if (text := tell([summary]))]
-    return [Heading(2, "Limits"), *bullets(told)]
+    """What was left out of the data, and what the verdict does not speak for."""
+    left_out = left_out_sentences([summary])
+    scope = "The verdict speaks for this model, these data and this recipe."
+    told = bullets([scope, *learning_limits([summary]), *run_limits([summary])])
+    return [Heading(2, "What was left out of the data"),
+            *(bullets(left_out) or [Text("Nothing that these runs counted.")]),
+            Heading(2, "Limits"), *told]  # fmt: skip
 
 
 def runs_section(summary: Summary) -> list[Block]:
     """Every run with its record, its rate and where that comes from."""
-    study, rows = summary.study, []
-    for record in study.records:
-        link = f"[{record.run_id}]({run_path(study.link, record.run_id)}/record.json)"
-        status = record.status + (f": {record.reason}" if record.reason else "")
-        seconds = cell_of(wall_seconds(record), METRICS["end_to_end_seconds"].number)
-        rows.append((link, status, learning_rate(record), seconds))
-    for spec in study.missing:
-        end = study.failed.get(spec.run_id)
-        rows.append((spec.run_id, f"failed: {end}" if end else NOT_RUN, "—", "—"))
-    header = (named("Run"), *words("Status"), *figures("Learning rate", "Wall clock (s)"))
-    return [Heading(2, "Runs"), Table(header, tuple(rows)), Text(say("made_again")),
-            Heading(3, "Provenance"), provenance_table(summary)]  # fmt: skip
+    table = runs_table(summary).keep("Run", "Status", "Learning rate", "Wall clock (s)")
+    return [Heading(2, "Runs"), table, Text(say("made_again")), Heading(3, "Provenance"),
+            provenance_table(summary)]  # fmt: skip
 
 
 def prompts_section(comparisons: Sequence[Comparison]) -> list[Block]:
@@ -204,8 +171,7 @@ def prompts_section(comparisons: Sequence[Comparison]) -> list[Block]:
         return [Heading(2, "Held-out prompts"), Text(say("no_answers"))]
     blocks: list[Block] = [Heading(2, "Held-out prompts, answered"), Text(answers_note(shown))]
     for comparison, table in shown:
-        blocks += [Heading(3, comparison.name)] if len(shown) > 1 else []
-        blocks += [table]
+        blocks += [*([Heading(3, comparison.name)] if len(shown) > 1 else []), table]
     return blocks
 
 
@@ -215,24 +181,23 @@ def answer_table(comparison: Comparison) -> Table | None:
     if not found:
         return None
     first = next(iter(found.values()))
-    given = {label: frame.set_index("item") for label, frame in found.items()}
     header = (named("Prompt"), *words("Reference", *found))
     rows = []
-    for item, prompt, answer in first[["item", "prompt", "answer"]].itertuples(index=False):
-        cells = [answer_cell(frame, item) for frame in given.values()]
+    for item, prompt, answer in first[["prompt", "answer"]].itertuples():
+        cells = [answer_cell(frame, item) for frame in found.values()]
         rows.append((show_literally(prompt, MOST_PROMPT, keep_end=True),
                      show_literally(answer, MOST_ANSWER), *cells))  # fmt: skip
     return Table(header, tuple(rows))
 
 
 def read_written_answers(comparison: Comparison) -> dict[str, pd.DataFrame]:
-    """Method -> the answers of its first complete run that kept some, each prompt once."""
+    """Method -> the answers of its first complete run that kept some, each prompt once, by item."""
     found = {}
     for row in comparison.rows:
-        frames = (comparison.study.answers(record) for record in row.complete)
+        frames = (comparison.study.frame(record, "answers.parquet") for record in row.complete)
         frame = next((f for f in frames if f is not None and len(f)), None)
         if frame is not None:
-            found[row.method.label] = frame.drop_duplicates("item")
+            found[row.method.label] = frame.drop_duplicates("item").set_index("item")
     return found
 
 
@@ -245,11 +210,9 @@ def answer_cell(frame: pd.DataFrame, item: str) -> str:
 
 
 def answers_note(shown: Sequence[tuple[Comparison, Table]]) -> str:
-    count = max(len(table.rows) for _, table in shown)
-    text = say("answers", count=count)
+    text = say("answers", count=max(len(table.rows) for _, table in shown))
     several = dict.fromkeys(
         row.method.label for c, _ in shown for row in c.rows if len(row.complete) > 1
     )
-    if several:
-        text += f" Of {join_words([*several])} the first seed's answers are shown."
-    return text
+    of = f" Of {join_words([*several])} the first seed's answers are shown."
+    return text + (of if several else "")

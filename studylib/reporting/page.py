@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from html import escape
 from importlib.metadata import version
 from itertools import count, pairwise
@@ -28,7 +28,7 @@ from mistune import BlockState, HTMLRenderer, InlineParser
 from studylib.reporting.appendix_files import TITLES, appendix_title, path_of, slug
 from studylib.reporting.blocks import GLUE, Block, Heading, Items, Number, Picture, Table
 from studylib.reporting.compose import Report
-from studylib.reporting.made_from import PAGE_FOLDER, REPORT, Files
+from studylib.reporting.made_from import PAGE_FOLDER, REPORT
 from studylib.reporting.panels import BAND, CLAIM, COLOURS, FAINT, INK, tint
 
 MAKERS = ("jinja2", "mistune", "matplotlib")  # on whose versions the bytes depend
@@ -87,21 +87,20 @@ def render_page(report: Report) -> bytes:
     page.filters |= {"inline": inline, "glue": glue, "plain": plain, "kinds": column_kinds}
     page.tests |= {kind.__name__.lower(): lambda block, kind=kind: isinstance(block, kind)
                    for kind in (Heading, Items, Number, Picture, Table)}  # fmt: skip
+    glyphs: dict[str, str] = {}
+    places = count()
+
+    def draw(picture: Picture) -> Markup:
+        svg = report.files[picture.path].decode()
+        return Markup(inline_picture(svg, picture.caption, f"p{next(places)}", glyphs))
+
     html = page.get_template("index.html.j2").render(
         made_by=", ".join(f"{name} {version(name)}" for name in MAKERS),
         style=read("page.css"), script=read("page.js"),
         light=palette_css(dark=False), dark=palette_css(dark=True),
-        sections=make_sections(report),
-        draw=partial(draw_picture, report.files, {}, count()),
+        sections=make_sections(report), draw=draw,
     )  # fmt: skip
     return html.encode()
-
-
-def draw_picture(
-    files: Files, glyphs: dict[str, str], places: Iterator[int], picture: Picture
-) -> Markup:
-    svg = files[picture.path].decode()
-    return Markup(inline_picture(svg, picture.caption, f"p{next(places)}", glyphs))
 
 
 def read(name: str) -> Markup:

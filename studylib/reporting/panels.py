@@ -12,11 +12,11 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -32,11 +32,7 @@ from studylib.schema.methods import METHODS
 from studylib.schema.profile import MethodSettings
 
 COLOURS = {name: row.colour for name, row in METHODS.items()}
-
-
 INK, FAINT, BAND, CLAIM = "#222222", "#d9d9d9", "#fdf0cf", "#f0b429"
-
-
 STYLE: Any = {
     "svg.hashsalt": "study", "svg.fonttype": "path", "font.family": "DejaVu Sans",
     "font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -45,9 +41,9 @@ STYLE: Any = {
     "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True,
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
 }  # fmt: skip
-
-
 PANEL_INCHES = (4.2, 3.3)
+Shown = TypeVar("Shown")
+Names = Sequence[tuple[float, float, str, str]]  # each with its point (x, y) and colour
 
 
 @contextmanager
@@ -77,11 +73,9 @@ def to_svg(figure: Figure) -> bytes:
     """Bytes without a date: they depend on what is drawn and on matplotlib's version alone.
 
     Panels side by side are named with their left and right ends, so that a narrow page can set one
-    below the other; each then needs the words of the height's axis.
+    below the other; for that each has the words of the height's axis.
     """
     canvas = FigureCanvasAgg(figure)
-    for panel in figure.axes[1:]:
-        panel.set_ylabel(panel.get_ylabel() or figure.axes[0].get_ylabel())
     buffer = io.BytesIO()
     with house_style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -104,16 +98,25 @@ def made_elsewhere(path: Path, content: bytes) -> bool:
     return bool(theirs and ours and theirs.group(1) != ours.group(1))
 
 
-def new_panels(
-    count: int, height: float = PANEL_INCHES[1], sharey: bool = True
-) -> tuple[Figure, list[Axes]]:
-    """A row of panels; alone, one is as wide as its labels need."""
-    width = max(PANEL_INCHES[0] * count, 6.4)  # one panel needs room for its labels
-    figure = Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False, sharey=sharey)[0]
-    for panel in panels:
-        panel.tick_params(labelleft=True)
-    return figure, list(panels)
+def draw_panels(
+    shown: Sequence[Shown],
+    draw: Callable[[Axes, Shown], Names],
+    height: float = PANEL_INCHES[1],
+    step: float = 0.07,
+    sharey: bool = True,
+) -> Figure | None:
+    """A row of panels, one for each of what is shown; None of nothing. draw: puts it there, with
+    title and axes, and gives the names of its points. step: a name's height (label_right)."""
+    if not shown:
+        return None
+    with house_style():
+        width = max(PANEL_INCHES[0] * len(shown), 6.4)  # one panel needs room for its labels
+        figure = Figure(figsize=(width, height), layout="constrained")
+        panels = figure.subplots(1, len(shown), squeeze=False, sharey=sharey)[0]
+        for panel, one in zip(panels, shown, strict=True):
+            panel.tick_params(labelleft=True)
+            label_right(panel, draw(panel, one), step)
+    return figure
 
 
 def colour(method: MethodSettings) -> str:
@@ -140,9 +143,7 @@ def sign_ticks(panel: Axes) -> None:
     panel.xaxis.set_major_formatter(lambda value, _: points(value / 100).removesuffix(".0"))
 
 
-def label_right(
-    panel: Axes, labels: Sequence[tuple[float, float, str, str]], step: float = 0.07
-) -> None:
+def label_right(panel: Axes, labels: Names, step: float) -> None:
     """Names beside their points, moved apart where they would lie on each other (step: a name's
     height as a share of the panel's).
 

@@ -10,7 +10,7 @@ Not covered: the figures themselves (studylib.reporting.claim_sources) and the v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -62,7 +62,11 @@ def gather_passes(cells: Iterable[Cell]) -> list[list[Cell]]:
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for comparison, row in cells:
         groups.setdefault(same_job(comparison, row), []).append((comparison, row))
-    ordered = [order_passes(group) for group in groups.values()]
+    ordered = []
+    for group in groups.values():
+        judged = min(group, key=lambda cell: pass_distance(cell[1]))
+        rest = [cell for cell in group if cell is not judged]
+        ordered.append([judged, *sorted(rest, key=lambda cell: pass_size(cell[1]))])
     return sorted(ordered, key=lambda group: pass_distance(group[0][1]))
 
 
@@ -86,12 +90,6 @@ def commit_words(comparison: Comparison) -> str:
     if study.card is None or len({made_by(record)[1:] for record in study.records}) == 1:
         return ""
     return f", commit {made_by(comparison.rows[0].records[0])[1][:12]}"
-
-
-def order_passes(cells: Sequence[Cell]) -> list[Cell]:
-    judged = min(cells, key=lambda cell: pass_distance(cell[1]))
-    rest = [cell for cell in cells if cell is not judged]
-    return [judged, *sorted(rest, key=lambda cell: pass_size(cell[1]))]
 
 
 def pass_size(row: Row) -> tuple[int, int]:

@@ -13,15 +13,8 @@ from studylib.reporting import measure_tables
 from studylib.reporting.cells import p_value, why_unasked
 from studylib.reporting.evidence_kinds import parameter_count
 from studylib.reporting.notes import edge_sentence, join_words, seed_words
-from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.reporting.summary import Comparison, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
-
-
-def main_comparison(summary: Summary, track: str) -> Comparison | None:
-    """The largest model of a track with a complete full fine-tuning run."""
-    able = [c for c in summary.comparisons
-            if c.track == track and (row := c.row(WHOLE)) and row.complete]  # fmt: skip
-    return able[-1] if able else None
 
 
 def answer_track(summary: Summary, track: str) -> list[str]:
@@ -29,16 +22,15 @@ def answer_track(summary: Summary, track: str) -> list[str]:
 
     They speak of the largest model with a complete full fine-tuning run; the table has the rest.
     """
-    main = main_comparison(summary, track)
-    if main is None:
+    able = [c for c in summary.tracks[track] if (row := c.row(WHOLE)) and row.complete]
+    if not able:
         return ["No full fine-tuning run is complete: there is nothing to compare with."]
+    main = able[-1]
     if measure_tables.first_measure(main):
         found = [measure_tables.tell_finding(main), tell_questions(main)]
     else:
-        found = [
-            tell_learned(main) if main.above_chance else at_chance(main),
-            tell_borderline(main),
-        ]
+        learned = tell_learned(main) if main.above_chance else at_chance(main)
+        found = [learned, tell_borderline(main)]
     first = [f"**{comparison_headline(main)}**", tell_setting(main), *found, edge_sentence(main)]
     return [p for p in (" ".join(s for s in first if s), resources(main)) if p]
 
@@ -49,23 +41,15 @@ def comparison_headline(comparison: Comparison) -> str:
         return found
     if not comparison.above_chance:
         return "These runs cannot say which method learns more."
-    judged = [(row, row.gap.value) for row in comparison.rows if row.gap is not None]
+    judged = [(row, row.method.label, row.gap.value) for row in comparison.rows if row.gap]
     if not judged:
         return "Only full fine-tuning was measured, so that there is nothing to compare it with."
     groups = {
-        "full fine-tuning learned more than {}": [r for r, v in judged if settled(r) and v < 0],
-        "{} learned more than full fine-tuning": [r for r, v in judged if settled(r) and v > 0],
-        "no clear difference between {} and full fine-tuning": [
-            r for r, _ in judged if not settled(r)
-        ],
+        "full fine-tuning learned more than {}": [n for r, n, v in judged if r.settled and v < 0],
+        "{} learned more than full fine-tuning": [n for r, n, v in judged if r.settled and v > 0],
+        measure_tables.NO_DIFFERENCE: [name for row, name, _ in judged if not row.settled],
     }
-    parts = [
-        words.format(join_words([row.method.label for row in rows]))
-        for words, rows in groups.items()
-        if rows
-    ]
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}."
+    return f"{measure_tables.join_findings(groups)}."
 
 
 def tell_questions(comparison: Comparison) -> str:
@@ -77,24 +61,18 @@ def tell_questions(comparison: Comparison) -> str:
     items = max(row.accuracy.items for row in rows if row.accuracy)
     guessing = [row for row in rows if not row.above_chance]
     moved = tell_learned(comparison)
-    parts = [f"On {items:,} questions {moved}"] if moved else []
+    parts = [f"On {items:,} questions {moved}" if moved else ""]
     if guessing:
         names = join_words([row.method.label for row in guessing])
         parts.append(f"Guessing gives {chance} %: there {names} cannot be told from it.")
-    return " ".join([*parts, tell_borderline(comparison)]).strip()
-
-
-def settled(row: Row) -> bool:
-    """Whether the gap to full is clear of zero, the number of methods considered."""
-    return row.gap_p_holm is not None and row.gap_p_holm <= 0.05
+    return " ".join(filter(None, [*parts, tell_borderline(comparison)]))
 
 
 def tell_setting(comparison: Comparison) -> str:
     device = comparison.rows[0].records[0].environment.device
     size = comparison.total_params
-    size_text = f" ({parameter_count(size)} parameters)" if size else ""
-    seeds = seed_words(comparison.rows)
-    return f"Measured on {device}, {comparison.name}{size_text}, {seeds}:"
+    of_size = f" ({parameter_count(size)} parameters)" if size else ""
+    return f"Measured on {device}, {comparison.name}{of_size}, {seed_words(comparison.rows)}:"
 
 
 def at_chance(comparison: Comparison) -> str:
@@ -117,7 +95,7 @@ def tell_borderline(comparison: Comparison) -> str:
     rows = [
         row
         for row in comparison.rows
-        if row.gap and not settled(row) and (row.gap.low > 0 or row.gap.high < 0)
+        if row.gap and not row.settled and (row.gap.low > 0 or row.gap.high < 0)
     ]
     if not rows:
         return ""

@@ -9,14 +9,14 @@ rates made of it (studylib.reporting.ranking_section).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from studylib.core import stats
 from studylib.core.all_pairs import Pair, compare_all
 from studylib.core.stats import Estimate, Totals
 from studylib.reporting.measure_tables import first_measure
-from studylib.reporting.measured import HELD_OUT, read_arms
+from studylib.reporting.measured import HELD_OUT, RIGHT_ANSWERS, read_arms
 from studylib.reporting.summary import Comparison, Row, right_answers
 from studylib.schema.measures import Measure
 from studylib.schema.methods import ADAPTER
@@ -38,17 +38,22 @@ class RankedMethod:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods from the best to the worst. measure: None for right answers. apart: how many pairs
-    are told apart, of `pairs`. tuned: whether every rate came from a search of its own."""
+    """Methods from the best to the worst. apart: how many pairs are told apart, of `pairs`. tuned:
+    whether every rate came from a search of its own."""
 
     comparison: Comparison
     places: tuple[RankedMethod, ...]
     reference: Row
-    measure: Measure | None
+    measure: Measure
     pairs: int
     apart: int
     seeds_known: bool
     tuned: bool
+
+    @property
+    def unit(self) -> str:
+        """Of a difference."""
+        return "pp" if self.measure.is_share else self.measure.unit
 
     @property
     def others(self) -> list[tuple[RankedMethod, Pair]]:
@@ -90,9 +95,9 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
     asked = all(row.accuracy is not None for row in rows)
     if not asked and not found:
         return None
-    measure = found[0].measure if found else None
+    measure = found[0].measure if found else RIGHT_ANSWERS
     totals = [read_totals(comparison, row, measure) for row in rows]
-    pairs = compare_all(totals, shares=measure is None or measure.is_share)
+    pairs = compare_all(totals, shares=measure.is_share)
     gains = {f.label: f.gain for f in found}
     kind = (comparison.memory_kind, "train")
     at, places = rows.index(reference), []
@@ -100,7 +105,7 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
         spread = row.memory.get(kind)
         places.append(RankedMethod(
             row, float(own.scores.mean(0).sum() / own.sizes.sum()),
-            row.gain if measure is None else gains.get(row.label),
+            gains.get(row.label) if found else row.gain,
             None if i == at else pairs.between(i, at), spread.value if spread else None,
         ))  # fmt: skip
     runs = [record.run for row in rows for record in row.complete]
@@ -125,10 +130,10 @@ def find_reference(rows: list[Row]) -> Row | None:
     )
 
 
-def read_totals(comparison: Comparison, row: Row, measure: Measure | None) -> Totals:
+def read_totals(comparison: Comparison, row: Row, measure: Measure) -> Totals:
     """What a row's runs scored by subject, or by group of held-out examples."""
     study = comparison.study
-    if measure is None:
+    if measure is RIGHT_ANSWERS:
         answers = right_answers(study, list(row.records), str(row.weights))["questions"]
         return stats.sum_subjects(answers.correct, answers.clusters)
     arm = read_arms(study, row.label, list(row.records))[0]
@@ -138,8 +143,5 @@ def read_totals(comparison: Comparison, row: Row, measure: Measure | None) -> To
     return Totals(measure.sign * totals.scores, totals.sizes, totals.names, totals.items)
 
 
-def rankings(comparisons: Iterable[Comparison]) -> Iterator[Ranking]:
-    for comparison in comparisons:
-        ranking = rank_methods(comparison)
-        if ranking is not None:
-            yield ranking
+def rankings(comparisons: Iterable[Comparison]) -> list[Ranking]:
+    return [ranking for ranking in map(rank_methods, comparisons) if ranking is not None]

@@ -10,14 +10,15 @@ Not covered: what is ranked (studylib.reporting.ranking), the curves' picture
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studylib.core.all_pairs import Pair
-from studylib.core.metrics import METRICS, MISSING, plain_number
+from studylib.core.metrics import METRICS, MISSING
 from studylib.reporting.blocks import (
     Block,
     Heading,
@@ -29,15 +30,20 @@ from studylib.reporting.blocks import (
     figures,
     named,
 )
-from studylib.reporting.cells import p_value, spread_cell, trainable_cell
-from studylib.reporting.curves import rate_height
-from studylib.reporting.measure_tables import measure_number
+from studylib.reporting.cells import (
+    measure_number,
+    p_value,
+    short_number,
+    spread_cell,
+    trainable_cell,
+)
+from studylib.reporting.curves import measure_of, rate_height
+from studylib.reporting.measured import RIGHT_ANSWERS
 from studylib.reporting.notes import join_words
-from studylib.reporting.panels import INK, colour, label_right, new_panels
-from studylib.reporting.ranking import MANY, RankedMethod, Ranking, rankings
+from studylib.reporting.panels import INK, Names, colour, draw_panels
+from studylib.reporting.ranking import MANY, Ranking, rankings
 from studylib.reporting.resources import MEMORY
 from studylib.reporting.summary import Comparison, Row
-from studylib.schema.measures import MEASURES, Measure
 from studylib.schema.tuning import TunePoint
 
 CAPTION = (
@@ -46,7 +52,6 @@ CAPTION = (
 )
 INCHES_A_LABEL = 0.3
 MOST_NAMED = 5
-DIGITS = 3
 
 
 def rankings_section(
@@ -58,19 +63,18 @@ def rankings_section(
     blocks: list[Block] = []
     for ranking in rankings(comparisons):
         title = f"{len(ranking.places)} methods ranked ({ranking.comparison.name})"
-        blocks += [Heading(3, title), Text(tell_ranking(ranking))]
-        if brief:
-            blocks += pictures
-            continue
-        blocks += [ranking_table(ranking), Text(tell_intervals(ranking)), *pictures]
-        blocks += shared_rate_section(ranking)
+        table: list[Block] = (
+            [] if brief else [ranking_table(ranking), Text(tell_intervals(ranking))]
+        )
+        blocks += [Heading(3, title), Text(tell_ranking(ranking)), *table, *pictures]
+        blocks += [] if brief else shared_rate_section(ranking)
     return blocks
 
 
 def tell_ranking(ranking: Ranking) -> str:
     """Whether any method beats LoRA, in one sentence, and what else is told apart."""
     label = reference_words(ranking)
-    if ranking.measure is None and not ranking.comparison.above_chance:
+    if ranking.measure is RIGHT_ANSWERS and not ranking.comparison.above_chance:
         return "**No accuracy can be told from guessing:** the ranking says nothing of learning."
     ends = [f"{place.row.label} by {lead_interval(ranking, place.lead)}" for place in ranking.ahead]
     text = f"**Better than {label}: {join_words(ends)}.**" if ends else ""
@@ -79,9 +83,7 @@ def tell_ranking(ranking: Ranking) -> str:
         text += " " * bool(ends) + tell_most(ranking, who, label, adapters=bool(ends))
     if ranking.behind:
         text += f" Behind it: {join_words([place.row.label for place in ranking.behind])}."
-    open_ones = [
-        place.row.label for place, lead in ranking.others if lead.low <= 0 <= lead.high
-    ]  # fmt: skip
+    open_ones = [p.row.label for p, lead in ranking.others if lead.low <= 0 <= lead.high]
     if len(open_ones) > MOST_NAMED:
         text += f" {len(open_ones)} others are not told apart from it."
     elif open_ones:
@@ -92,13 +94,12 @@ def tell_ranking(ranking: Ranking) -> str:
 
 def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
     """By how much any of them could beat the reference; nothing where there is none."""
-    found = ranking.most(adapters)
-    if found is None:
+    if (found := ranking.most(adapters)) is None:
         return ""
     place, pair = found
-    most = measure_number(ranking.measure, max(pair.high, 0.0), signed=False)
+    most = measure_number(max(pair.high, 0.0), ranking.measure, signed=False)
     return (
-        f"**{who} beats {label} by more than {most} {ranking_unit(ranking)}** "
+        f"**{who} beats {label} by more than {most} {ranking.unit}** "
         f"({place.row.label} could: {lead_interval(ranking, pair)})."
     )
 
@@ -119,10 +120,10 @@ def tell_intervals(ranking: Ranking) -> str:
 
 
 def ranking_table(ranking: Ranking) -> Table:
-    score = "Accuracy (%) ↑" if ranking.measure is None else ranking.measure.header
-    header = (*figures("Rank"), named("Method"), *figures(score,
-              f"Gain over base ({ranking_unit(ranking)})",
-              f"Less {reference_words(ranking)} ({ranking_unit(ranking)})", "p, all pairs",
+    measure = ranking.measure
+    header = (*figures("Rank"), named("Method"), *figures(measure.header,
+              f"Gain over base ({ranking.unit})",
+              f"Less {reference_words(ranking)} ({ranking.unit})", "p, all pairs",
               METRICS["trainable_params"].header, METRICS["train_peak_bytes"].header,
               METRICS["variant_bytes"].header, "Rate"))  # fmt: skip
     rows = []
@@ -130,10 +131,9 @@ def ranking_table(ranking: Ranking) -> Table:
         row, lead = place.row, place.lead
         peak = cell_of(place.memory, METRICS["train_peak_bytes"].number)
         gain, disk = place.gain, row.figures.get("variant_bytes")
-        sign = measure_sign(ranking.measure)
         rows.append((
-            str(rank), row.label, measure_number(ranking.measure, sign * place.score, signed=False),
-            MISSING if gain is None else measure_number(ranking.measure, gain.value),
+            str(rank), row.label, measure_number(measure.sign * place.score, measure, signed=False),
+            MISSING if gain is None else measure_number(gain.value, measure),
             "reference" if lead is None else lead_interval(ranking, lead),
             "—" if lead is None else p_value(lead.p_value),
             trainable_cell(row), peak, spread_cell("variant_bytes", disk),
@@ -142,35 +142,23 @@ def ranking_table(ranking: Ranking) -> Table:
     return Table(header, tuple(rows))
 
 
-def ranking_unit(ranking: Ranking) -> str:
-    if ranking.measure is None or ranking.measure.is_share:
-        return "pp"
-    return ranking.measure.unit
-
-
-def measure_sign(measure: Measure | None) -> int:
-    return 1 if measure is None else measure.sign
-
-
 def lead_interval(ranking: Ranking, pair: Pair | None) -> str:
     """A difference with its interval, as the figure counts it (a loss: below 0 is better)."""
     assert pair is not None
-    sign = measure_sign(ranking.measure)
+    sign = ranking.measure.sign
     low, high = sorted((sign * pair.low, sign * pair.high))
-    shown = [measure_number(ranking.measure, end) for end in (sign * pair.value, low, high)]
+    shown = [measure_number(end, ranking.measure) for end in (sign * pair.value, low, high)]
     return around("{} [{}, {}]".format(*shown), shown[0])
 
 
 def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
     """Every method's difference to LoRA against the memory of its training."""
-    shown = [ranking for ranking in rankings(comparisons) if all(map(has_memory, ranking.places))]
-    if not shown:
-        return None
-    tall = max(4.0, INCHES_A_LABEL * max(len(one.places) for one in shown))
-    figure, panels = new_panels(len(shown), height=tall)
-    for panel, ranking in zip(panels, shown, strict=True):
-        share = ranking.measure is None or ranking.measure.is_share
-        scale, labels = 100 if share else 1, []
+    shown = [ranking for ranking in rankings(comparisons)
+             if all(place.memory is not None for place in ranking.places)]  # fmt: skip
+    most = max((len(one.places) for one in shown), default=0)
+
+    def draw(panel: Axes, ranking: Ranking) -> Names:
+        scale, labels = ranking.measure.scale, []
         small = all((place.memory or 0) < 1e8 for place in ranking.places)
         name, size = ("MB", 1e6) if small else ("GB", 1e9)
         for place in ranking.places:
@@ -182,17 +170,14 @@ def draw_ranking(comparisons: Sequence[Comparison]) -> Figure | None:
             labels.append((x, y, place.row.label, shade))
         panel.axhline(0, color=INK, linewidth=0.8, linestyle=":")
         panel.margins(x=0.12, y=0.05)
-        label_right(panel, labels, 0.9 / len(labels))
-        panel.set_title(ranking.comparison.name)
         kind = MEMORY[ranking.comparison.memory_kind]
-        panel.set_xlabel(f"← peak memory of training, {kind} ({name})")
-        better = "" if measure_sign(ranking.measure) > 0 else ", turned so that up is better"
-        panel.set_ylabel(f"less {reference_words(ranking)} ({ranking_unit(ranking)}{better}) ↑")
-    return figure
+        better = "" if ranking.measure.sign > 0 else ", turned so that up is better"
+        panel.set(title=ranking.comparison.name,
+                  xlabel=f"← peak memory of training, {kind} ({name})",
+                  ylabel=f"less {reference_words(ranking)} ({ranking.unit}{better}) ↑")  # fmt: skip
+        return labels
 
-
-def has_memory(place: RankedMethod) -> bool:
-    return place.memory is not None
+    return draw_panels(shown, draw, max(4.0, INCHES_A_LABEL * most), 0.9 / max(most, 1))
 
 
 @dataclass(frozen=True)
@@ -221,15 +206,12 @@ def share_rate(ranking: Ranking) -> tuple[float, list[Shared]] | None:
         return None
     rate = sweeps[ranking.reference.method.slug].best.learning_rate
     found = [
-        Shared(place.row, sweep.best, at_rate(sweep.points, rate))
+        Shared(place.row, sweep.best, next(
+            (p for p in sweep.points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None))
         for place in ranking.places
         if (sweep := sweeps.get(place.row.method.slug)) is not None
-    ]
+    ]  # fmt: skip
     return (rate, found) if len(found) >= MANY else None
-
-
-def at_rate(points: Iterable[TunePoint], rate: float) -> TunePoint | None:
-    return next((p for p in points if np.isclose(p.learning_rate, rate, rtol=1e-3)), None)
 
 
 def shared_rate_section(ranking: Ranking) -> list[Block]:
@@ -241,34 +223,30 @@ def shared_rate_section(ranking: Ranking) -> list[Block]:
 
 
 def tell_shared_rate(ranking: Ranking, rate: float, found: list[Shared]) -> str:
-    label, unit = ranking.reference.label, unit_of(found[0].own).replace("%", "points")
-    both = [(one, one.known) for one in found if one.known is not None]
-    own = [rate_height(one.own) for one, _ in both]
-    same = [rate_height(point) for _, point in both]
+    label, unit = ranking.reference.label, measure_of(found[0].own).unit.replace("%", "points")
+    own = [rate_height(one.own) for one in found if one.known]
+    same = [rate_height(one.known) for one in found if one.known]
     left = [one.row.label for one in found if one.shared is None]
     text = (
-        f"**How much of it was the rate:** on the validation part the {len(both)} methods that "
+        f"**How much of it was the rate:** on the validation part the {len(own)} methods that "
         f"were tried at {label}'s own rate ({rate:g}) lie {spread_width(same)} {unit} apart at "
         f"that one rate, and {spread_width(own)} {unit} apart at the best that each was tried with."
     )
-    if left:
-        text += f" Not tried at it: {join_words(left)}."
-    return text
+    return text + (f" Not tried at it: {join_words(left)}." if left else "")
 
 
 def shared_rate_table(ranking: Ranking, rate: float, found: list[Shared]) -> Table:
     """Best first at each method's own rate."""
-    unit = unit_of(found[0].own)
-    sign = point_sign(found[0].own)
+    judge = measure_of(found[0].own)
     at = next(one for one in found if one.row is ranking.reference)
     label = ranking.reference.label
-    header = (named("Method"), *figures("Its own rate", f"Validation at it ({unit})",
-              f"Validation at {rate:g} ({unit})", f"Less {label}'s, each at its own",
+    header = (named("Method"), *figures("Its own rate", f"Validation at it ({judge.unit})",
+              f"Validation at {rate:g} ({judge.unit})", f"Less {label}'s, each at its own",
               f"Less {label}'s, all at {rate:g}", "Of the difference, the rate's"))  # fmt: skip
     rows: list[tuple[str, ...]] = []
-    for one in sorted(found, key=lambda one: -sign * rate_height(one.own)):
-        lead = rate_height(one.own) - rate_height(at.own)
+    for one in sorted(found, key=lambda one: -judge.sign * rate_height(one.own)):
         own = rate_height(one.own)
+        lead = own - rate_height(at.own)
         name = (one.row.label, cell_of(one.own.learning_rate, "{:g}".format), short_number(own))
         if one.known is None:
             why = "not tried" if one.shared is None else one.shared.text()
@@ -280,21 +258,8 @@ def shared_rate_table(ranking: Ranking, rate: float, found: list[Shared]) -> Tab
     return Table(header, tuple(rows))
 
 
-def unit_of(point: TunePoint) -> str:
-    """The unit that a curve is shown in."""
-    return "%" if point.measure is None else MEASURES[point.measure].unit
-
-
-def point_sign(point: TunePoint) -> int:
-    return 1 if point.measure is None else MEASURES[point.measure].sign
-
-
 def spread_width(values: list[float]) -> str:
     return short_number(max(values) - min(values)) if values else "0"
-
-
-def short_number(value: float) -> Number:
-    return Number(plain_number(value, DIGITS), value)
 
 
 def signed_number(value: float) -> str:

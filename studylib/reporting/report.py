@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REFERENCE = Path("results") / "reference"
 README = "README.md"
-PROFILE_FILE = "profile.yaml"
+ENDINGS = (".svg", ".csv", ".md")
 START = "<!-- findings: written by `make report` from the reference records -->"
 END = "<!-- /findings -->"
 
@@ -89,20 +89,19 @@ def find_sources(
 def own_sources(
     results: Path,
     reference: Path | None = None,
-    out: Path | None = None,
     planned: Iterable[RunSpec] | None = None,
     failed: Mapping[str, str] | None = None,
 ) -> Sources:
     """results: results/PROFILE with its runs. reference: results/reference/PROFILE, set beside it
-    where it exists; forecasts beside its folder are shown. out: another folder to write to; links
-    then still lead to the records. planned: None takes the profile that lies beside the runs.
+    where it exists; forecasts beside its folder are shown. planned: None takes the profile that
+    lies beside the runs.
     """
-    file = results / PROFILE_FILE
+    file = results / "profile.yaml"
     profile = read_profile(str(file)) if file.is_file() else None
     if planned is None and profile is not None:
         planned = profile.runs()
     return Sources(
-        out=out or results,
+        out=results,
         folders=(results,),
         beside=reference if reference is not None and has_runs(reference) else None,
         book=None if reference is None else reference.parent / FORECASTS,
@@ -156,21 +155,18 @@ def compose_report(sources: Sources) -> Report:
         pairs = zip(sources.folders, links, strict=True)
         studies = [summarise_study(read_study(folder, link)) for folder, link in pairs]
         studies.sort(key=lambda s: (not is_pretrained(s), s.study.card is None))
-        made = build_report(
-            studies, evaluate_claims(studies, forecast_claims(book)), None, book=book
-        )
-        return replace(made, folder=sources.out)
-    (results,) = sources.folders
-    link = "" if sources.out == results else relative_path(results, sources.out)
-    own = summarise_study(read_study(results, link, sources.planned, sources.failed))
-    if sources.own and has_verdict(own):
-        claimed = evaluate_claims([own], forecast_claims(book)) if sources.article else []
-        return replace(compose_own(own, claimed), folder=sources.out)
+        findings = evaluate_claims(studies, forecast_claims(book))
+        return replace(build_report(studies, findings, None, book=book), folder=sources.out)
+    own = summarise_study(read_study(sources.out, "", sources.planned, sources.failed))
+    short = sources.own and has_verdict(own)
+    judged = sources.article or not short
+    findings = evaluate_claims([own], forecast_claims(book)) if judged else []
+    if short:
+        return replace(compose_own(own, findings), folder=sources.out)
     other = None
     if sources.beside is not None:
         link = relative_path(sources.beside, sources.out)
         other = summarise_study(read_study(sources.beside, link, planned=()))
-    findings = evaluate_claims([own], forecast_claims(book))
     made = build_report([own], findings, other, own_folder="", book=book)
     return replace(made, folder=sources.out)
 
@@ -214,7 +210,6 @@ def check_reference_report(root: Path) -> list[str]:
 
 def with_readme(sources: Sources, report: Report) -> Files:
     """The report's files and, beside the repository's own, the README with its findings."""
-
     path = sources.out / README
     if not sources.shipped or not path.is_file():
         return dict(report.files)
@@ -259,9 +254,6 @@ def leftovers(out: Path, files: Files) -> list[str]:
     folders = {(out / name).parent for name in files} - {out}
     found = [p for folder in sorted(folders) for p in folder.glob("*") if p.suffix in ENDINGS]
     return sorted(n for p in found if (n := p.relative_to(out).as_posix()) not in files)
-
-
-ENDINGS = (".svg", ".csv", ".md")
 
 
 def fill_findings(readme: str, findings: Sequence[Block]) -> str:

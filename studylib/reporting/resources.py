@@ -23,8 +23,6 @@ from studylib.schema.records import Record
 from studylib.schema.shared_card import runs_on_card
 
 STAGES = ("load", "train", "evaluate", "serve")
-
-
 MEMORY = {
     "nvml_peak_bytes": "NVML, device",
     "nvml_process_peak_bytes": "NVML, process",
@@ -33,7 +31,6 @@ MEMORY = {
     "live_tensor_peak_bytes": "live tensors",
     "host_peak_bytes": "host memory",
 }
-
 # Figures of a training's steps, as records name them.
 STEP_FIGURES = ("clean_step_seconds", "tokens_per_second", "model_flops_per_token",
                 "recomputed_flops_per_token", "model_flops_utilisation", "optimizer_share",
@@ -41,8 +38,6 @@ STEP_FIGURES = ("clean_step_seconds", "tokens_per_second", "model_flops_per_toke
 COUNTED_FIGURES = ("model_flops_per_token", "recomputed_flops_per_token")
 # What a clock says, or what follows from it: of a shared card nothing is told.
 TIMED = {*STEP_FIGURES, "train_seconds", "end_to_end_seconds", "energy_watt_hours", "cost_usd"}
-
-
 TIMED -= {*COUNTED_FIGURES}
 
 
@@ -78,9 +73,7 @@ def spread_figures(records: list[Record], total_params: int | None) -> dict[str,
         among = records if key in COUNTED_FIGURES else own
         found[key] = spread_of(getattr(r.train, key) for r in among if r.train)
     found["train_seconds"] = spread_of(train_seconds(r) for r in trained)
-    found["end_to_end_seconds"] = spread_of(
-        sum(m.wall_seconds for m in stage_measures(r).values()) for r in own
-    )
+    found["end_to_end_seconds"] = spread_of(wall_seconds(r) for r in own)
     found["energy_watt_hours"] = spread_of(watt_hours(r) for r in trained)
     found["cost_usd"] = spread_of(
         dollars(seconds, price.median)
@@ -118,8 +111,8 @@ def train_seconds(record: Record) -> float | None:
 def watt_hours(record: Record) -> float | None:
     if record.train is None or record.load is None:
         return None
-    joules = (record.load.measure.energy_joules, record.train.measure.energy_joules)
-    return None if joules[0] is None or joules[1] is None else (joules[0] + joules[1]) / 3600
+    load, train = record.load.measure.energy_joules, record.train.measure.energy_joules
+    return None if load is None or train is None else (load + train) / 3600
 
 
 def wall_seconds(record: Record) -> float:

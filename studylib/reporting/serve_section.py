@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from studylib.reporting import figures, serve_tables
 from studylib.reporting.appendix_files import link_to
-from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph
+from studylib.reporting.blocks import Block, Heading, Text, bullets, paragraph, titled
 from studylib.reporting.summary import Summary
 from studylib.schema.serve_records import ServeRecord
 
@@ -19,7 +19,8 @@ def serve_section(studies: list[Summary], pictures: list[str], brief: bool = Fal
     brief: the times, toy models' beside others, stand in the appendix alone."""
     records = records_of(studies)
     blocks = [
-        *(Heading(2, "What one more variant costs to serve"), Text("Of a 13B model, counted:")),
+        Heading(2, "What one more variant costs to serve"),
+        Text("Of a 13B model, counted:"),
         serve_tables.counted_table(),
         Text(f"{serve_tables.break_even_sentence()} {serve_tables.assumption_sentence()}"),
         *figures.show_pictures(pictures, ("serve-monthly",)),
@@ -52,12 +53,9 @@ def serve_details(studies: list[Summary], pictures: list[str], brief: bool = Fal
         "N variants, by measured bytes": serve_tables.measured_variants_table,
     }
     for title, make in parts.items():
-        table = make(records)
-        if table.rows:
-            blocks += [Heading(3, title), table]
-            blocks += paragraph(serve_tables.swap_notes(records)) if title == "Hot-swap" else []
-    blocks += [Heading(3, "N variants of a 13B model, counted")]
-    blocks += [serve_tables.counted_variants_table()]
+        blocks += titled(title, make(records))
+        blocks += paragraph(serve_tables.swap_notes(records)) if title == "Hot-swap" else []
+    blocks += titled("N variants of a 13B model, counted", serve_tables.counted_variants_table())
     left_out = bullets(serve_tables.tell_skipped(records))
     return blocks + ([Heading(3, "Not measured in serving"), *left_out] if left_out else [])
 

@@ -10,7 +10,6 @@ Not covered: pictures (studylib.reporting.serve_figures), one serving run by its
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 from studylib.core.metrics import MISSING, byte_size, plain_number
 from studylib.planning.catalog import find_gpu, find_shape, load_prices, price_range
@@ -23,7 +22,8 @@ from studylib.planning.footprint import (
     monthly_usd,
     shape_ways,
 )
-from studylib.reporting.blocks import NAMED, Number, Table, cell_of, figures, named, words
+from studylib.reporting.blocks import NAMED, Column, Number, Table, cell_of, figures, named, words
+from studylib.reporting.cells import short_number
 from studylib.reporting.claim_sources import milliseconds, overhead_text
 from studylib.reporting.glossary import say
 from studylib.reporting.notes import count_of, join_words
@@ -71,6 +71,17 @@ def sorted_by_model(rows: dict) -> list:
     return sorted(rows.items(), key=lambda i: (models.index(i[0][0]), variants.index(i[0][1])))
 
 
+def table_across(
+    names: tuple[Column, ...], columns: dict[int, str], rows: dict[tuple[str, ...], dict[int, str]]
+) -> Table:
+    """A table with a column for each batch size, say. rows: their names -> column -> cell."""
+    cells = [
+        (*key, *(found.get(column, MISSING) for column in columns))
+        for key, found in sorted_by_model(rows)
+    ]
+    return Table((*names, *figures(*columns.values())), tuple(cells))
+
+
 def counted_table() -> Table:
     """The article's row by arithmetic on the shape of Llama-2-13B."""
     header = (named("What is kept"), *words("dtype"), *figures("Parameters", "Bytes (counted) ↓"),
@@ -86,9 +97,6 @@ def counted_table() -> Table:
 
 def overhead_table(records: Sequence[ServeRecord]) -> Table:
     """What each variant adds to its base's time between tokens, by batch size."""
-    batches = sorted({row.batch for r in records for row in r.measures.latency})
-    header = (*words("Model"), named("Variant"), *words("Against"), *figures("Prompt (tokens)",
-              *(f"Batch {batch}: adds between tokens ↓" for batch in batches)))  # fmt: skip
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for record in records:
         for row in record.measures.latency:
@@ -96,11 +104,13 @@ def overhead_table(records: Sequence[ServeRecord]) -> Table:
                 key = (model_name(record), variant_name(record, row), row.against,
                        cell_of(row.prompt_tokens))  # fmt: skip
                 rows.setdefault(key, {})[row.batch] = ratio_cell(row.between_tokens_ratio)
-    cells = [
-        (*key, *(by_batch.get(batch, MISSING) for batch in batches))
-        for key, by_batch in sorted_by_model(rows)
-    ]
-    return Table(header, tuple(cells))
+    names = (*words("Model"), named("Variant"), *words("Against"), *figures("Prompt (tokens)"))
+    batches = {n: f"Batch {n}: adds between tokens ↓" for n in batch_sizes(records)}
+    return table_across(names, batches, rows)
+
+
+def batch_sizes(records: Sequence[ServeRecord]) -> list[int]:
+    return sorted({row.batch for record in records for row in record.measures.latency})
 
 
 def ratio_cell(ratio: PairedRatio | None) -> str:
@@ -114,27 +124,19 @@ def ratio_cell(ratio: PairedRatio | None) -> str:
 
 def serve_speed_table(records: Sequence[ServeRecord]) -> Table:
     """Each variant's own speed by batch size; percentiles beyond the median are in the csv."""
-    batches = sorted({row.batch for r in records for row in r.measures.latency})
-    header = (*words("Model"), named("Variant"), *figures("Prompt (tokens)",
-              *(f"Batch {batch}: first token ↓; between tokens (p50, ms) ↓; tokens/s ↑"
-                for batch in batches)))  # fmt: skip
     rows: dict[tuple[str, ...], dict[int, str]] = {}
     for record in records:
         for row in record.measures.latency:
             if row.variant != "again":
-                key = (model_name(record), variant_name(record, row),
-                       cell_of(row.prompt_tokens))  # fmt: skip
-                first = row.first_token_seconds.p50
-                cell = "; ".join((
-                    milliseconds(first), milliseconds(row.between_tokens_seconds.p50),
-                    plain_number(row.tokens_per_second, 3),
-                ))  # fmt: skip
+                key = (model_name(record), variant_name(record, row), cell_of(row.prompt_tokens))
+                first, between = row.first_token_seconds.p50, row.between_tokens_seconds.p50
+                cell = f"{milliseconds(first)}; {milliseconds(between)}"
+                cell += f"; {plain_number(row.tokens_per_second, 3)}"
                 rows.setdefault(key, {}).setdefault(row.batch, Number(cell, first))
-    cells = [
-        (*key, *(by_batch.get(batch, MISSING) for batch in batches))
-        for key, by_batch in sorted_by_model(rows)
-    ]
-    return Table(header, tuple(cells))
+    names = (*words("Model"), named("Variant"), *figures("Prompt (tokens)"))
+    shown = "first token ↓; between tokens (p50, ms) ↓; tokens/s ↑"
+    batches = {n: f"Batch {n}: {shown}" for n in batch_sizes(records)}
+    return table_across(names, batches, rows)
 
 
 def swap_table(records: Sequence[ServeRecord]) -> Table:
@@ -148,22 +150,22 @@ def swap_table(records: Sequence[ServeRecord]) -> Table:
         if swap is None:
             continue
         required = [check for check in swap.checks if check.required]
-        worst = max(required, key=lambda c: c.difference / c.tolerance, default=None)
         proof = "not checked"
-        if worst is not None:
+        if required:
+            worst = max(required, key=lambda c: c.difference / c.tolerance)
             proof = (
                 f"{'**yes**' if swap.proven else '**NO**'}: {count_of(len(required), 'check')}, "
                 f"largest difference {worst.difference:.1e} of {worst.tolerance:.0e} "
                 f"allowed; two adapters are {swap.contrast:.2g} apart"
             )
-        times = (swap.switch_seconds, swap.load_adapter_seconds, swap.merge_seconds)
-        unmerge, load = swap.unmerge_seconds, swap.load_model_seconds
-        rows.append((
-            model_name(record), record.spec.method.label, str(swap.adapters),
-            *(cell_of(t.p50 if t else None, milliseconds) for t in times),
-            "not needed" if unmerge is None else cell_of(unmerge.p50, milliseconds),
-            cell_of(load.p50 if load else None, milliseconds), proof,
-        ))  # fmt: skip
+        switch, load_adapter, merge, unmerge, load = (
+            cell_of(taken.p50 if taken else None, milliseconds)
+            for taken in (swap.switch_seconds, swap.load_adapter_seconds, swap.merge_seconds,
+                          swap.unmerge_seconds, swap.load_model_seconds)
+        )  # fmt: skip
+        rows.append((model_name(record), record.spec.method.label, str(swap.adapters), switch,
+                     load_adapter, merge, unmerge if swap.unmerge_seconds else "not needed", load,
+                     proof))  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -198,7 +200,7 @@ def mixed_table(records: Sequence[ServeRecord]) -> Table:
             equal = all(check.holds for check in row.checks if check.required)
             rows.append((
                 model_name(record), record.spec.method.label, f"{row.batch} / {row.adapters}",
-                cell_of(speed, partial(plain_number, digits=3)),
+                cell_of(speed, short_number),
                 *(times_cell(r) for r in (row.ratio_to_one_adapter, row.ratio_to_merged_in_turn,
                                           row.ratio_to_swapped_in_turn)),
                 "yes" if equal else "**NO**",
@@ -247,11 +249,10 @@ def counted_variants_table() -> Table:
             dollars = "no offer"
             if prices is not None:
                 mid, low, high = (
-                    f"${monthly_usd(kept, n, card, hour):,.0f}"
+                    monthly_usd(kept, n, card, hour)
                     for hour in (prices.median, prices.cheapest, prices.dearest)
                 )
-                usd = monthly_usd(kept, n, card, prices.median)
-                dollars = Number(f"{mid} ({low} to {high})", usd)
+                dollars = Number(f"${mid:,.0f} (${low:,.0f} to ${high:,.0f})", mid)
             rows.append((
                 kept.way, cell_of(n),
                 cell_of(kept.base_disk_bytes + n * kept.disk_bytes, byte_size),
@@ -266,11 +267,9 @@ def counted_variants_table() -> Table:
 
 def assumption_sentence() -> str:
     card, prices = find_gpu(CARD), price_range(CARD, load_prices())
-    price = "no offer of it is listed"
-    if prices is not None:
-        price = (
-            f"{len(prices.offers)} offers, ${prices.cheapest:.2f} to ${prices.dearest:.2f} an hour"
-        )
+    price = "no offer of it is listed" if prices is None else (
+        f"{len(prices.offers)} offers, ${prices.cheapest:.2f} to ${prices.dearest:.2f} an hour"
+    )  # fmt: skip
     return say("serving_assumed", card=card.label, usable=byte_size(card.usable_bytes),
                reserve=f"{100 * RESERVE_SHARE:.0f}", hours=f"{HOURS_A_MONTH:.0f}", price=price,
                dtype=DTYPE, rank=RANK)  # fmt: skip
@@ -285,12 +284,10 @@ def break_even_sentence() -> str:
         even = find_break_even(kept, whole)
         cheaper = next(
             (n for n in range(1, COUNTS[-1] + 1)
-             if count_cards(kept, n, card) < count_cards(whole, n, card)), None)  # fmt: skip
+             if count_cards(kept, n, card) < count_cards(whole, n, card)), "no number")  # fmt: skip
         fewest = even.memory_variants
         held = "no number of variants" if fewest is None else count_of(fewest, "variant")
-        parts.append(
-            f"{kept.way} from {held} on by bytes and from {cheaper or 'no number'} on by cards"
-        )
+        parts.append(f"{kept.way} from {held} on by bytes and from {cheaper} on by cards")
     return f"Adapters take less than checkpoints: {join_words(parts)}."
 
 
@@ -300,19 +297,15 @@ def setting_sentence(records: Sequence[ServeRecord]) -> str:
     first = records[0].spec.settings
     shared = max(r.environment.concurrent_runs for r in records)
     text = say("serving_setting", devices=devices, dtypes=dtypes, tokens=first.new_tokens)
-    if shared > 1:
-        text += f" Up to {shared} runs shared the machine."
-    return text
+    return text + (f" Up to {shared} runs shared the machine." if shared > 1 else "")
 
 
 def tell_skipped(records: Iterable[ServeRecord]) -> list[str]:
     """What was not measured, once each, with the runs that it concerns; and runs that broke off."""
     found: dict[str, list[str]] = {}
     for record in records:
-        for skipped in record.measures.skipped:
-            found.setdefault(f"{skipped.what}: not measured, {skipped.reason}", []).append(
-                record.serve_id
-            )
-        if record.status != "complete":
-            found.setdefault(f"{record.status}: {record.reason}", []).append(record.serve_id)
+        told = [f"{s.what}: not measured, {s.reason}" for s in record.measures.skipped]
+        told += [f"{record.status}: {record.reason}"] if record.status != "complete" else []
+        for fault in told:
+            found.setdefault(fault, []).append(record.serve_id)
     return [f"{what} ({join_words(ids)})" for what, ids in found.items()]

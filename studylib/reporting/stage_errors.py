@@ -16,7 +16,8 @@ from functools import partial
 
 from studylib.core.metrics import MISSING, byte_size, plain_number, points
 from studylib.reporting.blocks import Block, Number, Table, Text, cell_of, figures, named, words
-from studylib.reporting.forecast_errors import MeasuredAndForecast, compare_runs, worst
+from studylib.reporting.cells import short_number
+from studylib.reporting.forecast_errors import MeasuredAndForecast, compare_runs, set_beside, worst
 from studylib.reporting.glossary import say
 from studylib.reporting.study import Study
 from studylib.schema.ranges import Range
@@ -40,9 +41,7 @@ class Staged:
     @property
     def time(self) -> MeasuredAndForecast | None:
         """None where one of the two is not known, or nothing was done."""
-        return (
-            MeasuredAndForecast(self.seconds, self.plan.mid) if self.seconds and self.plan else None
-        )
+        return set_beside(self.seconds, self.plan.mid if self.plan else None)
 
     @property
     def inside(self) -> bool:
@@ -64,24 +63,23 @@ def compare_stages(studies: Iterable[Study]) -> Iterator[Staged]:
             peaks = [m.torch_peak_allocated_bytes or 0 for m in served.stages.values()]
             seconds = sum(measure.wall_seconds for measure in served.stages.values())
             device = served.environment.device
-            yield Staged("serve", device, seconds, plan.seconds, pair(max(peaks), plan))
+            yield Staged(
+                "serve", device, seconds, plan.seconds, set_beside(max(peaks), plan.allocated_bytes)
+            )
 
 
 def stages_of(record: Record, plans: dict[str, PlannedStage]) -> Iterator[Staged]:
-    blocks = {"load": record.load, "train": record.train, "evaluate": record.evaluate}
-    asked = record.evaluate
-    if asked and not (asked.scores or asked.measures):  # random weights
-        blocks["evaluate"] = None
     alone, one_card = runs_on_card(record) == 1, record.run.gpus <= 1
+    asked = record.evaluate and (record.evaluate.scores or record.evaluate.measures)
     for stage, plan in plans.items():
-        block = blocks[stage]
-        if block is None:
+        block = getattr(record, stage)
+        if block is None or (stage == "evaluate" and not asked):  # random weights
             continue
-        seconds = start_seconds(record) if stage == "load" else block.measure.wall_seconds
         measure = block.measure
+        seconds = start_seconds(record) if stage == "load" else measure.wall_seconds
         seen = measure.torch_peak_allocated_bytes or measure.live_tensor_peak_bytes
         yield Staged(stage, record.environment.device, seconds if alone else None, plan.seconds,
-                     pair(seen if one_card else None, plan))  # fmt: skip
+                     set_beside(seen if one_card else None, plan.allocated_bytes))  # fmt: skip
 
 
 def start_seconds(record: Record) -> float | None:
@@ -92,14 +90,6 @@ def start_seconds(record: Record) -> float | None:
     begin, end = (datetime.fromisoformat(at) for at in (where.started_at, where.finished_at))
     others = [b.measure.wall_seconds for b in (record.train, record.evaluate, record.serve) if b]
     return max(0.0, (end - begin).total_seconds() - sum(others))
-
-
-def pair(measured: int | None, plan: PlannedStage) -> MeasuredAndForecast | None:
-    return (
-        MeasuredAndForecast(measured, plan.allocated_bytes)
-        if measured and plan.allocated_bytes
-        else None
-    )
 
 
 def stage_table(found: Iterable[Staged]) -> Table:
@@ -121,11 +111,9 @@ def stage_row(like: Sequence[Staged]) -> tuple[str, ...]:
     if times:
         ratios = sorted((time.forecast / time.measured for time in times), key=far)
         within = sum(one.inside for one in timed)
-        middle = statistics.median(ratios)
-        measured = statistics.median(time.measured for time in times)
-        seconds = (cell_of(measured, partial(plain_number, digits=3)),
+        seconds = (short_number(statistics.median(time.measured for time in times)),
                    *(cell_of(ratio, partial(plain_number, digits=2))
-                     for ratio in (middle, ratios[-1])),
+                     for ratio in (statistics.median(ratios), ratios[-1])),
                    Number(f"{within} of {len(timed)}", within / len(timed)))  # fmt: skip
     cells: tuple[str, ...] = (MISSING,) * 3
     if memory:

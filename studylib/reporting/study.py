@@ -24,7 +24,6 @@ from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.tuning import TuneRecord, read_sweeps
 
 ITEM_COLUMNS = ["task", "weights", "subject", "item", "correct"]
-HELD_OUT_COLUMNS = ["of", "measure", "weights", "item", "group", "value", "nats", "tokens", "bytes"]
 PER_SEED_FIELDS = ("data.tokens_seen", "data.order_sha256")
 
 
@@ -57,22 +56,13 @@ class Study:
         """
         return self.tables(records, "items.parquet", ITEM_COLUMNS)
 
-    def held_out(self, record: Record) -> pd.DataFrame | None:
-        """Values by item on held-out examples (studylib.scoring.held_out); None without."""
-        if "held_out.parquet" not in record.files:
+    def frame(
+        self, record: Record, name: str, columns: list[str] | None = None
+    ) -> pd.DataFrame | None:
+        """A run's table of a name; None where it has none."""
+        if name not in record.files:
             return None
-        return pd.read_parquet(self.folder / "runs" / record.run_id / "held_out.parquet",
-                               columns=HELD_OUT_COLUMNS)  # fmt: skip
-
-    def answers(self, record: Record) -> pd.DataFrame | None:
-        """What a run answered to a few prompts (studylib.scoring.score); None without."""
-        if "answers.parquet" not in record.files:
-            return None
-        return pd.read_parquet(self.folder / "runs" / record.run_id / "answers.parquet")
-
-    def losses(self, records: Iterable[Record]) -> list[pa.Table]:
-        """Of each run that trained, one row an update: step, loss."""
-        return self.tables(records, "steps.parquet", ["step", "loss"])
+        return pd.read_parquet(self.folder / "runs" / record.run_id / name, columns=columns)
 
     def tables(self, records: Iterable[Record], name: str, columns: list[str]) -> list[pa.Table]:
         """The runs' tables of a name, where they have one: pandas takes eight times as long."""

@@ -22,7 +22,7 @@ from studylib.reporting.resources import Price, Spread, price_of, spread_figures
 from studylib.reporting.study import RightAnswers, Study, gather_answers
 from studylib.schema.methods import METHODS, UNTRAINED, WHOLE
 from studylib.schema.profile import MethodSettings, RunSpec
-from studylib.schema.records import Record, Score
+from studylib.schema.records import Record
 from studylib.schema.shared_card import runs_on_card
 from studylib.schema.tuning import TuneRecord
 
@@ -71,11 +71,10 @@ class Row:
     def status(self) -> str:
         """Empty where all runs are complete, else what the others ended in, in words."""
         ends = [record.status for record in self.records if not record.complete]
-        words = []
-        for end in sorted(set(ends)):
-            share = f" ({ends.count(end)} of {len(self.records)} runs)"
-            words.append(end + (share if len(self.records) > 1 else ""))
-        return "; ".join(words)
+        if len(self.records) == 1:
+            return "".join(ends)
+        every = len(self.records)
+        return "; ".join(f"{end} ({ends.count(end)} of {every} runs)" for end in sorted(set(ends)))
 
     @property
     def shares_card(self) -> bool:
@@ -86,6 +85,11 @@ class Row:
     def above_chance(self) -> bool:
         """Whether the accuracy can be told from guessing, all rows of the table considered."""
         return self.chance_p_holm is not None and self.chance_p_holm <= 0.05
+
+    @property
+    def settled(self) -> bool:
+        """Whether the gap to full is clear of zero, the number of methods considered."""
+        return self.gap_p_holm is not None and self.gap_p_holm <= 0.05
 
     @property
     def detectable(self) -> float | None:
@@ -130,8 +134,8 @@ class Comparison:
     @cached_property
     def memory_kind(self) -> str:
         """The measure that all complete runs have and that is nearest to what one rents."""
+        trained = [r for r in self.rows if r.complete and r.method.kind.trains]
         for kind in ("nvml_peak_bytes", "torch_peak_reserved_bytes", "live_tensor_peak_bytes"):
-            trained = [r for r in self.rows if r.complete and r.method.kind.trains]
             if trained and all((kind, "train") in row.memory for row in trained):
                 return kind
         return "host_peak_bytes"
@@ -149,11 +153,8 @@ class Comparison:
     @property
     def sweeps(self) -> list[TuneRecord]:
         """The searches for learning rates of this track and model."""
-        return [
-            sweep
-            for sweep in self.study.sweeps
-            if (sweep.track, sweep.model) == (self.track, self.model)
-        ]
+        own = (self.track, self.model)
+        return [sweep for sweep in self.study.sweeps if (sweep.track, sweep.model) == own]
 
     @property
     def name(self) -> str:
@@ -175,8 +176,12 @@ class Summary:
     refusals: tuple[Refusal, ...] = field(default=())
 
     @property
-    def tracks(self) -> list[str]:
-        return list(dict.fromkeys(c.track for c in self.comparisons))
+    def tracks(self) -> dict[str, list[Comparison]]:
+        """Track -> its comparisons, in the order in which they come."""
+        found: dict[str, list[Comparison]] = {}
+        for comparison in self.comparisons:
+            found.setdefault(comparison.track, []).append(comparison)
+        return found
 
 
 def summarise_study(study: Study) -> Summary:
@@ -192,9 +197,8 @@ def summarise_study(study: Study) -> Summary:
             built = build_rows(study, members)
             rows = tuple(row for row in built if not row.other_weights)
             also = tuple(row for row in built if row.other_weights)
-            comparisons.append(
-                Comparison(study, track, model, mark, rows, missing if i == 0 else (), also)
-            )
+            left = missing if i == 0 else ()
+            comparisons.append(Comparison(study, track, model, mark, rows, left, also))
     return Summary(study, tuple(comparisons), tuple(refusals))
 
 
@@ -289,24 +293,22 @@ def with_answers(
             found["macro"] = stats.measure_accuracy(
                 asked.correct, asked.subjects, "macro", fixed=fixed
             )
-        chance = next(s.chance for r in row.complete if (s := find_score(r, weights)))
+        scores = (s for r in row.complete if r.evaluate for s in r.evaluate.scores)
+        asked_so = ("questions", weights)
+        chance = next(s.chance for s in scores if (s.task, s.weights) == asked_so)
         found["chance"] = stats.compare_to_chance(asked.correct, asked.clusters, chance)
         if not fixed:
             found["gain"] = difference(asked, base.get("questions"), reference_fixed=True)
-        if row.method.name != WHOLE and not fixed:
-            found["gap"] = difference(asked, full.get("questions"))
-            found["mcnemar"] = paired_test(asked, full.get("questions"))
+        theirs = full.get("questions")
+        if theirs is not None and row.method.name != WHOLE and not fixed:
+            found["gap"] = difference(asked, theirs)
+            seeds = min(len(asked.correct), len(theirs.correct))
+            found["mcnemar"] = stats.exact_mcnemar(asked.correct[:seeds], theirs.correct[:seeds])
     if kept is not None:
         found["retention"] = stats.measure_accuracy(kept.correct, kept.clusters, fixed=fixed)
         if not fixed:
             found["forgetting"] = difference(kept, base.get("retention"), reference_fixed=True)
     return replace(row, **found)
-
-
-def find_score(record: Record, weights: str | None) -> Score | None:
-    """A run's score on one set of weights."""
-    scores = record.evaluate.scores if record.evaluate else ()
-    return next((s for s in scores if (s.task, s.weights) == ("questions", weights)), None)
 
 
 def difference(
@@ -319,13 +321,6 @@ def difference(
     )
 
 
-def paired_test(ours: RightAnswers, theirs: RightAnswers | None) -> stats.McNemar | None:
-    if theirs is None:
-        return None
-    seeds = min(len(ours.correct), len(theirs.correct))
-    return stats.exact_mcnemar(ours.correct[:seeds], theirs.correct[:seeds])
-
-
 def with_holm(rows: list[Row]) -> list[Row]:
     """P-values of gaps and of chance, corrected for how many methods are judged in this table."""
     gaps = {i: row.gap.p_value for i, row in enumerate(rows) if row.gap}
@@ -334,14 +329,11 @@ def with_holm(rows: list[Row]) -> list[Row]:
         for i, row in enumerate(rows)
         if row.chance
     }
-    gaps, chances = (correct_values(values) for values in (gaps, chances))
+    gaps, chances = (
+        dict(zip(values, stats.adjust_holm([*values.values()]).tolist(), strict=True))
+        for values in (gaps, chances)
+    )
     return [
         replace(row, gap_p_holm=gaps.get(i), chance_p_holm=chances.get(i), judged=max(len(gaps), 1))
         for i, row in enumerate(rows)
     ]
-
-
-def correct_values(values: dict[int, float]) -> dict[int, float]:
-    if not values:
-        return {}
-    return dict(zip(values, stats.adjust_holm(list(values.values())).tolist(), strict=True))

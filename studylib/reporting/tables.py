@@ -30,12 +30,13 @@ from studylib.reporting.cells import (
     trained_cell,
 )
 from studylib.reporting.claims import Finding, article_rule
+from studylib.reporting.comparable import SAME_FOR_ALL
 from studylib.reporting.notes import judged_by_measure, not_run, shown_keys
 from studylib.reporting.resources import MEMORY, STAGES, TIMED
 from studylib.reporting.summary import Comparison, Row, Summary
+from studylib.schema.differences import find_mismatches
 from studylib.schema.measures import MEASURES
 from studylib.schema.methods import WHOLE
-from studylib.schema.profile import RunSpec
 from studylib.schema.tuning import TuneRecord
 
 # Tables of one track ------------------------------------------------------------------------------
@@ -76,19 +77,15 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
         return cost_cell(row, brief=True) if row.complete else absent(row)
     if key == "accuracy":
         return accuracy_cell(row)
-    if key == "gap":
-        if row.method.name == WHOLE or not trains:
-            return "reference" if trains else NOT_TRAINED
-        return difference_cell(comparison, row, key)
-    if key == "forgetting":
-        if not trains:
-            return "reference"
-        return difference_cell(comparison, row, key)
     if key == "trainable_params":
         return trainable_cell(row)
-    spread = row.figures.get(key)
-    if key == "clean_step_seconds" and not trains:
+    if not trains and key in ("gap", "clean_step_seconds"):
         return NOT_TRAINED
+    if (key, row.method.name) == ("gap", WHOLE) or (key == "forgetting" and not trains):
+        return "reference"
+    if key in ("gap", "forgetting"):
+        return difference_cell(comparison, row, key)
+    spread = row.figures.get(key)
     if spread is None:
         return SHARED if key in TIMED and row.shares_card else absent(row)
     return cell_of(spread.value, METRICS[key].number)  # its range stands in the table of times
@@ -97,35 +94,28 @@ def headline_cell(comparison: Comparison, row: Row, key: str) -> str:
 def missing_methods(comparison: Comparison) -> list[tuple[str, str]]:
     """Planned runs without a record, by method: label, and the words for them. Seeds of a method
     that has a row are told below the table, unless they failed."""
-    groups: dict[str, list[RunSpec]] = {}
-    told = not_run(comparison)
+    told, failed = not_run(comparison), comparison.study.failed
+    found: dict[str, list[str]] = {}
     for spec in comparison.missing:
-        if str(spec.seed) in told.get(spec.method.label, ()):
-            continue
-        groups.setdefault(spec.method.label, []).append(spec)
-    failed = comparison.study.failed
-    found = []
-    for label, specs in groups.items():
-        words = []
-        for spec in specs:
+        if str(spec.seed) not in told.get(spec.method.label, ()):
             name = f"s{spec.seed}" if spec.method.kind.trains else "base"
             end = f"failed ({failed[spec.run_id]})" if spec.run_id in failed else NOT_RUN
-            words.append(f"{name} {end}")
-        found.append((label, ", ".join(words)))
-    return found
+            found.setdefault(spec.method.label, []).append(f"{name} {end}")
+    return [(label, ", ".join(ends)) for label, ends in found.items()]
 
 
 def memory_table(comparisons: Sequence[Comparison]) -> Table:
     """Peaks by stage, every measure that at least one run has."""
     header = (*NAMED, *words("Measure"),
               *figures(*(METRICS[f"{s}_peak_bytes"].header for s in STAGES)))  # fmt: skip
-    rows = []
-    for comparison in comparisons:
-        for row in comparison.rows:
-            for kind, label in MEMORY.items():
-                if any((kind, stage) in row.memory for stage in STAGES):
-                    cells = [peak_cell(row, kind, stage) for stage in STAGES]
-                    rows.append((comparison.name, row.method.label, label, *cells))
+    rows = [
+        (comparison.name, row.method.label, label,
+         *(peak_cell(row, kind, stage) for stage in STAGES))
+        for comparison in comparisons
+        for row in comparison.rows
+        for kind, label in MEMORY.items()
+        if any((kind, stage) in row.memory for stage in STAGES)
+    ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -141,19 +131,16 @@ def time_table(comparisons: Sequence[Comparison]) -> Table:
     keys = [key for key in shown_keys(comparisons, keys) if key in found]
     cost = shown_keys(comparisons, ["cost_usd"])
     header = (*NAMED, *figures(*(METRICS[key].header for key in [*keys, *cost])))
-    rows = []
-    for comparison in comparisons:
-        for row in comparison.rows:
-            if not row.complete:
-                continue
-            cells = [
-                spread_cell(key, row.figures.get(key))
-                if key == "end_to_end_seconds" and not row.shares_card
-                else trained_cell(row, key)
-                for key in keys
-            ]
-            cells += [cost_cell(row) for _ in cost]
-            rows.append((comparison.name, row.method.label, *cells))
+    rows = [
+        (comparison.name, row.method.label,
+         *(spread_cell(key, row.figures.get(key))
+           if key == "end_to_end_seconds" and not row.shares_card else trained_cell(row, key)
+           for key in keys),
+         *(cost_cell(row) for _ in cost))
+        for comparison in comparisons
+        for row in comparison.rows
+        if row.complete
+    ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -163,12 +150,12 @@ def gap_table(comparisons: Sequence[Comparison]) -> Table:
               "p (Holm)", "Only this / only full right", "McNemar p"),
               *words("Equivalent within"),
               *figures("Smallest gap these data show (pp)"))  # fmt: skip
-    rows = []
-    for comparison in comparisons:
-        for row in comparison.scored:
-            if row.gap is not None:
-                cells = gap_cells(row, row.gap, comparison.track)
-                rows.append((comparison.name, row.label, *cells))
+    rows = [
+        (comparison.name, row.label, *gap_cells(row, row.gap, comparison.track))
+        for comparison in comparisons
+        for row in comparison.scored
+        if row.gap is not None
+    ]
     return Table(header, tuple(rows))
 
 
@@ -176,19 +163,16 @@ def accuracy_table(comparisons: Sequence[Comparison]) -> Table:
     """Micro and macro means, which weights were scored, and the gain over the base."""
     header = (*NAMED, *words("Scored on"), *figures("Micro mean (%) ↑", "Macro mean (%) ↑",
               METRICS["gain"].header), *words("Better than guessing"))  # fmt: skip
-    rows = []
-    for comparison in comparisons:
-        for row in comparison.scored:
-            if row.accuracy is None or row.chance is None:
-                continue
-            chance = percent(row.chance.chance)
-            rows.append((
-                comparison.name, row.label, row.weights or MISSING,
-                interval_cell(row.accuracy, signed=False),
-                interval_cell(row.macro, signed=False) if row.macro else "one subject",
-                difference_cell(comparison, row, "gain") if row.method.kind.trains else "reference",
-                f"yes ({chance} %)" if row.above_chance else f"no ({chance} %)",
-            ))  # fmt: skip
+    rows = [
+        (comparison.name, row.label, row.weights or MISSING,
+         interval_cell(row.accuracy, signed=False),
+         interval_cell(row.macro, signed=False) if row.macro else "one subject",
+         difference_cell(comparison, row, "gain") if row.method.kind.trains else "reference",
+         f"{'yes' if row.above_chance else 'no'} ({percent(row.chance.chance)} %)")
+        for comparison in comparisons
+        for row in comparison.scored
+        if row.accuracy and row.chance
+    ]  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -235,14 +219,12 @@ def tuning_table(comparisons: Sequence[Comparison]) -> Table:
                 rows.append((*name, "none: all diverged", MISSING, "—", "—", "—", "—"))
                 continue
             best = sweep.best
-            edge = "**yes**" if sweep.at_edge else "no"
             reached = cell_of(best.accuracy, percent)
             if best.value is not None:
                 reached = Number(best.text(), best.value)
-            rows.append((*name, cell_of(best.learning_rate, "{:g}".format),
-                         reached, cell_of(best.questions),
-                         lead_of(sweep), cell_of(sweep.overlap_dropped),
-                         edge))  # fmt: skip
+            rows.append((*name, cell_of(best.learning_rate, "{:g}".format), reached,
+                         cell_of(best.questions), lead_of(sweep), cell_of(sweep.overlap_dropped),
+                         "**yes**" if sweep.at_edge else "no"))  # fmt: skip
     return Table(header, tuple(rows))
 
 
@@ -275,13 +257,8 @@ def claims_table(findings: Iterable[Finding]) -> Table:
     return Table(header, tuple(rows))
 
 
-def rules_of(findings: Iterable[Finding]) -> list[tuple[str, str]]:
-    """The part of a claim and its rule, each once."""
-    return list(dict.fromkeys((f.article, f.rule) for f in findings))
-
-
-def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
-    """The reader's figures beside the reference's for rows that both have; None if there are none.
+def side_by_side_table(own: Summary, reference: Summary) -> Table:
+    """The reader's figures beside the reference's for rows that both have.
 
     The last column names shared fields that differ: such rows differ in more than the machine.
     """
@@ -299,24 +276,11 @@ def side_by_side_table(own: Summary, reference: Summary) -> Table | None:
             other = theirs.get((comparison.track, comparison.model, str(row.method)))
             if other is None or not row.complete or not other[1].complete:
                 continue
-            pairs = [(headline_or_time(comparison, row, key), headline_or_time(*other, key))
-                     for key in keys]  # fmt: skip
+            pairs = [[trained_cell(r, key) if key == "train_seconds" else headline_cell(c, r, key)
+                      for c, r in ((comparison, row), other)] for key in keys]  # fmt: skip
             cells = [around(f"**{ours}** / {its}", ours) for ours, its in pairs]
+            apart = find_mismatches((row.complete[0], other[1].complete[0]))
+            fields = ", ".join(field for field in apart if field in SAME_FOR_ALL)
             rows.append((comparison.track, comparison.name, row.method.label, *cells,
-                         differing_fields(row, other[1])))  # fmt: skip
-    return Table(header, tuple(rows)) if rows else None
-
-
-def headline_or_time(comparison: Comparison, row: Row, key: str) -> str:
-    if key == "train_seconds":
-        return trained_cell(row, key)
-    return headline_cell(comparison, row, key)
-
-
-def differing_fields(own: Row, other: Row) -> str:
-    from studylib.reporting.study import PER_SEED_FIELDS
-    from studylib.schema.differences import find_mismatches
-
-    pair = (own.complete[0], other.complete[0])
-    fields = [f for f in find_mismatches(pair) if f not in PER_SEED_FIELDS]
-    return ", ".join(fields) or "nothing that must be shared"
+                         fields or "nothing that must be shared"))  # fmt: skip
+    return Table(header, tuple(rows))

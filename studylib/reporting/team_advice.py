@@ -46,11 +46,9 @@ class TeamAdvice:
 
 def advise_teams(studies: Sequence[Summary], findings: Sequence[Finding]) -> TeamAdvice:
     found = best_evidence(studies)
-    small = [c for c in found if not is_deep(c)]
-    deep = [c for c in found if is_deep(c)]
     return TeamAdvice(
-        small=advise_small(small),
-        deep=advise_deep(deep),
+        small=advise_small([c for c in found if not is_deep(c)]),
+        deep=advise_deep([c for c in found if is_deep(c)]),
         memory=advise_memory(findings),
         not_done=tell_not_done(studies),
     )
@@ -58,12 +56,8 @@ def advise_teams(studies: Sequence[Summary], findings: Sequence[Finding]) -> Tea
 
 def is_deep(comparison: Comparison) -> bool:
     """Whether a track teaches what the article calls a deep shift."""
-    return comparison.track in deep_tracks()
-
-
-def deep_tracks() -> set[str]:
-    parts = read_claims()["C8"]["parts"]
-    return {t for p in parts if p["key"].startswith("deep") for t in p["source"]["tracks"]}
+    parts = [p for p in read_claims()["C8"]["parts"] if p["key"].startswith("deep")]
+    return any(comparison.track in part["source"]["tracks"] for part in parts)
 
 
 # What is learned ----------------------------------------------------------------------------------
@@ -109,23 +103,21 @@ def advise_small(comparisons: Sequence[Comparison]) -> str:
             f"Start with {join_words(ADAPTERS, 'or')}, and test on your own data."
         )
     words = {label: grade_kept(kept) for label, kept in methods.items()}
-    told = f"{tell_shares(methods)} of full fine-tuning's gain ({evidence(comparisons, methods)})"
     enough = {label: methods[label] for label, word in words.items() if word == "enough"}
     if enough:
-        names, who = join_words([*enough], "or"), "It" if len(enough) == 1 else "They"
+        who = "It" if len(enough) == 1 else "They"
         return (
-            f"**Small change:** use {names}. {who} kept {tell_shares(enough)} of full "
-            f"fine-tuning's gain ({evidence(comparisons, enough)})."
+            f"**Small change:** use {join_words([*enough], 'or')}. {who} kept "
+            f"{tell_shares(comparisons, enough)}."
         )
-    if all(word == "poor" for word in words.values()):
-        return (
-            f"**Small change:** use full fine-tuning. {join_words(list(words))} kept only {told}."
-        )
+    every, told = join_words([*methods]), tell_shares(comparisons, methods)
     able = [label for label, word in words.items() if word != "poor"]
+    if not able:
+        return f"**Small change:** use full fine-tuning. {every} kept only {told}."
     text = f"**Small change:** start with {join_words(able, 'or')}, and test on your own data."
-    if any(word == "short" for word in words.values()):
-        return f"{text} Expect to lose some gain: {join_words(list(words))} kept {told}."
-    return f"{text} These runs are too few to tell: {join_words(list(words))} kept {told}."
+    if "short" in words.values():
+        return f"{text} Expect to lose some gain: {every} kept {told}."
+    return f"{text} These runs are too few to tell: {every} kept {told}."
 
 
 def advise_deep(comparisons: Sequence[Comparison]) -> str:
@@ -144,25 +136,23 @@ def advise_deep(comparisons: Sequence[Comparison]) -> str:
             names = join_words([*able], "or")
             return (
                 f"**Deep change**, such as a new language: {found.format(names, ENOUGH_LINK)} It "
-                f"kept {tell_shares(able)} of full fine-tuning's gain "
-                f"({evidence(comparisons, able)})."
+                f"kept {tell_shares(comparisons, able)}."
             )
-    where = f"({evidence(comparisons, methods)})"
-    behind = [label for label, word in words.items() if word in ("poor", "short")]
-    unsure = [label for label, word in words.items() if word == "open"]
+    of = f" of its gain ({evidence(comparisons, methods)})"
     text = "**Deep change**, such as a new language: plan for full fine-tuning."
-    if behind:
-        shares = tell_shares({label: methods[label] for label in behind})
-        text += f" {join_words(behind)} kept {shares} of its gain {where}."
-    if unsure:
-        shares = tell_shares({label: methods[label] for label in unsure})
-        of = "" if behind else f" of its gain {where}"
-        text += f" {join_words(unsure)} kept {shares}{of}, too unsteady to count on."
+    for grades, end in ((("poor", "short"), ""), (("open",), ", too unsteady to count on")):
+        labels = [label for label, word in words.items() if word in grades]
+        if labels:
+            shares = share_range(k.share for label in labels for k in methods[label])
+            text += f" {join_words(labels)} kept {shares}{of}{end}."
+            of = ""
     return text
 
 
-def tell_shares(methods: dict[str, list[KeptGain]]) -> str:
-    return share_range(k.share for kept in methods.values() for k in kept)
+def tell_shares(comparisons: Sequence[Comparison], methods: dict[str, list[KeptGain]]) -> str:
+    """What some methods kept, and on which evidence."""
+    shares = share_range(k.share for kept in methods.values() for k in kept)
+    return f"{shares} of full fine-tuning's gain ({evidence(comparisons, methods)})"
 
 
 def share_range(shares: Iterable[float]) -> str:
@@ -195,7 +185,7 @@ def tell_seeds(seeds: Sequence[int]) -> str:
 def advise_memory(findings: Sequence[Finding]) -> str:
     """What to rent for a 13B model: measured where it was, else what forecasts span."""
     parts: list[str] = []
-    verdicts: list[str] = []
+    verdicts: set[str] = set()
     places: list[Place | None] = []
     for part in read_claims()["C2"]["parts"]:
         own = [f for f in findings if (f.claim, f.part) == ("C2", part["key"])]
@@ -206,12 +196,13 @@ def advise_memory(findings: Sequence[Finding]) -> str:
         sizes = [f.measured.value for f in (found[:1] if at else found) if f.measured]
         ends = dict.fromkeys(byte_size(1e9 * size, 2) for size in (min(sizes), max(sizes)))
         way = "in full" if part["key"] == WHOLE else f"with {METHODS[part['key']].label}"
-        parts.append(f"{' to '.join(ends)} {way}{tell_optimizer(at)}")
+        way += f" with {optimizer_words(at.optimizer)}" if at and at.optimizer else ""
+        parts.append(f"{' to '.join(ends)} {way}")
         places.append(at)
-        verdicts.append(settle_part(part, found))
+        verdicts.add(settle_part(part, found))
     if not parts:
         return "**Memory:** nothing was measured or forecast of a 13B model here."
-    rule = "the article's figures hold" if set(verdicts) == {HOLDS} else (
+    rule = "the article's figures hold" if verdicts == {HOLDS} else (
         "rent by method, and not by the article's figures")  # fmt: skip
     verb = "took" if any(places) else "takes"
     return f"**Memory:** {rule}. A 13B model {verb} {join_words(parts)} ({tell_places(places)})."
@@ -226,10 +217,6 @@ def tell_places(places: Sequence[Place | None]) -> str:
     text += ", or forecast" if None in places else ""
     rows = {at.rows for at in known}
     return text + (f", {rows.pop()} tokens at once" if len(rows) == 1 else "")
-
-
-def tell_optimizer(at: Place | None) -> str:
-    return f" with {optimizer_words(at.optimizer)}" if at and at.optimizer else ""
 
 
 # What was not done --------------------------------------------------------------------------------
@@ -249,6 +236,6 @@ def tell_not_done(studies: Sequence[Summary]) -> str:
     if not real and trained:
         text += f" What is said of learning comes from {count_of(len(trained), 'toy model')} alone."
     elif real:
-        largest = max(real, key=lambda found: found[1] or 0)
+        largest = max(real, key=lambda found: (found[1] or 0, found[0]))
         text += f" What was learned was seen on {model_words(*largest)} and may differ there."
     return text

@@ -17,14 +17,13 @@ from studylib.core.enough import Decision
 from studylib.core.metrics import decimals, percent
 from studylib.core.stats import Estimate
 from studylib.planning.sizing import round_up
-from studylib.reporting import measure_tables
+from studylib.reporting.cells import measure_number
 from studylib.reporting.measured import HELD_OUT, MeasuredFigure
 from studylib.reporting.notes import at_edge, join_words
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import UNTRAINED, WHOLE
 
-ENOUGH, NOT_ENOUGH, OPEN = "it suffices", "it does not suffice", "cannot say yet"
-ENDS = {"enough": ENOUGH, "not enough": NOT_ENOUGH, "open": OPEN}
+ENDS = {"enough": "it suffices", "not enough": "it does not suffice"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Judged:
     being better; None where it is not known. noun, count: what was asked, how many of them.
     """
 
-    label: str
     what: str
     unit: str
     is_share: bool
@@ -89,13 +87,9 @@ def verdicts(summary: Summary) -> list[MethodVerdict]:
         words = [f"track {comparison.track}"] if len(summary.tracks) > 1 else []
         words += [comparison.name] if several else []
         where = f" ({', '.join(words)})" if words else ""
-        margin = margin_of(comparison)
-        one = judge_all(comparison, margin)
         opening = f"On your {'task' if comparison.measured else 'questions'}{where} "
-        found += [
-            MethodVerdict(v.method, v.decision, (opening if number == 0 else "") + v.sentence)
-            for number, v in enumerate(one)
-        ]
+        first, *others = judge_all(comparison)
+        found += [replace(first, sentence=opening + first.sentence), *others]
     return found
 
 
@@ -106,7 +100,7 @@ def margin_of(comparison: Comparison) -> float:
     return specs[0].evaluate.margin
 
 
-def judge_all(comparison: Comparison, margin: float) -> list[MethodVerdict]:
+def judge_all(comparison: Comparison) -> list[MethodVerdict]:
     """The verdict on each trained method but full, or one sentence on why there is none."""
     rows = [row for row in comparison.rows if row.method.kind.trains and row.method.name != WHOLE]
     missing = dict.fromkeys(s.method.label for s in comparison.missing if s.method.kind.adapter)
@@ -114,12 +108,12 @@ def judge_all(comparison: Comparison, margin: float) -> list[MethodVerdict]:
     if not rows and not missing:
         why = "no method was run beside full fine-tuning: there is nothing to choose between."
         return [MethodVerdict("", None, why)]
-    found = [judge_row(comparison, row, margin) for row in rows]
+    found = [judge_row(comparison, row) for row in rows]
     return [*found, *(MethodVerdict(label, None, f"{label} was not run to its end.")
                       for label in missing)]  # fmt: skip
 
 
-def judge_row(comparison: Comparison, row: Row, margin: float) -> MethodVerdict:
+def judge_row(comparison: Comparison, row: Row) -> MethodVerdict:
     label = row.method.label
     if not row.complete:
         return MethodVerdict(label, None, f"{label} has no result ({row.status}).")
@@ -128,26 +122,20 @@ def judge_row(comparison: Comparison, row: Row, margin: float) -> MethodVerdict:
         why = next((r.evaluate.reason for r in row.complete if r.evaluate and r.evaluate.reason),
                    "nothing was asked")  # fmt: skip
         return MethodVerdict(label, None, f"{label} cannot be judged ({why}).")
-    return judge_method(figures[0], margin, full_status(comparison))
-
-
-def judge_method(judged: Judged, margin: float, full_ended: str = "") -> MethodVerdict:
-    """The sentence on one figure. full_ended: how full fine-tuning ended where it has no result."""
-    figures = judged_words(judged)
+    judged, margin = figures[0], margin_of(comparison)
+    shown = judged_words(judged)
     if judged.full is None:
-        why = full_ended or "it was not run"
-        text = (f"{judged.label} has nothing to be compared with: full fine-tuning has no result "
-                f"({why}); {figures}.")  # fmt: skip
-        return MethodVerdict(judged.label, None, text)
+        full = comparison.row(WHOLE)
+        why = (full and full.status) or "it was not run"
+        text = (f"{label} has nothing to be compared with: full fine-tuning has no result ({why}); "
+                f"{shown}.")  # fmt: skip
+        return MethodVerdict(label, None, text)
     decision = decide_method(judged, margin)
     if decision is None:
-        text = f"{judged.label} cannot be judged: {no_gain(judged)} ({figures}{gain_words(judged)})"
-        text += f": {way_to_gain(judged)}."
-        return MethodVerdict(judged.label, None, text)
-    allowed = f"{margin:g} {judged.lost_unit}"
-    return MethodVerdict(judged.label, decision,
-                   f"{judged.label} {lost_words(judged)} ({figures}, {interval_words(judged)}): "
-                   f"{end_words(decision, judged, allowed, margin)}.")  # fmt: skip
+        text = f"{label} cannot be judged: {no_gain(judged)} ({shown}{gain_words(judged)})"
+        return MethodVerdict(label, None, f"{text}: {way_to_gain(judged)}.")
+    text = f"{label} {lost_words(judged)} ({shown}, {interval_words(judged)})"
+    return MethodVerdict(label, decision, f"{text}: {end_words(decision, judged, margin)}.")
 
 
 def decide_method(judged: Judged, margin: float) -> Decision | None:
@@ -163,64 +151,45 @@ def read_figures(comparison: Comparison, row: Row) -> list[Judged]:
     shown = [f for f in comparison.measured if f.of == HELD_OUT and not f.other_weights]
     ours = [f for f in shown if f.label == row.method.label and f.measure.key == f.measure.asked]
     found = [read_measure(one, [f for f in shown if f.measure is one.measure]) for one in ours]
-    asked = judged_accuracy(comparison, row)
-    return [*found, *([asked] if asked else [])]
+    return [*found, *([judged_accuracy(comparison, row)] if row.accuracy else [])]
 
 
-def read_measure(ours: MeasuredFigure, others: list[MeasuredFigure]) -> Judged:
-    """A method's figure on held-out examples. others: every method's of the same measure."""
+def read_measure(ours: MeasuredFigure, every: list[MeasuredFigure]) -> Judged:
+    """A method's figure on held-out examples. every: each method's of the same measure."""
     measure = ours.measure
-    full = next((found for found in others if found.method == WHOLE), None)
-    base = next((found for found in others if found.method == UNTRAINED), None)
-
-    def show(found: MeasuredFigure | None) -> str | None:
-        if found is None:
-            return None
-        return measure_tables.measure_number(measure, found.estimate.value, signed=False)
-
+    first = {found.method: found for found in reversed(every)}
+    full, base = first.get(WHOLE), first.get(UNTRAINED)
+    shown = [measure_number(found.estimate.value, measure, signed=False) if found else None
+             for found in (ours, full, base)]  # fmt: skip
     gain = full.gain if full else None
-    kept = ours.gap if measure.is_share else ours.share
-    return Judged(ours.label, measure.label[0].lower() + measure.label[1:],
-                  "%" if measure.is_share else measure.unit, measure.is_share,
-                  show(ours) or "", show(full), show(base), kept,
-                  gain if gain is None or measure.sign > 0 else turned(gain),
-                  "held-out examples", ours.estimate.clusters)  # fmt: skip
+    if gain and measure.sign < 0:  # turned, so that more is better
+        gain = replace(gain, value=-gain.value, low=-gain.high, high=-gain.low)
+    return Judged(measure.label[0].lower() + measure.label[1:], measure.unit, measure.is_share,
+                  shown[0] or "", shown[1], shown[2], ours.gap if measure.is_share else ours.share,
+                  gain, "held-out examples", ours.estimate.clusters)  # fmt: skip
 
 
-def judged_accuracy(comparison: Comparison, row: Row) -> Judged | None:
+def judged_accuracy(comparison: Comparison, row: Row) -> Judged:
     """The same of right answers to questions."""
     full, base = comparison.row(WHOLE), comparison.row(UNTRAINED)
-    if row.accuracy is None:
-        return None
+    assert row.accuracy is not None
     shown = [percent(r.accuracy.value) if r and r.accuracy else None for r in (row, full, base)]
-    return Judged(row.method.label, "right answers", "%", True, shown[0] or "", shown[1], shown[2],
-                  row.gap, full.gain if full else None, "questions",
-                  row.accuracy.items)  # fmt: skip
-
-
-def turned(estimate: Estimate) -> Estimate:
-    """The same with more being better."""
-    return replace(estimate, value=-estimate.value, low=-estimate.high, high=-estimate.low)
-
-
-def full_status(comparison: Comparison) -> str:
-    full = comparison.row(WHOLE)
-    return full.status if full else ""
+    return Judged("right answers", "%", True, shown[0] or "", shown[1], shown[2], row.gap,
+                  full.gain if full else None, "questions", row.accuracy.items)  # fmt: skip
 
 
 def judged_words(judged: Judged) -> str:
     """`held-out loss 1.412 against 1.406 nats/token, base 2.003`"""
-    text = f"{judged.what} {judged.ours}"
-    text += f" against {judged.full}" if judged.full is not None else ""
-    text += f" {judged.unit}"
-    return text + (f", base {judged.base}" if judged.base is not None else "")
+    against = "" if judged.full is None else f" against {judged.full}"
+    base = "" if judged.base is None else f", base {judged.base}"
+    return f"{judged.what} {judged.ours}{against} {judged.unit}{base}"
 
 
 def lost_words(judged: Judged) -> str:
     lost, least = judged.lost[0], percent(abs(judged.lost[0]))
+    if judged.is_share and lost < 0:
+        return f"gains {least} points more than full fine-tuning"
     if judged.is_share:
-        if lost < 0:
-            return f"gains {least} points more than full fine-tuning"
         return f"loses {least} points against full fine-tuning"
     if lost < 0:
         return f"gains {least} % more than full fine-tuning does"
@@ -229,25 +198,47 @@ def lost_words(judged: Judged) -> str:
 
 def interval_words(judged: Judged) -> str:
     """What may be lost, on how much data, and the least that these data show."""
-    kept = judged.kept
-    assert kept is not None
+    assert judged.kept is not None
     low, high = (percent(end) for end in judged.lost[1:])
-    text = f"95 % interval of what is lost {low} to {high} {judged.lost_unit}"
-    text += f", {judged.count:,} {judged.noun}"
-    text += f" × {kept.seeds} seeds" if kept.seeds > 1 else ", one seed"
-    least = item_stats.detectable(kept)
+    least = item_stats.detectable(judged.kept)
+    shows = "" if least is None else f"loss of {percent(least)} {judged.lost_unit}"
+    span = f"95 % interval of what is lost {low} to {high} {judged.lost_unit}"
+    return span + data_words(judged, judged.kept, least, shows)
+
+
+def gain_words(judged: Judged) -> str:
+    """On how much data full's gain was looked for, and the least that these data show."""
+    gain = judged.gain
+    if gain is None:
+        return ""
+    low, high = (show_gain(judged, end) for end in (gain.low, gain.high))
+    least = item_stats.detectable(gain)
+    shows = "" if least is None else f"gain of {show_gain(judged, least)}"
+    span = f", 95 % interval of full's gain {low} to {high}"
+    return span + data_words(judged, gain, least, shows)
+
+
+def data_words(judged: Judged, estimate: Estimate, least: float | None, shows: str) -> str:
+    """On how many items and seeds an interval rests; what these data show, unless nothing is."""
+    text = f", {judged.count:,} {judged.noun}"
+    text += f" × {estimate.seeds} seeds" if estimate.seeds > 1 else ", one seed"
     if least is None or (judged.is_share and least > 1):
         return text
-    return f"{text}, a loss of {percent(least)} {judged.lost_unit} would have shown"
+    return f"{text}, a {shows} would have shown"
 
 
-def end_words(decision: Decision, judged: Judged, allowed: str, margin: float) -> str:
+def show_gain(judged: Judged, value: float) -> str:
+    return f"{percent(value)} points" if judged.is_share else decimals(value, 3)
+
+
+def end_words(decision: Decision, judged: Judged, margin: float) -> str:
     kept = judged.kept
     assert kept is not None
+    allowed = f"within the {margin:g} {judged.lost_unit} asked for"
     if decision.kind != "open":
         also = "" if kept.seed_se is not None else ", for these runs of one seed alone"
-        return f"{ENDS[decision.kind]} within the {allowed} asked for{also}"
-    text = f"{OPEN} whether it suffices within the {allowed} asked for"
+        return f"{ENDS[decision.kind]} {allowed}{also}"
+    text = f"cannot say yet whether it suffices {allowed}"
     spread = item_stats.item_spread(kept)
     if spread and not kept.seed_se:
         need = item_stats.items_to_show(spread, margin / 100)
@@ -280,39 +271,16 @@ def no_gain(judged: Judged) -> str:
     return "full fine-tuning itself gained nothing that shows"
 
 
-def gain_words(judged: Judged) -> str:
-    """On how much data full's gain was looked for, and the least that these data show."""
-    gain = judged.gain
-    if gain is None:
-        return ""
-    low, high = (show_gain(judged, end) for end in (gain.low, gain.high))
-    text = f", 95 % interval of full's gain {low} to {high}, {judged.count:,} {judged.noun}"
-    text += f" × {gain.seeds} seeds" if gain.seeds > 1 else ", one seed"
-    least = item_stats.detectable(gain)
-    if least is None or (judged.is_share and least > 1):
-        return text
-    return f"{text}, a gain of {show_gain(judged, least)} would have shown"
-
-
-def show_gain(judged: Judged, value: float) -> str:
-    if judged.is_share:
-        return f"{percent(value)} points"
-    return decimals(value, 3)
-
-
 def way_to_gain(judged: Judged) -> str:
     """What would tell whether there is a gain, or make one."""
     train = "train for more steps (STEPS=), or at other rates (SWEEP=1)"
     gain = judged.gain
-    if gain is None or gain.value <= 0:
+    ways: list[str] = []
+    if gain is not None and gain.value > 0:
+        ways = ways_to_decide(enough.decide_enough(gain, 0.0), judged)
+    if not ways:
         return train
-    found = enough.decide_enough(gain, 0.0)
-    ways = ways_to_decide(found, judged)
-    return (
-        f"{' or '.join(ways)} would tell, if the gain stays what it is; else {train}"
-        if (ways)
-        else train
-    )
+    return f"{' or '.join(ways)} would tell, if the gain stays what it is; else {train}"
 
 
 def untuned(summary: Summary) -> str:
