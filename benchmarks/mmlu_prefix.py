@@ -30,81 +30,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from studylib.core.errors import StudyError
+from studylib.inputs.questions import read_questions
 from studylib.metering.environment import device_name
 from studylib.modelling.models import DTYPES, default_device, load_model
 from studylib.running.runner import follow_parent
-from studylib.schema.settings import MethodSettings, ModelRef
+from studylib.schema.settings import BASE, EvaluateSettings, ModelRef
 from studylib.scoring.compare_lm import LmComparison, ModelClock, compare_wrappers, evaluate_items
 from studylib.scoring.prefix_lm import PrefixLM
-from studylib.scoring.tasks import fit_shots
+from studylib.scoring.tasks import build_tasks, fit_shots
 
-LETTERS = ["A", "B", "C", "D"]
 OWN_MODEL = "llama-20m"
 SMALLEST_VOCABULARY = 300  # every byte, the two special tokens and some merges
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data" / "mmlu"
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line: subject, question, choices, answer."""
-    # Not str.splitlines: questions hold other characters that it takes for line ends.
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def make_task(subject: str, dev: list[dict], test: list[dict], shots: int) -> ConfigurableTask:
-    """One subject as an lm-eval task in the default MMLU template, on local rows."""
-    import datasets
-
-    def load(**_: Any) -> dict[str, Any]:
-        return {"dev": datasets.Dataset.from_list(dev), "test": datasets.Dataset.from_list(test)}
-
-    lines = "\n".join(f"{letter}. {{{{choices[{i}]}}}}" for i, letter in enumerate(LETTERS))
-    title = subject.replace("_", " ")
-    config = {
-        "task": f"mmlu_{subject}",
-        "custom_dataset": load,
-        "test_split": "test",
-        "fewshot_split": "dev",
-        "fewshot_config": {"sampler": "first_n"},
-        "num_fewshot": shots,
-        "output_type": "multiple_choice",
-        "description": "The following are multiple choice questions (with answers) about "
-        f"{title}.\n\n",
-        "doc_to_text": "{{question.strip()}}\n" + lines + "\nAnswer:",
-        "doc_to_choice": LETTERS,
-        "doc_to_target": "answer",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
-    return ConfigurableTask(config=config)
-
-
-def make_tasks(data: Path, subject_count: int, shots: int) -> dict[str, ConfigurableTask]:
+def make_tasks(data: Path, subject_count: int, shots: int) -> dict[str, Any]:
     """Tasks of subject_count subjects spread evenly over the alphabet, by name."""
-    dev, test = read_rows(data / "dev.jsonl"), read_rows(data / "test.jsonl")
-    subjects = sorted({row["subject"] for row in test})
-    chosen = subjects[:: max(1, len(subjects) // subject_count)][:subject_count]
-    return {
-        f"mmlu_{subject}": make_task(
-            subject,
-            [row for row in dev if row["subject"] == subject],
-            [row for row in test if row["subject"] == subject],
-            shots,
-        )
-        for subject in chosen
-    }
+    tasks = build_tasks(str(data), EvaluateSettings(questions=str(data), shots=shots))
+    chosen = list(tasks)[:: max(1, len(tasks) // subject_count)][:subject_count]
+    return {subject: tasks[subject] for subject in chosen}
 
 
 def train_tokenizer(data: Path, vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on the test questions and choices."""
     texts = [
         "\n".join([row["question"], *(f"A. {choice}" for choice in row["choices"]), "Answer: A"])
-        for row in read_rows(data / "test.jsonl")
+        for row in read_questions(data / "test.jsonl")
     ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -143,7 +99,7 @@ def bring_in(name: str, dtype: str, data: Path, vocabulary: int, context: int) -
         tokenizer = train_tokenizer(data, vocabulary)
         model = make_model(len(tokenizer), context)
         return model.to(default_device(), DTYPES[dtype]), tokenizer
-    loaded = load_model(ModelRef.parse(name), MethodSettings(name="base"), dtype)
+    loaded = load_model(ModelRef.parse(name), BASE, dtype)
     model: Any = loaded.model.eval()
     if not loaded.random_weights:
         return model, loaded.tokenizer
@@ -234,7 +190,7 @@ def measure(options: argparse.Namespace, dtype: str, tasks: dict) -> dict[str, A
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
         "threads": torch.get_num_threads(),
-        "subjects": [name.removeprefix("mmlu_") for name in tasks],
+        "subjects": list(tasks),
         "shots": options.shots,
         "context": context,
         "cut": options.cut,
@@ -274,9 +230,6 @@ def main(words: list[str] | None = None) -> int:
     logging.disable(logging.INFO)
     done = []
     try:
-        if not (options.data / "test.jsonl").is_file():
-            rule = "there is no MMLU here (test.jsonl and dev.jsonl)"
-            raise StudyError(options.data, rule, "Name its folder: --data, or MMLU=FOLDER.")
         tasks = make_tasks(options.data, options.subjects, options.shots)
         for dtype in options.dtype:
             found = measure(options, dtype, tasks)

@@ -27,7 +27,7 @@ class Spent(NamedTuple):
     peak_bytes: int
 
 
-def spend(words: list[str], cwd: Path = ROOT, anew: bool = False) -> Spent:
+def spend(words: list[str], anew: bool = False) -> Spent:
     """Run Python with these words on one thread. StudyError with its last line where it fails.
 
     anew: with nothing kept of what was forecast or read before.
@@ -38,7 +38,7 @@ def spend(words: list[str], cwd: Path = ROOT, anew: bool = False) -> Spent:
         environ |= {"STUDY_CACHE": empty} if anew else {}
         begun = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, *words], cwd=cwd, env=environ, stdout=said, stderr=said
+            [sys.executable, *words], cwd=ROOT, env=environ, stdout=said, stderr=said
         )
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - begun

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 
 import pytest
@@ -30,14 +29,13 @@ from studylib.planning.case import (
     Evidence,
     JobForecast,
     LatencyEvidence,
-    Quote,
     Sizes,
-    Span,
     build_case,
 )
 from studylib.planning.catalog import find_gpu
 from studylib.planning.fit import judge_fit
 from studylib.schema.methods import ADVISED
+from studylib.schema.ranges import Range
 
 BIG, SMALL = "shape:llama-2-13b", "shape:llama-2-7b"
 GB = 10**9
@@ -54,7 +52,7 @@ TOKENS = 10_000_000  # three epochs of them are 30M, as in the records below
 
 
 def around(mid, share=0.5):
-    return Span(low=mid * (1 - share), mid=mid, high=mid * (1 + share))
+    return Range(low=mid * (1 - share), mid=mid, high=mid * (1 + share))
 
 
 def make_jobs():
@@ -84,14 +82,14 @@ def make_gap(method, change, low, mid, high, model=BIG, against=BIG, merged=Fals
     return AccuracyEvidence(
         ids=(f"record:mine/{change}-{method}-{model}-{merged}",), model=model, against=against,
         params=PARAMS[model], method=method, change=change, tokens=3 * TOKENS, merged=merged,
-        loss_pp=Span(low=low, mid=mid, high=high), questions=14_042, seeds=3,
+        loss_pp=Range(low=low, mid=mid, high=high), questions=14_042, seeds=3,
     )  # fmt: skip
 
 
 def make_latency(method="lora", low=6.0, mid=8.0, high=10.0):
     return LatencyEvidence(
         id=f"record:mine/serve/{method}", model=BIG, params=PARAMS[BIG], method=method,
-        device="NVIDIA A100", overhead_percent=Span(low=low, mid=mid, high=high),
+        device="NVIDIA A100", overhead_percent=Range(low=low, mid=mid, high=high),
     )  # fmt: skip
 
 
@@ -99,10 +97,7 @@ def make_evidence(prices=PRICE, **changes):
     whole = {
         "forecasts": tuple(make_jobs()),
         "sizes": tuple(make_sizes()),
-        "quotes": tuple(
-            Quote(id=f"price:{gpu}", gpu=gpu, usd_per_hour=around(usd, 0.2))
-            for gpu, usd in prices.items()
-        ),
+        "prices": {gpu: around(usd, 0.2) for gpu, usd in prices.items()},
         "accuracy": (
             make_gap("lora", "task", 0.1, 0.4, 0.7),
             make_gap("qlora", "task", 0.5, 1.0, 1.5),
@@ -176,7 +171,7 @@ def test_a_new_language_with_a_margin_needs_full_fine_tuning():
     # LoRA lost 9 to 15 points there: no 2-point margin is kept; from 15 points on it would do.
     advice = advise(make_case(change="language", variants=20, max_accuracy_loss_pp=2), EVIDENCE)
     assert order(advice) == [("full", BIG)]
-    assert option(advice, "lora").accuracy_loss == Span(low=9, mid=12, high=15)
+    assert option(advice, "lora").accuracy_loss == Range(low=9, mid=12, high=15)
     margins = [f.value for f in advice.changes_if if f.what == "accuracy margin"]
     assert 15 in margins
     assert advice.article_says.agrees
@@ -191,7 +186,7 @@ def test_what_was_timed_on_a_toy_or_a_processor_is_not_known_at_this_size():
     ):
         toy = near.model_copy(update=other)
         advice = advise(case, make_evidence(latency=(toy,)))
-        assert option(advice, "lora").latency_overhead == Span()
+        assert option(advice, "lora").latency_overhead is None
         assert "not known at this size" in " ".join(r.text for r in option(advice, "lora").reasons)
     half = near.model_copy(update={"model": "alike", "params": PARAMS[BIG] // 2})
     widened = option(advise(case, make_evidence(latency=(half,))), "lora").latency_overhead
@@ -272,7 +267,7 @@ def test_what_was_never_measured_is_said_with_the_command_that_measures_it():
     asked = {"max_accuracy_loss_pp": 50, "max_latency_overhead_percent": 5}
     advice = advise(make_case(change="language", **asked), bare)
     lora = option(advice, "lora")
-    assert lora.accuracy_loss == Span() and not lora.fits
+    assert lora.accuracy_loss is None and not lora.fits
     whole = " ".join(m.what + m.command for m in advice.missing_evidence)
     assert "a new language" in whole and "study reproduce --profile custom" in whole
     assert "study serve" in whole
@@ -282,7 +277,7 @@ def test_distant_evidence_is_widened_and_never_moved():
     # Ten times the tokens: the half of the interval once more on each side.
     near = option(advise(make_case(), EVIDENCE), "lora").accuracy_loss
     far = option(advise(make_case(tokens=10 * TOKENS), EVIDENCE), "lora").accuracy_loss
-    assert near == Span(low=0.1, mid=0.4, high=0.7)
+    assert near == Range(low=0.1, mid=0.4, high=0.7)
     assert far.mid == 0.4
     assert (far.low, far.high) == (pytest.approx(-0.2), pytest.approx(1.0))
     # Another kind of change counts as a factor of ten; a language tells about languages alone.
@@ -300,7 +295,7 @@ def kept_on(model, params, method, change, low, mid, high):
     return AccuracyEvidence(
         ids=(f"record:x/{model}-{method}-{change}",), model=model, against=model, params=params,
         method=method, change=change, tokens=1000, questions=0, seeds=3,
-        kept=Span(low=low, mid=mid, high=high),
+        kept=Range(low=low, mid=mid, high=high),
     )  # fmt: skip
 
 
@@ -324,7 +319,7 @@ def test_points_of_a_model_of_another_size_are_not_known_and_the_rule_stands_cal
     """A record of 1.4M parameters says nothing of 13B: no 11.2 (-39.3 to 61.8) pp."""
     case = make_case(serving_hours_per_year=0)
     advice = advise(case, make_evidence(accuracy=small_evidence(), latency=()))
-    assert option(advice, "lora").accuracy_loss == Span()
+    assert option(advice, "lora").accuracy_loss is None
     text = format_advice(case, advice, why=True)
     assert "61.8" not in text and "not known at this size" in advice.answer.text
     assert "by the article's rule" in advice.answer.text
@@ -470,12 +465,9 @@ def test_a_dearer_price_never_makes_a_method_rank_better():
     """A card gets dearer: what trains on it never overtakes what does not, and nothing falls."""
     for _, case, evidence in draw():
         case = case.model_copy(update={"gpu": None, "serving_gpu": "a100-80gb"})
-        dear = evidence.model_copy(update={
-            "quotes": tuple(
-                q.model_copy(update={"usd_per_hour": around((q.usd_per_hour.mid or 0) * 3, 0.2)})
-                if q.gpu == "rtx4090-24gb" else q for q in evidence.quotes
-            )
-        })  # fmt: skip
+        dearer = {gpu: around(usd.mid * 3, 0.2) for gpu, usd in evidence.prices.items()
+                  if gpu == "rtx4090-24gb"}  # fmt: skip
+        dear = evidence.model_copy(update={"prices": evidence.prices | dearer})
         before, after = rank_options(case, evidence), rank_options(case, dear)
         was = {o.method: o for o in before if o.model == BIG}
         now = {o.method: o for o in after if o.model == BIG}
@@ -510,14 +502,28 @@ def test_a_dearer_hour_of_the_card_at_hand_lifts_no_method_above_one_that_needs_
                     assert option.usd > other.usd
 
 
+def sentences(advice):
+    """(text, ids) of every sentence."""
+    reasons = (*advice.reasons, *(r for option in advice.ranking for r in option.reasons))
+    yield from ((said.text, said.evidence) for said in (advice.answer, *reasons))
+    yield from ((missing.what, missing.evidence) for missing in advice.missing_evidence)
+    told = (*advice.changes_if, advice.article_says)
+    yield from ((one.sentence, one.evidence) for one in told)
+
+
+def ids_of(evidence):
+    pieces = (*evidence.forecasts, *evidence.sizes, *evidence.latency)
+    prices = (f"price:{gpu}" for gpu in evidence.prices)
+    return {*(p.id for p in pieces), *prices, *(i for p in evidence.accuracy for i in p.ids)}
+
+
 def test_every_sentence_is_traced_to_evidence_that_exists():
     for _, case, evidence in draw():
-        advice = advise(case, evidence)
-        assert len(advice.sentences) >= 10
-        for sentence in advice.sentences:
-            assert sentence.evidence, sentence.text
-            assert set(sentence.evidence) <= evidence.ids, sentence.text
-            assert not {"None", "nan", "inf"} & set(sentence.text.replace("$", " ").split())
+        said, known = list(sentences(advise(case, evidence))), ids_of(evidence)
+        assert len(said) >= 10
+        for text, ids in said:
+            assert ids and set(ids) <= known, text
+            assert not {"None", "nan", "inf"} & set(text.replace("$", " ").split())
 
 
 def test_a_break_even_number_is_where_the_answer_turns():
@@ -625,7 +631,7 @@ def test_gap_of_models_that_guess_is_no_evidence_of_what_an_adapter_loses(tmp_pa
     factory = Factory(tmp_path / "cpu")
     for method in ("base", "full", "lora"):
         factory.add(make_spec(method), knows=0.26)
-    assert read_roots([tmp_path]).accuracy == []
+    assert read_roots([tmp_path]).accuracy == ()
 
 
 def test_records_that_cannot_be_trusted_are_left_out_and_named(tmp_path):
@@ -633,7 +639,7 @@ def test_records_that_cannot_be_trusted_are_left_out_and_named(tmp_path):
     [path] = (tmp_path / "cpu").glob("runs/*--full--s0/record.json")
     path.write_text(path.read_text().replace("complete", "completed"))
     read = read_roots([tmp_path])
-    assert read.accuracy == [] and read.left_out[0].what == "the records of cpu"
+    assert read.accuracy == () and read.left_out[0].what == "the records of cpu"
     advice = advise(make_case(), make_evidence(left_out=tuple(read.left_out)))
     assert any("cpu could not be used" in m.what for m in advice.missing_evidence)
 
@@ -704,17 +710,13 @@ def test_lines_of_dollars_have_a_name_each_and_a_caption_of_this_case():
     assert "50 variants" in choose_views.caption_variants(case)
 
 
-def test_without_widgets_the_notebook_shows_the_answer_of_its_own_case(monkeypatch):
-    from studylib.notebook_views import explore
-
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # importing it fails
+def test_the_menus_first_choices_show_the_answer_of_the_notebooks_own_case():
     case = make_case(variants=50)
-    shown = explore.explore(
-        choose_views.choose_by_menus(case, EVIDENCE),
-        change=choose_views.offer(case.change, ["knowledge"]),
-        variants=choose_views.offer(case.variants, [1, 500]),
-        margin_pp=choose_views.offer(None, [1.0]),
-        cards=choose_views.offer(None, ["a100-80gb"]),
+    shown = choose_views.choose_by_menus(case, EVIDENCE)(
+        change=choose_views.offer(case.change, ["knowledge"])[0],
+        variants=choose_views.offer(case.variants, [1, 500])[0],
+        margin_pp=choose_views.offer(None, [1.0])[0],
+        cards=choose_views.offer(None, ["a100-80gb"])[0],
     )
     assert advise(case, EVIDENCE).answer.text.split("$")[0] in shown.data
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +15,9 @@ from typer.testing import CliRunner
 
 from studylib.checking import adapter_columns, check_model, models_page, training_columns
 from studylib.checking.check_model import CHECKS
-from studylib.checking.model_subject import Subject, open_reference
-from studylib.checking.models_page import format_row, read_models_table
-from studylib.checking.zoo import MAX_BYTES, make_model, make_zoo, zoo_names
+from studylib.checking.model_subject import Subject, apart, open_reference, relative_error
+from studylib.checking.models_page import format_row
+from studylib.checking.zoo import MAX_BYTES, make_model, zoo_names
 from studylib.commands.cli import app
 from studylib.core.errors import StudyError
 from studylib.schema.model_report import COLUMNS, NEEDED, Cell, ModelReport
@@ -62,6 +65,19 @@ def test_a_row_made_again_is_the_pages_row(zoo, name):
     }
 
 
+def read_models_table(text):
+    """Model type -> heading -> what stands in its cell, without the numbers of notes."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    headings, *rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)
+    return {
+        row[0]: {
+            heading: re.sub(r" \[\d+\]$", "", part)
+            for heading, part in zip(headings, row, strict=True)
+        }
+        for row in rows
+    }
+
+
 def table_head():
     return "| " + " | ".join(["model type", "class", *NEEDED, *models_page.HEADINGS]) + " |\n"
 
@@ -76,7 +92,9 @@ def test_the_page_tells_of_every_model_type_and_has_ninety_rows():
 
 def test_the_zoo_is_small_and_made_the_same_twice(tmp_path):
     names = ["llama", "gpt_oss", "blt"]
-    first, second = make_zoo(tmp_path / "a", names), make_zoo(tmp_path / "b", names)
+    first, second = (
+        {name: make_model(tmp_path / part / name, name) for name in names} for part in "ab"
+    )
     assert "bytes" in first["blt"]
     for name in names[:2]:
         one, two = (load_file(made[name] / "model.safetensors") for made in (first, second))
@@ -236,6 +254,15 @@ def test_a_fault_in_one_column_is_its_word_and_not_the_end(llama, monkeypatch):
     assert report.cells["chunked"].words == "refused: this cannot be"
     assert report.cells["attention"].text == "sdpa"
     assert report.reason("full") == "causal: RuntimeError: two"
+
+
+def test_a_figure_that_is_no_number_is_a_fault(llama, monkeypatch):
+    """`max` leaves out what is no number: such a loss would be called exact."""
+    rows = [{"loss": math.nan, "grad_norm": 1.0}] * 2
+    monkeypatch.setattr(training_columns, "train_steps", lambda _: SimpleNamespace(rows=rows))
+    assert "training loss" in CHECKS["loss"](Subject(llama)).fault
+    broken, whole = torch.tensor([0.0, math.nan]), torch.tensor([0.0, 1.0])
+    assert max(0.0, apart(broken, whole)) == max(0.0, relative_error(broken, whole)) == math.inf
 
 
 def make_report(**faults):

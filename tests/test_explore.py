@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-
 import pytest
 
 from studylib.notebook_views import explore
@@ -27,11 +25,11 @@ def test_bars_add_up_to_the_peak_and_the_card_is_drawn(jobs):
 
 
 def test_tables_name_what_fits_and_what_it_costs(jobs):
-    fits = explore.tabulate_fits([MODEL], ["full"], ["rtx4090-24gb", "a100-80gb"], 1, 512)
+    fits = explore.tabulate_fits(MODEL, ["full"], ["rtx4090-24gb", "a100-80gb"], 1, 512)
     row = fits.loc[(MODEL, "full fine-tuning")]
     left = jobs["full"].fits["a100-80gb"].headroom_bytes / 1e9
     assert row["a100-80gb"] == f"fits, {left:.1f}"
-    costs = explore.tabulate_costs([MODEL], ["full"], "a100-80gb", 1, 512)
+    costs = explore.tabulate_costs(MODEL, ["full"], "a100-80gb", 1, 512)
     assert (
         f"{jobs['full'].jobs['packed'].hours.mid:.1f}"
         in costs.loc[(MODEL, "full fine-tuning"), "hours"]
@@ -42,18 +40,6 @@ def test_break_even_is_the_ratio_of_hours(jobs):
     small = explore.foresee_job(MODEL, "qlora", "rtx4090-24gb", 1, 512)
     ratio = small.jobs["packed"].hours.mid / jobs["full"].jobs["packed"].hours.mid
     assert f"{ratio:.2f} times" in explore.break_even(small, jobs["full"])
-
-
-def test_without_widgets_the_first_choices_are_shown(monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *words, **keys):
-        if name == "ipywidgets":
-            raise ImportError(name)
-        return real(name, *words, **keys)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    assert explore.explore(lambda a, b: (a, b), a=[1, 2], b=["x", "y"]) == (1, "x")
 
 
 def test_choices_are_a_slider_buttons_or_a_menu_and_the_first_one_is_set():

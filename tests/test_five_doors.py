@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from studylib.commands import gather
 from studylib.commands.cli import app
 from studylib.core.places import REFERENCE
-from studylib.forecasting import job_forecast
+from studylib.forecasting import card_forecasts, job_forecast
 from studylib.forecasting.article_forecasts import load_published
 from studylib.forecasting.calibration import learn_from
 from studylib.forecasting.card_forecasts import foresee_jobs
@@ -116,10 +116,10 @@ def test_a_run_that_was_measured_on_a_card_teaches_every_door_and_each_says_so(
     assert planned["training"]["source"] == taught
     rented = rent_estimate(model, card, mine)
     assert rented.training.source == taught and taught in rented.assumptions
-    monkeypatch.setattr(gather, "load_gpus", lambda: {card: find_gpu(card)})
-    for found in (gather.gather_evidence(build_case(model=model, change="task", tokens=10**6,
-                                                    gpu=card, methods=("lora",)), results),
-                  gather.gather_grid_evidence([model], results)[model]):  # fmt: skip
+    monkeypatch.setattr(card_forecasts, "load_gpus", lambda: {card: find_gpu(card)})
+    case = {"model": model, "change": "task", "tokens": 10**6, "methods": ("lora",)}
+    for gpu in (card, None):
+        found = gather.gather_evidence(build_case(**case, gpu=gpu), results)
         sources = {job.speed_source for job in found.forecasts if job.gpu == card}
         assert sources == {taught}
     unlike = ask("forecast", *asked, "--results", str(tmp_path / "nothing"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from studylib.inputs.data import IGNORED, TrainingData
@@ -33,6 +34,7 @@ def test_loss_title_names_first_and_last(monkeypatch):
     title = views.plot_loss(steps).axes[0].get_title(loc="left")
     assert "from 2.90 to 1.00 in 20 steps" in title
     assert "does not train" in views.plot_loss([]).axes[0].texts[0].get_text()
+    assert not plt.get_fignums(), "left open, a figure would be shown twice"
 
 
 def test_memory_of_a_resumed_run_follows_on_from_its_first_process():

@@ -17,7 +17,8 @@ def format_advice(case: Case, advice: Advice, why: bool = False) -> str:
     lines = [advice.answer.text, *(f"- {reason.text}" for reason in advice.reasons)]
     if not why:
         return "\n".join([*lines, "", "More, with the records behind it: --why"])
-    lines += ["", describe_case(case), "", f"Ranking, dollars a year ({what_of(case)}):"]
+    costs = "training, storage" + (", serving" if case.serving_hours_per_year else "")
+    lines += ["", describe_case(case), "", f"Ranking, dollars a year ({costs}):"]
     for rank, option in enumerate(advice.ranking, 1):
         usd = "no price" if option.usd_per_year is None else f"{money(option.usd_per_year)}"
         state = "fits" if option.fits else "; ".join(name_failings(case, option))
@@ -31,11 +32,6 @@ def format_advice(case: Case, advice: Advice, why: bool = False) -> str:
     ]
     lines += ["", advice.article_says.sentence]
     return "\n".join(lines)
-
-
-def what_of(case: Case) -> str:
-    """What the dollars are of."""
-    return "training, storage, serving" if case.serving_hours_per_year else "training, storage"
 
 
 def describe_case(case: Case) -> str:

@@ -7,15 +7,18 @@ Not covered: the figures (studylib.advice.rank_methods), what is missing
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from studylib.advice.option import Distance, Option, Sentence
 from studylib.advice.rank_methods import article_method, has_default
 from studylib.advice.turning_points import capital, money, name_option
 from studylib.core.metrics import byte_size, decimals
-from studylib.planning.case import CHANGE_WORDS, AccuracyEvidence, Case, Evidence, Span
+from studylib.planning.case import CHANGE_WORDS, AccuracyEvidence, Case, Evidence
 from studylib.planning.yearly_cost import allowed_jobs
 from studylib.reporting.evidence_kinds import model_words
 from studylib.reporting.team_advice import share_range
 from studylib.schema.methods import WHOLE
+from studylib.schema.ranges import Range
 
 
 def explain_options(
@@ -29,7 +32,7 @@ def explain_options(
                     explain_memory(case, evidence, option),
                     *explain_cost(case, option),
                     *explain_accuracy(case, option),
-                    *explain_latency(case, evidence, option),
+                    *explain_latency(case, option),
                 )
             }
         )
@@ -61,12 +64,12 @@ def say_answer(case: Case, options: tuple[Option, ...]) -> Sentence:
 
 def share_words(option: Option) -> str:
     """86 %, or 87 to 89 %: the middles of all its records."""
-    return share_range(piece.kept.mid or 0 for piece in option.kept)
+    return share_range(piece.kept.mid for piece in option.kept if piece.kept)
 
 
 def loss_words(option: Option) -> str:
     """What the answer costs in points, or in share of the gain, or that nothing tells."""
-    if option.accuracy_loss.known:
+    if option.accuracy_loss:
         lost = span_words(option.accuracy_loss)
         far = ", as measured" if option.distance.near else ", by a record from elsewhere"
         return f"it loses {lost} pp against full fine-tuning{far}"
@@ -112,8 +115,8 @@ def times_a_year(case: Case) -> str:
     return "once a year" if count == 1 else f"{count:g} times a year"
 
 
-def money_range(usd: Span) -> str:
-    low, high = money(usd.low or 0), money(usd.high or 0)
+def money_range(usd: Range) -> str:
+    low, high = money(usd.low), money(usd.high)
     return "by all offers" if low == high else f"{low} to {high}"
 
 
@@ -141,9 +144,9 @@ def explain_cost(case: Case, option: Option) -> list[Sentence]:
     hours = cost.hours
     each = "1 variant" if case.variants == 1 else f"{case.variants:,} variants, each"
     training = (
-        f"Training: {each} {times_a_year(case)}, {hours.mid or 0:,.2f} h "
-        f"({hours.low or 0:,.2f} to {hours.high or 0:,.2f}, forecast; {cost.job.speed_source}) on "
-        f"{cards_words(option)} = {money(cost.training_usd.mid or 0)} "
+        f"Training: {each} {times_a_year(case)}, {hours.mid:,.2f} h "
+        f"({hours.low:,.2f} to {hours.high:,.2f}, forecast; {cost.job.speed_source}) on "
+        f"{cards_words(option)} = {money(cost.training_usd.mid)} "
         f"({money_range(cost.training_usd)}); storage {money(cost.storage_usd)}."
     )
     said = [Sentence(text=training, evidence=(cost.job.id, f"price:{cost.job.gpu}"))]
@@ -160,7 +163,7 @@ def explain_serving(case: Case, option: Option) -> Sentence:
     }
     text = (
         f"Serving on {cost.serving_gpu}, {ways[cost.way]}, all variants ready for "
-        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid or 0)} a year "
+        f"{case.serving_hours_per_year:,.0f} h = {money(cost.serving_usd.mid)} a year "
         f"({money_range(cost.serving_usd)})."
     )
     prices = [i for i in cost.ids if i.startswith("price:")]
@@ -168,47 +171,46 @@ def explain_serving(case: Case, option: Option) -> Sentence:
     return Sentence(text=text, evidence=(*counts, *prices))
 
 
-def explain_accuracy(case: Case, option: Option) -> list[Sentence]:
+def explain_accuracy(case: Case, option: Option) -> Iterator[Sentence]:
     """The points lost, from which record, and how far from the case it was measured."""
-    loss, piece = option.accuracy_loss, option.measured
+    loss, piece, first = option.accuracy_loss, option.measured, option.evidence[:1]
     if (option.model, option.method) == (case.model, WHOLE):
         text = "Full fine-tuning of this model is what points are counted from."
-        return [Sentence(text=text, evidence=option.evidence[:1])]
-    if option.kept and not loss.known:
-        said = [tell_kept_gain(case, option, kept) for kept in option.kept]
-        if option.known:
-            return said
-        text = "How many points it loses is not known at this size."
-        return [Sentence(text=text, evidence=option.evidence[:1]), *said]
-    if piece is None or not loss.known:
+        yield Sentence(text=text, evidence=first)
+        return
+    if option.kept and loss is None:
+        if not option.known:
+            text = "How many points it loses is not known at this size."
+            yield Sentence(text=text, evidence=first)
+        yield from map(tell_kept_gain, option.kept)
+        return
+    if piece is None or piece.loss_pp is None or loss is None:
         text = f"What it loses on {CHANGE_WORDS[case.change]} is not known at this size."
-        return [Sentence(text=text, evidence=option.evidence[:1])]
-    measured = piece.loss_pp
+        yield Sentence(text=text, evidence=first)
+        return
     text = (
         f"Measured on {piece.model}, {CHANGE_WORDS[piece.change]}, {piece.tokens:,} tokens: "
-        f"{span_words(measured)} pp behind full "
+        f"{span_words(piece.loss_pp)} pp behind full "
         f"({piece.questions:,} questions, {seeds_words(piece.seeds)})."
     )
-    said = [Sentence(text=text, evidence=piece.ids)]
+    yield Sentence(text=text, evidence=piece.ids)
     if not option.distance.near:
         text = (
             f"This case is elsewhere ({distance_words(option.distance)}), so the interval is taken "
-            f"wider, {ends_words(loss, 1)} pp: a rule of caution, not a "
-            "measurement."
+            f"wider, {ends_words(loss, 1)} pp: a rule of caution, not a measurement."
         )
-        said.append(Sentence(text=text, evidence=piece.ids))
-    forgot = piece.forgot_pp
-    if forgot.mid is not None and forgot.low is not None and forgot.low > 0:
-        text = f"There it forgot {span_words(forgot)} pp of what the base knew."
-        said.append(Sentence(text=text, evidence=piece.ids))
-    return said
+        yield Sentence(text=text, evidence=piece.ids)
+    if piece.forgot_pp and piece.forgot_pp.low > 0:
+        text = f"There it forgot {span_words(piece.forgot_pp)} pp of what the base knew."
+        yield Sentence(text=text, evidence=piece.ids)
 
 
-def tell_kept_gain(case: Case, option: Option, piece: AccuracyEvidence) -> Sentence:
-    share = Span(**{end: 100 * (value or 0) for end, value in piece.kept.model_dump().items()})
+def tell_kept_gain(piece: AccuracyEvidence) -> Sentence:
+    assert piece.kept is not None
+    share = span_words(piece.kept * 100, 0)
     text = (
         f"On {model_words(piece.model, piece.params)}, {CHANGE_WORDS[piece.change]}, "
-        f"{piece.tokens:,} tokens, it kept {span_words(share, 0)} % of full fine-tuning's gain "
+        f"{piece.tokens:,} tokens, it kept {share} % of full fine-tuning's gain "
         f"({seeds_words(piece.seeds)})."
     )
     return Sentence(text=text, evidence=piece.ids)
@@ -233,31 +235,30 @@ def distance_words(distance: Distance) -> str:
     return ", ".join([*words, *(["another kind of change"] if distance.other_kind else [])])
 
 
-def span_words(span: Span, digits: int = 1) -> str:
-    return f"{decimals(span.mid or 0, digits)} ({ends_words(span, digits)})"
+def span_words(span: Range, digits: int = 1) -> str:
+    return f"{decimals(span.mid, digits)} ({ends_words(span, digits)})"
 
 
-def ends_words(span: Span, digits: int) -> str:
-    return " to ".join(decimals(end or 0, digits) for end in (span.low, span.high))
+def ends_words(span: Range, digits: int) -> str:
+    return " to ".join(decimals(end, digits) for end in (span.low, span.high))
 
 
-def explain_latency(case: Case, evidence: Evidence, option: Option) -> list[Sentence]:
+def explain_latency(case: Case, option: Option) -> list[Sentence]:
     """What the chosen way of serving adds to an answer's time."""
     cost = option.cost
-    if cost is None:
-        return []
-    if not case.serving_hours_per_year:
+    if cost is None or not case.serving_hours_per_year:
         return []
     if cost.way != "apart":
         text = "Served as a whole model it has the model's own shape and speed: 0 % overhead."
-        counts = tuple(i for i in cost.ids if i.startswith("count:"))
-        return [Sentence(text=text, evidence=counts)]
-    timed, overhead = option.timed, option.latency_overhead
-    if timed is None:
+        ids = tuple(i for i in cost.ids if i.startswith("count:"))
+    elif (timed := option.timed) is None or (overhead := option.latency_overhead) is None:
         text = "What adapters kept apart add to an answer's time is not known at this size."
-        return [Sentence(text=text, evidence=(cost.job.id,))]
-    text = (
-        f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time on "
-        f"{timed.model} ({timed.device}); for this case {ends_words(overhead, 0)} % is assumed."
-    )
-    return [Sentence(text=text, evidence=(timed.id,))]
+        ids = (cost.job.id,)
+    else:
+        text = (
+            f"Adapters kept apart added {span_words(timed.overhead_percent)} % to an answer's time "
+            f"on {timed.model} ({timed.device}); for this case {ends_words(overhead, 0)} % is "
+            "assumed."
+        )
+        ids = (timed.id,)
+    return [Sentence(text=text, evidence=ids)]

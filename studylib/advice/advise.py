@@ -9,7 +9,7 @@ Not covered: gathering the evidence (studylib.commands.gather), every reason of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from studylib.advice.advice_words import (
     distance_words,
@@ -50,15 +50,6 @@ class Advice(Frozen):
         first = self.ranking[0]
         return first if first.fits else None
 
-    @property
-    def sentences(self) -> list[Sentence]:
-        """Every sentence with what it rests on."""
-        said = [self.answer, *self.reasons, *(r for option in self.ranking for r in option.reasons)]
-        said += [Sentence(text=m.what, evidence=m.evidence) for m in self.missing_evidence]
-        said += [Sentence(text=f.sentence, evidence=f.evidence) for f in self.changes_if]
-        article = self.article_says
-        return [*said, Sentence(text=article.sentence, evidence=article.evidence)]
-
 
 def advise(case: Case, evidence: Evidence) -> Advice:
     """Rank, explain, say what is missing, what would change it, and what the article says."""
@@ -90,11 +81,11 @@ def five_reasons(
 def compare_learning(case: Case, options: tuple[Option, ...]) -> Sentence | None:
     """What each adapter loses or keeps, in one sentence, best evidence first."""
     own = [o for o in options if o.model == case.model and o.method != WHOLE]
-    known = [o for o in own if o.accuracy_loss.known]
-    if known:
-        words = [f"{name_option(o, case)} {span_words(o.accuracy_loss)} pp" for o in known]
+    losses = {o: o.accuracy_loss for o in own if o.accuracy_loss}
+    if losses:
+        words = [f"{name_option(o, case)} {span_words(loss)} pp" for o, loss in losses.items()]
         text = f"Behind full fine-tuning: {join_words(words)}."
-        return Sentence(text=text, evidence=ids_of(known))
+        return Sentence(text=text, evidence=ids_of([*losses]))
     kept = [o for o in own if o.kept]
     if not kept:
         return None
@@ -117,14 +108,14 @@ def compare_money(case: Case, options: tuple[Option, ...]) -> Sentence:
     best, others = options[0], [o for o in options[1:] if o.fits and o.cost is not None]
     assert best.cost is not None
     text = (
-        f"Training and storage: {money(best.usd - (best.cost.serving_usd.mid or 0))} a year "
-        f"({best.cost.hours.mid or 0:,.2f} h a training, speed {best.cost.job.speed_source})"
+        f"Training and storage: {money(best.usd - best.cost.serving_usd.mid)} a year "
+        f"({best.cost.hours.mid:,.2f} h a training, speed {best.cost.job.speed_source})"
     )
     words = []
     for other in others:
         close = " (too near to decide)" if too_close(best, other) else ""
         assert other.cost is not None
-        usd = money(other.usd - (other.cost.serving_usd.mid or 0))
+        usd = money(other.usd - other.cost.serving_usd.mid)
         words.append(f"{name_option(other, case)} {usd}{close}")
     text += f"; {join_words(words)}." if words else "."
     ids = dict.fromkeys(i for o in (best, *others) for i in o.evidence)
@@ -166,33 +157,23 @@ def name_missing(
     case: Case, evidence: Evidence, options: tuple[Option, ...]
 ) -> tuple[Missing, ...]:
     """What was never measured near the case, and the command that would measure it."""
-    found = [
-        *missing_accuracy(case, options),
-        *missing_latency(case, options),
-    ]
+    found = [*missing_accuracy(case, options), *missing_latency(case, options)]
     for left in evidence.left_out:
         what = f"{capital(left.what)} could not be used: {left.why}."
         found.append(Missing(what=what, command=left.command, evidence=options[0].evidence[:1]))
-    unpriced = [o for o in options if o.fits_memory and o.cost is None]
-    if unpriced:
-        job = f"{case.serving_gpu or case.gpu or 'the card'}"
-        found.append(
-            Missing(
-                what=f"Nobody's price for {job} is known.",
-                command="study advise ... --usd-per-gpu-hour USD, or --prices FILE.csv",
-                evidence=unpriced[0].evidence[:1],
-            )
-        )
+    if unpriced := [o for o in options if o.fits_memory and o.cost is None]:
+        what = f"Nobody's price for {case.serving_gpu or case.gpu or 'the card'} is known."
+        command = "study advise ... --usd-per-gpu-hour USD, or --prices FILE.csv"
+        found.append(Missing(what=what, command=command, evidence=unpriced[0].evidence[:1]))
     return tuple(found)
 
 
-def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
+def missing_accuracy(case: Case, options: tuple[Option, ...]) -> Iterator[Missing]:
     """Gaps that come from elsewhere or nowhere, with the run that would measure them."""
-    found = []
     for option in options:
         if (option.model, option.method) == (case.model, WHOLE):
             continue
-        if option.accuracy_loss.known and option.distance.near:
+        if option.accuracy_loss and option.distance.near:
             continue
         methods = WHOLE if option.method == WHOLE else f"{WHOLE},{option.method}"
         models = case.model if option.model == case.model else f"{case.model},{option.model}"
@@ -206,14 +187,12 @@ def missing_accuracy(case: Case, options: tuple[Option, ...]) -> list[Missing]:
             f"this size and amount of data{away}.{worth_words(options[0], option)}"
         )
         ids = tuple(dict.fromkeys([*option.evidence, *options[0].evidence]))
-        found.append(Missing(what=what, command=measure_command(models, methods), evidence=ids))
-    return found
+        yield Missing(what=what, command=measure_command(models, methods), evidence=ids)
 
 
 def worth_words(best: Option, option: Option) -> str:
     """What proof that an option keeps the margin would save in a year, if that is all it lacks."""
-    lacks = option.fits_memory and option.fits_budget and option.keeps_latency
-    if option.keeps_margin or not lacks or not best.fits or option.usd >= best.usd:
+    if not option.lacks_proof_alone or not best.fits or option.usd >= best.usd:
         return ""
     return f" If it keeps the margin, the year costs {money(best.usd - option.usd)} less."
 
@@ -232,9 +211,8 @@ def measure_command(models: str, methods: str) -> str:
     )
 
 
-def missing_latency(case: Case, options: tuple[Option, ...]) -> list[Missing]:
+def missing_latency(case: Case, options: tuple[Option, ...]) -> Iterator[Missing]:
     """The overhead of adapters kept apart, where it was not timed on this model."""
-    found = []
     for option in options:
         timed = option.timed
         asked = case.max_latency_overhead_percent is not None
@@ -254,5 +232,4 @@ def missing_latency(case: Case, options: tuple[Option, ...]) -> list[Missing]:
             else f"study serve --profile FILE.yaml (with models: [{case.model}])"
         )
         ids = (timed.id,) if timed else option.evidence[:1]
-        found.append(Missing(what=what, command=command, evidence=ids))
-    return found
+        yield Missing(what=what, command=command, evidence=ids)

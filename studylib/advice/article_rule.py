@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import product
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -60,31 +61,20 @@ def cost_words(difference: float | None) -> str:
     return f"; the rule's choice costs {money(abs(difference))} a year {more}"
 
 
-GRID_KEYS = ("gpu", "gpus", "change", "tokens", "variants", "retrains_per_year",
+GRID_KEYS = ("gpus", "gpu", "change", "tokens", "variants", "retrains_per_year",
              "max_accuracy_loss_pp", "max_latency_overhead_percent")  # fmt: skip
 
 
 def grid_cases(models: Iterable[str], cards: Iterable[tuple[int, str] | None]) -> list[Case]:
     """A few thousand cases around the article's: every mixture of these values."""
-    changes: tuple[Change, ...] = ("task", "knowledge", "language")
-    axes = (
-        tuple(models), tuple(cards), changes,
+    axes: tuple[tuple[Any, ...], ...] = (
+        tuple(models), tuple(cards), get_args(Change),
         (10**6, 10**7, 10**8), (1, 5, 50, 500), (1.0, 12.0, 52.0), (None, 0.5, 2.0, 10.0),
         (None, 5.0),
     )  # fmt: skip
     return [
-        Case(
-            model=model,
-            gpus=card[0] if card else 1,
-            gpu=card[1] if card else None,
-            change=change,
-            tokens=tokens,
-            variants=variants,
-            retrains_per_year=retrains,
-            max_accuracy_loss_pp=margin,
-            max_latency_overhead_percent=latency,
-        )
-        for model, card, change, tokens, variants, retrains, margin, latency in product(*axes)
+        Case(model=model, **dict(zip(GRID_KEYS, (*(card or (1, None)), *rest), strict=True)))
+        for model, card, *rest in product(*axes)
     ]
 
 
@@ -101,6 +91,7 @@ def compare_with_article(cases: Iterable[Case], evidence: Evidence) -> pd.DataFr
         method, _ = article_method(case, options)
         theirs, best = find_option(options, case.model, method), options[0]
         ours = best if best.fits else None
+        our_usd, our_points = (ours.usd_per_year, ours.points_lost) if ours else (None, None)
         rows.append(
             {
                 "model": case.model,
@@ -110,10 +101,8 @@ def compare_with_article(cases: Iterable[Case], evidence: Evidence) -> pd.DataFr
                 "agree": ours is not None and ours == theirs,
                 "article_fits": theirs.fits,
                 "close": ours is not None and theirs.fits and too_close(ours, theirs),
-                "usd_more": difference_of(theirs.usd_per_year, ours.usd_per_year if ours else None),
-                "points_more": difference_of(
-                    theirs.accuracy_loss.mid, ours.accuracy_loss.mid if ours else None
-                ),
+                "usd_more": difference_of(theirs.usd_per_year, our_usd),
+                "points_more": difference_of(theirs.points_lost, our_points),
             }
         )
     return pd.DataFrame(rows)

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from studylib.core import stats
 from studylib.core.errors import StudyError
 from studylib.inputs.almanac import USUAL_FACTS
-from studylib.planning.case import AccuracyEvidence, Change, LatencyEvidence, LeftOut, Quote, Span
-from studylib.planning.catalog import Offer, find_shape, price_range
+from studylib.planning.case import AccuracyEvidence, Change, Evidence, LatencyEvidence, LeftOut
+from studylib.planning.catalog import find_shape
 from studylib.reporting.kept import kept_of_gain
 from studylib.reporting.study import RightAnswers, gather_answers, read_study
 from studylib.reporting.summary import Comparison, Row, summarise_study
 from studylib.reporting.team_advice import is_deep
 from studylib.schema.methods import WHOLE
+from studylib.schema.ranges import Range
 from studylib.schema.records import Record
 from studylib.schema.serve_records import ServeRecord, read_serve_records
 from studylib.schema.settings import ModelRef
@@ -42,29 +42,22 @@ def result_folders(roots: Iterable[Path]) -> list[tuple[str, Path]]:
     return list(found.values())
 
 
-@dataclass
-class Read:
-    """What the records of all folders say, and the folders that were left out."""
-
-    accuracy: list[AccuracyEvidence] = field(default_factory=list)
-    latency: list[LatencyEvidence] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-
-
-def read_roots(roots: Iterable[Path]) -> Read:
-    """All folders below the roots: accuracy gaps, latency overheads."""
-    read = Read()
+def read_roots(roots: Iterable[Path]) -> Evidence:
+    """Accuracy gaps and latency overheads of all folders below the roots, and those left out."""
+    accuracy: list[AccuracyEvidence] = []
+    latency: list[LatencyEvidence] = []
+    left_out = []
     for name, folder in result_folders(roots):
         try:
-            accuracy, latency = read_accuracy(name, folder), read_latency(name, folder)
+            found = read_accuracy(name, folder), read_latency(name, folder)
         except StudyError as error:
             what = f"the records of {name}"
             command = f"study report --profile {folder.name} --results {folder.parent}"
-            read.left_out.append(LeftOut(what=what, why=error.rule, command=command))
+            left_out.append(LeftOut(what=what, why=error.rule, command=command))
             continue
-        read.accuracy += accuracy
-        read.latency += latency
-    return read
+        accuracy += found[0]
+        latency += found[1]
+    return Evidence(accuracy=tuple(accuracy), latency=tuple(latency), left_out=tuple(left_out))
 
 
 def read_accuracy(name: str, folder: Path) -> list[AccuracyEvidence]:
@@ -122,17 +115,17 @@ def describe_gap(
         change="language" if is_deep(comparison) else kind_of_change(trained[0]),
         tokens=round(statistics.median(r.train.tokens_seen for r in trained if r.train)),
         facts=facts_of(trained[0]),
-        loss_pp=Span() if gap is None else points_lost(gap),
-        kept=Span() if share is None else Span(mid=share[0], low=share[1], high=share[2]),
-        forgot_pp=Span() if forgot is None else points_lost(forgot),
+        loss_pp=points_lost(gap) if gap else None,
+        kept=Range(mid=share[0], low=share[1], high=share[2]) if share else None,
+        forgot_pp=points_lost(forgot) if forgot else None,
         questions=gap.items if gap else 0,
         seeds=gap.seeds if gap else len(trained),
     )
 
 
-def points_lost(gap: stats.Estimate) -> Span:
+def points_lost(gap: stats.Estimate) -> Range:
     """A difference of shares, ours less theirs, as points that are lost."""
-    return Span(low=-100 * gap.high, mid=-100 * gap.value, high=-100 * gap.low)
+    return Range(low=-100 * gap.high, mid=-100 * gap.value, high=-100 * gap.low)
 
 
 def record_id(name: str, run_id: str) -> str:
@@ -218,7 +211,7 @@ def describe_latency(name: str, record: ServeRecord) -> LatencyEvidence | None:
         params=params_of(spec.model, record),
         method=spec.method.name,
         device=record.environment.device,
-        overhead_percent=Span(
+        overhead_percent=Range(
             low=100 * (min(r.low for r in rows) - 1),
             mid=100 * (statistics.median(r.value for r in rows) - 1),
             high=100 * (max(r.high for r in rows) - 1),
@@ -236,15 +229,3 @@ def params_of(model: str, record: ServeRecord) -> int | None:
         if row.what in ("checkpoint", "merged model") and row.dtype in width:
             return row.memory_bytes // width[row.dtype]
     return None
-
-
-def quote_prices(offers: Iterable[Offer]) -> list[Quote]:
-    """Cheapest, median and dearest hour of every card that somebody offers."""
-    offers = list(offers)
-    quotes = []
-    for gpu in sorted({offer.gpu for offer in offers}):
-        prices = price_range(gpu, offers)
-        if prices is not None:
-            usd = Span(low=prices.cheapest, mid=prices.median, high=prices.dearest)
-            quotes.append(Quote(id=f"price:{gpu}", gpu=gpu, usd_per_hour=usd))
-    return quotes

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
-from studylib.planning.case import AccuracyEvidence, LatencyEvidence, Span
+from studylib.planning.case import AccuracyEvidence, LatencyEvidence
 from studylib.planning.yearly_cost import YearlyCost
+from studylib.schema.ranges import Range
 from studylib.schema.settings import Frozen
 
 SAME = 0.05  # of a factor of ten: what counts as the case that was measured
@@ -55,18 +56,19 @@ HERE = Distance()
 class Option(Frozen):
     """One method on one model. usd_per_year: at the median price; null where no card takes it.
 
-    accuracy_loss: null where nothing was measured at this size; then `kept` has the shares of full
+    accuracy_loss: None where nothing was measured at this size; then `kept` has the shares of full
     fine-tuning's gain that records of other sizes say it keeps, and `grade` their word
     (studylib.reporting.team_advice.grade_kept). measured: the record of the points or the share.
-    The JSON has the first seven keys; the others serve the sentences.
+    The JSON has the first seven keys, null in low, mid and high of what is not known; the others
+    serve the sentences.
     """
 
     method: str
     model: str
     usd_per_year: float | None
     fits: bool
-    accuracy_loss: Span
-    latency_overhead: Span
+    accuracy_loss: Range | None
+    latency_overhead: Range | None
     evidence: tuple[str, ...]
     cost: YearlyCost | None = Field(default=None, exclude=True)
     fits_memory: bool = Field(default=True, exclude=True)
@@ -81,16 +83,25 @@ class Option(Frozen):
     timed: LatencyEvidence | None = Field(default=None, exclude=True)
     reasons: tuple[Sentence, ...] = Field(default=(), exclude=True)
 
+    @field_serializer("accuracy_loss", "latency_overhead")
+    def three_ends(self, figure: Range | None) -> dict[str, float | None]:
+        return figure.model_dump() if figure else dict.fromkeys(Range.model_fields)
+
     @property
     def known(self) -> bool:
         """Whether a record of about this size tells what it loses or keeps."""
         here = self.measured is not None and self.distance.this_size
-        return self.accuracy_loss.known or here
+        return self.accuracy_loss is not None or here
 
     @property
-    def kept_share(self) -> float | None:
-        """The smallest share of the gain that those records have, in the middle."""
-        return min((p.kept.mid for p in self.kept if p.kept.mid is not None), default=None)
+    def lacks_proof_alone(self) -> bool:
+        """Whether all that it fails is that it is not shown to keep the margin."""
+        others = self.fits_memory and self.fits_budget and self.keeps_latency
+        return others and not self.keeps_margin
+
+    @property
+    def points_lost(self) -> float | None:
+        return self.accuracy_loss.mid if self.accuracy_loss else None
 
     @property
     def usd(self) -> float:

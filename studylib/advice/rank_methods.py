@@ -25,20 +25,12 @@ import math
 from collections.abc import Sequence
 
 from studylib.advice.option import HERE, SAME, THIS_SIZE, Distance, Option
-from studylib.planning.case import (
-    UNKNOWN,
-    ZERO,
-    AccuracyEvidence,
-    Case,
-    Evidence,
-    LatencyEvidence,
-    Span,
-    ratio,
-)
+from studylib.planning.case import AccuracyEvidence, Case, Evidence, LatencyEvidence, ratio
 from studylib.planning.yearly_cost import Way, allowed_jobs, cost_year
 from studylib.reporting.evidence_kinds import rank_learning
 from studylib.reporting.team_advice import grade_kept
 from studylib.schema.methods import ARTICLE, METHODS, WHOLE
+from studylib.schema.ranges import NOTHING, Range
 
 WAYS: tuple[Way, ...] = ("merged", "apart")
 SMALL_USD = 50.0  # a year
@@ -75,21 +67,17 @@ def settle_close(options: Sequence[Option]) -> list[Option]:
     left, settled = list(options), []
     while left:
         group = [o for o in left if o is left[0] or too_close(left[0], o)]
-        by_points = all(o.accuracy_loss.mid is not None for o in group)
-        settled += sorted(group, key=option_loss if by_points else share_lost)
+        by_points = all(o.accuracy_loss for o in group)
+        settled += sorted(group, key=lambda o: (o.points_lost or 0) if by_points else share_lost(o))
         left = [o for o in left if o not in group]
     return settled
-
-
-def option_loss(option: Option) -> float:
-    return option.accuracy_loss.mid or 0.0
 
 
 def share_lost(option: Option) -> tuple[int, float]:
     if option.method == WHOLE:
         return GRADES.index("enough"), 0.0
-    share = option.kept_share
-    return GRADES.index(option.grade), 1.0 if share is None else 1 - share
+    kept = min((piece.kept.mid for piece in option.kept if piece.kept), default=0.0)
+    return GRADES.index(option.grade), 1 - kept
 
 
 def too_close(one: Option, other: Option) -> bool:
@@ -98,7 +86,7 @@ def too_close(one: Option, other: Option) -> bool:
     if one.cost is None or other.cost is None:
         return False
     spans = (one.cost.training_usd, other.cost.training_usd)
-    unsure = max(((s.high or 0) - (s.low or 0)) / 2 for s in spans)
+    unsure = max((s.high - s.low) / 2 for s in spans)
     return abs(other.usd - one.usd) < max(unsure, SMALL_USD)
 
 
@@ -112,25 +100,25 @@ def weigh_option(case: Case, evidence: Evidence, model: str, method: str) -> Opt
     cost = cost_year(case, evidence, model, method, ways)
     way = "merged" if cost is None or cost.way == "whole" else cost.way
     measured, distance = pieces[way]
-    loss = ZERO if (model, method) == (case.model, WHOLE) else losses[way]
-    latency = ZERO if cost is None or cost.way != "apart" else dynamic
-    margin, limit = case.max_accuracy_loss_pp, case.max_latency_overhead_percent
-    keeps = shown(loss, margin) and (model == case.model or loss.known)
+    loss = NOTHING if (model, method) == (case.model, WHOLE) else losses[way]
+    latency = NOTHING if cost is None or cost.way != "apart" else dynamic
+    keeps = shown(loss, case.max_accuracy_loss_pp) and (model == case.model or loss is not None)
     kept = kept_elsewhere(case, evidence, model, method, measured, distance)
     grade = grade_kept([ShareOfGain(piece) for piece in kept]) if kept else None
-    quick = shown(latency, limit)
-    affordable = cost is not None and (case.budget_usd is None or cost.mid <= case.budget_usd)
-    holds = any(job.fit.may_run for job in allowed_jobs(case, evidence, model, method))
+    quick = shown(latency, case.max_latency_overhead_percent)
+    affordable = cost is not None and (case.budget_usd is None or cost.usd.mid <= case.budget_usd)
+    jobs = allowed_jobs(case, evidence, model, method)
+    holds = any(job.fit.may_run for job in jobs)
     ids = [*(cost.ids if cost else ()), *(measured.ids if measured else ())]
     ids += [i for piece in kept for i in piece.ids]
     if cost is not None and cost.way == "apart" and timed is not None:
         ids.append(timed.id)
     if cost is None:
-        ids += [job.id for job in allowed_jobs(case, evidence, model, method)]
+        ids += [job.id for job in jobs]
     return Option(
         method=method,
         model=model,
-        usd_per_year=None if cost is None else cost.mid,
+        usd_per_year=cost.usd.mid if cost else None,
         fits=holds and affordable and keeps and quick and grade != "poor",
         accuracy_loss=loss,
         latency_overhead=latency,
@@ -153,8 +141,8 @@ class ShareOfGain:
     """A share's interval and seeds as studylib.reporting.team_advice judges it."""
 
     def __init__(self, piece: AccuracyEvidence) -> None:
-        self.low, self.high = piece.kept.low or 0.0, piece.kept.high or 0.0
-        self.seeds = piece.seeds
+        assert piece.kept is not None
+        self.low, self.high, self.seeds = piece.kept.low, piece.kept.high, piece.seeds
 
 
 def kept_elsewhere(
@@ -170,13 +158,13 @@ def kept_elsewhere(
     if model != case.model or method == WHOLE:
         return ()
     if measured is not None and distance.this_size:
-        return (measured,) if measured.kept.known else ()
+        return (measured,) if measured.kept else ()
     found = [
         piece
         for piece in evidence.accuracy
         if piece.method == method
         and piece.against == piece.model
-        and piece.kept.known
+        and piece.kept
         and (piece.change == "language") == (case.change == "language")
     ]
     best = max((rank_learning(p.model, p.params) for p in found), default=None)
@@ -184,7 +172,7 @@ def kept_elsewhere(
 
 
 def allowed_ways(
-    case: Case, method: str, losses: dict[Way, Span], dynamic: Span
+    case: Case, method: str, losses: dict[Way, Range | None], dynamic: Range | None
 ) -> tuple[Way, ...]:
     """The ways to serve an adapter that keep the latency, and the accuracy where any does.
 
@@ -201,9 +189,9 @@ def ways_of(method: str) -> tuple[Way, ...]:
     return WAYS if "switch" in METHODS[method].serve else WAYS[:1]
 
 
-def shown(figure: Span, limit: float | None) -> bool:
+def shown(figure: Range | None, limit: float | None) -> bool:
     """Whether the whole interval lies within a limit; no limit needs no showing."""
-    return limit is None or (figure.high is not None and figure.high <= limit)
+    return limit is None or (figure is not None and figure.high <= limit)
 
 
 def nearest_accuracy(
@@ -248,19 +236,19 @@ def distance_of(case: Case, evidence: Evidence, model: str, piece: AccuracyEvide
     )
 
 
-def widen(piece: AccuracyEvidence | None, distance: Distance) -> Span:
-    """The measured points, the interval wider by its half for every factor of ten away; unknown
-    where they are of a model of another size."""
-    if piece is None or not distance.this_size:
-        return UNKNOWN
-    return widen_span(piece.loss_pp, distance.tenfolds, -100.0, 100.0)
+def widen(piece: AccuracyEvidence | None, distance: Distance) -> Range | None:
+    """The measured points, the interval wider by its half for every factor of ten away; None where
+    they are not known, or of a model of another size."""
+    if piece is None or piece.loss_pp is None or not distance.this_size:
+        return None
+    return widen_range(piece.loss_pp, distance.tenfolds, -100.0, 100.0)
 
 
-def widen_span(span: Span, distance: float, least: float, most: float) -> Span:
-    if span.low is None or span.mid is None or span.high is None or distance <= SAME:
+def widen_range(span: Range, distance: float, least: float, most: float) -> Range:
+    if distance <= SAME:
         return span
     factor = 1 + distance
-    return Span(
+    return Range(
         low=max(least, span.mid - factor * (span.mid - span.low)),
         mid=span.mid,
         high=min(most, span.mid + factor * (span.high - span.mid)),
@@ -293,11 +281,11 @@ def latency_distance(case: Case, evidence: Evidence, row: LatencyEvidence) -> fl
     return math.log10(ratio(sizes.params, row.params))
 
 
-def widen_latency(case: Case, evidence: Evidence, row: LatencyEvidence | None) -> Span:
+def widen_latency(case: Case, evidence: Evidence, row: LatencyEvidence | None) -> Range | None:
     """The measured per cent; no answer takes less than no time, which is -100."""
     if row is None:
-        return UNKNOWN
-    return widen_span(row.overhead_percent, latency_distance(case, evidence, row), -100.0, 1000.0)
+        return None
+    return widen_range(row.overhead_percent, latency_distance(case, evidence, row), -100.0, 1000.0)
 
 
 def article_method(case: Case, options: Sequence[Option]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ Not covered: two inputs that change at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from studylib.advice.option import Flip, Option
 from studylib.advice.rank_methods import rank_options
@@ -55,34 +55,26 @@ def find_flips(case: Case, evidence: Evidence, options: tuple[Option, ...]) -> t
     return tuple(found)
 
 
-def flip_variants(case: Case, evidence: Evidence, best: Option | None) -> list[Flip]:
+def flip_variants(case: Case, evidence: Evidence, best: Option | None) -> Iterator[Flip]:
     """The nearest numbers of variants, below and above, at which another answer begins."""
 
     def ask(variants: int) -> Option | None:
         return best_of(case.model_copy(update={"variants": variants}), evidence)
 
-    found = []
-    for step in (-1, 1):
-        edge = first_other(ask, case.variants, winner_of(best), step)
+    edges = {step: first_other(ask, case.variants, winner_of(best), step) for step in (-1, 1)}
+    for step, edge in edges.items():
         if edge is None:
             continue
         other = ask(edge)
         fewer = "one variant" if edge == 1 else f"{edge:,} variants or fewer"
         words = f"From {edge:,} variants on" if step > 0 else f"With {fewer}"
+        text = f"{words} the answer would be {name_option(other, case)}."
         ids = (*(best.evidence if best else ()), *(other.evidence if other else ()))
-        found.append(
-            Flip(
-                what="variants",
-                value=edge,
-                sentence=f"{words} the answer would be {name_option(other, case)}.",
-                evidence=tuple(dict.fromkeys(ids)),
-            )
-        )
-    if not found and best is not None:
-        span = f"from 1 to {MOST_VARIANTS:,}"
-        text = f"No number of variants {span} would change the answer."
-        found.append(Flip(what="variants", value=None, sentence=text, evidence=best.evidence))
-    return found
+        unique = tuple(dict.fromkeys(ids))
+        yield Flip(what="variants", value=edge, sentence=text, evidence=unique)
+    if best is not None and not any(edges.values()):
+        text = f"No number of variants from 1 to {MOST_VARIANTS:,} would change the answer."
+        yield Flip(what="variants", value=None, sentence=text, evidence=best.evidence)
 
 
 def first_other(
@@ -118,16 +110,16 @@ def flip_price(case: Case, options: tuple[Option, ...]) -> list[Flip]:
     assert one is not None and other is not None
     ids = tuple(dict.fromkeys([*first.evidence, *second.evidence]))
     names = name_option(first, case), name_option(second, case)
-    training = one.training_usd.mid or 0.0
+    training = one.training_usd.mid
     if one.job.gpu == other.job.gpu:
         text = (
             f"{names[0]} and {names[1]} train on the same card ({one.job.gpu}), so that its price "
-            f"moves both: the difference is {money(other.mid - one.mid)} a year now."
+            f"moves both: the difference is {money(other.usd.mid - one.usd.mid)} a year now."
         )
         return [Flip(what="price ratio", value=None, sentence=capital(text), evidence=ids)]
     if training <= 0:
         return []
-    factor = (training + other.mid - one.mid) / training
+    factor = (training + other.usd.mid - one.usd.mid) / training
     text = (
         f"If an hour of {one.job.gpu} cost {factor:,.2f} times as much for training, all else "
         f"alike, {names[1]} on {other.job.gpu} would cost no more than {names[0]}."
@@ -139,39 +131,30 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def flip_margin(case: Case, options: tuple[Option, ...]) -> list[Flip]:
+def flip_margin(case: Case, options: tuple[Option, ...]) -> Iterator[Flip]:
     """The margin from which on a cheaper method is shown to be good enough, or ours no longer."""
-    best = options[0] if options[0].fits else None
-    found = []
-    if case.max_accuracy_loss_pp is not None:
-        for option in options:
-            others = option.fits_memory and option.fits_budget and option.keeps_latency
-            cheaper = best is None or option.usd < best.usd
+    best, what = options[0] if options[0].fits else None, "accuracy margin"
+    for option in options if case.max_accuracy_loss_pp is not None else ():
+        cheaper = best is None or option.usd < best.usd
+        if option.lacks_proof_alone and cheaper and option.accuracy_loss:
             high = option.accuracy_loss.high
-            if option.keeps_margin or not others or not cheaper or high is None:
-                continue
             text = (
                 f"With a margin of {high:.1f} pp or more {name_option(option, case)} would do, for "
                 f"{money(option.usd)} a year."
             )
-            found.append(Flip(what="accuracy margin", value=high, sentence=text,
-                              evidence=option.evidence))  # fmt: skip
-    if best is not None and best.accuracy_loss.high is not None and best.accuracy_loss.high > 0:
-        high = best.accuracy_loss.high
+            yield Flip(what=what, value=high, sentence=text, evidence=option.evidence)
+    if best is not None and best.accuracy_loss and (high := best.accuracy_loss.high) > 0:
         text = (
             f"With a margin below {high:.1f} pp {name_option(best, case)} is not shown to be good "
             "enough by the evidence that there is."
         )
-        found.append(Flip(what="accuracy margin", value=high, sentence=text,
-                          evidence=best.evidence))  # fmt: skip
-    elif best is not None and not best.accuracy_loss.known:
+        yield Flip(what=what, value=high, sentence=text, evidence=best.evidence)
+    elif best is not None and not best.accuracy_loss:
         text = (
             f"With any margin {name_option(best, case)} is not shown to be good enough: nothing "
             "like it was measured."
         )
-        found.append(Flip(what="accuracy margin", value=None, sentence=text,
-                          evidence=best.evidence))  # fmt: skip
-    return found
+        yield Flip(what=what, value=None, sentence=text, evidence=best.evidence)
 
 
 def flip_budget(case: Case, options: tuple[Option, ...]) -> list[Flip]:

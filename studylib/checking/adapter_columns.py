@@ -24,8 +24,9 @@ from studylib.checking.model_subject import (
     alone,
     apart,
     device_of,
-    exact_or_wrong,
     hand_loss,
+    judged_cell,
+    or_endless,
     parse_tried_method,
     relative_error,
     training_mode,
@@ -84,12 +85,10 @@ def four_bit_error_column(subject: Subject) -> Cell:
     if not errors:
         return Cell(text="none", fault="no layer is in 4 bits")
     middle, worst = statistics.median(errors.values()), max(errors, key=errors.__getitem__)
-    figures: dict[str, float | None] = {"median": middle, "worst": errors[worst]}
-    text = f"{middle:.1%}, {errors[worst]:.1%}"
-    if all(error < NF4_LIMIT for error in errors.values()):
-        return Cell(text=text, figures=figures)
-    fault = f"{worst} is {errors[worst]:.0%} off"
-    return Cell(text=text, note=fault, figures=figures, fault=fault)
+    good = all(error < NF4_LIMIT for error in errors.values())
+    figures = {"median": middle, "worst": errors[worst]}
+    text, fault = f"{middle:.1%}, {errors[worst]:.1%}", f"{worst} is {errors[worst]:.0%} off"
+    return judged_cell(good, text, figures, fault)
 
 
 def read_weight(layer: Any) -> torch.Tensor:
@@ -158,76 +157,71 @@ def qlora_gradient_column(subject: Subject) -> Cell:
         return Cell(text="wrong", note=fault, fault=fault)
     joined = [torch.cat([part[name].flatten() for name in wanted]) for part in (found, wanted)]
     off = relative_error(*joined)
-    wrong = None if off <= GRADIENT_LIMIT else f"the adapter's gradient is {off:.2g} off, relative"
-    text = exact_or_wrong(off, GRADIENT_LIMIT)
-    return Cell(text=text, note=wrong, figures={"relative": off}, fault=wrong)
+    fault = f"the adapter's gradient is {off:.2g} off, relative"
+    return judged_cell(off <= GRADIENT_LIMIT, "exact", {"relative": off}, fault, wrong="wrong")
 
 
-def worst_apart(found: Any, wanted: Any, subject: Subject) -> float:
-    """The largest difference of logits over some examples, in deviations."""
+def logits_of(model: Any, subject: Subject) -> list[torch.Tensor]:
+    """A model's logits [tokens, vocabulary] of some examples."""
     with torch.no_grad():
-        return max(
-            apart(alone(found, e["input_ids"]), alone(wanted, e["input_ids"]))
-            for e in subject.examples[:3]
-        )
+        return [alone(model, example["input_ids"]) for example in subject.examples[:3]]
 
 
-def typically_apart(found: Any, wanted: Any, subject: Subject) -> float:
+def worst_apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest difference of logits over examples, in deviations."""
+    return max(map(apart, found, wanted))
+
+
+def typically_apart(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     """The root mean square of the median token's difference, in deviations: where a router is near
     a tie, rounding sends single tokens elsewhere, and the largest difference says nothing."""
-    with torch.no_grad():
-        pairs = [
-            (alone(found, e["input_ids"]), alone(wanted, e["input_ids"]))
-            for e in subject.examples[:3]
-        ]
-    differences = torch.cat([a - b for a, b in pairs]).square().mean(-1).sqrt()
-    return (differences.median() / torch.cat([b for _, b in pairs]).std()).item()
+    differences = (torch.cat(found) - torch.cat(wanted)).square().mean(-1).sqrt()
+    return or_endless((differences.median() / torch.cat(wanted).std()).item())
 
 
 def lora_merged_column(subject: Subject) -> Cell:
     """Base and adapter against their merged form, and against the adapter saved and loaded."""
     model = adapted(subject.load().model, ADAPTER)
-    examples = [example["input_ids"] for example in subject.examples[:3]]
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        before = [alone(model, ids) for ids in examples]
+    before = logits_of(model, subject)
+    with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = load_trained(subject.load().model, parse_tried_method(ADAPTER), Path(folder)).eval()
-        merged = model.merge_and_unload().eval()
-        pairs = list(zip(examples, before, strict=True))
-        off = max(apart(alone(merged, ids), wanted) for ids, wanted in pairs)
-        lost = max(apart(alone(again, ids), wanted) for ids, wanted in pairs)
-    fault = None
+    off = worst_apart(logits_of(model.merge_and_unload().eval(), subject), before)
+    lost = worst_apart(logits_of(again, subject), before)
+    fault = ""
     if lost > EXACT:
         fault = f"saved and loaded again its logits are {lost:.2g} deviations off"
     if off > EXACT:
         fault = f"merging moves the logits by {off:.2g} deviations"
-    figures: dict[str, float | None] = {"merged": off, "loaded again": lost}
-    return Cell(text=exact_or_wrong(max(off, lost)), note=fault, figures=figures, fault=fault)
+    figures = {"merged": off, "loaded again": lost}
+    return judged_cell(not fault, "exact", figures, fault, wrong="wrong")
 
 
 def qlora_merged_column(subject: Subject) -> Cell:
     """Three models of one adapter: on 4 bits, on the dequantized base, and as the study merges."""
     ours, theirs = adapted_twins(subject)
-    off = worst_apart(theirs, ours, subject)
+    wanted = logits_of(ours, subject)
+    off = worst_apart(logits_of(theirs, subject), wanted)
     with tempfile.TemporaryDirectory() as folder:
         ours.save_pretrained(folder)
         merged = merge_into_bf16(subject.load().model, ours, Path(folder)).eval()
-    moved = typically_apart(merged, ours, subject)
+    answered = logits_of(merged, subject)
+    moved = typically_apart(answered, wanted)
     rounded = theirs.merge_and_unload().eval()
     with torch.no_grad():
         for parameter in rounded.parameters():
             parameter.copy_(parameter.to(torch.bfloat16).to(parameter.dtype))
-    study = worst_apart(merged, rounded, subject)
-    figures: dict[str, float | None] = {"base": off, "study": study, "rounding": moved}
-    text = f"{exact_or_wrong(max(off, study))} ({moved:.2g})"
-    fault: str | None = None
+    study = worst_apart(answered, logits_of(rounded, subject))
+    word = "exact" if max(off, study) <= EXACT else "wrong"
+    fault = ""
     if off > EXACT:
         fault = f"on the dequantized base its logits are {off:.2g} deviations off"
     elif study > EXACT:
         fault = f"the merged model is {study:.2g} deviations from base and adapter in bf16"
     elif moved > ROUNDED_LIMIT:
         fault = f"rounded to bf16 its logits move by {moved:.2g} deviations"
-    return Cell(text=text, note=fault, figures=figures, fault=fault)
+    figures = {"base": off, "study": study, "rounding": moved}
+    return judged_cell(not fault, f"{word} ({moved:.2g})", figures, fault)
 
 
 def lora_reach_column(subject: Subject) -> Cell:

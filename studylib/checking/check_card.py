@@ -88,7 +88,8 @@ def check_nvml(device: torch.device, nvml: Any = None) -> Found:
     finally:
         library.nvmlShutdown()
     missing = dict(reading.failures)
-    figures = [CheckedFigure(what="card", value=cards[0].name + mig_words(cards[0]))]
+    mig = " (a MIG instance)" if cards[0].parent is not None else ""
+    figures = [CheckedFigure(what="card", value=cards[0].name + mig)]
     for field, (what, unit) in UNITS.items():
         value = getattr(reading, field)
         shown = missing.get(field, "no reason given") if value is None else float(value)
@@ -101,10 +102,6 @@ def check_nvml(device: torch.device, nvml: Any = None) -> Found:
         del missing["process_bytes"]  # the card's own figure stands in, on a card that is free
     faults = [f"no {name}: {why}" for name, why in missing.items()]
     return apply_rules(figures, *((False, fault) for fault in faults))
-
-
-def mig_words(card: Any) -> str:
-    return " (a MIG instance)" if card.parent is not None else ""
 
 
 def take_block(device: torch.device) -> torch.Tensor:

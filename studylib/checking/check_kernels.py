@@ -90,10 +90,9 @@ def try_layer(
     weight = dequantize(model.layer).double()
     found = {LOST: error_of(weight, original), LOST_BLOCK: block_error(weight, original)}
     for when in ("before", "after"):
-        forward, backward = product_errors(model, weight)
+        forward, backward, evaluated = product_errors(model, weight)
         found[f"forward {when} an evaluation"] = forward
         found[f"backward {when} an evaluation"] = backward
-        evaluated = evaluate_error(model, weight)
     return found | {"in evaluation": evaluated}
 
 
@@ -105,10 +104,11 @@ def block_error(weight: torch.Tensor, original: torch.Tensor) -> float:
     return worst if worst == worst else float("inf")
 
 
-def product_errors(model: OneLayer, weight: torch.Tensor) -> tuple[float, float]:
-    """The worst errors, over numbers of rows, of the product and of its gradient."""
+def product_errors(model: OneLayer, weight: torch.Tensor) -> tuple[float, float, float]:
+    """The worst errors, over numbers of rows, of the product and of its gradient, and then of the
+    product in evaluation mode, without gradients."""
     model.train()
-    worst = [0.0, 0.0]
+    worst = [0.0, 0.0, 0.0]
     device, dtype = weight.device, model.layer.compute_dtype
     for count in ROWS:
         rows = random_rows(count, weight.shape[1], device, dtype).requires_grad_()
@@ -118,18 +118,12 @@ def product_errors(model: OneLayer, weight: torch.Tensor) -> tuple[float, float]
         assert rows.grad is not None
         worst[0] = max(worst[0], error_of(out.detach(), rows.detach().double() @ weight.T))
         worst[1] = max(worst[1], error_of(rows.grad, upstream.double() @ weight))
-    return worst[0], worst[1]
-
-
-def evaluate_error(model: OneLayer, weight: torch.Tensor) -> float:
-    """The worst error of products in evaluation mode, without gradients."""
     model.eval()
-    worst = 0.0
     with torch.no_grad():
         for count in ROWS:
-            rows = random_rows(count, weight.shape[1], weight.device, model.layer.compute_dtype)
-            worst = max(worst, error_of(model(rows), rows.double() @ weight.T))
-    return worst
+            rows = random_rows(count, weight.shape[1], device, dtype)
+            worst[2] = max(worst[2], error_of(model(rows), rows.double() @ weight.T))
+    return worst[0], worst[1], worst[2]
 
 
 def random_rows(count: int, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -20,18 +20,13 @@ from torch import nn
 
 from studylib.checking.check_card import error_of
 from studylib.checking.check_kernels import BF16_EPSILON, TOLERANCE
+from studylib.checking.model_subject import checked_spec
 from studylib.inputs.almanac import ladder_folder, ladder_names
 from studylib.inputs.data import IGNORED, Row, TrainingData, prepare_data
 from studylib.modelling.chunked_loss import CHUNK_TOKENS, install_chunked_loss
 from studylib.modelling.models import load_tokenizer
 from studylib.schema.checks import CheckedFigure, Found, apply_rules
-from studylib.schema.settings import (
-    FULL,
-    DataSettings,
-    EvaluateSettings,
-    Hardware,
-    TrainSettings,
-)
+from studylib.schema.settings import FULL, TrainSettings
 from studylib.schema.spec import RunSpec
 from studylib.training.train import PackedCollator, StepLog, train_model
 
@@ -74,16 +69,11 @@ def small_model(attention: str, dtype: torch.dtype, device: torch.device) -> Any
 
 def small_recipe(dtype: torch.dtype, attention: str = "sdpa", rows: int = 2) -> RunSpec:
     """One step of full fine-tuning on the almanac."""
-    return RunSpec(
-        profile="gpu-check", track="main", model="ladder:0.4m", seed=0, learning_rate=1e-4,
-        method=FULL, learning_rate_source="gpu-check",
-        data=DataSettings(source="almanac:new", template="plain", facts=40),
-        train=TrainSettings(
-            steps=1, seq_len=384, micro_batch=rows, attention=attention,  # type: ignore[arg-type]
-            dtype="fp32" if dtype == torch.float32 else "bf16",
-        ),
-        evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
+    recipe = TrainSettings(
+        steps=1, seq_len=384, micro_batch=rows, attention=attention,  # type: ignore[arg-type]
+        dtype="fp32" if dtype == torch.float32 else "bf16",
     )  # fmt: skip
+    return checked_spec("ladder:0.4m", FULL, recipe, 1e-4, "gpu-check", facts=40)
 
 
 def small_data(spec: RunSpec) -> TrainingData:

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
+from studylib.checking.model_subject import checked_spec
 from studylib.forecasting.job_forecast import job_settings, this_machine, trace_once
 from studylib.inputs.data import prepare_data
+from studylib.metering.allocator import release_leftovers
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
 from studylib.schema.checks import CheckedFigure, Found, apply_rules
 from studylib.schema.methods import ADAPTER, QUANTIZED, WHOLE
 from studylib.schema.settings import (
     BASE,
-    DataSettings,
     EvaluateSettings,
-    Hardware,
     LoraSettings,
     ModelRef,
     TrainSettings,
@@ -52,15 +52,8 @@ ANSWERS_RULE = (
 
 
 def forecast_recipe(method: str, model: str, seq_len: int, dtype: str) -> RunSpec:
-    return RunSpec(
-        profile="gpu-check", track="main", model=model, seed=0, learning_rate=1e-5,
-        method=parse_method(method, LoraSettings()), learning_rate_source="gpu-check",
-        data=DataSettings(source="almanac:new", template="plain"),
-        train=TrainSettings(
-            steps=FORECAST_STEPS, seq_len=seq_len, dtype=dtype,  # type: ignore[arg-type]
-        ),
-        evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
-    )  # fmt: skip
+    recipe = TrainSettings(steps=FORECAST_STEPS, seq_len=seq_len, dtype=dtype)  # type: ignore
+    return checked_spec(model, parse_method(method, LoraSettings()), recipe, 1e-5, "gpu-check")
 
 
 def check_forecast(
@@ -131,7 +124,7 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
     from studylib.metering.meter import Meter
     from studylib.training.train import StepLog, summarise_steps, train_model
 
-    free_memory(device)
+    release_leftovers()
     recipe = spec.train
     loaded = load_model(
         spec.model_ref, spec.method, recipe.dtype, spec.seed, attention=recipe.attention
@@ -161,15 +154,6 @@ def measure_training(spec: RunSpec, device: torch.device) -> dict[str, Any]:
         "context_bytes": context,
         "seconds": summarise_steps(log)["clean_step_seconds"],
     }
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what earlier checks held, so that a peak is this one's."""
-    import gc
-
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def check_answers(device: torch.device, limit: int = ANSWERS_LIMIT) -> Found:

@@ -48,11 +48,11 @@ from studylib.checking.check_study import (
     METHODS,
     check_answers,
     check_forecast,
-    free_memory,
 )
 from studylib.core.errors import StudyError, first_line, name_error
 from studylib.core.files import write_atomically
 from studylib.core.sealed import write_sealed
+from studylib.metering.allocator import release_leftovers
 from studylib.metering.environment import describe_environment, device_name, now
 from studylib.schema.checks import CheckResult, Found, GpuChecks, format_checks, format_result
 from studylib.scoring.evaluate import NotANumber
@@ -115,7 +115,10 @@ def run_check(check: Check, device: torch.device) -> CheckResult:
         found = check.run(device)
     except expected_errors() as error:
         found = Found(figures=(), fault=name_error(error))
-    free_memory_of(device)
+    try:
+        release_leftovers()
+    except RuntimeError as error:  # after an illegal access the card no longer answers
+        print(f"the card no longer answers: {first_line(error)}")
     return CheckResult(
         name=check.name,
         passed=found.fault is None,
@@ -124,14 +127,6 @@ def run_check(check: Check, device: torch.device) -> CheckResult:
         fault=found.fault,
         seconds=time.perf_counter() - start,
     )
-
-
-def free_memory_of(device: torch.device) -> None:
-    """Give memory back where the card still answers; after an illegal access it no longer does."""
-    try:
-        free_memory(device)
-    except RuntimeError as error:
-        print(f"the card no longer answers: {first_line(error)}")
 
 
 def expected_errors() -> tuple[type[Exception], ...]:

@@ -9,7 +9,8 @@ Not covered: what is compared (studylib.checking.training_columns, adapter_colum
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,18 @@ from studylib.inputs.data import IGNORED, TrainingData
 from studylib.inputs.sources import model_folder
 from studylib.modelling.models import Loaded, load_model
 from studylib.schema.methods import UNTRAINED
-from studylib.schema.settings import LoraSettings, MethodSettings, ModelRef, parse_method
+from studylib.schema.model_report import Cell
+from studylib.schema.settings import (
+    DataSettings,
+    EvaluateSettings,
+    Hardware,
+    LoraSettings,
+    MethodSettings,
+    ModelRef,
+    TrainSettings,
+    parse_method,
+)
+from studylib.schema.spec import RunSpec
 
 RANK = 4
 LORA = LoraSettings(rank=RANK, alpha=2 * RANK)
@@ -169,13 +181,23 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """How far one tensor is from another, relative to the other's norm."""
     found, wanted = found.double(), wanted.double().to(found.device)
     scale = wanted.norm().item()
-    return (found - wanted).norm().item() / scale if scale else found.norm().item()
+    return or_endless((found - wanted).norm().item() / scale if scale else found.norm().item())
 
 
 def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """The largest difference of two models' logits in standard deviations of the second's."""
     wanted = wanted.to(found.device)
-    return ((found - wanted).abs().max() / wanted.std()).item()
+    return or_endless(((found - wanted).abs().max() / wanted.std()).item())
+
+
+def relative_off(found: float, wanted: float) -> float:
+    """How far one figure is from another, relative to it."""
+    return or_endless(abs(found / wanted - 1))
+
+
+def or_endless(value: float) -> float:
+    """Infinite where it is not a number: `max` would leave that out, and a limit let it pass."""
+    return value if value == value else math.inf
 
 
 @contextmanager
@@ -187,6 +209,27 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         model.eval()
 
 
-def exact_or_wrong(value: float, limit: float = EXACT) -> str:
-    """`exact`, or `wrong` where float32 does not explain a difference."""
-    return "exact" if value <= limit else "wrong"
+def judged_cell(
+    holds: bool,
+    text: str,
+    figures: Mapping[str, float | None],
+    fault: str,
+    wrong: str | None = None,
+    note: str | None = None,
+) -> Cell:
+    """The cell of a comparison: `text`, or where it does not hold `wrong` with the fault below."""
+    if holds:
+        return Cell(text=text, note=note, figures=dict(figures))
+    return Cell(text=wrong or text, note=fault, figures=dict(figures), fault=fault)
+
+
+def checked_spec(
+    model: str, method: MethodSettings, train: TrainSettings, rate: float, source: str, **data: Any
+) -> RunSpec:
+    """A short training on the almanac, of which no figure goes into a study."""
+    return RunSpec(
+        profile=source, track="main", model=model, seed=0, learning_rate=rate, method=method,
+        learning_rate_source=source, train=train, hardware=Hardware(),
+        data=DataSettings(source="almanac:new", template="plain", **data),
+        evaluate=EvaluateSettings(questions="almanac:new"),
+    )  # fmt: skip

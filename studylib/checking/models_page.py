@@ -150,16 +150,3 @@ def format_cell(cell: Cell | None, model_class: str, reasons: list[str]) -> str:
     if note not in reasons:
         reasons.append(note)
     return f"{text} [{reasons.index(note) + 1}]"
-
-
-def read_models_table(text: str) -> dict[str, dict[str, str]]:
-    """Model type -> heading -> what stands in its cell, without the numbers of notes."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    headings, *rows = ([part.strip() for part in line.split("|")[1:-1]] for line in lines)
-    return {
-        row[0]: {
-            heading: re.sub(r" \[\d+\]$", "", part)
-            for heading, part in zip(headings, row, strict=True)
-        }
-        for row in rows
-    }

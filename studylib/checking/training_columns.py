@@ -21,9 +21,13 @@ from studylib.checking.model_subject import (
     Subject,
     alone,
     apart,
+    checked_spec,
     hand_gradients,
     hand_loss,
+    judged_cell,
+    or_endless,
     parse_tried_method,
+    relative_off,
     silence_settings,
     training_mode,
 )
@@ -34,8 +38,7 @@ from studylib.modelling.methods import attach
 from studylib.modelling.skeleton import read_config
 from studylib.schema.methods import ADAPTER, WHOLE
 from studylib.schema.model_report import Cell
-from studylib.schema.settings import DataSettings, EvaluateSettings, Hardware, TrainSettings
-from studylib.schema.spec import RunSpec
+from studylib.schema.settings import TrainSettings
 from studylib.scoring.evaluate import build_lm
 from studylib.training.train import PackedCollator, StepLog, train_model
 
@@ -51,10 +54,8 @@ def loads_column(subject: Subject) -> Cell:
     if not logits.isfinite().all():
         return Cell(text="not a number", fault="its logits are not numbers")
     off = apart(logits, alone(subject.reference[0], subject.examples[0]["input_ids"]))
-    fault = None if off <= EXACT else f"its logits differ from transformers' own by {off:.2g}"
-    return Cell(
-        text="yes" if fault is None else "other", note=fault, figures={"logits": off}, fault=fault
-    )
+    fault = f"its logits differ from transformers' own by {off:.2g}"
+    return judged_cell(off <= EXACT, "yes", {"logits": off}, fault, wrong="other")
 
 
 def whole_column(subject: Subject) -> Cell:
@@ -68,12 +69,9 @@ def whole_column(subject: Subject) -> Cell:
             name for name in first if not torch.equal(first[name], second[name])
         ),
     }
-    figures: dict[str, float | None] = {words: len(names) for words, names in found.items()}
-    for words, names in found.items():
-        if names:
-            fault = f"{len(names)} tensors {words}: {names[0]}"
-            return Cell(text="no", note=fault, figures=figures, fault=fault)
-    return Cell(text="yes", figures=figures)
+    figures = {words: len(names) for words, names in found.items()}
+    fault = next((f"{len(n)} tensors {words}: {n[0]}" for words, n in found.items() if n), "")
+    return judged_cell(not fault, "yes", figures, fault, wrong="no")
 
 
 def attention_column(subject: Subject) -> Cell:
@@ -94,9 +92,8 @@ def causal_column(subject: Subject) -> Cell:
     other = ids[:keep] + subject.examples[1]["input_ids"][: len(ids) - keep]
     with torch.no_grad():
         off = apart(alone(model, other)[:keep], alone(model, ids)[:keep])
-    if off <= EXACT:
-        return Cell(text="yes", figures={"std": off})
-    return Cell(text="no", figures={"std": off}, fault="a token sees those that come after it")
+    fault = "a token sees those that come after it"
+    return judged_cell(off <= EXACT, "yes", {"std": off}, fault, wrong="no")
 
 
 def packing_column(subject: Subject) -> Cell:
@@ -116,21 +113,8 @@ def packing_column(subject: Subject) -> Cell:
                 start += length
     reason = loaded.packing_reason
     text = "packed" if reason is None else "one by one"
-    if worst <= EXACT:
-        return Cell(text=text, note=reason, figures={"std": worst})
     fault = f"an example's logits move by {worst:.2g} standard deviations in a row of several"
-    return Cell(text=f"{text}, wrong", note=fault, figures={"std": worst}, fault=fault)
-
-
-def training_spec(subject: Subject, method: str) -> RunSpec:
-    """A recipe that leaves the weights where they are, so that every step's loss is the first's."""
-    return RunSpec(
-        profile="check", track="main", model=str(subject.ref), seed=0, learning_rate=1e-12,
-        method=parse_tried_method(method), learning_rate_source="check",
-        data=DataSettings(source="almanac:new", template="plain"),
-        train=TrainSettings(steps=2, seq_len=80, accumulation=ROWS_A_STEP),
-        evaluate=EvaluateSettings(questions="almanac:new"), hardware=Hardware(),
-    )  # fmt: skip
+    return judged_cell(worst <= EXACT, text, {"std": worst}, fault, f"{text}, wrong", reason)
 
 
 def trained_by(subject: Subject) -> str:
@@ -140,9 +124,11 @@ def trained_by(subject: Subject) -> str:
 
 @functools.lru_cache(maxsize=1)  # two columns read the same two steps
 def train_steps(subject: Subject) -> StepLog:
-    """Two steps of the study's own training."""
-    method = trained_by(subject)
-    spec, log = training_spec(subject, method), StepLog()
+    """Two steps of the study's own training, at a rate that leaves the weights where they are, so
+    that every step's loss is the first's."""
+    method, log = trained_by(subject), StepLog()
+    recipe = TrainSettings(steps=2, seq_len=80, accumulation=ROWS_A_STEP)
+    spec = checked_spec(str(subject.ref), parse_tried_method(method), recipe, 1e-12, "check")
     model = attach(subject.load(method).model, spec.method, spec.seed)
     with tempfile.TemporaryDirectory() as folder:
         train_model(model, subject.data, spec, Path(folder), log, checkpoints=False)
@@ -157,19 +143,17 @@ def loss_column(subject: Subject) -> Cell:
         part = subject.rows[step * ROWS_A_STEP : (step + 1) * ROWS_A_STEP]
         examples = [example for one in part for example in one]
         with torch.no_grad():
-            off = max(off, abs(row["loss"] / hand_loss(model, examples).item() - 1))
+            off = max(off, relative_off(row["loss"], hand_loss(model, examples).item()))
         if subject.small:
             wanted = total_norm(hand_gradients(model, examples))
-            norm = max(norm, abs(row["grad_norm"] / wanted - 1))
-    figures: dict[str, float | None] = {"loss": off, "gradient norm": norm}
+            norm = max(norm, relative_off(row["grad_norm"], wanted))
+    fault = ""
     # transformers logs a loss rounded to five digits or so; what is wrong is off by more.
-    if off > LOSS_LIMIT or off != off:
+    if off > LOSS_LIMIT:
         fault = f"the training loss is {off:.2g} off, relative"
-        return Cell(text="wrong", note=fault, figures=figures, fault=fault)
-    if norm > GRADIENT_LIMIT or norm != norm:
+    elif norm > GRADIENT_LIMIT:
         fault = f"the gradient's norm is {norm:.2g} off, relative"
-        return Cell(text="wrong", note=fault, figures=figures, fault=fault)
-    return Cell(text="exact", figures=figures)
+    return judged_cell(not fault, "exact", {"loss": off, "gradient norm": norm}, fault, "wrong")
 
 
 def total_norm(gradients: dict[str, torch.Tensor]) -> float:
@@ -190,7 +174,7 @@ def chunked_column(subject: Subject) -> Cell:
     with training_mode(model):
         model.zero_grad()
         loss = model(input_ids=ids, labels=labels).loss
-        off = abs(loss.item() / hand_loss(reference, [example]).item() - 1)
+        off = relative_off(loss.item(), hand_loss(reference, [example]).item())
         worst = 0.0
         if subject.small:
             loss.backward()
@@ -200,12 +184,11 @@ def chunked_column(subject: Subject) -> Cell:
             for name, gradient in wanted.items():
                 found = named[name].grad
                 found = torch.zeros_like(gradient) if found is None else found
-                worst = max(worst, (found - gradient.to(found.device)).norm().item() / scale)
-    figures: dict[str, float | None] = {"loss": off, "worst gradient": worst}
-    if off <= LOSS_LIMIT and worst <= GRADIENT_LIMIT:
-        return Cell(text="exact", figures=figures)
+                off_by = (found - gradient.to(found.device)).norm().item() / scale
+                worst = max(worst, or_endless(off_by))
     fault = f"its loss is {off:.2g} off, a gradient {worst:.2g}, relative"
-    return Cell(text="wrong", note=fault, figures=figures, fault=fault)
+    holds = off <= LOSS_LIMIT and worst <= GRADIENT_LIMIT
+    return judged_cell(holds, "exact", {"loss": off, "worst gradient": worst}, fault, "wrong")
 
 
 def prefixes_column(subject: Subject) -> Cell:
@@ -221,13 +204,11 @@ def prefixes_column(subject: Subject) -> Cell:
         for (_, context, ending), answer in zip(requests, found, strict=True):
             logits = alone(subject.reference[0], context + ending)[len(context) - 1 : -1]
             picked = logits.double().log_softmax(-1).gather(-1, torch.tensor(ending)[:, None])
-            worst = max(worst, abs(picked.sum().item() - answer) / (10 + abs(answer)))
+            worst = max(worst, or_endless(abs(picked.sum().item() - answer) / (10 + abs(answer))))
     reason = lm.fallback_reason
     text = "shared" if reason is None else "own path"
-    if worst <= EXACT:
-        return Cell(text=text, note=reason, figures={"relative": worst})
     fault = f"log-likelihoods are {worst:.2g} off those of each prompt alone, relative"
-    return Cell(text=f"{text}, wrong", note=fault, figures={"relative": worst}, fault=fault)
+    return judged_cell(worst <= EXACT, text, {"relative": worst}, fault, f"{text}, wrong", reason)
 
 
 def forecast_column(subject: Subject) -> Cell:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +32,6 @@ def zoo_names() -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-
-
-def make_zoo(folder: Path, names: Iterable[str] | None = None) -> dict[str, Path | str]:
-    """Each model type's checkpoint in FOLDER/TYPE, or why there is none.
-
-    names: model types (default: all of them). The weights are those of seed 0.
-    """
-    made: dict[str, Path | str] = {}
-    for name in zoo_names() if names is None else names:
-        made[name] = make_model(folder / name, name)
-    return made
 
 
 def make_model(folder: Path, name: str) -> Path | str:
@@ -73,7 +61,10 @@ def make_model(folder: Path, name: str) -> Path | str:
 
 
 def read_sizes() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load(SIZES_FILE.read_text(encoding="utf-8"))
+    """What zoo.yaml says, with the size of each field by its name."""
+    table = yaml.safe_load(SIZES_FILE.read_text(encoding="utf-8"))
+    sizes = {name: size for size, names in table["sizes"].items() for name in names}
+    return {**table, "sizes": sizes}
 
 
 def tiny_config(name: str) -> Any:

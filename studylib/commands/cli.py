@@ -43,7 +43,7 @@ from studylib.commands.cli_rent import rent
 from studylib.commands.cli_report import make_report, report, verdict_of
 from studylib.commands.cli_serve import serve
 from studylib.commands.cli_try import merge, try_run
-from studylib.commands.cli_tune import say_untuned, tune, tune_first
+from studylib.commands.cli_tune import say_failures, say_untuned, tune, tune_first
 from studylib.commands.study_options import StudyOptions, takes_study
 from studylib.core.errors import StudyError
 
@@ -132,9 +132,7 @@ def reproduce(
     if outcome.done_before and (unkept := tell_unkept(chosen, folder)):
         say(unkept)
     failed = {run_id: f.message or str(f.log) for run_id, f in outcome.failed.items()}
-    for run_id, failure in outcome.failed.items():
-        why = failure.message or f"read {failure.log}"
-        print(f"study: {run_id} failed: {why}", file=sys.stderr)
+    say_failures(outcome)
     if outcome.done_before or outcome.finished:
         write_profile(chosen, folder)  # what only the report reads may have changed
         path = make_report(folder, failed)

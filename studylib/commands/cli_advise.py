@@ -6,17 +6,20 @@ Not covered: the advice (studylib.advice.advise) and the comparison
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from studylib.commands.cli_options import split
+from studylib.commands.cli_options import (
+    DEFAULT_RESULTS,
+    JsonOption,
+    PricesOption,
+    ResultsOption,
+    split,
+)
 from studylib.commands.forecast_only import forecast_only
 from studylib.schema.method_names import name_methods
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 
 
 @forecast_only
@@ -51,10 +54,8 @@ def advise(
         float | None, typer.Option(help="Your own price of an hour of --gpu.")
     ] = None,
     usd_per_gb_month: Annotated[float, typer.Option(help="Price of storage.")] = 0.023,
-    prices: Annotated[Path | None, typer.Option(help="Your own prices.csv.")] = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
-    ] = Path("results"),
+    prices: PricesOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
     why: Annotated[
         bool, typer.Option("--why", help="The ranking, every reason and its records.")
     ] = False,
@@ -62,20 +63,20 @@ def advise(
 ) -> None:
     """Which method to choose for your case, why, and what would change the answer."""
     from studylib.advice.advice_text import format_advice
-    from studylib.commands.gather import advise_case
+    from studylib.advice.advise import advise as weigh
+    from studylib.commands.gather import gather_evidence
+    from studylib.planning.case import build_case
 
-    case, advice = advise_case(
-        results, prices, model=model, change=change, tokens=tokens, facts=facts, variants=variants,
+    case = build_case(
+        model=model, change=change, tokens=tokens, facts=facts, variants=variants,
         retrains_per_year=retrains_per_year, gpu=gpu, budget_usd=budget,
         max_latency_overhead_percent=max_latency_overhead, max_accuracy_loss_pp=max_accuracy_loss,
         epochs=epochs, serving_gpu=serving_gpu, serving_hours_per_year=serving_hours_per_year,
         usd_per_gpu_hour=usd_per_gpu_hour, usd_per_gb_month=usd_per_gb_month,
         methods=tuple(split(methods) or ()),
     )  # fmt: skip
-    if as_json:
-        print(json.dumps(advice.model_dump(mode="json"), indent=1))
-    else:
-        print(format_advice(case, advice, why))
+    advice = weigh(case, gather_evidence(case, results, prices))
+    print(advice.model_dump_json(indent=1) if as_json else format_advice(case, advice, why))
 
 
 def diff(
@@ -90,7 +91,4 @@ def diff(
     from studylib.reporting.move_words import format_moves
 
     compared = compare_folders(before, after)
-    if as_json:
-        print(json.dumps(compared.model_dump(mode="json"), indent=1))
-    else:
-        print(format_moves(compared))
+    print(compared.model_dump_json(indent=1) if as_json else format_moves(compared))

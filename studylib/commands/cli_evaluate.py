@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from studylib.commands.cli_options import JsonOption, split
 from studylib.core.errors import StudyError
 
 CUTS = ["tokens", "shots"]
@@ -36,7 +37,7 @@ def evaluate(
     stock: Annotated[bool, typer.Option("--stock", help="Use lm-eval's own path.")] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Run both ways in turn.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of --compare.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Accuracy of a model on MMLU or any lm-eval task with choices."""
     if (tasks is None) == (mmlu is None):
@@ -82,11 +83,8 @@ def evaluate(
     except NotANumber as error:
         remedy = "It has no accuracy: take a checkpoint from before it broke."
         raise StudyError(model, str(error), remedy) from None
-    if as_json:
-        print(json.dumps(result, indent=1))
-    else:
-        for key, value in result.items():
-            print(f"{key}: {value}")
+    lines = "\n".join(f"{key}: {value}" for key, value in result.items())
+    print(json.dumps(result, indent=1) if as_json else lines)
 
 
 def load_tasks(source: str, settings: Any, subjects: str | None) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def load_tasks(source: str, settings: Any, subjects: str | None) -> dict[str, An
     found = build_tasks(source, settings)
     if subjects is None:
         return found
-    wanted = [name.strip() for name in subjects.split(",") if name.strip()]
+    wanted = split(subjects) or []
     for name in wanted:
         if name not in found:
             raise StudyError(name, "there is no such subject", nearest(name, list(found)))
@@ -113,6 +111,7 @@ def ask_all(lm: Any, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]
     where the answers choose nothing.
     """
     import lm_eval
+    import pandas as pd
 
     from studylib.core.stats import measure_accuracy
     from studylib.scoring.compare_lm import ModelClock
@@ -138,10 +137,6 @@ def ask_all(lm: Any, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]
         "accuracy_high": micro.high,
         "macro_accuracy": macro.value,
         "model_seconds": clock.seconds,
-        "by_subject": {
-            name: sum(c for c, n in zip(correct, names, strict=True) if n == name)
-            / names.count(name)
-            for name in sorted(set(names))
-        },
+        "by_subject": pd.Series(correct).groupby(names).mean().to_dict(),
         "engine": getattr(lm, "fallback_reason", "lm-eval's own path") or "shared prefixes",
     }

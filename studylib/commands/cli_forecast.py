@@ -14,14 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from studylib.commands.cli_options import JsonOption, PricesOption, split
 from studylib.commands.forecast_only import forecast_only
 from studylib.core.errors import StudyError
 from studylib.schema.method_names import name_methods
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-PricesOption = Annotated[
-    Path | None, typer.Option("--prices", help="Your own prices.csv; it overrides the shipped one.")
-]
 
 
 @forecast_only
@@ -96,44 +92,31 @@ def forecast(
     }  # fmt: skip
     stated = {name: value for name, value in given.items() if value is not None}
     if targets is not None:
-        all_linear = targets == "all-linear"
-        stated["targets"] = targets if all_linear else tuple(t.strip() for t in targets.split(","))
+        stated["targets"] = targets if targets == "all-linear" else tuple(split(targets) or ())
     try:
         settings = usual_settings(model, method or ADAPTER, gpu, gpus, **stated)
     except ValidationError as error:
         raise explain_option(error) from None
     count = own_tokens(tokens, data, epochs)
     made = trace_once(settings, True, tokens=count, prices=tuple(load_prices(prices)))
-    if as_json:
-        print(json.dumps(made.model_dump(mode="json"), indent=1))
-    else:
-        print(format_forecast(made))
+    print(made.model_dump_json(indent=1) if as_json else format_forecast(made))
 
 
 def own_tokens(tokens: int | None, data: str | None, epochs: float) -> int | None:
     """Tokens of the reader's training, all epochs together; None where nothing is said of it."""
     from studylib.inputs.examples import read_source
-    from studylib.planning.estimate import CHARACTERS_PER_TOKEN
+    from studylib.planning.estimate import CHARACTERS_PER_TOKEN, sum_characters
     from studylib.schema.settings import DataSettings
 
     if tokens is not None and data is not None:
         raise StudyError("--tokens and --data", "both say how much data there is", "Give one.")
     if data is not None:
         examples = read_source(data, DataSettings(source=data))
-        letters = sum(count_letters(example) for example in examples)
+        letters = sum(map(sum_characters, examples))
         tokens = max(1, round(letters / CHARACTERS_PER_TOKEN.mid))
         print(f"{data}: {len(examples):,} examples, about {tokens:,} tokens "
               f"({CHARACTERS_PER_TOKEN.mid:g} characters a token)", file=sys.stderr)  # fmt: skip
     return None if tokens is None else max(1, round(tokens * epochs))
-
-
-def count_letters(value: Any) -> int:
-    """Characters of all texts in an example."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(count_letters(part) for part in value.values())
-    return sum(map(count_letters, value)) if isinstance(value, list | tuple) else 0
 
 
 def explain_option(error: Any) -> StudyError:

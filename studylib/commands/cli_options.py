@@ -73,12 +73,25 @@ KeepOption = Annotated[
     str | None,
     typer.Option("--keep", help="Trained weights that stay: adapters (the default), all or none."),
 ]
+PricesOption = Annotated[
+    Path | None, typer.Option("--prices", help="Your own prices.csv; it overrides the shipped one.")
+]
 DEFAULT_BUDGET_USD = "10"
 
 BudgetOption = Annotated[
     str, typer.Option("--budget", help="Dollars that may be spent without asking.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask before spending more.")]
+KEYS = {  # of a profile, by option
+    "model": "models",
+    "data": "data.source",
+    "columns": "data.columns",
+    "mmlu": "evaluate.questions",
+    "methods": "methods",
+    "seeds": "seeds",
+    "steps": "train.steps",
+    "limit": "evaluate.limit",
+}
 ROWS = {"seq_len", "micro_batch", "accumulation"}  # one stated: the reader has thought of rows
 
 
@@ -108,43 +121,29 @@ def default_profile() -> str:
 def resolve_profile(
     profile: str | None,
     results: Path,
-    model: str | None = None,
-    data: str | None = None,
-    mmlu: str | None = None,
-    methods: str | None = None,
-    seeds: str | None = None,
-    steps: int | None = None,
-    limit: int | None = None,
     changes: list[str] | None = None,
-    columns: str | None = None,
     find_machine: Callable[[], Any] | None = None,
+    **asked: Any,
 ) -> Any:
     """The profile that the options name, each option laid over it, with its tuned rates.
 
-    find_machine: what runs it, where that is not this machine; `custom` trains as suits it.
+    asked: the options that KEYS has. find_machine: what runs it, where that is not this machine;
+    `custom` trains as suits it.
     """
     from studylib.running.doctor import cards_here
     from studylib.schema.profile import merge_mappings
     from studylib.schema.tuning import open_profile
 
     over: dict[str, Any] = {}
-    for key, value in (
-        ("models", split(model)),
-        ("data.source", data),
-        ("data.columns", columns),
-        ("evaluate.questions", mmlu),
-        ("methods", split(methods)),
-        ("seeds", split_numbers(seeds)),
-        ("train.steps", steps),
-        ("evaluate.limit", limit),
-    ):
+    lists = {"model": split, "methods": split, "seeds": split_numbers}
+    for option, value in asked.items():
+        value = lists[option](value) if option in lists else value
         if value is not None:
-            over = merge_mappings(over, nest(key, value))
+            over = merge_mappings(over, nest(KEYS[option], value))
     over = merge_mappings(over, read_changes(changes))
-    name = pick_profile(profile, is_own(model, data))[0]
+    name = pick_profile(profile, is_own(asked.get("model"), asked.get("data")))[0]
     if name == "custom":
-        missing = [option for option, value in (("MODEL", model), ("DATA", data)) if not value]
-        if missing:
+        if missing := [word.upper() for word in ("model", "data") if not asked.get(word)]:
             raise StudyError(
                 "PROFILE=custom",
                 f"it needs {', '.join(missing)}",

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from studylib.commands.cli_forecast import PricesOption
 from studylib.commands.cli_options import (
     DEFAULT_BUDGET_USD,
     BudgetOption,
+    PricesOption,
     YesOption,
 )
 from studylib.commands.cli_plan import parse_budget
@@ -115,48 +115,33 @@ def describe_rental(
 
     kind = "spot" if rental.spot else "on demand"
     where = rental.cloud or "the cheapest of your providers"
-    runs = len(profile.runs())
-    rows = [
-        ("study", f"{profile.name}, {runs} runs; results come home to {home}"),
-        (
-            "machine",
-            f"{rental.accelerators} ({rental.gpu.label}), {kind}, {where}, "
-            f"disk {task['resources']['disk_size']} GB",
-        ),
-        ("price", describe_price(rental, offers)),
-        ("forecast", describe_forecast(made, bill)),
-        ("known by", made.assumptions),
-    ]
-    rows += [("misfit", f"{run_id}: {reason}") for run_id, reason in made.misfits.items()]
+    odd = "".join(f"misfit    {run_id}: {reason}\n" for run_id, reason in made.misfits.items())
     if made.unknown:
-        rows.append(("unknown", f"no forecast for {', '.join(made.unknown)}"))
-    rows += [
-        (
-            "at most",
-            f"{bill.most_hours:.1f} h and ${bill.most_usd:.2f}, then the machine is taken down; "
-            f"also when the study ends or fails, at Ctrl-C, and by itself {IDLE_MINUTES} minutes "
-            "after the study's end",
-        ),
-        (
-            "hub token",
-            "HF_TOKEN goes along as a secret"
-            if token
-            else "none (HF_TOKEN is not set): gated models will be refused",
-        ),
-    ]
-    return "\n".join(f"{name:9} {text}" for name, text in rows)
+        odd += f"unknown   no forecast for {', '.join(made.unknown)}\n"
+    secret = "none (HF_TOKEN is not set): gated models will be refused"
+    if token:
+        secret = "HF_TOKEN goes along as a secret"
+    return f"""\
+study     {profile.name}, {len(profile.runs())} runs; results come home to {home}
+machine   {rental.accelerators} ({rental.gpu.label}), {kind}, {where}, \
+disk {task["resources"]["disk_size"]} GB
+price     {describe_price(rental, offers)}
+forecast  {describe_forecast(made, bill)}
+known by  {made.assumptions}
+{odd}at most   {bill.most_hours:.1f} h and ${bill.most_usd:.2f}, then the machine is taken down; \
+also when the study ends or fails, at Ctrl-C, and by itself {IDLE_MINUTES} minutes after the \
+study's end
+hub token {secret}"""
 
 
 def describe_price(rental: Any, offers: Any) -> str:
     cap = f"nothing above ${rental.usd_cap:.2f} is taken"
     if offers is None:
         return f"no offer known; {cap} an hour"
-    cheapest, median, dearest = (
-        price * rental.cards for price in (offers.cheapest, offers.median, offers.dearest)
-    )
+    usd = offers.usd * rental.cards
     spot = ", on demand (spot is cheaper)" if rental.spot else ""
     return (
-        f"${cheapest:.2f} to ${dearest:.2f} an hour, median ${median:.2f} "
+        f"${usd.low:.2f} to ${usd.high:.2f} an hour, median ${usd.mid:.2f} "
         f"({len(offers.offers)} offers{spot}); {cap}"
     )
 

@@ -11,32 +11,31 @@ from typing import Annotated
 
 import typer
 
-SERVE_NOTEBOOK = "20_serve.ipynb"
+from studylib.commands.cli_options import (
+    DEFAULT_RESULTS,
+    ProfileOption,
+    ResultsOption,
+    default_profile,
+)
 
 
 def serve(
     serve_id: Annotated[
         str | None, typer.Argument(help="One serving run, for example ladder-0.4m--METHOD-r16.")
     ] = None,
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="A shipped profile's name or a YAML file.")
-    ] = None,
-    results: Annotated[
-        Path, typer.Option("--results", help="The folder that holds a folder for each profile.")
-    ] = Path("results"),
+    profile: ProfileOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
     engine: Annotated[str, typer.Option(help="transformers or vllm.")] = "transformers",
     jobs: Annotated[int, typer.Option(help="Runs that share the machine; goes on record.")] = 1,
 ) -> None:
     """Measure what each model and method costs to serve. What is finished is kept."""
-    from studylib.commands.cli_options import default_profile
     from studylib.running.runner import RunFailed, follow_parent
     from studylib.schema.profile import read_profile
     from studylib.schema.serving import find_spec, serve_specs
     from studylib.serving.engines import missing_reason
 
     follow_parent()
-    missing = missing_reason(engine)
-    if missing:
+    if missing := missing_reason(engine):
         print(f"skipped: {missing}")
         return
     name = profile or default_profile()
@@ -59,21 +58,10 @@ def serve_one(
     serve_id: str, profile_name: str, profile: str, results: Path, concurrent_runs: int = 1
 ) -> Path:
     """Execute one serving run's notebook and return its record's path; a finished one is kept."""
-    from studylib.planning.plan import check_writable
-    from studylib.running.runner import RunFailed, run_notebook
+    from studylib.running.runner import make_record
     from studylib.schema.serve_records import SERVE_RECORD
 
-    folder = results / profile_name / "serve" / serve_id
-    if (folder / SERVE_RECORD).is_file():
-        return folder / SERVE_RECORD
-    check_writable(folder)
-    parameters = {
-        "PROFILE": profile,
-        "RUN_ID": serve_id,
-        "RESULTS": str(results),
-        "CONCURRENT_RUNS": concurrent_runs,
-    }
-    run_notebook(SERVE_NOTEBOOK, folder / "executed.ipynb", parameters)
-    if not (folder / SERVE_RECORD).is_file():
-        raise RunFailed("the notebook ended without a record")
-    return folder / SERVE_RECORD
+    record = results / profile_name / "serve" / serve_id / SERVE_RECORD
+    if record.is_file():
+        return record
+    return make_record("20_serve.ipynb", record, profile, results, concurrent_runs)

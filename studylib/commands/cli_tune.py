@@ -183,13 +183,18 @@ def sweep_all(profile: Any, home: Path, extend: int | None, waiting: list[Any]) 
         with warm_starts(profile.hardware, progress.say) as start:
             run_batch(tasks, profile.hardware, progress, outcome, start)
     progress.end(outcome.finished, list(outcome.failed))
-    for sweep_id, failure in outcome.failed.items():
-        why = failure.message or f"read {failure.log}"
-        print(f"study: {sweep_id} failed: {why}", file=sys.stderr)
+    say_failures(outcome)
     if not outcome.failed:
         shutil.rmtree(folder / "work", ignore_errors=True)
     show_choices(folder)
     return outcome.exit_code
+
+
+def say_failures(outcome: Any) -> None:
+    """A line on stderr for each run or sweep that failed: its message, or the log to read."""
+    for name, failure in outcome.failed.items():
+        why = failure.message or f"read {failure.log}"
+        print(f"study: {name} failed: {why}", file=sys.stderr)
 
 
 def show_choices(folder: Path) -> None:

@@ -20,12 +20,12 @@ from studylib.forecasting.job import ForecastSettings, StepSettings
 from studylib.forecasting.job_forecast import find_config
 from studylib.forecasting.kept_forecasts import config_mark, keep_forecast
 from studylib.forecasting.usual_recipe import usual_settings
-from studylib.planning.case import Case, JobForecast, LeftOut, Sizes, Span
+from studylib.planning.case import Case, JobForecast, LeftOut, Sizes
 from studylib.planning.catalog import Gpu, find_gpu, load_gpus, load_shapes
 from studylib.planning.cuda_terms import CudaTerms
 from studylib.planning.fit import judge_fit
 from studylib.planning.roofline import ideal_seconds, repeat_passes
-from studylib.schema.methods import ADVISED, METHODS, WHOLE
+from studylib.schema.methods import METHODS, WHOLE
 from studylib.schema.ranges import exactly
 from studylib.schema.settings import Frozen, ModelRef
 
@@ -133,9 +133,7 @@ def foresee_card(settings: ForecastSettings, card: Gpu, counts: Sequence[int]) -
                 gpus=gpus,
                 fit=fit,
                 speed_source=efficiency.source,
-                seconds_per_token=Span(
-                    low=step.low / tokens, mid=step.mid / tokens, high=step.high / tokens
-                ),
+                seconds_per_token=step / tokens,
             )
         )
         if fit.word == "fits":
@@ -189,12 +187,6 @@ def smaller_sibling(model: str) -> str | None:
     return f"shape:{best}" if best else None
 
 
-def normal_model(model: str) -> str:
-    """The same name for the same model: shapes in lower case."""
-    ref = ModelRef.parse(model)
-    return f"shape:{ref.name.lower()}" if ref.kind == "shape" else str(ref)
-
-
 def foresee_case(case: Case) -> Forecasts:
     """All that the reader's model needs with each method, and its smaller sibling in full.
 
@@ -206,16 +198,8 @@ def foresee_case(case: Case) -> Forecasts:
         read_config(ModelRef.parse(case.model))
     cards = list(load_gpus().values()) if case.gpu is None else [find_gpu(case.gpu)]
     most = 8 if case.gpu is None else case.gpus
-    return foresee_with_sibling(case.model, cards, most, case.weighed)
-
-
-def foresee_with_sibling(
-    model: str, cards: Sequence[Gpu], most_cards: int = 8, methods: Sequence[str] = ADVISED
-) -> Forecasts:
-    """A model's methods, and full fine-tuning of the next smaller one of its series."""
-    jobs, sizes, failed = foresee_jobs([model], methods, cards, most_cards)
-    sibling = smaller_sibling(model)
-    if sibling:
-        more = foresee_jobs([sibling], [WHOLE], cards, most_cards)
+    jobs, sizes, failed = foresee_jobs([case.model], case.weighed, cards, most)
+    if sibling := smaller_sibling(case.model):
+        more = foresee_jobs([sibling], [WHOLE], cards, most)
         jobs, sizes, failed = [*jobs, *more[0]], [*sizes, *more[1]], [*failed, *more[2]]
     return jobs, sizes, failed

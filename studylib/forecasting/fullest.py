@@ -50,7 +50,7 @@ def find_in(model: str, asked: str, trained: str) -> Fullest:
     fullest = max(batches, key=lambda batch: sum(map(count_learned, batch)))
     longest = max(sum(example_lengths(row)) for row in fullest)
     by_example = recipe.attention == "by_example"
-    lengths = (length for row in fullest for length in fill_up(row, longest))
+    lengths = (length for row in fullest for length in with_filler(row, longest))
     return Fullest(
         row_tokens=longest,
         learned_tokens=sum(map(count_learned, fullest)),
@@ -67,7 +67,7 @@ def example_lengths(row: Row) -> list[int]:
     return [len(example["input_ids"]) for example in row]
 
 
-def fill_up(row: Row, length: int) -> list[int]:
+def with_filler(row: Row, length: int) -> list[int]:
     """Tokens of a row's examples and of what fills it up, an example of its own."""
     lengths = example_lengths(row)
     missing = length - sum(lengths)

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from studylib.advice.advice_text import describe_case
-from studylib.advice.advice_words import name_failings
+from studylib.advice.advice_words import name_failings, span_words
 from studylib.advice.advise import Advice, advise
 from studylib.advice.article_rule import compare_with_article, grid_cases, tabulate_disagreement
 from studylib.advice.option import Option
@@ -27,9 +27,11 @@ from studylib.advice.rank_methods import rank_options
 from studylib.advice.turning_points import MOST_VARIANTS, capital, name_option
 from studylib.core.metrics import MISSING, decimals
 from studylib.notebook_views.report_views import dollar_signs
-from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, Span, parse_cards
+from studylib.notebook_views.views import finish
+from studylib.planning.case import CHANGE_WORDS, Case, Evidence, JobForecast, parse_cards
 from studylib.reporting.blocks import GLUE, Table, figures, named, words
 from studylib.schema.methods import METHODS
+from studylib.schema.ranges import NOTHING, Range
 
 ANY = "any"
 LABEL_GAP = 0.07  # of the axes' height
@@ -104,18 +106,15 @@ def fit_words(job: JobForecast) -> str:
     return f"{job.fit.word} {job.gpus} × {job.gpu}, {size} (forecast)"
 
 
-def usd_words(usd: Span) -> str:
-    return f"{usd.mid or 0:,.0f} ({usd.low or 0:,.0f} to {usd.high or 0:,.0f})".replace(" ", GLUE)
+def usd_words(usd: Range) -> str:
+    return f"{usd.mid:,.0f} ({usd.low:,.0f} to {usd.high:,.0f})".replace(" ", GLUE)
 
 
-def span_cell(span: Span, digits: int) -> str:
+def span_cell(span: Range | None, digits: int) -> str:
     """The middle and the interval, 0 where it is nothing, a word where it is unknown."""
-    if span.mid is None:
+    if span is None:
         return MISSING
-    if span.low == span.high == 0:
-        return "0"
-    low, mid, high = (format_figure(x, digits) for x in (span.low, span.mid, span.high))
-    return f"{mid} ({low} to {high})".replace(" ", GLUE)
+    return "0" if span == NOTHING else span_words(span, digits).replace(" ", GLUE)
 
 
 def format_figure(value: float | None, digits: int) -> str:
@@ -212,9 +211,7 @@ def plot_variants(case: Case, evidence: Evidence) -> Figure:
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if ends:
         label_ends(axes, ends)
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # a cell shows the figure that it ends with, once
-    return figure
+    return finish(figure)
 
 
 def label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:

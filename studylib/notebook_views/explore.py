@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from studylib.forecasting.job import LOSS_WORDS, Forecast
 from studylib.forecasting.job_forecast import trace_once
 from studylib.forecasting.usual_recipe import usual_settings
+from studylib.notebook_views.views import finish
 from studylib.planning.catalog import find_gpu
 from studylib.planning.plan import Plan, PlannedRun
 from studylib.schema.methods import METHODS
@@ -67,29 +68,15 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
     """One stacked bar of the peak's parts a forecast, in GB, with the card's usable memory."""
     card = find_gpu(gpu)
     figure, axes = plt.subplots(figsize=(8, 1.6 + 0.6 * len(forecasts)), layout="constrained")
-    used: set[str] = set()
-    for row, made in enumerate(forecasts):
-        left = 0.0
-        for part, size in made.parts.items():
-            width = size / 1e9
-            label = (
-                PART_WORDS.get(part, part.replace("_", " "))
-                if part not in used and width > 0
-                else None
-            )
-            used |= {part} if label else set()
-            axes.barh(
-                row,
-                width,
-                left=left,
-                color=COLOURS.get(part, "#bbbbbb"),
-                label=label,
-                edgecolor="white",
-                linewidth=0.5,
-                height=0.6,
-            )
-            left += width
-        axes.annotate(f" {left:.1f} GB", (left, row), va="center", fontsize=9)
+    titles = [job_title(made) for made in forecasts]
+    parts = pd.DataFrame([made.parts for made in forecasts], index=titles).fillna(0) / 1e9
+    parts = parts.loc[:, (parts > 0).any()]
+    parts.rename(columns=lambda part: PART_WORDS.get(part, part.replace("_", " "))).plot.barh(
+        ax=axes, stacked=True, color=[COLOURS[part] for part in parts], edgecolor="white",
+        linewidth=0.5, width=0.6, legend=False,
+    )  # fmt: skip
+    for row, total in enumerate(parts.sum(axis=1)):
+        axes.annotate(f" {total:.1f} GB", (total, row), va="center", fontsize=9)
     usable = card.usable_bytes / 1e9
     axes.axvline(usable, color="#222222", linestyle="--", linewidth=1)
     axes.annotate(
@@ -102,14 +89,12 @@ def plot_parts(forecasts: Sequence[Forecast], gpu: str) -> Figure:
         ha="center",
         annotation_clip=False,
     )
-    axes.set_yticks(range(len(forecasts)), [job_title(made) for made in forecasts], fontsize=9)
+    axes.tick_params(axis="y", labelsize=9)
     axes.set_ylim(len(forecasts) - 0.5, -0.5)
     axes.set_xlabel("GB at the peak of a training step (forecast)")
     axes.margins(x=0.12)
     figure.legend(fontsize=8, ncols=4, loc="outside lower center", frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # a cell shows the figure that it ends with, once
-    return figure
+    return finish(figure)
 
 
 def job_title(made: Forecast) -> str:
@@ -125,53 +110,39 @@ def label_method(method: str) -> str:
 
 
 def tabulate_fits(
-    models: Sequence[str],
-    methods: Sequence[str],
-    gpus: Sequence[str],
-    micro_batch: int,
-    seq_len: int,
+    model: str, methods: Sequence[str], gpus: Sequence[str], micro_batch: int, seq_len: int
 ) -> pd.DataFrame:
     """Peak in GB, and for each card the word: fits or tight with the GB left, does not fit."""
     rows = []
-    for model in models:
-        for method in methods:
-            made = foresee_job(model, method, gpus[0], micro_batch, seq_len)
-            fits = {
-                gpu: f"{fit.word}, {fit.headroom_bytes / 1e9:.1f}" if fit.may_run else fit.word
-                for gpu in gpus
-                for fit in [made.fits[gpu]]
-            }
-            rows.append(
-                {
-                    "model": model,
-                    "method": label_method(method),
-                    "peak GB": made.peak_bytes / 1e9,
-                    **fits,
-                    "smallest card": made.smallest_gpu or "none",
-                }
-            )
+    for method in methods:
+        made = foresee_job(model, method, gpus[0], micro_batch, seq_len)
+        row = {"model": model, "method": label_method(method), "peak GB": made.peak_bytes / 1e9}
+        for gpu in gpus:
+            fit = made.fits[gpu]
+            left = f", {fit.headroom_bytes / 1e9:.1f}" if fit.may_run else ""
+            row[gpu] = fit.word + left
+        rows.append(row | {"smallest card": made.smallest_gpu or "none"})
     return pd.DataFrame(rows).set_index(["model", "method"]).round({"peak GB": 1})
 
 
 def tabulate_costs(
-    models: Sequence[str], methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
+    model: str, methods: Sequence[str], gpu: str, micro_batch: int, seq_len: int
 ) -> pd.DataFrame:
     """Hours and dollars of the standard Alpaca-style run, packed: low, mid and high; a word where
     it does not fit. How the hours are known stands beside them."""
     rows = []
-    for model in models:
-        for method in methods:
-            made = foresee_job(model, method, gpu, micro_batch, seq_len)
-            row = {"model": model, "method": label_method(method), "hours": made.fit.word,
-                   "dollars": made.fit.word, "speed": "—"}  # fmt: skip
-            if job := made.jobs.get("packed"):
-                usd, hours = job.usd, job.hours
-                row["hours"] = f"{hours.mid:.1f} ({hours.low:.1f} to {hours.high:.1f})"
-                row["dollars"] = "no offer"
-                if usd:
-                    row["dollars"] = f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
-                row["speed"] = made.efficiency.source
-            rows.append(row)
+    for method in methods:
+        made = foresee_job(model, method, gpu, micro_batch, seq_len)
+        row = {"model": model, "method": label_method(method), "hours": made.fit.word,
+               "dollars": made.fit.word, "speed": "—"}  # fmt: skip
+        if job := made.jobs.get("packed"):
+            usd, hours = job.usd, job.hours
+            row["hours"] = f"{hours.mid:.1f} ({hours.low:.1f} to {hours.high:.1f})"
+            row["dollars"] = "no offer"
+            if usd:
+                row["dollars"] = f"{usd.mid:.0f} ({usd.low:.0f} to {usd.high:.0f})"
+            row["speed"] = made.efficiency.source
+        rows.append(row)
     return pd.DataFrame(rows).set_index(["model", "method"])
 
 
@@ -202,21 +173,14 @@ def break_even(small: Forecast, big: Forecast) -> str:
     return " ".join(lines)
 
 
-def explore_memory(models: Sequence[str], methods: Sequence[str], gpus: Sequence[str]) -> Any:
-    """Menus over models, methods and cards that redraw the memory picture."""
-    return explore(plot_job, model=models, method=methods, gpu=gpus)
-
-
 def plot_job(model: str, method: str, gpu: str) -> Figure:
+    """The memory of one job by part, for menus."""
     return plot_parts([foresee_job(model, method, gpu)], gpu)
 
 
 def explore(show: Callable[..., Any], **options: Sequence[Any]) -> Any:
-    """Menus over `show`'s arguments where widgets can be drawn; the first choices' result else."""
-    try:
-        import ipywidgets
-    except ImportError:
-        return show(**{name: values[0] for name, values in options.items()})
+    """Menus over `show`'s arguments; the first choices are set."""
+    import ipywidgets
     from IPython.display import display
 
     menus = {name: make_menu(list(values)) for name, values in options.items()}

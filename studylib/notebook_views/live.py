@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.text import Text
 
+from studylib.notebook_views.views import finish
 from studylib.running.progress import Progress, spell_seconds
 
 DRAWN_EVERY_SECONDS = 1.0
@@ -76,8 +77,8 @@ class LiveProgress(Progress):
 
         self.drawn = time.monotonic()
         under_way = [self.draw().plain] if self.now else []
-        words = as_text("\n".join([*self.lines, *under_way]))
-        shown: list[Any] = [words, plot_losses(self.losses)]
+        words = "\n".join([*self.lines, *under_way])  # as they stand, whatever is in them
+        shown: list[Any] = [{"text/plain": words}, plot_losses(self.losses)]
         if not self.places:
             self.places = [
                 display(one, display_id=True, raw=isinstance(one, dict)) for one in shown
@@ -85,11 +86,6 @@ class LiveProgress(Progress):
             return
         for place, one in zip(self.places, shown, strict=True):
             place.update(one, raw=isinstance(one, dict))
-
-
-def as_text(text: str) -> dict[str, str]:
-    """Text as it stands, whatever is in it."""
-    return {"text/plain": text}
 
 
 def plot_losses(losses: Mapping[str, Sequence[Point]]) -> Figure:
@@ -107,6 +103,4 @@ def plot_losses(losses: Mapping[str, Sequence[Point]]) -> Figure:
     axes.set_title(title, loc="left", fontsize=10)
     if known:
         figure.legend(loc="outside right upper", fontsize=7, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # shown where it is asked for, once
-    return figure
+    return finish(figure)

@@ -1,8 +1,10 @@
-"""What the serving notebook shows: bytes, seconds, ratios with their intervals, proofs.
+"""What the serving notebook shows of one run in more detail than the report: each percentile and
+each comparison of answers.
 
 Every function takes measures and returns a table or a sentence; a missing figure is a word.
 
-Not covered: the report's tables and figures.
+Not covered: bytes, variants and mixed batches, of which it shows the report's own tables
+(studylib.reporting.serve_tables).
 """
 
 from __future__ import annotations
@@ -18,33 +20,6 @@ from studylib.schema.serving import (
     SwapMeasures,
     Timings,
 )
-
-
-def tabulate_footprint(measures: ServeMeasures) -> pd.DataFrame:
-    """Bytes on disk and in memory of each thing to keep, in MB."""
-    return pd.DataFrame(
-        [
-            {
-                "what": row.what,
-                "dtype": row.dtype,
-                "disk (MB)": f"{row.disk_bytes / 1e6:,.2f} ({row.disk_how})",
-                "memory (MB)": f"{row.memory_bytes / 1e6:,.2f}",
-            }
-            for row in measures.footprint
-        ]
-    )
-
-
-def show_variants(measures: ServeMeasures) -> pd.DataFrame:
-    """Memory of N variants in each way, in MB, and from which N on the way takes less memory."""
-    rows: dict[str, dict[str, str]] = {}
-    for row in measures.variants:
-        cell = f"{row.memory_bytes / 1e6:,.1f}"
-        rows.setdefault(row.way, {})[f"{row.variants:,} (MB)"] = cell
-    for even in measures.break_even:
-        fewest = even.memory_variants
-        rows[even.way]["pays from"] = "never" if fewest is None else f"{fewest} variants"
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("—")
 
 
 def tabulate_latency(measures: ServeMeasures) -> pd.DataFrame:
@@ -125,30 +100,6 @@ def tabulate_checks(measures: ServeMeasures) -> pd.DataFrame | str:
             for check in checks
         ]
     )
-
-
-def tabulate_mixed(measures: ServeMeasures) -> pd.DataFrame | str:
-    """Tokens a second of each way to serve the same rows, and the mixed batch's time beside it."""
-    if not measures.mixed:
-        return "No mixed batch was served."
-    rows = []
-    for row in measures.mixed:
-        ratios = {
-            "one adapter": row.ratio_to_one_adapter,
-            "merged models in turn": row.ratio_to_merged_in_turn,
-            "switched in turn": row.ratio_to_swapped_in_turn,
-        }
-        rows += [
-            {
-                "way": way,
-                "batch": row.batch,
-                "adapters": row.adapters,
-                "tokens/s": f"{speed:,.0f}",
-                "mixed batch takes": overhead(ratios.get(way)),
-            }
-            for way, speed in row.tokens_per_second.items()
-        ]
-    return pd.DataFrame(rows)
 
 
 def list_skipped(measures: ServeMeasures) -> str:

@@ -120,13 +120,21 @@ def quote(text: str) -> str:
     return text.strip().replace("\n", "  \n> ")
 
 
+def finish(figure: Figure) -> Figure:
+    """A figure without a box around it, closed: a cell shows the one that it ends with, once."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
+    return figure
+
+
 def plot_loss(steps: list[dict[str, Any]]) -> Figure:
     """Loss by step, with its running mean over a twentieth of the run."""
     figure, axes = plt.subplots(figsize=(6.4, 2.8), layout="constrained")
     if not steps:
         axes.text(0.5, 0.5, "this run does not train", ha="center", transform=axes.transAxes)
         axes.set_axis_off()
-        return figure
+        return finish(figure)
     table = pd.DataFrame(steps)
     smooth = table["loss"].rolling(max(1, len(table) // 20), min_periods=1).mean()
     axes.plot(table["step"], table["loss"], color="#bbbbbb", linewidth=0.8)
@@ -138,9 +146,7 @@ def plot_loss(steps: list[dict[str, Any]]) -> Figure:
         fontsize=10,
         color=INK,
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # a cell shows the figure that it ends with, once
-    return figure
+    return finish(figure)
 
 
 def plot_memory(samples: pd.DataFrame) -> Figure:
@@ -166,9 +172,7 @@ def plot_memory(samples: pd.DataFrame) -> Figure:
     axes.set_title(
         f"{name[0].upper()}{name[1:]}, with each stage's peak", loc="left", fontsize=10, color=INK
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    plt.close(figure)  # a cell shows the figure that it ends with, once
-    return figure
+    return finish(figure)
 
 
 def tabulate_subjects(items: pd.DataFrame | None) -> pd.DataFrame | str:

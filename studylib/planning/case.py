@@ -10,8 +10,9 @@ studylib.forecasting.card_forecasts) and what follows from them (studylib.advice
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -20,31 +21,15 @@ from studylib.planning.catalog import find_gpu
 from studylib.planning.fit import Fit
 from studylib.schema.method_names import name_methods
 from studylib.schema.methods import ADVISED, WHOLE, trained_names
+from studylib.schema.ranges import Range
 from studylib.schema.settings import Frozen, ModelRef, Settings, nearest
 
-CHANGES = ("task", "knowledge", "language")
 Change = Literal["task", "knowledge", "language"]
 CHANGE_WORDS = {
     "task": "a new style or task",
     "knowledge": "new knowledge",
     "language": "a new language or new tokens",
 }
-
-
-class Span(Frozen):
-    """A figure with its interval; null where nothing tells."""
-
-    low: float | None = None
-    mid: float | None = None
-    high: float | None = None
-
-    @property
-    def known(self) -> bool:
-        return self.high is not None
-
-
-ZERO = Span(low=0.0, mid=0.0, high=0.0)
-UNKNOWN = Span()
 
 
 class Case(Settings):
@@ -106,14 +91,13 @@ class Case(Settings):
 
 def build_case(**given: object) -> Case:
     """A checked case; StudyError names the option that is wrong. gpu may read 8xa100-80gb."""
-    if given.get("change") not in CHANGES:
-        raise StudyError(
-            f"--change {given.get('change')}",
-            "a change is task, knowledge or language",
-            nearest(str(given.get("change")), list(CHANGES)),
-        )
+    change, changes = given.get("change"), list(get_args(Change))
+    if change not in changes:
+        rule = "a change is task, knowledge or language"
+        raise StudyError(f"--change {change}", rule, nearest(str(change), changes))
     given = {key: value for key, value in given.items() if value is not None}
-    ModelRef.parse(str(given.get("model")))
+    ref = ModelRef.parse(str(given.get("model")))
+    given["model"] = str(ref).lower() if ref.kind == "shape" else str(ref)  # one name for each
     if "gpu" in given:
         given |= dict(zip(("gpus", "gpu"), parse_cards(str(given["gpu"])), strict=True))
     if "serving_gpu" in given:
@@ -124,18 +108,9 @@ def build_case(**given: object) -> Case:
         fault = error.errors()[0]
         field = str(fault["loc"][0]) if fault["loc"] else "facts"
         rule = fault["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-        raise StudyError(
-            f"--{option_name(field)} {given.get(field)}", rule, "See `study advise --help`."
-        ) from None
-
-
-def option_name(field: str) -> str:
-    renamed = {
-        "budget_usd": "budget",
-        "max_latency_overhead_percent": "max-latency-overhead",
-        "max_accuracy_loss_pp": "max-accuracy-loss",
-    }
-    return renamed.get(field, field).replace("_", "-")
+        option = re.sub("_(usd|percent|pp)$", "", field).replace("_", "-")
+        value = f"--{option} {given.get(field)}"
+        raise StudyError(value, rule, "See `study advise --help`.") from None
 
 
 def parse_cards(text: str) -> tuple[int, str]:
@@ -155,7 +130,7 @@ class JobForecast(Frozen):
     gpu: str
     gpus: int
     fit: Fit
-    seconds_per_token: Span
+    seconds_per_token: Range
     speed_source: str = ""
 
 
@@ -169,14 +144,6 @@ class Sizes(Frozen):
     whole_bytes: int
     base_bytes: int
     adapter_bytes: int | None
-
-
-class Quote(Frozen):
-    """Dollars an hour of one card: cheapest, median and dearest offer."""
-
-    id: str
-    gpu: str
-    usd_per_hour: Span
 
 
 class AccuracyEvidence(Frozen):
@@ -195,9 +162,9 @@ class AccuracyEvidence(Frozen):
     change: Change
     tokens: int
     facts: int | None = None
-    loss_pp: Span = UNKNOWN
-    kept: Span = UNKNOWN
-    forgot_pp: Span = UNKNOWN
+    loss_pp: Range | None = None
+    kept: Range | None = None
+    forgot_pp: Range | None = None
     questions: int
     seeds: int
 
@@ -210,7 +177,7 @@ class LatencyEvidence(Frozen):
     params: int | None
     method: str
     device: str
-    overhead_percent: Span
+    overhead_percent: Range
 
 
 class LeftOut(Frozen):
@@ -222,24 +189,14 @@ class LeftOut(Frozen):
 
 
 class Evidence(Frozen):
-    """All that advice may rest on."""
+    """All that advice may rest on. prices: dollars an hour of one card, by card."""
 
     forecasts: tuple[JobForecast, ...] = ()
     sizes: tuple[Sizes, ...] = ()
-    quotes: tuple[Quote, ...] = ()
+    prices: Mapping[str, Range] = Field(default_factory=dict)
     accuracy: tuple[AccuracyEvidence, ...] = ()
     latency: tuple[LatencyEvidence, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-
-    @cached_property
-    def ids(self) -> frozenset[str]:
-        single = [p.id for p in self.forecasts] + [p.id for p in self.sizes]
-        single += [p.id for p in self.quotes] + [p.id for p in self.latency]
-        return frozenset(single) | {i for piece in self.accuracy for i in piece.ids}
-
-    @cached_property
-    def quote_of(self) -> dict[str, Quote]:
-        return {quote.gpu: quote for quote in self.quotes}
 
     @cached_property
     def sizes_of(self) -> dict[tuple[str, str], Sizes]:

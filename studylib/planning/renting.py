@@ -107,10 +107,10 @@ def carry_through(
 
     An exception that is not foreseen is raised, after the machine was taken down.
     """
-    clock = clock or Clock()
+    carrier = Carrier(machine, limits, clock or Clock(), say)
     ending, home = Ending.FAILED, True
     try:
-        ending = run_to_end(machine, limits, clock, say)
+        ending = carrier.run_to_end()
     except LaunchFailed as failure:
         ending = Ending.NOT_LAUNCHED
         say(f"rent: {failure}")
@@ -121,105 +121,101 @@ def carry_through(
         try:
             if ending not in (Ending.NOT_LAUNCHED, Ending.GONE):
                 say("rent: bringing results home (Ctrl-C leaves that out)")
-                home = bring_home(machine, ending is not Ending.SUCCEEDED, clock, say)
+                home = carrier.bring_home(checkpoints=ending is not Ending.SUCCEEDED)
         except KeyboardInterrupt:
             say("rent: what came home before is kept")
         finally:
-            down = take_machine_down(machine, clock, say)
+            down = carrier.take_down()
     if ending is Ending.INTERRUPTED:
         return INTERRUPTED
     return 0 if ending is Ending.SUCCEEDED and home and down else FAILED
 
 
-def run_to_end(
-    machine: RentedMachine, limits: Limits, clock: Clock, say: Callable[..., Any]
-) -> Ending:
-    """Launch and watch; a spot machine that is taken away is replaced, and goes on."""
-    left_seconds = limits.most_hours * 3600
-    for losses in range(MOST_LOSSES + 1):
-        job = machine.launch() if not losses else relaunch(machine, limits, clock, say)
-        began = clock.now()
-        ending = watch_job(machine, job, limits, began + left_seconds, clock, say)
-        left_seconds -= clock.now() - began
-        if ending is not Ending.GONE or not limits.spot:
-            return ending
-        say(f"rent: the spot machine was taken away ({losses + 1}); starting another")
-        take_machine_down(machine, clock, say)  # what may be left of it: a disk, a stopped machine
-    return Ending.GONE
+@dataclass(frozen=True)
+class Carrier:
+    """What is done with a machine, step by step, within limits."""
 
+    machine: RentedMachine
+    limits: Limits
+    clock: Clock
+    say: Callable[..., Any]
 
-def relaunch(machine: RentedMachine, limits: Limits, clock: Clock, say: Callable[..., Any]) -> int:
-    """Launch again, however long the cloud has no spot machine: waiting costs nothing."""
-    while True:
-        try:
-            return machine.launch()
-        except LaunchFailed as failure:
-            say(f"rent: {failure}; trying again in {limits.relaunch_wait_seconds / 60:.0f} minutes")
-            take_machine_down(machine, clock, say)
-        clock.wait(limits.relaunch_wait_seconds)
+    def run_to_end(self) -> Ending:
+        """Launch and watch; a spot machine that is taken away is replaced, and goes on."""
+        left_seconds = self.limits.most_hours * 3600
+        for losses in range(MOST_LOSSES + 1):
+            job = self.relaunch() if losses else self.machine.launch()
+            began = self.clock.now()
+            ending = self.watch(job, began + left_seconds)
+            left_seconds -= self.clock.now() - began
+            if ending is not Ending.GONE or not self.limits.spot:
+                return ending
+            self.say(f"rent: the spot machine was taken away ({losses + 1}); starting another")
+            self.take_down()  # what may be left of it: a disk, a stopped machine
+        return Ending.GONE
 
+    def relaunch(self) -> int:
+        """Launch again, however long the cloud has no spot machine: waiting costs nothing."""
+        wait_seconds = self.limits.relaunch_wait_seconds
+        while True:
+            try:
+                return self.machine.launch()
+            except LaunchFailed as failure:
+                self.say(f"rent: {failure}; trying again in {wait_seconds / 60:.0f} minutes")
+                self.take_down()
+            self.clock.wait(wait_seconds)
 
-def watch_job(
-    machine: RentedMachine,
-    job: int,
-    limits: Limits,
-    end: float,
-    clock: Clock,
-    say: Callable[..., Any],
-) -> Ending:
-    """Look after a job until it ends or `end` comes, bringing results home now and then."""
-    synced = clock.now()
-    gone = 0
-    while True:
-        machine.follow(job)
-        state = machine.job_state(job)
-        if state is JobState.SUCCEEDED:
-            return Ending.SUCCEEDED
-        if state is JobState.FAILED:
-            return Ending.FAILED
-        gone = gone + 1 if state is JobState.GONE else 0
-        if gone > 1:  # asked twice: a cloud may lose sight of a machine for a moment
-            return Ending.GONE
-        if clock.now() >= end:
-            return Ending.OUT_OF_TIME
-        if clock.now() - synced >= limits.sync_seconds and state is JobState.RUNNING:
-            bring_home(machine, limits.spot, clock, say)
-            synced = clock.now()
-        clock.wait(limits.poll_seconds)
+    def watch(self, job: int, end: float) -> Ending:
+        """Look after a job until it ends or `end` comes, bringing results home now and then."""
+        synced = self.clock.now()
+        gone = 0
+        while True:
+            self.machine.follow(job)
+            state = self.machine.job_state(job)
+            if state is JobState.SUCCEEDED:
+                return Ending.SUCCEEDED
+            if state is JobState.FAILED:
+                return Ending.FAILED
+            gone = gone + 1 if state is JobState.GONE else 0
+            if gone > 1:  # asked twice: a cloud may lose sight of a machine for a moment
+                return Ending.GONE
+            if self.clock.now() >= end:
+                return Ending.OUT_OF_TIME
+            due = self.clock.now() - synced >= self.limits.sync_seconds
+            if due and state is JobState.RUNNING:
+                self.bring_home(self.limits.spot)
+                synced = self.clock.now()
+            self.clock.wait(self.limits.poll_seconds)
 
+    def bring_home(self, checkpoints: bool) -> bool:
+        """Copy results home, trying again where that breaks; whether it worked."""
+        return self.insist(lambda: self.machine.fetch(checkpoints), "the results did not come home")
 
-def bring_home(
-    machine: RentedMachine, checkpoints: bool, clock: Clock, say: Callable[..., Any]
-) -> bool:
-    """Copy results home, trying again where that breaks; whether it worked."""
-    for wait_seconds in (*RETRY_WAITS_SECONDS, None):
-        try:
-            machine.fetch(checkpoints)
-            return True
-        except SyncFailed as failure:
-            say(f"rent: the results did not come home: {failure}")
-        if wait_seconds is not None:
-            clock.wait(wait_seconds)
-    return False
+    def take_down(self) -> bool:
+        """Take the machine down and let nothing interrupt that; whether it worked."""
+        name = self.machine.name
+        with uninterrupted():
+            down = self.insist(self.machine.take_down, f"{name} could not be taken down")
+            if down:
+                self.say(f"rent: {name} is down")
+        if not down:
+            self.say(
+                f"rent: {name} MAY STILL COST MONEY. Run .venv-sky/bin/sky down {name}, "
+                "or look at the provider's own page."
+            )
+        return down
 
-
-def take_machine_down(machine: RentedMachine, clock: Clock, say: Callable[..., Any]) -> bool:
-    """Take the machine down and let nothing interrupt that; whether it worked."""
-    with uninterrupted():
+    def insist(self, act: Callable[[], None], complaint: str) -> bool:
+        """Try a few times, waiting longer each time; whether it worked."""
         for wait_seconds in (*RETRY_WAITS_SECONDS, None):
             try:
-                machine.take_down()
-                say(f"rent: {machine.name} is down")
+                act()
                 return True
-            except DownFailed as failure:
-                say(f"rent: {machine.name} could not be taken down: {failure}")
+            except (SyncFailed, DownFailed) as failure:
+                self.say(f"rent: {complaint}: {failure}")
             if wait_seconds is not None:
-                clock.wait(wait_seconds)
-    say(
-        f"rent: {machine.name} MAY STILL COST MONEY. Run .venv-sky/bin/sky down {machine.name}, "
-        "or look at the provider's own page."
-    )
-    return False
+                self.clock.wait(wait_seconds)
+        return False
 
 
 @contextmanager

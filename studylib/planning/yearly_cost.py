@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from studylib.planning.case import Case, Evidence, JobForecast, Quote, Sizes, Span
+from studylib.planning.case import Case, Evidence, JobForecast, Sizes
 from studylib.planning.catalog import find_gpu
 from studylib.planning.footprint import RESERVE_SHARE
 from studylib.schema.methods import WHOLE
+from studylib.schema.ranges import NOTHING, Range, exactly
 from studylib.schema.settings import Frozen
 
 Way = Literal["whole", "merged", "apart"]
@@ -25,51 +26,37 @@ Way = Literal["whole", "merged", "apart"]
 class YearlyCost(Frozen):
     """Dollars a year and what they are of; `way` is how the variants are served."""
 
-    usd: Span
-    training_usd: Span
+    usd: Range
+    training_usd: Range
     storage_usd: float
-    serving_usd: Span
-    hours: Span
+    serving_usd: Range
+    hours: Range
     job: JobForecast
     serving_gpu: str | None
     way: Way
     ids: tuple[str, ...]
 
-    @property
-    def mid(self) -> float:
-        return self.usd.mid or 0.0
 
-
-def quote_for(case: Case, evidence: Evidence, gpu: str) -> Quote | None:
-    """The reader's own price for the card at hand, else the offers."""
+def hourly_price(case: Case, evidence: Evidence, gpu: str) -> Range | None:
+    """Dollars an hour: the reader's own price for the card at hand, else the offers'."""
     if case.usd_per_gpu_hour is not None and gpu == case.gpu:
-        own = case.usd_per_gpu_hour
-        return Quote(id=f"price:{gpu}", gpu=gpu, usd_per_hour=Span(low=own, mid=own, high=own))
-    return evidence.quote_of.get(gpu)
-
-
-def training_hours(case: Case, job: JobForecast) -> Span:
-    """Hours of one training of one variant, low, mid and high."""
-    tokens = case.trained_tokens / 3600
-    s = job.seconds_per_token
-    return Span(low=tokens * (s.low or 0), mid=tokens * (s.mid or 0), high=tokens * (s.high or 0))
+        return exactly(case.usd_per_gpu_hour)
+    return evidence.prices.get(gpu)
 
 
 def cheapest_job(
     case: Case, evidence: Evidence, model: str, method: str
-) -> tuple[JobForecast, Quote] | None:
+) -> tuple[JobForecast, Range] | None:
     """The allowed cards on which this training is cheapest at the median price, those that it fits
-    for sure before those that are tight; None if none."""
-    best: tuple[float, JobForecast, Quote] | None = None
+    for sure before those that are tight, and their price; None if none."""
     jobs = [job for job in allowed_jobs(case, evidence, model, method) if job.fit.may_run]
-    for job in [job for job in jobs if job.fit.word == "fits"] or jobs:
-        quote = quote_for(case, evidence, job.gpu)
-        if quote is None:
-            continue
-        usd = (job.seconds_per_token.mid or 0) * job.gpus * (quote.usd_per_hour.mid or 0)
-        if best is None or (usd, job.gpus, job.id) < (best[0], best[1].gpus, best[1].id):
-            best = (usd, job, quote)
-    return None if best is None else (best[1], best[2])
+    jobs = [job for job in jobs if job.fit.word == "fits"] or jobs
+    priced = [(job, usd) for job in jobs if (usd := hourly_price(case, evidence, job.gpu))]
+    return min(
+        priced,
+        key=lambda p: (p[0].seconds_per_token.mid * p[0].gpus * p[1].mid, p[0].gpus, p[0].id),
+        default=None,
+    )
 
 
 def allowed_jobs(case: Case, evidence: Evidence, model: str, method: str) -> list[JobForecast]:
@@ -80,24 +67,19 @@ def allowed_jobs(case: Case, evidence: Evidence, model: str, method: str) -> lis
     return [job for job in jobs if job.gpu == case.gpu and job.gpus <= case.gpus]
 
 
-def choose_serving_card(case: Case, evidence: Evidence) -> Quote | None:
-    """One card for all methods: the reader's, else the cheapest hour that holds one whole model.
-
-    Where none holds it, the card with the cheapest gigabyte.
-    """
-    named = case.serving_gpu or case.gpu
-    if named is not None:
-        return quote_for(case, evidence, named)
+def choose_serving_card(case: Case, evidence: Evidence) -> tuple[str, Range] | None:
+    """One card for all methods, with its price: the reader's, else the cheapest hour that holds one
+    whole model. Where none holds it, the card with the cheapest gigabyte."""
+    if named := case.serving_gpu or case.gpu:
+        usd = hourly_price(case, evidence, named)
+        return (named, usd) if usd else None
     sizes = evidence.sizes_of.get((case.model, WHOLE))
     whole = sizes.whole_bytes if sizes else 0
-    holding = [q for q in evidence.quotes if room_bytes(q.gpu) >= whole]
-    if holding:
-        return min(holding, key=lambda q: (q.usd_per_hour.mid or 0, q.gpu))
-    return min(
-        evidence.quotes,
-        key=lambda q: ((q.usd_per_hour.mid or 0) / room_bytes(q.gpu), q.gpu),
-        default=None,
-    )
+    offers = [(usd.mid, gpu) for gpu, usd in evidence.prices.items()]
+    holding = [(usd, gpu) for usd, gpu in offers if room_bytes(gpu) >= whole]
+    by_size = [(usd / room_bytes(gpu), gpu) for usd, gpu in offers]
+    _, gpu = min(holding or by_size, default=(0, ""))
+    return (gpu, evidence.prices[gpu]) if gpu else None
 
 
 def room_bytes(gpu: str) -> int:
@@ -123,16 +105,15 @@ def cost_year(
     chosen = cheapest_job(case, evidence, model, method)
     if sizes is None or chosen is None:
         return None
-    job, quote = chosen
-    hours = training_hours(case, job)
-    count = case.variants * case.trainings_per_year * job.gpus
-    training = multiply(hours, quote.usd_per_hour, count)
+    job, price = chosen
+    hours = job.seconds_per_token * (case.trained_tokens / 3600)
+    training = hours * price * (case.variants * case.trainings_per_year * job.gpus)
     card = choose_serving_card(case, evidence) if case.serving_hours_per_year else None
     if card is None and case.serving_hours_per_year:
         return None
-    rate = card.usd_per_hour if card else Span(low=0.0, mid=0.0, high=0.0)
-    hourly = multiply(Span(low=1.0, mid=1.0, high=1.0), rate, case.serving_hours_per_year)
-    room = room_bytes(card.gpu) if card else 1
+    serving_gpu, rate = card or (None, NOTHING)
+    yearly = rate * case.serving_hours_per_year
+    room = room_bytes(serving_gpu) if serving_gpu else 1
 
     def keep(way: Way) -> tuple[float, float]:
         """(storage in dollars, cards) of one way."""
@@ -140,23 +121,20 @@ def cost_year(
         return stored, cards_needed(sizes, case.variants, room, way)
 
     kept = {way: keep(way) for way in (("whole",) if sizes.adapter_bytes is None else ways)}
-    way = min(kept, key=lambda w: kept[w][0] + kept[w][1] * (hourly.mid or 0.0))
+    way = min(kept, key=lambda w: kept[w][0] + kept[w][1] * yearly.mid)
     storage, cards = kept[way]
-    serving = Span(
-        low=cards * (hourly.low or 0),
-        mid=cards * (hourly.mid or 0),
-        high=cards * (hourly.high or 0),
-    )
+    serving = yearly * cards
+    ids = (job.id, sizes.id, f"price:{job.gpu}", *([f"price:{serving_gpu}"] if card else []))
     return YearlyCost(
-        usd=add_spans(training, serving, storage),
+        usd=training + serving + exactly(storage),
         training_usd=training,
         storage_usd=storage,
         serving_usd=serving,
         hours=hours,
         job=job,
-        serving_gpu=card.gpu if card else None,
+        serving_gpu=serving_gpu,
         way=way,
-        ids=tuple(dict.fromkeys([job.id, sizes.id, quote.id, *([card.id] if card else [])])),
+        ids=tuple(dict.fromkeys(ids)),
     )
 
 
@@ -166,19 +144,3 @@ def storage_bytes(sizes: Sizes, variants: int, way: Way) -> int:
         return variants * sizes.whole_bytes
     base = sizes.base_bytes if way == "apart" else sizes.whole_bytes
     return base + variants * sizes.adapter_bytes
-
-
-def multiply(one: Span, other: Span, factor: float) -> Span:
-    return Span(
-        low=(one.low or 0) * (other.low or 0) * factor,
-        mid=(one.mid or 0) * (other.mid or 0) * factor,
-        high=(one.high or 0) * (other.high or 0) * factor,
-    )
-
-
-def add_spans(one: Span, other: Span, constant: float) -> Span:
-    return Span(
-        low=(one.low or 0) + (other.low or 0) + constant,
-        mid=(one.mid or 0) + (other.mid or 0) + constant,
-        high=(one.high or 0) + (other.high or 0) + constant,
-    )

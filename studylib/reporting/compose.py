@@ -104,7 +104,7 @@ def build_report(
         folder = summary.study.link if own_folder is None else own_folder
         pictures = draw_figures(summary, folder) if summary in serving_studies(studies) else {}
         files |= pictures | csv_files(summary, findings, folder)
-        results += study_section(summary, [*pictures], len(studies) > 1)
+        results += study_section(summary, [*pictures], studies)
     home = next((s for s in studies if s.study.serves), studies[0])
     best = best_evidence(studies)
     decided, drawn = best[0].study if best else home.study, decision.draw_decision(studies)
@@ -157,7 +157,8 @@ def csv_files(summary: Summary, findings: Sequence[Finding], folder: str) -> Fil
 # Parts --------------------------------------------------------------------------------------------
 
 
-def study_section(summary: Summary, pictures: list[str], several: bool) -> list[Block]:
+def study_section(summary: Summary, pictures: list[str], studies: Sequence[Summary]) -> list[Block]:
+    several = len(studies) > 1
     if is_card(summary):
         return card_section(summary, several)
     if is_capacity(summary):
@@ -165,6 +166,7 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
     if is_grid(summary):
         return grid_section(summary, several)
     brief = several and is_toy(summary)
+    toys = [c for other in studies if is_toy(other) for c in other.comparisons]
     title = Heading(2, title_study(summary, several))
     blocks: list[Block] = [title, Text(f"{notes.machine_line(summary)}.")]
     for track, comparisons in summary.tracks.items():
@@ -175,6 +177,8 @@ def study_section(summary: Summary, pictures: list[str], several: bool) -> list[
         drawn = figures.show_pictures(names, ("ranking",))
         ranked = ranking_section.rankings_section(comparisons, drawn, brief)
         blocks += ranked or track_section(comparisons, prose.answer_track(summary, track), brief)
+        if not is_toy(summary):
+            blocks += paragraph(ranking_section.tell_orders(comparisons, toys))
     return blocks + paragraph(
         "" if brief else notes.price_note(summary.comparisons),
         notes.not_run_note(summary),

@@ -9,12 +9,13 @@ Not covered: words (studylib.reporting.team_advice), the picture (studylib.repor
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from studylib.reporting.capacity import is_capacity
 from studylib.reporting.evidence_kinds import kind_of_model, rank_learning
 from studylib.reporting.measure_tables import first_measure
 from studylib.reporting.memory_grid import is_grid
+from studylib.reporting.ranking import rank_methods
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import WHOLE
 from studylib.schema.settings import MethodSettings
@@ -96,7 +97,8 @@ def is_toy(summary: Summary) -> bool:
 
 def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:
     """The comparisons that say most of what methods learn: of the best kind of model, the largest,
-    one a track, in the order of the tracks. Pretrained models come before toys."""
+    one a track, in the order of the tracks. Pretrained models come before toys. Of many methods the
+    article's speak: whether another is better, their ranking tells."""
     able = [
         c
         for summary in studies
@@ -107,4 +109,10 @@ def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:
     if not able:
         return []
     best = max(rank_learning(c.model, c.total_params) for c in able)
-    return [c for c in able if rank_learning(c.model, c.total_params) == best]
+    found = [c for c in able if rank_learning(c.model, c.total_params) == best]
+    return [with_article_methods(c) if rank_methods(c) else c for c in found]
+
+
+def with_article_methods(comparison: Comparison) -> Comparison:
+    rows = (row for row in comparison.rows if not row.method.kind.trains or row.method.kind.article)
+    return replace(comparison, rows=tuple(rows))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -102,6 +103,24 @@ def tell_most(ranking: Ranking, who: str, label: str, adapters: bool) -> str:
         f"**{who} beats {label} by more than {most} {ranking.unit}** "
         f"({place.row.label} could: {lead_interval(ranking, pair)})."
     )
+
+
+def tell_orders(comparisons: Sequence[Comparison], others: Sequence[Comparison]) -> str:
+    """How many pairs of methods other rankings of the same ones have the other way round."""
+    told = []
+    for ranking in rankings(comparisons):
+        labels = [place.row.label for place in ranking.places]
+        for other in rankings(others):
+            order = [place.row.label for place in other.places if place.row.label in labels]
+            if len(order) < len(labels):
+                continue
+            pairs = [*combinations(labels, 2)]
+            turned = sum(order.index(one) > order.index(two) for one, two in pairs)
+            told.append(
+                f"{other.comparison.name} has {turned} of these {len(pairs)} pairs of methods the "
+                f"other way round; from its best: {', '.join(order)}."
+            )
+    return " ".join(told)
 
 
 def reference_words(ranking: Ranking) -> str:

@@ -309,17 +309,26 @@ def run_one(spec: RunSpec, profile: str, results: Path, concurrent_runs: int = 1
         raise StudyError(
             folder / RECORD, "this run is finished", "Move its folder away to run it anew."
         )
+    return make_record("10_run.ipynb", folder / RECORD, profile, results, concurrent_runs)
+
+
+def make_record(
+    notebook: str, record: Path, profile: str, results: Path, concurrent_runs: int
+) -> Path:
+    """Execute the notebook of a run or a serving run, which leaves its record in a folder of its
+    own, named by its id; gives the record's path."""
+    folder = record.parent
     check_writable(folder)
     parameters = {
         "PROFILE": profile,
-        "RUN_ID": spec.run_id,
+        "RUN_ID": folder.name,
         "RESULTS": str(results),
         "CONCURRENT_RUNS": concurrent_runs,
     }
-    run_notebook("10_run.ipynb", folder / "executed.ipynb", parameters)
-    if not (folder / RECORD).is_file():
+    run_notebook(notebook, folder / "executed.ipynb", parameters)
+    if not record.is_file():
         raise RunFailed("the notebook ended without a record")
-    return folder / RECORD
+    return record
 
 
 def follow_parent() -> None:

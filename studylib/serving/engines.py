@@ -11,6 +11,7 @@ Not covered: vLLM's server, its queueing, several cards, and adapters on a 4-bit
 from __future__ import annotations
 
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ import torch
 from studylib.core.errors import StudyError
 from studylib.schema.method_names import METHODS_TABLE
 from studylib.schema.serve_settings import FEWEST_PAIRS
-from studylib.schema.serving import LatencyRow, ServeSpec, Skipped, summarise_seconds
-from studylib.serving.latency import make_prompt, paired_ratio, take_turns, undisturbed
+from studylib.schema.serving import LatencyRow, ServeSpec, Skipped, fitting_cases
+from studylib.serving.latency import Series, latency_row, make_prompt, take_turns, undisturbed
 
 MEMORY_SHARE = 0.85  # of the card for vLLM: weights, adapters and its key-value cache
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM makes room for
@@ -51,10 +52,10 @@ def unfit_reason(spec: ServeSpec) -> str | None:
     return None
 
 
-def open_vllm(folder: Path, spec: ServeSpec, longest: int, vllm: Any = None) -> Any:
+def open_vllm(folder: Path, spec: ServeSpec, longest: int) -> Any:
     """An engine on a checkpoint folder, with room for the spec's adapters where it has any."""
-    if vllm is None:
-        import vllm  # type: ignore[no-redef]
+    import vllm
+
     extra: dict[str, Any] = {}
     if spec.method.kind.adapter:
         rank = next(r for r in RANKS if r >= (spec.method.rank or 1))
@@ -71,21 +72,19 @@ def open_vllm(folder: Path, spec: ServeSpec, longest: int, vllm: Any = None) -> 
     )
 
 
-def lora_requests(folders: dict[str, Path], vllm: Any = None) -> list[Any]:
+def lora_requests(folders: dict[str, Path]) -> list[Any]:
     """vLLM's handles of the adapters on disk, numbered from 1."""
-    if vllm is None:
-        from vllm.lora.request import LoRARequest
-    else:
-        LoRARequest = vllm.LoRARequest
+    from vllm.lora.request import LoRARequest
+
     return [LoRARequest(n, index, str(f)) for index, (n, f) in enumerate(folders.items(), 1)]
 
 
 class VllmClock:
     """Seconds of vLLM's answers to one batch: of one token, and of each later one."""
 
-    def __init__(self, engine: Any, prompt: torch.Tensor, new_tokens: int, vllm: Any = None):
-        if vllm is None:
-            import vllm  # type: ignore[no-redef]
+    def __init__(self, engine: Any, prompt: torch.Tensor, new_tokens: int):
+        import vllm
+
         self.engine, self.new_tokens = engine, new_tokens
         self.prompts = [{"prompt_token_ids": row} for row in prompt.tolist()]
         self.short, self.long = (
@@ -108,76 +107,48 @@ class VllmClock:
 
 
 def measure_vllm(
-    engine: Any, spec: ServeSpec, requests: list[Any], vocabulary: int, longest: int,
-    vllm: Any = None,
-) -> tuple[list[LatencyRow], list[Skipped]]:  # fmt: skip
+    engine: Any, spec: ServeSpec, requests: list[Any], vocabulary: int, longest: int
+) -> tuple[list[LatencyRow], list[Skipped]]:
     """Rows of base, one adapter and mixed adapters, each paired with the base of the same engine.
 
     That base has room for adapters set aside, as a service that takes them has.
     """
     asked = spec.settings
     rows: list[LatencyRow] = []
-    skipped: list[Skipped] = []
     ways = {"dynamic": requests[:1], "mixed": requests} if requests else {"again": []}
-    cases = [(b, p) for p in asked.prompt_tokens for b in asked.batch_sizes]
-    share = asked.budget_seconds / len(cases) / len(ways)
+    cases, skipped = fitting_cases(asked, longest)
+    share = asked.budget_seconds / max(1, len(cases)) / len(ways)
     for batch, prompt_tokens in cases:
-        if prompt_tokens + asked.new_tokens > longest:
-            reason = f"the model has {longest} positions"
-            skipped.append(Skipped(what=f"prompt {prompt_tokens}, batch {batch}", reason=reason))
-            continue
         prompt = make_prompt(vocabulary, batch, prompt_tokens)
-        clock = VllmClock(engine, prompt, asked.new_tokens, vllm)
+        clock = VllmClock(engine, prompt, asked.new_tokens)
         for number, (way, adapters) in enumerate(ways.items()):
             chosen = [adapters[i % len(adapters)] for i in range(batch)] if adapters else None
-            made = time_vllm(clock, way, chosen, batch, prompt_tokens, spec, share)
-            rows += made[min(number, 1) :]  # the base's row once
+            base, other = time_vllm(clock, chosen, asked.rounds, share)
+            # vLLM's own default: compiled, in CUDA graphs.
+            row = partial(
+                latency_row, decoding="compiled", prompt=prompt, new_tokens=asked.new_tokens
+            )
+            rows += [] if number else [row("base", base)]
+            rows.append(row(way, other, base=("base", base)))
     return rows, skipped
 
 
 def time_vllm(
-    clock: VllmClock, way: str, adapters: list[Any] | None, batch: int, prompt_tokens: int,
-    spec: ServeSpec, budget_seconds: float,
-) -> list[LatencyRow]:  # fmt: skip
-    """The base's row and the way's, timed in turn after a warm-up."""
-    sides: list[list[Any] | None] = [None, adapters]
-    first: list[list[float]] = [[], []]
-    steps: list[list[float]] = [[], []]
-    for chosen in sides:
+    clock: VllmClock, adapters: list[Any] | None, rounds: int, budget_seconds: float
+) -> tuple[Series, Series]:
+    """The base and a way to answer with adapters, timed in turn after a warm-up."""
+    sides = [(None, Series()), (adapters, Series())]
+    for chosen, _ in sides:
         clock.step(chosen)
+
+    def ask_first(chosen: list[Any] | None, series: Series) -> None:
+        series.first.append(clock.first(chosen))
+
+    def ask_step(chosen: list[Any] | None, series: Series) -> None:
+        series.rounds.append([clock.step(chosen)])
+
     with undisturbed():
-        for seconds, ask in ((first, clock.first), (steps, clock.step)):
-            turns = [
-                lambda kept=kept, ask=ask, chosen=chosen: kept.append(ask(chosen))
-                for kept, chosen in zip(seconds, sides, strict=True)
-            ]
-            take_turns(turns, FEWEST_PAIRS, spec.settings.rounds, budget_seconds / 2)
-    made = []
-    new_tokens = clock.new_tokens
-    for side, name in enumerate(("base", way)):
-        started, stepped = summarise_seconds(first[side]), summarise_seconds(steps[side])
-        whole = [
-            [f + (new_tokens - 1) * s for f, s in zip(first[i], steps[i], strict=False)]
-            for i in (0, side)
-        ]
-        paired = side == 1
-        made.append(
-            LatencyRow(
-                variant=name,
-                against="base" if paired else None,
-                decoding="compiled",  # vLLM's own default: compiled, in CUDA graphs
-                batch=batch,
-                prompt_tokens=prompt_tokens,
-                new_tokens=new_tokens,
-                first_token_seconds=started,
-                between_tokens_seconds=stepped,
-                tokens_per_second=batch
-                * new_tokens
-                / (started.mean + (new_tokens - 1) * stepped.mean),
-                decode_tokens_per_second=batch / stepped.mean,
-                first_token_ratio=paired_ratio(*first) if paired else None,
-                between_tokens_ratio=paired_ratio(*steps) if paired else None,
-                whole_ratio=paired_ratio(*whole) if paired else None,
-            )
-        )
-    return made
+        for ask in (ask_first, ask_step):
+            turns = [partial(ask, *side) for side in sides]
+            take_turns(turns, FEWEST_PAIRS, rounds, budget_seconds / 2)
+    return sides[0][1], sides[1][1]

@@ -77,15 +77,6 @@ class Served:
         ]
 
 
-@dataclass
-class Reply:
-    """Greedy tokens [batch, tokens] with the seconds of the prompt pass and of each step."""
-
-    tokens: torch.Tensor
-    first_seconds: float
-    step_seconds: list[float]
-
-
 def make_prompt(vocabulary: int, batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
     """Seeded token ids [batch, tokens]; what they say has no part in how long they take."""
     generator = torch.Generator().manual_seed(seed)
@@ -131,15 +122,12 @@ def take_steps(
     return tokens, seconds
 
 
-def decode(served: Served, prompt: torch.Tensor, new_tokens: int) -> Reply:
-    """A whole reply of `new_tokens` tokens to each row."""
+def decode(served: Served, prompt: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    """A whole reply of `new_tokens` tokens to each row: [batch, tokens]."""
     prompt = prompt.to(served.device)
-    start = time.perf_counter()
     cache, token = pass_prompt(served, prompt, prompt.shape[1] + new_tokens)
-    wait_for(served.device)
-    first_seconds = time.perf_counter() - start
-    tokens, seconds = take_steps(served, cache, token, new_tokens - 1)
-    return Reply(torch.cat([token, *tokens], 1), first_seconds, seconds)
+    tokens, _ = take_steps(served, cache, token, new_tokens - 1)
+    return torch.cat([token, *tokens], 1)
 
 
 def wait_for(device: torch.device) -> None:
@@ -276,8 +264,9 @@ def paired_ratio(base_seconds: list[float], other_seconds: list[float]) -> Paire
 
 
 def latency_row(
-    served: Served,
+    variant: str,
     series: Series,
+    decoding: Decoding,
     prompt: torch.Tensor,
     new_tokens: int,
     base: tuple[str, Series] | None = None,
@@ -288,19 +277,16 @@ def latency_row(
     """
     batch, prompt_tokens = prompt.shape
     first, steps = summarise_seconds(series.first), summarise_seconds(series.steps)
-    ratios = {}
+    ratios: list[PairedRatio | None] = [None] * 3
     if base is not None:
-        ratios = {
-            "first_token_ratio": paired_ratio(base[1].first, series.first),
-            "between_tokens_ratio": paired_ratio(base[1].medians, series.medians),
-            "whole_ratio": paired_ratio(
-                whole_seconds(base[1], new_tokens), whole_seconds(series, new_tokens)
-            ),
-        }
+        ours, theirs = (
+            (one.first, one.medians, whole_seconds(one, new_tokens)) for one in (base[1], series)
+        )
+        ratios = [paired_ratio(*pair) for pair in zip(ours, theirs, strict=True)]
     return LatencyRow(
-        variant=served.name,
+        variant=variant,
         against=base[0] if base else None,
-        decoding=served.decoding,
+        decoding=decoding,
         batch=batch,
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
@@ -308,9 +294,10 @@ def latency_row(
         between_tokens_seconds=steps,
         tokens_per_second=batch * new_tokens / (first.mean + (new_tokens - 1) * steps.mean),
         decode_tokens_per_second=batch / steps.mean,
-        **{name: ratios.get(name) for name in
-           ("first_token_ratio", "between_tokens_ratio", "whole_ratio")},
-    )  # fmt: skip
+        first_token_ratio=ratios[0],
+        between_tokens_ratio=ratios[1],
+        whole_ratio=ratios[2],
+    )
 
 
 def whole_seconds(series: Series, new_tokens: int) -> list[float]:
@@ -342,6 +329,8 @@ def time_case(
         pool = bases.setdefault(base.name, (base, Series()))[1]
         pool.first.extend(ours.first)
         pool.rounds.extend(ours.rounds)
-        rows.append(latency_row(other, theirs, prompt, new_tokens, (base.name, ours)))
+        form = (other.decoding, prompt, new_tokens)
+        rows.append(latency_row(other.name, theirs, *form, (base.name, ours)))
         timings += list_pairs(rows[-1], ours, theirs)
-    return [*(latency_row(b, s, prompt, new_tokens) for b, s in bases.values()), *rows], timings
+    whole = (latency_row(b.name, s, b.decoding, prompt, new_tokens) for b, s in bases.values())
+    return [*whole, *rows], timings

@@ -10,7 +10,6 @@ Not covered: kernels made for mixed adapters, which engines such as vLLM bring
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from studylib.modelling.variants import ready
 from studylib.schema.serve_settings import FEWEST_PAIRS
 from studylib.schema.serving import Equality, MixedRow
 from studylib.serving.abilities import NotPossible
-from studylib.serving.hot_swap import answer, equality
+from studylib.serving.hot_swap import answer, equality, timed
 from studylib.serving.latency import (
     Served,
     decode,
@@ -65,19 +64,17 @@ def measure_mixed(
     mixed = Served("mixed", dynamic, extra={"adapter_names": rows})
     one = Served("dynamic", dynamic)
 
-    def with_one() -> None:
-        dynamic.set_adapter(names[0])
-        decode(one, prompt, new_tokens)
+    def in_turn(served: Served, named: list[str]) -> None:
+        """Each adapter's rows, one adapter after the other."""
+        for name, part in split_rows(prompt, named):
+            if served is one:
+                dynamic.set_adapter(name)
+            decode(served, part, new_tokens)
 
-    def swapped_in_turn() -> None:
-        for name, part in split_rows(prompt, rows):
-            dynamic.set_adapter(name)
-            decode(one, part, new_tokens)
-
-    ways = {"one adapter": with_one}
+    ways = {"one adapter": partial(in_turn, one, names[:1] * batch)}
     if merged is not None:
-        ways["merged models in turn"] = partial(decode_in_turn, merged, prompt, rows, new_tokens)
-    ways["switched in turn"] = swapped_in_turn
+        ways["merged models in turn"] = partial(in_turn, Served("merged", merged), rows)
+    ways["switched in turn"] = partial(in_turn, one, rows)
     ratios, speeds = {}, {}
     for way, other in ways.items():
         pair = time_ways(
@@ -123,31 +120,18 @@ def check_rows(dynamic: Any, prompt: torch.Tensor, rows: list[str], dtype: str) 
     return checks
 
 
-def decode_in_turn(
-    merged: nn.Module, prompt: torch.Tensor, rows: list[str], new_tokens: int
-) -> None:
-    """Each adapter's rows by a merged model, one adapter after the other."""
-    for _, part in split_rows(prompt, rows):
-        decode(Served("merged", merged), part, new_tokens)
-
-
 def time_ways(
     ways: list[Callable[[], Any]], rounds: int, budget_seconds: float
 ) -> list[list[float]]:
     """Seconds of each way, in turn after a warm-up."""
     seconds: list[list[float]] = [[] for _ in ways]
 
-    def turn(index: int) -> Callable[[], None]:
-        def clocked() -> None:
-            start = time.perf_counter()
-            ways[index]()
-            seconds[index].append(time.perf_counter() - start)
-
-        return clocked
+    def clock(index: int) -> None:
+        seconds[index].append(timed(ways[index])[0])
 
     for way in ways:
         way()
     with undisturbed():
-        turns = [turn(index) for index in range(len(ways))]
+        turns = [partial(clock, index) for index in range(len(ways))]
         take_turns(turns, FEWEST_PAIRS, rounds, budget_seconds)
     return seconds

@@ -261,9 +261,8 @@ class ServeRun:
             self.base = self.dynamic = self.merged = None
             release_leftovers()
             engine = open_vllm(Path(folder), self.spec, longest)
-            rows, skipped = measure_vllm(
-                engine, self.spec, lora_requests(folders), vocabulary, longest
-            )
+            requests = lora_requests(folders)
+            rows, skipped = measure_vllm(engine, self.spec, requests, vocabulary, longest)
         self.found["latency"] = tuple(rows)
         self.skipped += skipped
 
