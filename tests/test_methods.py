@@ -7,15 +7,16 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit
+from studylib.modelling.added import settle_whole, settled_dtypes
 from studylib.modelling.methods import METHODS, attach, trainable_and_total
 from studylib.modelling.models import load_model, load_trained, merge_into_bf16
 from studylib.schema.methods import Method
 from studylib.schema.profile import LoraSettings, MethodSettings, ModelRef, parse_method
 
 
-def load(folder, method, **lora):
+def load(folder, method, dtype="fp32", **lora):
     settings = parse_method(method, LoraSettings(**lora))
-    loaded = load_model(ModelRef.parse(f"path:{folder}"), settings, "fp32")
+    loaded = load_model(ModelRef.parse(f"path:{folder}"), settings, dtype)
     return attach(loaded.model, settings, seed=3)
 
 
@@ -63,6 +64,30 @@ def test_trained_embeddings_are_an_option_and_stay_tied(tiny_folder):
     embedding = model.get_input_embeddings()
     weight = getattr(embedding, "modules_to_save", {"default": embedding})["default"].weight
     assert weight.grad is not None and weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("method", ["lora-embed", "ln-tuning"])
+def test_what_an_adapter_trains_whole_takes_small_steps_on_a_bf16_base_too(tiny_folder, method):
+    model, plain = load(tiny_folder, method, "bf16"), load(tiny_folder, "base", "bf16")
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        found, wanted = model(**batch()).logits, plain(**batch()).logits
+    assert found.dtype == torch.bfloat16
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
+    before = {n: p.detach().clone() for n, p in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-6, weight_decay=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch()).loss.backward()
+    optimizer.step()
+    for name, parameter in trained.items():
+        assert parameter.dtype == torch.float32
+        assert (parameter != before[name])[parameter.grad.abs() > 1e-6].all(), name
+    whole = settled_dtypes(model)
+    settle_whole(model)
+    assert whole
+    assert all(model.get_parameter(name).dtype == torch.bfloat16 for name in whole)
+    with torch.no_grad():
+        assert model(**batch()).logits.dtype == torch.bfloat16
 
 
 def test_unknown_target_is_refused_with_its_name(tiny_folder):

@@ -94,18 +94,23 @@ def test_runs_of_all_methods_share_what_a_table_must_share(made):
     assert find_mismatches([record for _, record in made.values()]) == {}
 
 
-def test_run_killed_after_training_keeps_the_training(model, tmp_path):
-    first = Run(make_spec(model), tmp_path)
+@pytest.mark.parametrize(("method", "recipe"), [
+    ("lora", {}),
+    ("lora-embed", {"dtype": "bf16", "loss": "chunked", "checkpointing": True}),
+])  # fmt: skip
+def test_run_killed_after_training_keeps_the_training(model, tmp_path, method, recipe):
+    first = Run(make_spec(model, method, **recipe), tmp_path)
     first.load()
     first.train()
-    weights = {n: p.detach().clone() for n, p in first.model.named_parameters() if "lora" in n}
+    weights = {n: p.detach().clone() for n, p in first.model.named_parameters() if p.requires_grad}
     first._lock.close()  # as the system does when a process dies
 
-    second = Run(make_spec(model), tmp_path)
+    second = Run(make_spec(model, method, **recipe), tmp_path)
     second.load()
     second.train()
-    assert all(torch.equal(p, weights[n]) for n, p in second.model.named_parameters()
-               if n in weights)  # fmt: skip
+    found = dict(second.model.named_parameters())
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    assert all(found[name].dtype == weight.dtype for name, weight in weights.items())
     second.evaluate()
     second.serve()
     record = read_record(second.finish())

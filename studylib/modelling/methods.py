@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from studylib.core.errors import StudyError, Unfit, first_line
-from studylib.modelling.added import adapter_layers
+from studylib.modelling.added import adapter_layers, widen_whole
 from studylib.modelling.four_bit import count_weights, keep_unpacked
 from studylib.modelling.reach import linear_names, reach
 from studylib.schema.method_names import METHODS_TABLE
@@ -137,6 +137,8 @@ def attach(
         refuse_changed(method, wrapped, samples)
         refuse_turned(method, wrapped)
     freeze_parts(wrapped, method)
+    if method.adapter_dtype == "fp32":
+        widen_whole(wrapped)
     if method.kind.quantized:
         keep_unpacked(wrapped)
     return wrapped

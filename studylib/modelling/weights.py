@@ -19,6 +19,7 @@ from torch import nn
 
 from studylib.core.files import full_disk_said
 from studylib.inputs.sources import is_whole
+from studylib.modelling.added import settle_whole
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.methods import DTYPES, attach
 from studylib.modelling.models import Loaded, load_model, load_trained
@@ -79,6 +80,7 @@ def settle_weights(spec: RunSpec, base: nn.Module, model: nn.Module) -> None:
     recipe = spec.train
     if spec.weights_dtype != recipe.dtype:
         model.to(DTYPES[recipe.dtype])
+    settle_whole(model)
     if recipe.attention != "sdpa":  # scoring shares prefixes, by masks of its own
         scored: Any = base
         scored.set_attn_implementation(choose_attention(scored.config, "sdpa")[0])

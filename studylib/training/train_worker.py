@@ -22,6 +22,7 @@ from studylib.core.errors import first_line
 from studylib.core.launch import sharded
 from studylib.inputs.data import prepare_data
 from studylib.metering import allocator
+from studylib.modelling.added import settled_dtypes
 from studylib.modelling.methods import attach
 from studylib.modelling.models import load_model
 from studylib.modelling.packing import read_apart
@@ -92,6 +93,8 @@ def save_trained(trainer: Any, spec: RunSpec, folder: Path, rank: int) -> None:
         if spec.weights_dtype != spec.train.dtype:
             state = {name: tensor.to(torch.bfloat16) for name, tensor in state.items()}
             model.config.dtype = torch.bfloat16
+        settled = settled_dtypes(model)
+        state = {name: tensor.to(settled.get(name, tensor.dtype)) for name, tensor in state.items()}
         model.save_pretrained(folder, state_dict=state)
     accelerator.wait_for_everyone()
 
