@@ -17,6 +17,7 @@ from studylib.forecasting.forecast import ForecastSettings
 from studylib.metering.live import LiveBytes
 from studylib.modelling.models import load_model
 from studylib.modelling.skeleton import shape_config
+from studylib.planning.cuda_terms import NO_CUDA
 from studylib.schema.settings import BASE, ModelRef
 from studylib.scoring.evaluate import build_lm
 
@@ -61,6 +62,16 @@ def test_evaluation_and_serving_need_less_than_training():
     served = forecast_serving(settings, context_tokens=1024, requests=4)
     assert served.parts["kv_cache"] == cache_bytes(shape_config("smollm2-135m"), 4096)
     assert served.peak_bytes == sum(served.parts.values()) < trained
+
+
+def test_an_embedding_that_was_trained_in_fp32_is_scored_in_the_models_16_bits():
+    peaks = [
+        forecast_evaluation(
+            ForecastSettings(model="shape:llama-3.2-1b", method=method), 512, NO_CUDA
+        ).allocated_bytes
+        for method in ("lora", "lora-embed")
+    ]
+    assert peaks[1] - peaks[0] == pytest.approx(2 * 128_256 * 2_048, rel=0.01)
 
 
 def test_a_scoring_pass_needs_what_the_engine_that_scores_takes():

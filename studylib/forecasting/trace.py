@@ -37,7 +37,7 @@ from studylib.forecasting.kernels import (
 from studylib.forecasting.moves import Held, Ledger, Segment, SegmentMoves, Trained
 from studylib.forecasting.step import make_batch, score_once, serve_once, train_once
 from studylib.metering.live import LiveBytes, tensors_in
-from studylib.modelling.added import added_tensors, named_state
+from studylib.modelling.added import added_tensors, named_state, settle_whole
 from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import constants, count_weights, quantization_constants
 from studylib.modelling.methods import decoder_layers
@@ -180,6 +180,8 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     if attention not in ("eager", "by_example"):
         attention = f"forecast_{settings.kernels}"
     model = build_meta(config, settings.method, settings.weights, attention)
+    if settings.stage != "train":
+        settle_whole(model)
     layers = decoder_layers(model)
     trace = Trace(layers=len(layers))
     trace.trainable_params, trace.total_params = count_base(model)
