@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 
 from studylib.forecasting.cuda_autocast import as_autocast
 from studylib.metering.live import tensors_in
+from studylib.modelling.attention import choose_attention
 
 aten = torch.ops.aten
 FLASH = (aten._scaled_dot_product_flash_attention, aten._scaled_dot_product_flash_attention_for_cpu)
@@ -29,13 +30,16 @@ MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_stri
                  aten.new_empty, aten.new_empty_strided, aten._reshape_alias)  # fmt: skip
 
 
-def install_attention() -> None:
-    """Register the two attention functions of a trace with transformers (once, by name)."""
+def choose_traced(config: Any, asked: str, kernels: str) -> str:
+    """The name of the attention that a trace runs: the two of its own are registered with
+    transformers (once, by name)."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     AttentionInterface.register("forecast_cuda", cuda_attention)
     AttentionInterface.register("forecast_cpu", sdpa_attention_forward)
+    chosen, _ = choose_attention(config, asked)
+    return chosen if chosen in ("eager", "by_example") else f"forecast_{kernels}"
 
 
 def cuda_attention(

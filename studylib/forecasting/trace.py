@@ -29,8 +29,8 @@ from studylib.forecasting.fake_results import FakeResults
 from studylib.forecasting.job import StepSettings
 from studylib.forecasting.kernels import (
     bytes_of,
+    choose_traced,
     flops_of,
-    install_attention,
     is_dequantization,
     scratch_buffers,
 )  # fmt: skip
@@ -38,7 +38,6 @@ from studylib.forecasting.moves import Held, Ledger, Segment, SegmentMoves, Trai
 from studylib.forecasting.step import make_batch, score_once, serve_once, train_once
 from studylib.metering.live import LiveBytes, tensors_in
 from studylib.modelling.added import added_tensors, named_state, settle_whole
-from studylib.modelling.attention import choose_attention
 from studylib.modelling.four_bit import constants, count_weights, quantization_constants
 from studylib.modelling.methods import decoder_layers
 from studylib.modelling.skeleton import build_meta, fakes_dequantized, materialise_fakes
@@ -175,10 +174,7 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     Raises StudyError naming the operator where the architecture cannot be traced: its code is not
     ours, and without data it may raise anything.
     """
-    install_attention()
-    attention, _ = choose_attention(config, settings.attention)
-    if attention not in ("eager", "by_example"):
-        attention = f"forecast_{settings.kernels}"
+    attention = choose_traced(config, settings.attention, settings.kernels)
     model = build_meta(config, settings.method, settings.weights, attention)
     if settings.stage != "train":
         settle_whole(model)
