@@ -8,6 +8,7 @@ from record_factory import Factory, make_spec
 
 from studylib.reporting import ranking_section
 from studylib.reporting.compose import build_report
+from studylib.reporting.kept import best_evidence
 from studylib.reporting.ranking import MANY, rank_methods
 from studylib.reporting.study import read_study
 from studylib.reporting.summary import summarise_study
@@ -125,6 +126,16 @@ def test_another_ranking_of_the_same_methods_is_told_by_its_turned_pairs(tmp_pat
     assert " 11 of these 21 pairs" in ranking_section.tell_orders(one, two)
     few = build(tmp_path / "few", dict([*KNOWN.items()][:-1]), rates={}).comparisons
     assert ranking_section.tell_orders(one, few) == "", "it lacks a method"
+
+
+def test_the_articles_methods_alone_speak_of_a_ranking_in_the_answer(tmp_path, summary):
+    (spoken,) = best_evidence([summary])
+    assert [row.method.name for row in spoken.rows] == ["base", "full", "lora"]
+    few = build(tmp_path / "few", dict([*KNOWN.items()][:5]), rates={})
+    assert best_evidence([few]) == [*few.comparisons], "five are no ranking"
+    without = {name: share for name, share in KNOWN.items() if name != "lora"}
+    none = build(tmp_path / "none", without, rates={})
+    assert best_evidence([none]) == [*none.comparisons], "nothing to rank them beside"
 
 
 def test_the_frontier_holds_what_nothing_beats_at_its_memory(ranking):

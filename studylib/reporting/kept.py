@@ -15,7 +15,7 @@ from studylib.reporting.capacity import is_capacity
 from studylib.reporting.evidence_kinds import kind_of_model, rank_learning
 from studylib.reporting.measure_tables import first_measure
 from studylib.reporting.memory_grid import is_grid
-from studylib.reporting.ranking import rank_methods
+from studylib.reporting.ranking import ranked_rows
 from studylib.reporting.summary import Comparison, Row, Summary
 from studylib.schema.methods import WHOLE
 from studylib.schema.settings import MethodSettings
@@ -110,7 +110,7 @@ def best_evidence(studies: Iterable[Summary]) -> list[Comparison]:
         return []
     best = max(rank_learning(c.model, c.total_params) for c in able)
     found = [c for c in able if rank_learning(c.model, c.total_params) == best]
-    return [with_article_methods(c) if rank_methods(c) else c for c in found]
+    return [with_article_methods(c) if ranked_rows(c) else c for c in found]
 
 
 def with_article_methods(comparison: Comparison) -> Comparison:

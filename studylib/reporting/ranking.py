@@ -87,9 +87,8 @@ class Ranking:
 
 def rank_methods(comparison: Comparison) -> Ranking | None:
     """The ranking of a comparison; None of few methods, or without LoRA as it comes."""
-    rows = [row for row in comparison.rows if row.method.kind.trains and row.complete]
-    reference = find_reference(rows)
-    if len(rows) < MANY or reference is None:
+    rows = ranked_rows(comparison)
+    if (reference := find_reference(rows)) is None:
         return None
     found = first_measure(comparison)
     asked = all(row.accuracy is not None for row in rows)
@@ -119,6 +118,12 @@ def rank_methods(comparison: Comparison) -> Ranking | None:
         seeds_known=pairs.seeds_known,
         tuned=all(run.learning_rate_source.startswith("tuned") for run in runs),
     )
+
+
+def ranked_rows(comparison: Comparison) -> list[Row]:
+    """The trained methods of a comparison of many; none of few, or without LoRA as it comes."""
+    rows = [row for row in comparison.rows if row.method.kind.trains and row.complete]
+    return rows if len(rows) >= MANY and find_reference(rows) else []
 
 
 def find_reference(rows: list[Row]) -> Row | None:
