@@ -136,9 +136,7 @@ def trace_stage(
     cuda: CudaTerms | None,
 ) -> StageForecast:
     config = find_config(settings.model, False)
-    changes: dict[str, Any] = {"gpus": 1, "micro_batch": 1, "seq_len": tokens, "fullest": None}
-    if settings.attention == "by_example":  # which is of packed examples
-        changes["attention"] = "sdpa"
+    changes = {"gpus": 1, "micro_batch": 1, "seq_len": tokens, "fullest": None}
     alone = settings.model_copy(update=changes)
     step = alone.step.model_copy(update={"stage": stage, "masked": stage == "score"})
     cuda = NO_CUDA if settings.kernels == "cpu" else cuda or CudaTerms()

@@ -96,9 +96,7 @@ def job_settings(spec: RunSpec, machine: Machine, sure: bool = False) -> Forecas
     made = recipe_settings(spec.model, spec.method, spec.train, gpus, sharding, machine)
     if not machine.cards and sharding == "none" and spec.train.loss == "chunked":
         with nullcontext() if sure else suppress(StudyError):
-            fullest = find_fullest(spec)
-            asked = {"attention": "by_example"} if fullest.example_tokens else {}
-            made = made.model_copy(update={"fullest": fullest, **asked})
+            made = made.model_copy(update={"fullest": find_fullest(spec)})
     return made
 
 
@@ -122,7 +120,7 @@ def recipe_settings(
         micro_batch=recipe.micro_batch,
         seq_len=recipe.seq_len + -recipe.seq_len % row_multiple(machine.cards > 0),
         accumulation=max(1, recipe.accumulation // gpus),
-        attention="sdpa" if recipe.attention == "by_example" else recipe.attention,
+        attention=recipe.attention,
         masked=recipe.attention in MASKED,  # the others keep examples apart without a mask
         weights="fp32" if masters else recipe.dtype,
         master_weights=masters,

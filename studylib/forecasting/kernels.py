@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from studylib.forecasting.cuda_autocast import as_autocast
+from studylib.forecasting.job import StepSettings
 from studylib.metering.live import tensors_in
 from studylib.modelling.attention import choose_attention
 
@@ -30,16 +31,18 @@ MOVES_NOTHING = (aten._unsafe_view, aten.empty, aten.empty_like, aten.empty_stri
                  aten.new_empty, aten.new_empty_strided, aten._reshape_alias)  # fmt: skip
 
 
-def choose_traced(config: Any, asked: str, kernels: str) -> str:
+def choose_traced(config: Any, settings: StepSettings) -> str:
     """The name of the attention that a trace runs: the two of its own are registered with
-    transformers (once, by name)."""
+    transformers (once, by name). Without known examples there is no attention by example."""
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     AttentionInterface.register("forecast_cuda", cuda_attention)
     AttentionInterface.register("forecast_cpu", sdpa_attention_forward)
-    chosen, _ = choose_attention(config, asked)
-    return chosen if chosen in ("eager", "by_example") else f"forecast_{kernels}"
+    chosen, _ = choose_attention(config, settings.attention)
+    known = settings.fullest is not None and settings.fullest.example_tokens
+    own = chosen != "eager" and not (chosen == "by_example" and known)
+    return f"forecast_{settings.kernels}" if own else chosen
 
 
 def cuda_attention(

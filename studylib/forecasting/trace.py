@@ -174,7 +174,7 @@ def trace_step(config: Any, settings: StepSettings) -> Trace:
     Raises StudyError naming the operator where the architecture cannot be traced: its code is not
     ours, and without data it may raise anything.
     """
-    attention = choose_traced(config, settings.attention, settings.kernels)
+    attention = choose_traced(config, settings)
     model = build_meta(config, settings.method, settings.weights, attention)
     if settings.stage != "train":
         settle_whole(model)
